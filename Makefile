@@ -1,0 +1,61 @@
+# Every target sets up what it needs in .venv by itself, once; the second call starts at once.
+#   make test PYTHON=python3.12               another Python for a new .venv
+#   make test PIP_ARGS="--no-index -f DIR"    more arguments for every pip install (a mirror, a CPU build of torch)
+#   make test PYTEST_ARGS="-k dream -x"       other arguments for pytest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types graphics
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+PIP_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadfile
+
+VENV := .venv
+BIN := $(VENV)/bin
+SCRIPTS = $(wildcard agents/*.py examples/*.py)
+# EGL and Mesa's software renderer, for MuJoCo
+GRAPHICS := libegl1 libgl1-mesa-dri
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
+	$(BIN)/python examples/demo.py
+
+test: $(BIN)/.ready-dev graphics ## the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(BIN)/.ready-dev ## style: ruff format and ruff check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(BIN)/.ready-dev ## types: mypy over the package and the scripts
+	$(BIN)/mypy lssvwm_gym $(SCRIPTS)
+
+# What each target installs. labmaze, which the simulator needs, has no wheel for Python 3.13 yet.
+$(BIN)/.ready-demo: EXTRAS = play
+$(BIN)/.ready-dev: EXTRAS = dev$(shell $(BIN)/python -c 'import sys; print(",memory-maze" if sys.version_info < (3, 13) else "")')
+$(BIN)/.ready-demo $(BIN)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/.pip
+	@echo "Installing lssvwm_gym[$(EXTRAS)] into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(BIN)/.pip: | constraints.txt
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		[ -n "$(AS_ROOT)" ] || { echo "$(PYTHON) cannot make a virtual environment: install python3 and python3-venv" >&2; exit 1; }; \
+		apt-get update -qq && $(APT_INSTALL) python3 python3-venv; \
+	fi
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --upgrade pip
+	@touch $@
+
+graphics:
+	@if command -v dpkg >/dev/null && ! dpkg -s $(GRAPHICS) >/dev/null 2>&1; then \
+		echo "Installing $(GRAPHICS) for software rendering ..."; \
+		{ [ -n "$(AS_ROOT)" ] && apt-get update -qq && $(APT_INSTALL) $(GRAPHICS); } \
+			|| echo "could not install $(GRAPHICS) as this user: tests of the simulator will be skipped"; \
+	fi

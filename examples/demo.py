@@ -1,0 +1,141 @@
+"""Dream a maze on this machine: how fast that is, and how it looks beside the real maze. This is what `make demo` runs.
+
+A recorded episode of the real maze begins; the dream remembers its opening, then both go on with the same actions, and the
+dream sees nothing of the real maze any more. The map shows where the agent went, and where the dream believes it went.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+import lssvwm_gym  # noqa: F401 - registers the ids
+from lssvwm_gym.data.episode import Episode, read_episode
+from lssvwm_gym.data.movie import enlarged, write_movie
+
+HEADER, GAP, SCALE = 26, 8, 4  # pixels, pixels, screen pixels a pixel of the world
+DARK, LIGHT, WALL, FLOOR = (18, 20, 26), (232, 234, 240), (44, 48, 60), (112, 118, 134)
+TRUE, BELIEVED = (90, 200, 250), (255, 176, 64)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to show, and how long."""
+
+    env: str = "LSSVWM-MemoryMaze-v0"
+    profile: str = "balanced"  # fast, balanced or quality
+    weights: Path | None = None  # folder of weights; the shipped ones if not given
+    episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real maze
+    context_frames: int = 50  # of the episode that the dream remembers
+    steps: int = 100  # of each dream
+    many: int = 16  # dreams at once, to see how fast a batch is
+    out: Path = Path("demo")  # folder to write to
+    seed: int = 0
+
+
+def main(run: Demo) -> None:
+    env = gymnasium.make(run.env, profile=run.profile, weights=run.weights)
+    frames, speed = wander(env, run.steps, run.seed)
+    print(f"one dream, {run.profile}: {speed:.1f} steps/s")
+    print(f"{run.many} dreams at once, fast: {speed_of_many(run):.1f} steps/s")
+    write_movie(run.out / "dream.gif", enlarged(frames, SCALE), fps=8)
+    print(f"dreaming along {run.episode.name} ...", flush=True)
+    episode = read_episode(run.episode)
+    frames, poses = dream_along(env, run, episode)
+    write_movie(run.out / "dream_vs_real.gif", beside_each_other(run, episode, frames, poses), fps=8)
+    print(f"look at {run.out / 'dream_vs_real.gif'} and {run.out / 'dream.gif'}")
+    env.close()
+
+
+def wander(env: gymnasium.Env, steps: int, seed: int) -> tuple[np.ndarray, float]:
+    """Every action for four steps, drawn at random. The frames (steps + 1, height, width, 3) and the steps a second."""
+    frame, _ = env.reset(seed=seed)
+    env.action_space.seed(seed)
+    frames, action, began = [frame], env.action_space.sample(), time.perf_counter()
+    for step in range(steps):
+        action = env.action_space.sample() if step % 4 == 0 else action
+        frames.append(env.step(action)[0])
+        if (step + 1) % 25 == 0:
+            print(f"dreamed {step + 1} of {steps} steps", flush=True)
+    return np.stack(frames), steps / (time.perf_counter() - began)
+
+
+def speed_of_many(run: Demo) -> float:
+    """Steps a second of a batch of dreams, all together."""
+    envs = gymnasium.make_vec(run.env, run.many, profile="fast", weights=run.weights)
+    envs.reset(seed=run.seed)
+    steps = max(1, run.steps // 5)
+    began = time.perf_counter()
+    for _ in range(steps):
+        envs.step(envs.action_space.sample())
+    return run.many * steps / (time.perf_counter() - began)
+
+
+def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Remember the episode's opening and dream its further actions: frames (T, height, width, 3) and believed poses (T, 4)."""
+    frame, info = env.reset(seed=run.seed, options={"episode": str(run.episode), "context_frames": run.context_frames})
+    frames, poses = [frame], [info["believed_pose"]]
+    for action in episode.action[run.context_frames : run.context_frames + run.steps]:
+        frame, _, _, _, info = env.step(int(action))
+        frames.append(frame)
+        poses.append(info["believed_pose"])
+    return np.stack(frames), np.stack(poses)
+
+
+def beside_each_other(run: Demo, episode: Episode, dreamed: np.ndarray, believed: np.ndarray) -> np.ndarray:
+    """Pictures (T, height, width, 3): real, dreamed, and the map of both ways. The first shows the last remembered frame."""
+    first = run.context_frames - 1
+    ways = None if episode.pose is None else (episode.pose[:, :2], in_the_world(believed, episode.pose[0]))
+    pictures = []
+    for step, frame in enumerate(dreamed):
+        panels = {"real": episode.frames[first + step], "dream": frame}
+        picture = labelled({name: enlarged(panel, SCALE) for name, panel in panels.items()}, f"step {step}")
+        if ways is not None:
+            layout = episode.extras["maze_layout"]
+            picture = np.concatenate([picture, map_of(layout, ways[0][: first + step + 1], ways[1][: step + 1], picture.shape[0])], 1)
+        pictures.append(picture)
+    return np.stack(pictures)
+
+
+def in_the_world(pose: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Positions (T, 2) in the maze of poses (T, 4) that are seen from the pose `origin` (4,)."""
+    x, y, (cos, sin) = pose[:, 0], pose[:, 1], origin[2:]
+    return origin[:2] + np.stack([cos * x - sin * y, sin * x + cos * y], 1)
+
+
+def labelled(panels: dict[str, np.ndarray], note: str) -> np.ndarray:
+    """Panels in a row, each under its name; the note is at the right end."""
+    height, width = next(iter(panels.values())).shape[:2]
+    image = Image.new("RGB", (len(panels) * (width + GAP), height + HEADER), DARK)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    for column, (name, panel) in enumerate(panels.items()):
+        image.paste(Image.fromarray(panel), (column * (width + GAP), HEADER))
+        draw.text((column * (width + GAP) + 4, 4), name, LIGHT, font)
+    draw.text((image.width - GAP - 4, 4), note, LIGHT, font, anchor="ra")
+    return np.asarray(image)
+
+
+def map_of(layout: np.ndarray, true: np.ndarray, believed: np.ndarray, height: int) -> np.ndarray:
+    """The maze from above with the way that was gone, the one believed in since the dream began, and where both ends are."""
+    size, side = len(layout), height - HEADER
+    image = Image.new("RGB", (side, height), DARK)
+    cells = Image.fromarray(np.where(layout[::-1, :, None] > 0, FLOOR, WALL).astype(np.uint8))  # y points up
+    image.paste(cells.resize((side, side), Image.Resampling.NEAREST), (0, HEADER))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    for way, colour in ((true, TRUE), (believed, BELIEVED)):
+        points = [(x * side / size, HEADER + side - y * side / size) for x, y in way.tolist()]
+        draw.line(points, colour, 2)
+        draw.circle(points[-1], 4, colour)
+    draw.text((4, 4), "true way", TRUE, font)
+    draw.text((side - 4, 4), "believed way", BELIEVED, font, anchor="ra")
+    return np.asarray(image)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Demo, description=__doc__))

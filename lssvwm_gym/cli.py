@@ -1,0 +1,52 @@
+"""The command line: `lssvwm-gym COMMAND --help` says what each command takes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
+    "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
+    "convert": ("lssvwm_gym.data.public", "Converting", "convert", "turn the public Memory Maze files into episodes, or back"),
+    "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
+    "train world": ("lssvwm_gym.training.world", "WorldTraining", "train_world", "learn to dream"),
+    "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
+    "bench": ("lssvwm_gym.evaluation.bench", "Benchmark", "bench", "measure the speed of a dream"),
+    "ship": ("lssvwm_gym.training.ship", "Shipping", "ship", "make a folder of weights from finished models"),
+    "play": ("lssvwm_gym.play", "Playing", "play", "walk in a dream by hand"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    words = sys.argv[1:] if arguments is None else arguments
+    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if command is None:
+        asked_for_help = not words or words[0] in ("-h", "--help")
+        print(_overview() if asked_for_help else f"lssvwm-gym: no command {' '.join(words[:2])!r}\n\n{_overview()}")
+        sys.exit(0 if asked_for_help else 2)
+    try:
+        _run(command, words[len(command.split()) :])
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.exit(f"lssvwm-gym {command}: {error}")
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    import tyro
+
+    module_name, settings, function, _ = COMMANDS[command]
+    module = importlib.import_module(module_name)
+    getattr(module, function)(tyro.cli(getattr(module, settings), args=arguments, prog=f"lssvwm-gym {command}"))
+
+
+def _overview() -> str:
+    lines = [f"  {name:<18} {about}" for name, (_, _, _, about) in COMMANDS.items()]
+    return "usage: lssvwm-gym COMMAND [options]; COMMAND --help lists them\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Recorded episodes: one type, one layout on disk, readers for public sets, collecting."""

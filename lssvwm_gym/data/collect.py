@@ -1,0 +1,211 @@
+"""Collect episodes from a real simulator, with several processes: `lssvwm-gym collect memory-maze --out DIR`.
+
+Episode `<seed>` depends on its seed alone. Whatever ends a collection, only whole episodes remain, and the same
+command goes on where it was. Another world is one more entry in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from lssvwm_gym.data.crew import Done, Failed, Message, Progress, work_off
+from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
+
+Policy = Callable[[np.ndarray, dict[str, Any]], Any]  # (frame, info) -> action
+REPORT_FRAMES = 20  # between two movements of the progress bar
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """What to collect, and where to."""
+
+    world: str  # a name in SOURCES: memory-maze
+    out: Path  # folder of the episodes
+    episodes: int = 100
+    workers: int = 2  # processes; one of Memory Maze takes a core and 1.6 GB of memory
+    first_seed: int = 0  # the seeds are first_seed, first_seed + 1, ...
+    size: int = 9  # cells along a side of the maze
+    steps: int = 1000  # an episode, which has one frame more
+    crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("episodes", self.episodes, 1), ("workers", self.workers, 1), ("steps", self.steps, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf must be 0 (lossless) to 51 (worst), got {self.crf}")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.episodes)
+
+    def path(self, seed: int) -> Path:
+        """The episode's files without their endings."""
+        return Path(self.out) / f"{seed:06d}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A real world to collect from. The functions must be importable by name, because other processes call them."""
+
+    make_env: Callable[[Collecting], gym.Env]  # observations are uint8 (height, width, 3) frames
+    make_policy: Callable[[np.random.Generator], Policy]  # a new one for every episode
+    fps: int  # of the video
+    every_frame: tuple[str, ...] = ()  # keys of info recorded at every frame
+    once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How a collection ended, by seed."""
+
+    done: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)  # their episodes were there already
+    failed: dict[int, str] = field(default_factory=dict)  # and what went wrong
+    stopped: bool = False  # by Ctrl-C
+
+
+def make_memory_maze(collecting: Collecting) -> gym.Env:
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering must not use the other workers' cores
+    from lssvwm_gym.simulators.memory_maze import MemoryMazeEnv
+
+    return MemoryMazeEnv(collecting.size)
+
+
+def make_explorer(rng: np.random.Generator) -> Policy:
+    from lssvwm_gym.simulators.explorer import Explorer
+
+    return Explorer(rng)
+
+
+SOURCES = {
+    "memory-maze": Source(
+        make_memory_maze,
+        make_explorer,
+        fps=4,
+        every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
+        once=("targets_pos", "maze_layout"),
+    ),
+}
+
+
+def collect(collecting: Collecting, source: Source | None = None) -> Collected:
+    """Collect the episodes that are not yet in `collecting.out`.
+
+    A failing episode is shown with its seed while the others go on; look at the answer's `failed`. Ctrl-C stops quietly.
+
+    Args:
+        source: where to collect from, if that is not in `SOURCES`.
+
+    Raises:
+        ValueError: `SOURCES` has no such world.
+        CrewError: the simulator can't be started; the message says why.
+    """
+    source = source or _source(collecting.world)
+    Path(collecting.out).mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(collecting)
+    whole = {seed for seed in collecting.seeds if _is_whole(collecting.path(seed))}
+    missing = [seed for seed in collecting.seeds if seed not in whole]
+    collected = Collected(skipped=sorted(whole))
+    try:
+        _work_off(collecting, source, missing, collected)
+    except KeyboardInterrupt:
+        collected = replace(collected, stopped=True)
+    finally:
+        _remove_leftovers(collecting)
+    return collected
+
+
+def _work_off(collecting: Collecting, source: Source, seeds: list[int], collected: Collected) -> None:
+    frames = collecting.steps + 1
+    messages = work_off(seeds, partial(Recorder, collecting, source), collecting.workers)
+    bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes")
+    with contextlib.closing(messages), bar:
+        seen = dict.fromkeys(seeds, 0)
+        for message in messages:
+            amount = message.amount if isinstance(message, Progress) else frames - seen[message.job]
+            seen[message.job] += amount
+            bar.update(amount)
+            _note(message, collected)
+
+
+def _note(message: Message, collected: Collected) -> None:
+    if isinstance(message, Done):
+        collected.done.append(message.job)
+    elif isinstance(message, Failed):
+        collected.failed[message.job] = message.why
+        tqdm.write(f"seed {message.job} failed: {message.why}", file=sys.stderr)
+
+
+class Recorder:
+    """A worker's work: one simulator, kept open, and an episode written for every seed."""
+
+    def __init__(self, collecting: Collecting, source: Source) -> None:
+        self._collecting, self._source = collecting, source
+        self._env = source.make_env(collecting)
+
+    def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
+        policy = self._source.make_policy(np.random.default_rng([seed, 1]))  # [seed] alone is what Gymnasium seeds its envs with
+        episode = record(self._env, policy, self._source, seed, self._collecting.steps, report)
+        write_episode(self._collecting.path(seed), episode, self._source.fps, self._collecting.crf)
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def record(
+    env: gym.Env, policy: Policy, source: Source, seed: int, steps: int, report: Callable[[int], None] = lambda frames: None
+) -> Episode:
+    """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new."""
+    frame, info = env.reset(seed=seed)
+    frames, actions, rewards, infos = [frame], [], [0.0], [info]
+    over = False
+    while len(frames) <= steps and not over:
+        actions.append(policy(frame, info))
+        frame, reward, terminated, truncated, info = env.step(actions[-1])
+        frames.append(frame)
+        rewards.append(float(reward))
+        infos.append(info)
+        over = terminated or truncated
+        if len(frames) % REPORT_FRAMES == 0:
+            report(REPORT_FRAMES)
+    extras = {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
+    extras |= {key: np.asarray(infos[0][key]) for key in source.once}
+    return Episode(np.stack(frames), _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
+
+
+def _aligned(space: gym.Space, actions: list[Any]) -> np.ndarray:
+    """(T,) uint8 of a small Discrete space, else (T, ...) of the actions' own type; the placeholder comes first."""
+    discrete = isinstance(space, gym.spaces.Discrete) and space.n <= 256
+    taken = np.stack([np.asarray(action, np.uint8 if discrete else None) for action in actions])
+    return np.concatenate([np.zeros_like(taken[:1]), taken])
+
+
+def _source(world: str) -> Source:
+    if world not in SOURCES:
+        raise ValueError(f"no world named {world!r} to collect from; there is {', '.join(SOURCES)}")
+    return SOURCES[world]
+
+
+def _is_whole(path: Path) -> bool:
+    return path.with_suffix(".npz").exists() and path.with_suffix(".mp4").exists()
+
+
+def _remove_leftovers(collecting: Collecting) -> None:
+    """Of this collection's seeds only: another collection may be writing to the same folder."""
+    for seed in collecting.seeds:
+        for unfinished in Path(collecting.out).glob(f".{seed:06d}.*.part"):
+            unfinished.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""A crew of processes that works off a list of jobs.
+
+Each worker has a pipe of its own, so that one that fails, hangs or is killed can neither block the others nor lose
+their work. Workers end when whoever hired them does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Protocol
+
+SECONDS_TO_TIDY_UP = 10.0
+
+
+class Work(Protocol):
+    """What a worker does, job after job, with what it needs for that kept open."""
+
+    def __call__(self, job: int, report: Callable[[int], None], /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Progress(NamedTuple):
+    job: int
+    amount: int  # done since the last such message
+
+
+class Done(NamedTuple):
+    job: int
+
+
+class Failed(NamedTuple):
+    job: int
+    why: str
+
+
+class CrewError(RuntimeError):
+    """No job can be done, because a worker can't open its work."""
+
+
+class _CannotStart(NamedTuple):
+    why: str
+
+
+Message = Progress | Done | Failed
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: int | None
+
+
+def work_off(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
+    """Do every job once, in `workers` processes, and yield what they say. Closing the iterator ends them.
+
+    Args:
+        open_work: called in every worker before its first job and after a failed one; importable by name (picklable).
+
+    Raises:
+        CrewError: `open_work` raised.
+    """
+    pending = deque(jobs)
+    crew: dict[Connection, _Worker] = {}
+    try:
+        for _ in range(min(workers, len(pending))):
+            _hire(crew, open_work, pending.popleft())
+        while crew:
+            for pipe in wait(list(crew)):
+                assert isinstance(pipe, Connection)
+                yield from _attend(crew, pipe, open_work, pending)
+    finally:
+        _dismiss(crew)
+
+
+def _hire(crew: dict[Connection, _Worker], open_work: Callable[[], Work], job: int) -> None:
+    context = multiprocessing.get_context("spawn")  # renderers don't survive a fork
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, open_work), daemon=True)
+    process.start()
+    theirs.close()
+    pipe.send(job)
+    crew[pipe] = _Worker(process, pipe, job)
+
+
+def _attend(
+    crew: dict[Connection, _Worker], pipe: Connection, open_work: Callable[[], Work], pending: deque[int]
+) -> Generator[Message, None, None]:
+    """Hear one message of one worker, and give it another job if it wants one; replace it if it died."""
+    worker = crew[pipe]
+    message = _hear(worker)
+    if isinstance(message, _CannotStart):
+        raise CrewError(message.why)
+    if message is not None:
+        yield message
+    if message is None or (isinstance(message, Failed) and not worker.process.is_alive()):
+        del crew[pipe]
+        if pending:
+            _hire(crew, open_work, pending.popleft())
+    elif isinstance(message, (Done, Failed)):
+        worker.job = pending.popleft() if pending else None
+        with contextlib.suppress(OSError):  # one that has just died is heard of next
+            pipe.send(worker.job)
+
+
+def _hear(worker: _Worker) -> Message | _CannotStart | None:
+    """The worker's message; of one that has gone: None if it had nothing more to do, else `Failed`."""
+    try:
+        return worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+    return None if worker.job is None else Failed(worker.job, f"its process ended with exit code {worker.process.exitcode}")
+
+
+def _dismiss(crew: dict[Connection, _Worker]) -> None:
+    for worker in crew.values():
+        worker.process.terminate()
+    for worker in crew.values():
+        worker.process.join(SECONDS_TO_TIDY_UP)
+        worker.process.kill()
+        worker.pipe.close()
+
+
+def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
+    """A worker's life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever hired us, and comes here as SIGTERM
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is open gets closed
+    work: Work | None = None
+    try:
+        while (job := _next_job(pipe)) is not None:
+            work = work or _open(pipe, open_work)
+            work = _do(pipe, work, job)
+    finally:
+        if work is not None:
+            work.close()
+
+
+def _next_job(pipe: Connection) -> int | None:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:
+    try:
+        return open_work()
+    except Exception as error:
+        _say(pipe, _CannotStart(f"{type(error).__name__}: {error}"))
+        sys.exit(1)
+
+
+def _do(pipe: Connection, work: Work, job: int) -> Work | None:
+    """Do one job, and return the work if it can be trusted with another."""
+    try:
+        work(job, lambda amount: _say(pipe, Progress(job, amount)))
+    except Exception:
+        _say(pipe, Failed(job, traceback.format_exc()))
+        work.close()
+        return None
+    _say(pipe, Done(job))
+    return work
+
+
+def _say(pipe: Connection, message: Any) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        sys.exit(1)  # nobody listens any more

@@ -1,0 +1,49 @@
+"""Moving pictures for people to look at: an MP4 or a GIF, by the ending of the file's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lssvwm_gym.data.episode import renamed_when_whole, write_video
+
+ENDINGS = (".mp4", ".gif")
+GOOD_ENOUGH = 16  # constant rate factor of H.264; a few times smaller than lossless
+
+
+def check_movie(path: Path) -> None:
+    """Raise `ValueError` unless the name's ending is one that `write_movie` can write."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{path}: a movie's name ends in {' or '.join(ENDINGS)}, not in {path.suffix!r}")
+
+
+def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write uint8 (T, height, width, 3) frames, whole or not at all; the folder is made. MP4 rounds `fps` to a whole number.
+
+    Raises:
+        ValueError: no frames, or a name that ends in neither .mp4 nor .gif.
+        ImportError: PyAV (for MP4) or Pillow (for GIF) is missing.
+    """
+    path = Path(path)
+    check_movie(path)
+    if len(frames) == 0:
+        raise ValueError(f"{path}: there are no frames to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as unfinished:
+        if path.suffix.lower() == ".mp4":
+            write_video(unfinished, frames, max(1, round(fps)), GOOD_ENOUGH)
+        else:
+            _write_gif(unfinished, frames, fps)
+
+
+def enlarged(frames: np.ndarray, scale: int) -> np.ndarray:
+    """Every pixel of (..., height, width, 3) frames as a square of `scale` x `scale` pixels."""
+    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    from PIL import Image
+
+    images = [Image.fromarray(frame) for frame in frames]
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)

@@ -1,0 +1,154 @@
+"""The public offline Memory Maze set (arXiv 2210.13383, section 4.2), read and written: one npz with everything an episode.
+
+There every array has a time axis, 1001 long: `image` (T, 64, 64, 3) uint8, `action` (T, 6) one-hot, `reward` (T,), `agent_pos`,
+`agent_dir`, `target_pos`, `target_vec` (T, 2), `target_color` (T, 3), `targets_pos`, `targets_vec` (T, balls, 2) and
+`maze_layout` (T, size, size). Action and reward are the *last* ones, so `action[t]` led to `image[t]`, as it does here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from lssvwm_gym.data.episode import VIDEO_CRF, Episode, EpisodeError, read_arrays, read_episode, write_arrays, write_episode
+from lssvwm_gym.data.folder import episode_paths
+
+ACTIONS = 6
+FPS = 4
+CONSTANT = ("maze_layout", "targets_pos")  # for a whole episode
+DERIVED = ("target_vec", "targets_vec")  # from positions and heading; not kept in an Episode
+POSITIONS = ("agent_pos", "agent_dir", "target_pos", "targets_pos")
+KNOWN = (*POSITIONS, "target_color", "maze_layout")  # of an Episode's extras
+
+
+@dataclass(frozen=True)
+class Converting:
+    """Which folder to turn into which layout."""
+
+    source: Path  # folder of the episodes to convert
+    out: Path  # folder for the converted ones; those already there are kept
+    to: Literal["episodes", "public"] = "episodes"  # episodes: <name>.mp4 + <name>.npz; public: one npz with images
+    crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
+
+
+def convert(converting: Converting) -> int:
+    """Convert every episode of a folder, those already converted excepted; the number of new ones.
+
+    Raises:
+        EpisodeError: the source holds no episodes, or one that can't be converted; the message names the file.
+    """
+    source, out = Path(converting.source), Path(converting.out)
+    if source.resolve() == out.resolve():
+        raise EpisodeError(f"{out}: source and out must be different folders")
+    endings = (".npz", ".mp4") if converting.to == "episodes" else (".npz",)
+    paths = public_paths(source) if converting.to == "episodes" else episode_paths(source)
+    new = [path for path in paths if not all((out / path.name).with_suffix(ending).exists() for ending in endings)]
+    for path in tqdm(new, unit="episode"):
+        if converting.to == "episodes":
+            write_episode(out / path.name, read_public(path), FPS, converting.crf)
+        else:
+            write_public(out / path.name, read_episode(path))
+    return len(new)
+
+
+def public_paths(folder: str | Path) -> list[Path]:
+    """The npz files of `folder`, sorted by name. Raises `EpisodeError` if there are none."""
+    paths = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
+    if not paths:
+        raise EpisodeError(f"{folder}: holds no episode of the public set (<name>.npz)")
+    return paths
+
+
+def read_public(path: str | Path) -> Episode:
+    """Read one npz of the public set.
+
+    Every array it has beside image, action and reward comes along in `extras`: floats as float32, `maze_layout` and
+    `targets_pos` without their time axis, and without `target_vec` and `targets_vec`, which follow from the rest.
+
+    Raises:
+        EpisodeError: no such file, no plain npz, or arrays that are missing or not as the set describes them.
+    """
+    arrays = read_arrays(path)
+    missing = {"image", "action", "reward"} - arrays.keys()
+    if missing:
+        raise EpisodeError(f"{path}: not an episode of the public set, it has no array named {', '.join(sorted(missing))}")
+    try:
+        frames, action, reward = arrays.pop("image"), from_one_hot(arrays.pop("action")), arrays.pop("reward")
+        extras = {name: _extra(name, array, len(frames)) for name, array in arrays.items() if name not in DERIVED}
+        return Episode(frames, action, reward.astype(np.float32), extras)
+    except EpisodeError as error:
+        raise EpisodeError(f"{path}: {error}") from None
+
+
+def write_public(path: str | Path, episode: Episode) -> None:
+    """Write an episode of Memory Maze as one npz of the public set, whole or not at all. Extras unknown to the set are left out.
+
+    Raises:
+        EpisodeError: actions other than 0..5, or no record of positions and maze; the message says which.
+    """
+    path, extras = Path(path), episode.extras
+    missing = set(KNOWN) - extras.keys()
+    if missing:
+        raise EpisodeError(f"{path}: the public set needs {', '.join(sorted(missing))}, which the episode does not have")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: _repeated(extras[name], len(episode)) if name in CONSTANT else extras[name] for name in KNOWN}
+    arrays |= {"image": episode.frames, "action": to_one_hot(episode.action), "reward": episode.reward}
+    write_arrays(path, arrays | agent_centric(*(arrays[name] for name in POSITIONS)))
+
+
+def agent_centric(agent_pos: np.ndarray, agent_dir: np.ndarray, target_pos: np.ndarray, targets_pos: np.ndarray) -> dict[str, np.ndarray]:
+    """Where the balls are as the agent sees it: to the right, and ahead.
+
+    Args:
+        agent_pos, agent_dir, target_pos: (T, 2).
+        targets_pos: (T, balls, 2).
+
+    Returns:
+        `target_vec` (T, 2) and `targets_vec` (T, balls, 2), float32.
+    """
+    right = np.stack([agent_dir[:, 1], -agent_dir[:, 0]], axis=1)
+    axes = np.stack([right, agent_dir], axis=2)  # (T, 2, 2), one axis a column
+    one = (target_pos - agent_pos)[:, None] @ axes
+    all_of_them = (targets_pos - agent_pos[:, None]) @ axes
+    return {"target_vec": one[:, 0].astype(np.float32), "targets_vec": all_of_them.astype(np.float32)}
+
+
+def to_one_hot(action: np.ndarray) -> np.ndarray:
+    """(T,) integers 0..5 to (T, 6) uint8. Raises `EpisodeError` for other actions."""
+    if action.ndim != 1 or not np.issubdtype(action.dtype, np.integer):
+        raise EpisodeError(f"actions of Memory Maze are integers (T,), got {action.dtype} {action.shape}")
+    if action.min() < 0 or action.max() >= ACTIONS:
+        raise EpisodeError(f"actions of Memory Maze are 0 to {ACTIONS - 1}, got {action.min()} to {action.max()}")
+    return np.eye(ACTIONS, dtype=np.uint8)[action]
+
+
+def from_one_hot(action: np.ndarray) -> np.ndarray:
+    """(T, 6) one-hot to (T,) uint8; the first row may be empty, as nothing led to the first image.
+
+    Raises `EpisodeError` for anything else.
+    """
+    if action.ndim != 2 or action.shape[1] != ACTIONS:
+        raise EpisodeError(f"action must be one-hot (T, {ACTIONS}), got shape {action.shape}")
+    wrong = np.flatnonzero(((action != 0) & (action != 1)).any(1) | (action.sum(1) != 1))
+    wrong = wrong[(wrong > 0) | action[:1].any()]
+    if len(wrong):
+        raise EpisodeError(f"action[{wrong[0]}] must have a single 1, got {action[wrong[0]].tolist()}")
+    return action.argmax(1).astype(np.uint8)
+
+
+def _extra(name: str, array: np.ndarray, frames: int) -> np.ndarray:
+    if array.shape[:1] != (frames,):
+        raise EpisodeError(f"{name} must have an entry for each of the {frames} images, got shape {array.shape}")
+    if name in CONSTANT:
+        if (array != array[:1]).any():
+            raise EpisodeError(f"{name} changes within the episode")
+        array = array[0]
+    return array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def _repeated(array: np.ndarray, frames: int) -> np.ndarray:
+    return np.broadcast_to(array, (frames, *array.shape))

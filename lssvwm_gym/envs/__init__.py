@@ -1,0 +1,8 @@
+"""Dreams as environments: pure functions of a state (`Dream`), and the contracts that Gymnasium and SB3 ask for around them."""
+
+from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.dream_env import DreamEnv
+from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.env_state import EnvState
+
+__all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "open_dream"]

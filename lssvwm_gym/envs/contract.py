@@ -1,0 +1,58 @@
+"""What the environments of one world promise, alone or in a batch: spaces, metadata, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Discrete
+
+from lssvwm_gym.worlds import World
+
+RENDER_MODES = ["rgb_array"]
+
+
+def observation_space(world: World) -> Box:
+    return Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
+
+
+def action_space(world: World) -> Discrete:
+    return Discrete(len(world.actions))
+
+
+def metadata(world: World) -> dict[str, Any]:
+    return {"render_modes": RENDER_MODES, "render_fps": world.fps}
+
+
+def checked_render_mode(render_mode: str | None) -> str | None:
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, not {render_mode!r}")
+    return render_mode
+
+
+def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
+    """Whole numbers of shape `rows` within the action space, as int64 (B,). Raises `ValueError` for anything else."""
+    array = np.asarray(action)
+    if array.shape != rows or array.dtype.kind not in "iu":
+        wanted = "a whole number" if rows == () else f"an array of {rows[0]} whole numbers"
+        raise ValueError(f"an action must be {wanted}, not {action!r}")
+    if array.min() < 0 or array.max() >= len(world.actions):
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(world.actions))
+        raise ValueError(f"{action!r} is no action; there are {names}")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def draw_seed(random: np.random.Generator) -> int:
+    """The seed of one dream."""
+    return int(random.integers(2**31))
+
+
+def reset_needed(method: str) -> ResetNeeded:
+    return ResetNeeded(f"call reset() before {method}()")
+
+
+def warn_no_render_mode(env_id: str) -> None:
+    gymnasium.logger.warn(f'render() shows nothing without a render mode: gymnasium.make("{env_id}", render_mode="rgb_array")')

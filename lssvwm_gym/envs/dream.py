@@ -1,0 +1,174 @@
+"""A dream as pure functions of a state: `reset` and `step` over a batch of rows. The environments are thin shells around it.
+
+dream = open_dream("memory-maze")
+state, frame = dream.reset(torch.tensor([7, 8]))                                # two dreams
+state, frame, reward, terminated, info = dream.step(state, torch.tensor([1, 1]))
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssvwm_gym.envs.starting import Past, choose_past
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.weights import Weights, load_weights
+from lssvwm_gym.worlds import WORLDS, World
+
+SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
+TOGETHER = 128  # frames remembered in one go
+
+log = logging.getLogger("lssvwm_gym")
+
+
+@dataclass(frozen=True, eq=False)
+class Dream:
+    """A world, its weights and a profile. Has no state of its own, so any number of environments may share it."""
+
+    world: World
+    weights: Weights
+    profile: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.world_model.token_in.weight.device
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all weights: a state means something to the model it came from only."""
+        digest = hashlib.sha256()
+        for model in (self.weights.autoencoder, self.weights.world_model):
+            digest.update(repr(model.config).encode())
+            for tensor in model.state_dict().values():
+                digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def empty(self, seeds: Tensor) -> DreamState:
+        """The state before any frame, for seeds (B,) int64."""
+        return first_state(self.weights.world_model, seeds.to(self.device))
+
+    @torch.no_grad()
+    def reset(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> tuple[DreamState, Tensor]:
+        """Begin a dream a row: its state and first frame, uint8 (B, height, width, 3).
+
+        seeds (B,) int64, 0..2**32-1, decide each row's start and noise. The options are the same for all rows; see
+        `lssvwm_gym.envs.starting`. Raises `ValueError` for options that can't be met.
+        """
+        past = choose_past(self.weights, seeds, options)
+        state = self.empty(seeds)
+        state = self._first_imagined(state) if past is None else self._remembering(state, past)
+        return state, self.weights.autoencoder.decode(state.latent)
+
+    @torch.no_grad()
+    def step(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, Tensor, dict[str, np.ndarray]]:
+        """Dream one frame on, for actions (B,) int64.
+
+        Returns the next state, the frame (B, height, width, 3) uint8, and on the CPU the reward (B,) float64, whether the
+        episode ended (B,) bool, and `info`.
+        """
+        state = self._next(state, action.to(self.device))
+        model, frame = self.weights.world_model, self.weights.autoencoder.decode(state.latent)
+        reward = torch.tensor(self.world.reward_values, dtype=torch.float64)[model.reward_head(state.features).argmax(-1).cpu()]
+        if model.termination_head is None:
+            terminated = torch.zeros(len(reward), dtype=torch.bool)
+        else:
+            terminated = model.termination_head(state.features)[:, 0].cpu() > 0
+        return state, frame, reward, terminated, self.info(state)
+
+    @torch.no_grad()
+    def info(self, state: DreamState) -> dict[str, np.ndarray]:
+        """What the dream knows beside the frame, first axis B.
+
+        `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
+        `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, seen from the first frame
+        that it remembers; only in worlds whose model keeps poses.
+        """
+        pays = torch.tensor([value != 0 for value in self.world.reward_values])
+        probability = self.weights.world_model.reward_head(state.features).softmax(-1).cpu()[:, pays].sum(-1)
+        numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
+        if any(self.weights.world_model.config.place):
+            numbers["believed_pose"] = state.pose.cpu().numpy()
+        return {name: number.copy() for name, number in numbers.items()}
+
+    def _next(self, state: DreamState, action: Tensor) -> DreamState:
+        model = self.weights.world_model
+        latent, motion = imagine(model, state, action, SAMPLING_STEPS[self.profile])
+        return commit(model, state, latent, action, motion)
+
+    def _first_imagined(self, state: DreamState) -> DreamState:
+        unknown = torch.full_like(state.seed, self.weights.world_model.config.actions)
+        return self._next(state._replace(pose_known=torch.full_like(state.pose_known, any(self.weights.world_model.config.place))), unknown)
+
+    def _remembering(self, state: DreamState, past: Past) -> DreamState:
+        state = state._replace(pose_known=past.pose_known)
+        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose)), strict=True):
+            state = remember(self.weights.world_model, state, *parts)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dream:
+        return self  # nothing in it changes, so copies of an environment share it
+
+    def __repr__(self) -> str:
+        return f"Dream(world={self.world.name!r}, profile={self.profile!r}, device={str(self.device)!r})"
+
+
+def open_dream(world: str | World, profile: str = "balanced", device: str = "auto", weights: str | Path | None = None) -> Dream:
+    """Load a world's weights, once a process, or those in another folder.
+
+    Raises `ValueError` for a world, profile or device that doesn't exist and for weights that don't fit the world.
+    """
+    world = _known(world)
+    if profile not in SAMPLING_STEPS:
+        raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
+    chosen = _existing(device)
+    folder = world.weights if weights is None else Path(weights)
+    dream = Dream(world, load_weights(folder, chosen), profile)
+    _check_fit(dream, folder)
+    _announce(chosen)
+    return dream
+
+
+def _known(world: str | World) -> World:
+    if isinstance(world, World):
+        return world
+    if world not in WORLDS:
+        raise ValueError(f"world must be one of {', '.join(WORLDS)} or a World, not {world!r}")
+    return WORLDS[world]
+
+
+def _existing(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch says "no such device" in all three
+        raise ValueError(f"device must be 'auto', 'cpu' or a device of this machine such as 'cuda', not {device!r} ({error})") from None
+    return str(device)
+
+
+def _check_fit(dream: Dream, folder: Path) -> None:
+    world, image, model = dream.world, dream.weights.autoencoder.config, dream.weights.world_model.config
+    for what, found, needed in (
+        ("actions", model.actions, len(world.actions)),
+        ("reward values", model.reward_values, len(world.reward_values)),
+        ("pixels a side", image.image_size, world.image_size),
+        ("tokens a frame in the world model", model.tokens, image.tokens),
+        ("latent channels in the world model", model.latent_channels, image.latent_channels),
+        ("frames of attention at once", model.chunk, 1),
+    ):
+        if found != needed:
+            raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
+
+
+@functools.cache
+def _announce(device: str) -> None:
+    log.info("dreaming on %s", device)

@@ -1,0 +1,177 @@
+"""One dream as a `gymnasium.Env`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssvwm_gym.envs import contract
+from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
+from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.worlds import World
+
+
+class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """A world that exists in a model's memory only.
+
+    ## Description
+    No simulator runs. A long-context state-space video world model imagines every frame from the action and from a memory of
+    constant size, so step 10,000 costs what step 10 costs. The memory holds everything seen since the dream began. The same
+    seed and the same actions give the same dream.
+
+    ## Action Space
+    `Discrete(n)`: the world's actions, in the order of `env.unwrapped.dream.world.actions`. For `memory-maze`:
+
+    | Num | Action        |
+    |-----|---------------|
+    | 0   | noop          |
+    | 1   | forward       |
+    | 2   | left          |
+    | 3   | right         |
+    | 4   | forward_left  |
+    | 5   | forward_right |
+
+    ## Observation Space
+    `Box(0, 255, (64, 64, 3), uint8)`: what is seen now, RGB. `render()` gives the same picture.
+
+    `info`, after `reset` and after every `step`:
+
+    | Key                  | Type               | Meaning                                                                    |
+    |----------------------|--------------------|----------------------------------------------------------------------------|
+    | `age`                | int                | frames in the dream's memory, those it began with included                 |
+    | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
+    | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos heading, sin heading                    |
+
+    The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
+    keeps poses.
+
+    ## Rewards
+    The most probable of the world's reward values, as the model judges from what it has just imagined. For `memory-maze`:
+    1 on touching the ball whose colour frames the picture, else 0.
+
+    ## Starting State
+    A short real opening is remembered, drawn by the seed, and its last frame is the first observation. `reset(options=...)`
+    starts elsewhere:
+
+    | Options                          | The dream starts                                                                |
+    |----------------------------------|---------------------------------------------------------------------------------|
+    | `{"clip": 3}`                    | from opening 3                                                                  |
+    | `{"context_frames": 200}`        | deep inside a real walk, of which the first 200 frames are remembered           |
+    | `{"episode": "walk.npz"}`        | from an episode of your own, of which the first 32 frames are remembered        |
+    | `{"episode": ..., "context_frames": 9}` | the same with 9 frames                                                   |
+    | `{"start": "cold"}`              | from nothing: the first frame is imagined too                                   |
+
+    ## Episode End
+    Terminated where the model has learned that episodes end in this world; in `memory-maze` they never do. Truncated after
+    the world's `max_episode_steps` by Gymnasium's `TimeLimit`, which `gymnasium.make` puts around the environment.
+
+    ## Arguments
+    | Name          | Default      | Meaning                                                                                       |
+    |---------------|--------------|-----------------------------------------------------------------------------------------------|
+    | `world`       |              | name of a world, or a `World`; the registered ids set it                                      |
+    | `render_mode` | `None`       | `None` or `"rgb_array"`                                                                       |
+    | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
+    | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
+    | `weights`     | `None`       | another folder of weights                                                                     |
+
+    ## State
+    `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile and device;
+    `save_state(path)` and `load_state(path)` do it across processes; `branch(n)` goes on in n ways at once. They belong to
+    the dream and so are found on `env.unwrapped`. A `TimeLimit` around it counts on by itself.
+
+    ## Version History
+    * v0: first version
+    """
+
+    metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
+
+    def __init__(
+        self,
+        world: str | World,
+        render_mode: str | None = None,
+        profile: str = "balanced",
+        device: str = "auto",
+        weights: str | Path | None = None,
+    ) -> None:
+        self.render_mode = contract.checked_render_mode(render_mode)
+        self.dream = open_dream(world, profile, device, weights)
+        self.metadata = contract.metadata(self.dream.world)
+        self.observation_space = contract.observation_space(self.dream.world)
+        self.action_space = contract.action_space(self.dream.world)
+        self._now: tuple[DreamState, Tensor] | None = None  # and the frame (1, height, width, 3)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._now = self.dream.reset(torch.tensor([contract.draw_seed(self.np_random)]), options)
+        self._steps = 0
+        return self._observation(), _single(self.dream.info(self._now[0]))
+
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        state, _ = self._begun("step")
+        state, frame, reward, terminated, info = self.dream.step(state, contract.checked_actions(action, self.dream.world, ()))
+        self._now = state, frame
+        self._steps += 1
+        return self._observation(), float(reward[0]), bool(terminated[0]), False, _single(info)
+
+    def render(self) -> np.ndarray | None:
+        if self.render_mode is None:
+            contract.warn_no_render_mode(self.dream.world.id)
+            return None
+        self._begun("render")
+        return self._observation()
+
+    def get_keys_to_action(self) -> dict[tuple[int, ...], int]:
+        """Codes of the keys held down together, and the action they mean, for `gymnasium.utils.play.play`."""
+        return {tuple(sorted(map(ord, keys))): action for keys, action in self.dream.world.keys.items()}
+
+    def clone_state(self) -> EnvState:
+        """This moment as a value. Costs next to nothing: nothing is copied."""
+        state, frame = self._begun("clone_state")
+        return EnvState(state, frame, (self._steps,), (dict(self.np_random.bit_generator.state),), self.dream.fingerprint)
+
+    def restore_state(self, state: EnvState) -> np.ndarray:
+        """Go back to that moment; returns its observation. Raises `ValueError` for a state of other weights."""
+        state = state.checked_for(self.dream, rows=1)
+        self._now, self._steps = (state.dream, state.frame), state.steps[0]
+        self.np_random = generator(state.random[0])
+        return self._observation()
+
+    def branch(self, n: int, same_noise: bool = False, max_episode_steps: int | None = None) -> DreamVectorEnv:
+        """n dreams that go on from here, apart from each other and from this one.
+
+        Row 0 dreams what this environment would; the others get noise of their own, or the very same with `same_noise`, so
+        that only actions tell them apart. They are truncated, and begin anew, when `max_episode_steps` are reached, of which
+        those taken here count; by default never.
+        """
+        return DreamVectorEnv.continuing(self.dream, self.clone_state().branched(n, same_noise), max_episode_steps, self.render_mode)
+
+    def save_state(self, path: str | Path) -> None:
+        """Write this moment to a safetensors file."""
+        save_state(path, self.clone_state(), self.dream)
+
+    def load_state(self, path: str | Path) -> np.ndarray:
+        """Go back to a saved moment; returns its observation. Raises `TensorFileError` for a file that isn't one of this model."""
+        return self.restore_state(load_state(path, self.dream))
+
+    def _observation(self) -> np.ndarray:
+        return self._begun("reset")[1][0].cpu().numpy().copy()
+
+    def _begun(self, method: str) -> tuple[DreamState, Tensor]:
+        if self._now is None:
+            raise contract.reset_needed(method)
+        return self._now
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.dream!r})"
+
+
+def _single(info: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: value[0] if value.ndim > 1 else value[0].item() for name, value in info.items()}

@@ -1,0 +1,133 @@
+"""How a dream starts: the real past that the options of `reset` ask for.
+
+{}                              an opening, drawn by the row's seed
+{"clip": 3}                     that opening
+{"context_frames": 200}         the first 200 frames of a long walk, drawn by the row's seed
+{"episode": path}               a recorded episode of your own; with "context_frames": so many of its frames
+{"start": "cold"}               no past: the first frame is imagined too
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssvwm_gym.data.episode import Episode, read_episode
+from lssvwm_gym.models.pose import relative_to, start_pose
+from lssvwm_gym.models.weights import Starts, Weights
+
+EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
+TOGETHER = 64  # frames encoded in one go
+COMBINATIONS = ((), ("clip",), ("context_frames",), ("episode",), ("context_frames", "episode"), ("start",))
+
+
+class Past(NamedTuple):
+    """Real frames to remember, a row an environment."""
+
+    latent: Tensor  # (B, T, N, C) float
+    action: Tensor  # (B, T) int64; the action that led to frame t
+    pose: Tensor  # (B, T, 4) seen from the first frame
+    pose_known: Tensor  # (B,) float, 0 where no poses were recorded
+
+
+def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | None:
+    """The past of every row for seeds (B,); None for a cold start.
+
+    An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
+    of range.
+    """
+    options = {name: value for name, value in (options or {}).items() if value is not None}
+    if tuple(sorted(map(str, options))) not in COMBINATIONS:
+        allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
+        raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")
+    if "start" in options:
+        _check_start(options["start"])
+        return None
+    if "episode" in options:
+        return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
+    if "context_frames" in options:
+        return _walks(weights.walks, seeds, options["context_frames"])
+    return _openings(weights.openings, seeds, options.get("clip"))
+
+
+def _check_start(start: Any) -> None:
+    if start != "cold":
+        raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from an opening")
+
+
+def _openings(openings: Starts, seeds: Tensor, clip: Any) -> Past:
+    if not len(openings):
+        raise ValueError("these weights come without openings: reset with options={'start': 'cold'}")
+    if clip is None:
+        return _recorded(openings, _drawn(seeds, len(openings)), openings.latent.shape[1])
+    clip = _whole_number("clip", clip, 0, len(openings) - 1, f"there are {len(openings)} openings")
+    return _recorded(openings, [clip] * len(seeds), openings.latent.shape[1])
+
+
+def _walks(walks: Starts, seeds: Tensor, frames: Any) -> Past:
+    if not len(walks):
+        raise ValueError("these weights come without walks, so context_frames needs an episode of your own beside it")
+    longest = walks.latent.shape[1]
+    frames = _whole_number("context_frames", frames, 1, longest, f"the walks have {longest} frames")
+    return _recorded(walks, _drawn(seeds, len(walks)), frames)
+
+
+def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Past:
+    if not isinstance(path, str | Path):
+        raise ValueError(f"the option episode is the path of a recorded episode, not {path!r}")
+    episode = read_episode(path)
+    _check_episode(episode, path, weights)
+    if frames is None:
+        frames = min(EPISODE_FRAMES, len(episode))
+    frames = _whole_number("context_frames", frames, 1, len(episode), f"{path} has {len(episode)} frames")
+    return _past(*(x[None].expand(rows, *x.shape) for x in _encoded(episode, frames, weights)))
+
+
+def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None:
+    side, actions = weights.autoencoder.config.image_size, weights.world_model.config.actions
+    if episode.frames.shape[1:3] != (side, side):
+        raise ValueError(f"{path}: frames of {episode.frames.shape[1:3]} pixels; this world's are {(side, side)}")
+    taken = episode.action[1:]
+    if taken.ndim != 1 or taken.dtype.kind not in "iu" or (len(taken) and not 0 <= taken.min() <= taken.max() < actions):
+        raise ValueError(f"{path}: actions must be whole numbers 0..{actions - 1}, a frame one")
+
+
+def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, actions and world poses of the first frames; NaN where the episode has no poses."""
+    device = weights.world_model.token_in.weight.device
+    pixels = torch.from_numpy(episode.frames[:frames]).to(device)
+    action = torch.from_numpy(episode.action[:frames].astype(np.int64))
+    action[0] = weights.world_model.config.actions  # the first is a placeholder: unknown
+    pose = np.full((frames, 4), np.nan, np.float32) if episode.pose is None else episode.pose[:frames]
+    latent = torch.cat([weights.autoencoder.encode(part) for part in pixels.split(TOGETHER)])
+    return latent, action.to(device), torch.from_numpy(pose).to(device)
+
+
+def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
+    return _past(starts.latent[index, :frames].float(), starts.action[index, :frames], starts.pose[index, :frames])
+
+
+def _past(latent: Tensor, action: Tensor, pose: Tensor) -> Past:
+    known = pose.isfinite().flatten(1).all(1)
+    pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.device))
+    return Past(latent, action, pose, known.float())
+
+
+def _drawn(seeds: Tensor, count: int) -> list[int]:
+    return [int(np.random.default_rng(seed).integers(count)) for seed in seeds.tolist()]
+
+
+def _whole_number(name: str, value: Any, least: int, most: int, because: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise ValueError(f"the option {name} must be a whole number {least}..{most} ({because}), not {value!r}")
+    return number

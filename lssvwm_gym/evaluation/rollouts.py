@@ -1,0 +1,110 @@
+"""Clips of real episodes, and dreams along them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.latents import LatentEpisode, encode_episode
+from lssvwm_gym.models.pose import motion_between, relative_to
+from lssvwm_gym.models.weights import Weights
+from lssvwm_gym.models.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class RealEpisode:
+    """A real episode, in pixels and as the model sees it."""
+
+    frames: Tensor  # (T, height, width, 3) uint8
+    latent: LatentEpisode
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Real clips of one length; entry t speaks of frame t. Poses are seen from the first frame."""
+
+    frames: Tensor  # (B, T, height, width, 3) uint8
+    latent: Tensor  # (B, T, N, C)
+    action: Tensor  # (B, T) int64
+    reward: Tensor  # (B, T)
+    pose: Tensor  # (B, T, 4)
+    motion: Tensor  # (B, T, 3)
+
+    def __getitem__(self, frames: slice) -> Clips:
+        return Clips(*(tensor[:, frames] for tensor in vars(self).values()))
+
+    def __len__(self) -> int:
+        return self.frames.shape[1]
+
+
+def read_real_episodes(folder: Path, weights: Weights) -> list[RealEpisode]:
+    """All episodes of a folder, encoded by the weights' autoencoder."""
+    paths = tqdm(episode_paths(folder), desc="reading", leave=False)
+    return [RealEpisode(torch.from_numpy(read_episode(path).frames), encode_episode(path, weights.autoencoder)) for path in paths]
+
+
+def cut_clips(episodes: list[RealEpisode], frames: int, per_episode: int) -> Clips:
+    """`per_episode` evenly spaced clips of `frames` frames from every episode that is long enough."""
+    places = []
+    for episode in episodes:
+        room = len(episode.frames) - frames
+        if room >= 0:
+            places += [(episode, int(start)) for start in np.linspace(0, room, per_episode).round()]
+    if not places:
+        raise ValueError(f"no episode has the {frames} frames that this test needs")
+    return Clips(*(torch.stack(column) for column in zip(*(_cut(e, s, frames) for e, s in places), strict=True)))
+
+
+def there_and_back(clips: Clips, unknown_action: int) -> Clips:
+    """Each clip followed by its own frames in reverse, without the turning point: 2T - 1 frames."""
+    frames = len(clips)
+    order = torch.cat([torch.arange(frames), torch.arange(frames - 2, -1, -1)])
+    pose = clips.pose[:, order]
+    before = torch.cat([pose[:, :1], pose[:, :-1]], 1)
+    action = torch.where(torch.arange(len(order)) < frames, clips.action[:, order], unknown_action)
+    reward = clips.reward[:, order] * (torch.arange(len(order)) < frames)
+    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion_between(before, pose))
+
+
+def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
+    """The state after a real past."""
+    state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
+    for start in range(0, len(clips), 100):  # in parts, to bound memory
+        part = clips[start : start + 100]
+        state = remember(model, state, part.latent, part.action, part.pose)
+    return state
+
+
+def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Tensor, DreamState]:
+    """Dream a clip's actions from a state: latents (B, T, N, C) and the state at the end.
+
+    The motion is the recorded one, or the one that the model believes in.
+    """
+    latents = []
+    for t in tqdm(range(len(clips)), desc="dreaming", leave=False):
+        action = clips.action[:, t]
+        latent, motion = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
+        state = commit(model, state, latent, action, motion)
+        latents.append(latent)
+    return torch.stack(latents, 1), state
+
+
+def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
+    """Latents (B, T, N, C) to frames (B, T, height, width, 3) uint8."""
+    frames = [weights.autoencoder.decode(part) for part in latent.flatten(0, 1).split(256)]
+    return torch.cat(frames).unflatten(0, latent.shape[:2])
+
+
+def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
+    part, real = slice(start, start + frames), episode.latent
+    pose = relative_to(real.pose[part], real.pose[start])
+    motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
+    return episode.frames[part], real.latent[part].float(), real.action[part], real.reward[part], pose, motion

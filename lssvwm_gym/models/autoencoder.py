@@ -1,0 +1,108 @@
+"""Convolutional autoencoder: an image becomes a small grid of latent tokens, and back.
+
+`encode` and `decode` are the only two places where pixels (uint8, 0..255) change range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the autoencoder. Source: a plain residual convolutional network; no attention, no norm."""
+
+    image_size: int = 64  # pixels a side
+    patch: int = 4  # pixels folded into channels before the first convolution
+    widths: tuple[int, ...] = (64, 128, 256)  # channels at each resolution, halved between
+    residual_blocks: int = 1  # at each resolution, in the encoder and in the decoder
+    latent_channels: int = 32  # C
+    latent_noise: float = 0.05  # added to latents in training, in latent units before normalisation
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.image_size // self.patch // 2 ** (len(self.widths) - 1)
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens a frame."""
+        return self.grid**2
+
+
+class Autoencoder(nn.Module):
+    """Images to latents of zero mean and unit variance a channel, and back."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _encoder(config)
+        self.decoder = _decoder(config)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 (B, height, width, 3) to float latents (B, N, C)."""
+        latent = rearrange(self.bounded_latent(frames), "b c y x -> b (y x) c")
+        return (latent - self.latent_mean) / self.latent_std
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Float latents (B, N, C) to uint8 (B, height, width, 3)."""
+        latent = latent * self.latent_std + self.latent_mean
+        latent = rearrange(latent, "b (y x) c -> b c y x", y=self.config.grid)
+        image = self.decoder(latent.contiguous(memory_format=torch.channels_last))
+        return rearrange(image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8), "b c y x -> b y x c")
+
+    def bounded_latent(self, frames: Tensor) -> Tensor:
+        """uint8 (B, height, width, 3) to latents (B, C, grid, grid) within -3..3, before normalisation."""
+        image = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
+        return 3 * torch.tanh(self.encoder(image.contiguous(memory_format=torch.channels_last)) / 3)
+
+    def reconstruction_loss(self, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
+        latent = self.bounded_latent(frames)
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+        image = self.decoder(latent + self.config.latent_noise * noise)
+        target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
+        error = (image - target).square().mean((1, 2, 3))
+        return (error + 1e-6).sqrt().mean(), error.mean().detach()
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(width, width, 3, padding=1)
+        self.outer = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(F.silu(self.inner(F.silu(x))))
+
+
+def _encoder(config: AutoencoderConfig) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch)]
+    channels = 3 * config.patch**2
+    for level, width in enumerate(config.widths):
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, stride=1 if level == 0 else 2))
+        layers += [ResidualBlock(width) for _ in range(config.residual_blocks)]
+        channels = width
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels, config.latent_channels, 1))
+
+
+def _decoder(config: AutoencoderConfig) -> nn.Sequential:
+    width = config.widths[-1]
+    layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 1)]
+    layers += [ResidualBlock(width) for _ in range(config.residual_blocks)]
+    for narrower in reversed(config.widths[:-1]):
+        layers += [nn.Conv2d(width, 4 * narrower, 1), nn.PixelShuffle(2)]
+        layers += [ResidualBlock(narrower) for _ in range(config.residual_blocks)]
+        width = narrower
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(width, 3 * config.patch**2, 3, padding=1), nn.PixelShuffle(config.patch))

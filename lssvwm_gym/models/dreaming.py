@@ -1,0 +1,100 @@
+"""Dreaming as pure functions of a state: remember real frames, imagine the next one, commit it.
+
+state = remember(model, first_state(...), latents, actions, poses)     # a real past
+latent, motion = imagine(model, state, action, steps)                  # peeks: the state stays as it is
+state = commit(model, state, latent, action, motion)                   # now it has happened
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.pose import advance, motion_between, start_pose
+from lssvwm_gym.models.state import WorldState
+from lssvwm_gym.models.world_model import FEATURES, FrameInputs, WorldModel
+
+LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
+POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
+
+
+class DreamState(NamedTuple):
+    """All that a dream is, a row an environment."""
+
+    world: WorldState
+    latent: Tensor  # (B, N, C) the last committed frame
+    features: Tensor  # (B, FEATURES) of the last committed frame
+    pose: Tensor  # (B, 4) where the model believes it is, seen from where the dream's memory begins
+    motion: Tensor  # (B, 3) the last motion
+    pose_known: Tensor  # (B,) float, 1 where poses are kept at all
+    seed: Tensor  # (B,) int64; with the age it determines all noise
+
+
+def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> DreamState:
+    """The state before any frame; seed (B,) int64."""
+    rows, config = len(seed), model.config
+    like = model.token_in.weight
+    return DreamState(
+        model.initial_state(rows),
+        like.new_zeros(rows, config.tokens, config.latent_channels),
+        like.new_zeros(rows, FEATURES),
+        start_pose(rows, like.device),
+        like.new_zeros(rows, 3),
+        like.new_full((rows,), float(pose_known)),
+        seed,
+    )
+
+
+def remember(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor) -> DreamState:
+    """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4) seen from the state's origin.
+
+    The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose.
+    """
+    before = torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1)
+    motion = motion_between(before, pose)
+    inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, state.pose_known[:, None].expand(pose.shape[:2]))
+    output = model(latent, inputs, state.world)
+    return DreamState(output.state, latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], state.pose_known, state.seed)
+
+
+def imagine(
+    model: WorldModel, state: DreamState, action: Tensor, steps: int, motion: Tensor | None = None, pose: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The next frame's latent (B, N, C) and the motion (B, 3) that leads there, for actions (B,).
+
+    Without a given motion the model's own pose head says where the action leads. A given pose (B, 4) asks for the view
+    from there instead of from where the motion leads.
+    """
+    if motion is None:
+        motion = model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
+
+    def denoise(x: Tensor, level: Tensor) -> Tensor:
+        inputs = FrameInputs(level[:, None], action[:, None], there[:, None], motion[:, None], state.pose_known[:, None])
+        return model(x[:, None], inputs, state.world).clean[:, 0]
+
+    latent = sample(denoise, frame_noise(state, model), steps)
+    return _rounded(latent, LATENT_STEPS), motion
+
+
+def commit(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, motion: Tensor) -> DreamState:
+    """Make an imagined frame part of the past."""
+    pose = _rounded(advance(state.pose, motion), POSE_STEPS)
+    return remember(model, state, latent[:, None], action[:, None], pose[:, None])._replace(motion=motion)
+
+
+def frame_noise(state: DreamState, model: WorldModel) -> Tensor:
+    """Noise (B, N, C) for the next frame of every row; it depends on the row's seed and age and on nothing else."""
+    shape = (model.config.tokens, model.config.latent_channels)
+    rows = []
+    for seed, age in zip(state.seed.tolist(), state.world.age.tolist(), strict=True):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + age) % 2**63)
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows).to(state.latent)
+
+
+def _rounded(x: Tensor, steps: int) -> Tensor:
+    return (x * steps).round() / steps

@@ -1,0 +1,36 @@
+"""A recorded episode as the world model sees it: latents instead of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.models.autoencoder import Autoencoder
+
+
+@dataclass(frozen=True)
+class LatentEpisode:
+    """An episode as the world model sees it."""
+
+    latent: Tensor  # (T, N, C) float16
+    action: Tensor  # (T,) int64
+    reward: Tensor  # (T,) float32
+    pose: Tensor  # (T, 4) float32, in world units; NaN where not recorded
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+
+@torch.no_grad()
+def encode_episode(path: Path, autoencoder: Autoencoder) -> LatentEpisode:
+    """Read an episode and encode its frames."""
+    episode = read_episode(path)
+    latent = torch.cat([autoencoder.encode(batch) for batch in torch.from_numpy(episode.frames).split(100)])
+    pose = np.full((len(episode), 4), np.nan, np.float32) if episode.pose is None else episode.pose
+    action = torch.from_numpy(episode.action.astype(np.int64))
+    return LatentEpisode(latent.half(), action, torch.from_numpy(episode.reward), torch.from_numpy(pose))

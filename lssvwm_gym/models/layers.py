@@ -1,0 +1,204 @@
+"""The three parts of a layer that carry memory: block-wise scan, place heads, frame-local attention.
+
+Each takes any number of frames and its own state, and returns the outputs and the state after the last frame.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from lssvwm_gym.models.ssd import ssd_scan
+
+
+class BlockScan(nn.Module):
+    """Mamba-2 over (time, tokens of one block), every block with its own state.
+
+    Source: arXiv 2505.20171, section 3.1 (block-wise scan), and mamba-ssm's `Mamba2`, whose parameter names are kept.
+    """
+
+    def __init__(
+        self, width: int, grid: int, block: tuple[int, int], d_state: int, head_width: int, d_conv: int = 4, expand: int = 2
+    ) -> None:
+        super().__init__()
+        if grid % block[0] or grid % block[1]:
+            raise ValueError(f"block {block} doesn't tile a grid of {grid}x{grid} tokens")
+        self.grid, self.block, self.d_state, self.d_conv = grid, block, d_state, d_conv
+        self.inner = expand * width
+        self.heads = self.inner // head_width
+        self.blocks = grid * grid // (block[0] * block[1])
+        conv_width = self.inner + 2 * d_state
+        self.in_proj = nn.Linear(width, 2 * self.inner + 2 * d_state + self.heads, bias=False)
+        # holds the weights; applied by _short_convolution
+        self.conv1d = nn.Conv1d(conv_width, conv_width, d_conv, groups=conv_width) if d_conv > 1 else None
+        self.dt_bias = nn.Parameter(_inverse_softplus(torch.logspace(-3, -1, self.heads)))
+        self.A_log = nn.Parameter(torch.linspace(1, 8, self.heads).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = nn.RMSNorm(self.inner, eps=1e-5)
+        self.out_proj = nn.Linear(self.inner, width, bias=False)
+
+    def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Zeros: ssm (B, blocks, H, P, S) and conv (B, blocks, d_conv - 1, conv width)."""
+        like = self.in_proj.weight
+        ssm = like.new_zeros(rows, self.blocks, self.heads, self.inner // self.heads, self.d_state)
+        return ssm, like.new_zeros(rows, self.blocks, self.d_conv - 1, self.inner + 2 * self.d_state)
+
+    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, N, D); returns the same shape and the two states."""
+        rows, frames = x.shape[:2]
+        down, across = self.grid // self.block[0], self.grid // self.block[1]
+        x = rearrange(x, "b t (i y j x) d -> (b i j) (t y x) d", i=down, j=across, y=self.block[0])
+        z, mixed, dt = self.in_proj(x).split([self.inner, self.inner + 2 * self.d_state, self.heads], -1)
+        mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1))
+        values, B, C = mixed.split([self.inner, self.d_state, self.d_state], -1)
+        y, ssm = ssd_scan(
+            values.unflatten(-1, (self.heads, -1)),
+            F.softplus(dt + self.dt_bias),
+            -self.A_log.exp(),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            chunk=32,
+            D=self.D,
+            initial_state=ssm.flatten(0, 1),
+        )
+        y = self.out_proj(self.norm(y.flatten(2) * F.silu(z)))
+        y = rearrange(y, "(b i j) (t y x) d -> b t (i y j x) d", b=rows, i=down, t=frames, y=self.block[0])
+        return y, ssm.unflatten(0, (rows, -1)), conv.unflatten(0, (rows, -1))
+
+    def _short_convolution(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Causal depthwise convolution over x (b, l, conv width), continued from the last d_conv - 1 inputs."""
+        if self.conv1d is None:
+            return F.silu(x), past
+        length = x.shape[1]
+        x = torch.cat([past, x], 1)
+        taps = self.conv1d.weight.squeeze(1).unbind(-1)
+        y = torch.stack([x[:, k : k + length] * tap for k, tap in enumerate(taps)]).sum(0)
+        return F.silu(y if self.conv1d.bias is None else y + self.conv1d.bias), x[:, length:]
+
+
+class PlaceScan(nn.Module):
+    """SSM heads whose B and C are one and the same feature vector of the pose: what is written at a place is read back there.
+
+    An SSD layer like the others, with all tokens of a frame in one wide head. Decay is nearly none and apart from the
+    write strength; frames with noise, or without a pose, read but do not write.
+    """
+
+    def __init__(self, width: int, tokens: int, heads: int, features: int, inner: int) -> None:
+        super().__init__()
+        self.tokens, self.heads, self.inner, self.features = tokens, heads, inner, features
+        self.in_proj = nn.Linear(width, 2 * inner + heads, bias=False)
+        self.out_proj = nn.Linear(inner + heads, width, bias=False)
+        self.A_log = nn.Parameter(torch.logspace(-4, -2, heads).log())
+        self.write_bias = nn.Parameter(torch.full((heads,), 0.5))
+        self.gain = nn.Parameter(torch.ones(inner))
+        nn.init.zeros_(self.in_proj.weight[2 * inner :])
+
+    def initial_state(self, rows: int) -> Tensor:
+        """Zeros (B, heads, N * P + 1, features); the last line counts how much was written."""
+        return self.in_proj.weight.new_zeros(rows, self.heads, self.tokens * self.inner // self.heads + 1, self.features)
+
+    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, N, D); place (B, T, features) pose features; writes (B, T) 1 where a frame may write, else 0."""
+        z, values, strength = self.in_proj(x).split([self.inner, self.inner, self.heads], -1)
+        strength = F.softplus(strength.mean(2) + self.write_bias) * writes.unsqueeze(-1)  # (B, T, H)
+        values = rearrange(values, "b t n (h p) -> b t h (n p)", h=self.heads)
+        values = torch.cat([values, torch.ones_like(values[..., :1])], -1) * strength.unsqueeze(-1)
+        y, state = ssd_scan(
+            values,
+            torch.ones_like(strength),
+            -self.A_log.exp(),
+            place.unsqueeze(2),
+            place.unsqueeze(2),
+            chunk=128,
+            initial_state=state,
+        )
+        recalled, density = rearrange(y[..., :-1], "b t h (n p) -> b t n h p", n=self.tokens), y[..., -1]
+        recalled = F.rms_norm(recalled, recalled.shape[-1:], eps=1e-4).flatten(3) * self.gain
+        known = torch.tanh(density).unsqueeze(2).expand(-1, -1, self.tokens, -1)
+        return self.out_proj(torch.cat([recalled * (1 + F.silu(z)), known], -1)), state
+
+
+class PoseFeatures(nn.Module):
+    """Random Fourier features of a pose: their inner product falls off with distance and with difference in heading."""
+
+    frequency: Tensor
+    harmonic: Tensor
+    phase: Tensor
+
+    def __init__(self, features: int, scales: tuple[float, ...], turn_scale: float, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.tensor(scales).repeat(features)[:features, None]  # length scales in the world's units
+        self.register_buffer("frequency", torch.randn(features, 2, generator=generator) / scale)
+        self.register_buffer("harmonic", (torch.randn(features, generator=generator) / turn_scale).round())
+        self.register_buffer("phase", torch.rand(features, generator=generator) * 2 * math.pi)
+
+    def forward(self, pose: Tensor) -> Tensor:
+        """pose (..., 4) to features (..., features), of about unit length."""
+        heading = torch.atan2(pose[..., 3], pose[..., 2]).unsqueeze(-1)
+        angle = pose[..., :2] @ self.frequency.T + heading * self.harmonic + self.phase
+        return angle.cos() * math.sqrt(2 / self.frequency.shape[0])
+
+
+class FrameAttention(nn.Module):
+    """Every frame sees the last `window` frames and its own chunk; all tokens of visible frames are seen.
+
+    A chunk of 1 is the interactive form; the paper's is a chunk of 5 with a window of 5 (section 3.2). Chunks are counted
+    from the first frame of a call. Frames before the first are zeros, which is what the initial state holds.
+    """
+
+    def __init__(self, width: int, tokens: int, heads: int, window: int, chunk: int = 1, frames_together: int = 4) -> None:
+        super().__init__()
+        self.heads, self.window, self.chunk, self.tokens = heads, window, chunk, tokens
+        self.frames_together = chunk if chunk > 1 else frames_together  # frames whose queries share one matrix product
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(heads, window + 2 * chunk - 1, tokens, tokens))  # by distance in frames, query, key
+
+    def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Zeros: keys and values (B, W, H, N, P)."""
+        width = self.qkv.weight.shape[1]
+        zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, self.tokens, width // self.heads)
+        return zeros, zeros
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
+        frames = x.shape[1]
+        if frames % self.chunk:
+            raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
+        q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
+        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
+        together = min(self.frames_together, frames)
+        y = F.scaled_dot_product_attention(
+            self._groups(q, together, together),
+            self._groups(keys, self.window + together, together),
+            self._groups(values, self.window + together, together),
+            attn_mask=self._visible_bias(together),
+        )
+        y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=x.shape[0], t=together)[:, :frames]
+        return self.out(y), keys[:, frames:], values[:, frames:]
+
+    def _groups(self, x: Tensor, size: int, step: int) -> Tensor:
+        """Overlapping groups of frames: (B, T, H, N, P) to (B * groups, H, size * N, P); the last one is filled with zeros."""
+        missing = -(x.shape[1] - size) % step
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+        return rearrange(x.unfold(1, size, step), "b g h n p t -> (b g) h (t n) p")
+
+    def _visible_bias(self, together: int) -> Tensor:
+        """Bias by distance, -inf where a frame is not seen: (H, together * N, (W + together) * N)."""
+        query = torch.arange(together, device=self.bias.device)[:, None]
+        key = torch.arange(-self.window, together, device=self.bias.device)[None]
+        chunk_start = query // self.chunk * self.chunk
+        visible = (key >= chunk_start - self.window) & (key < chunk_start + self.chunk)
+        distance = (query - key + self.chunk - 1).clamp(0, self.bias.shape[1] - 1)
+        bias = self.bias[:, distance].masked_fill(~visible[..., None, None], -torch.inf)
+        return rearrange(bias, "h q k n m -> h (q n) (k m)")
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))

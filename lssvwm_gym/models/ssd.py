@@ -1,0 +1,92 @@
+"""State-space duality (SSD): the scan of Mamba-2, in chunks of matrix products, and its plain recurrence.
+
+Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Layout and meaning of arguments are mamba-ssm's
+(`mamba_chunk_scan_combined`), after softplus and bias: b sequences, l tokens, h heads, p head width, g groups of
+heads that share B and C, n state size.
+
+    state[t] = exp(A * dt[t]) * state[t-1] + dt[t] * x[t] B[t]^T        y[t] = state[t] C[t] + D * x[t]
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk: int,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan a sequence of any length.
+
+    x (b, l, h, p), dt (b, l, h), A (h,) negative, B and C (b, l, g, n), D (h,), initial_state (b, h, p, n) float32 or float64.
+    Returns y (b, l, h, p) and the final state (b, h, p, n). Decays and states keep the state's precision.
+    """
+    b, l, h, p = x.shape  # noqa: E741
+    g, n = B.shape[2:]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    state = x.new_zeros(b, h, p, n, dtype=exact) if initial_state is None else initial_state
+    q = min(chunk, l)
+    pad = -l % q  # padded tokens have dt = 0: they neither decay the state nor write to it
+    written = _chunks(x * dt[..., None].to(x.dtype), q, pad)  # (b, c, h, q, p)
+    keys, queries = _chunks(B, q, pad), _chunks(C, q, pad)  # (b, c, g, q, n)
+    decay = _chunks((dt.to(exact) * A.to(exact))[..., None], q, pad).squeeze(-1).cumsum(-1)  # (b, c, h, q), log, from the chunk's start
+    by_group = (b, -1, g, h // g)
+
+    within = (queries @ keys.transpose(-1, -2)).unsqueeze(3) * _decay_between(decay).view(*by_group, q, q).to(x.dtype)
+    y = within.view(b, -1, h, q, q) @ written
+    to_end = (decay[..., -1:] - decay).exp().unsqueeze(-1).to(x.dtype)
+    added = (written * to_end).transpose(-1, -2).reshape(*by_group, p, q) @ keys.unsqueeze(3)  # (b, c, g, h/g, p, n)
+
+    entering = []
+    survives = decay[..., -1].exp()[..., None, None]
+    for add, keep in zip(added.reshape(b, -1, h, p, n).to(exact).unbind(1), survives.unbind(1), strict=True):  # unbind: indexing
+        entering.append(state)  # would make the backward pass quadratic in the number of chunks
+        state = torch.addcmul(add, state, keep)
+    carried = torch.stack(entering, 1).to(x.dtype).view(*by_group, p, n)
+    y = y + (queries.unsqueeze(3) @ carried.transpose(-1, -2)).view_as(y) * decay.exp().unsqueeze(-1).to(x.dtype)
+
+    y = y.transpose(2, 3).reshape(b, l + pad, h, p)[:, :l]
+    return (y if D is None else y + x * D[:, None].to(x.dtype)), state
+
+
+def ssd_recurrence(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, token by token: the reference that `ssd_scan` is tested against."""
+    b, _, h, p = x.shape
+    repeat = h // B.shape[2]
+    B, C = B.repeat_interleave(repeat, 2), C.repeat_interleave(repeat, 2)
+    state = x.new_zeros(b, h, p, B.shape[-1]) if initial_state is None else initial_state
+    outputs = []
+    for t in range(x.shape[1]):
+        state = state * (dt[:, t] * A).exp()[..., None, None] + torch.einsum("bh,bhp,bhn->bhpn", dt[:, t], x[:, t], B[:, t])
+        outputs.append(torch.einsum("bhpn,bhn->bhp", state, C[:, t]))
+    y = torch.stack(outputs, 1)
+    return (y if D is None else y + x * D[:, None]), state
+
+
+def _chunks(x: Tensor, q: int, pad: int) -> Tensor:
+    """(b, l, h, ...) to (b, c, h, q, ...)."""
+    x = F.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
+    return x.view(x.shape[0], -1, q, *x.shape[2:]).transpose(2, 3)
+
+
+def _decay_between(decay: Tensor) -> Tensor:
+    """Cumulated log decays (..., q) to the decay from token s to token t, zero where s is later: (..., q, q)."""
+    q = decay.shape[-1]
+    past = torch.ones(q, q, dtype=torch.bool, device=decay.device).tril()
+    return (decay[..., :, None] - decay[..., None, :]).masked_fill(~past, -torch.inf).exp()

@@ -1,0 +1,48 @@
+"""State is a value: NamedTuples of tensors whose first axis is the environment row. Nothing is written in place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+S = TypeVar("S")
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers. A state of zeros is the state before the first frame."""
+
+    ssm: Tensor  # (B, blocks, H, P, S) float32; content heads of the block-wise scan
+    conv: Tensor  # (B, blocks, d_conv - 1, conv width); last inputs of the short convolution
+    place: Tensor  # (B, place heads, N * P + 1, place features) float32; empty where the layer has none
+    keys: Tensor  # (B, W, H, N, P); of the last W frames
+    values: Tensor  # (B, W, H, N, P)
+
+
+class WorldState(NamedTuple):
+    """What the world model remembers: constant in size, however many frames it has seen."""
+
+    layers: tuple[LayerState, ...]
+    age: Tensor  # (B,) int64, committed frames
+
+
+def take_rows(state: S, rows: Tensor) -> S:
+    """The state of some rows, in that order; rows may repeat (branching)."""
+    return tree_map(lambda tensor: tensor[rows], state)
+
+
+def put_rows(state: S, rows: Tensor, new: S) -> S:
+    """A state whose `rows` are replaced by `new`; all others are untouched."""
+    return tree_map(lambda tensor, value: tensor.index_copy(0, rows, value.to(tensor.dtype)), state, new)
+
+
+def where_rows(mask: Tensor, yes: S, no: S) -> S:
+    """Row by row one state or the other; mask (B,) bool."""
+    return tree_map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b), yes, no)
+
+
+def state_bytes(state: object) -> int:
+    """Bytes of all tensors of a state."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))

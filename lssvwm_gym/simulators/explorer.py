@@ -1,0 +1,121 @@
+"""A scripted explorer of Memory Maze. It cheats: it sees the map and its own place, which `info` tells and no picture shows.
+
+It walks shortest paths to random cells, or to the wanted ball, turns around on arrival, and now and then slips into a
+burst of one random action. So it visits most of the maze and comes back often, which is what a memory needs to learn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
+TURN = 18.4  # degrees that one more step of turning adds
+TURN_ON_SPOT = 50.0  # degrees of error from which it stops to turn
+ARRIVED = 0.3  # cells from the goal
+BALL_SHARE = (0.2, 0.8)  # of the goals, by episode
+NOISE_SHARE = (0.0, 0.05)  # of the steps that begin a burst, by episode
+BURST_STEPS = (1, 5)
+LOOK_STEPS = (8, 24)  # 20 steps are a full turn
+PATIENCE = 40  # steps without coming nearer before it picks another goal
+
+
+class Explorer:
+    """One episode's walk, decided by `rng` and by the `info` of `MemoryMazeEnv` alone.
+
+    Args:
+        rng: draws how the episode goes (share of balls, share of noise) and every goal in it.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._ball_share = rng.uniform(*BALL_SHARE)
+        self._noise_share = rng.uniform(*NOISE_SHARE)
+        self._queue: deque[int] = deque()  # actions decided on already: a look around, a burst
+        self._goal: tuple[int, int] | None = None
+        self._wanted = np.full(2, np.nan)  # where the wanted ball was when the goal was picked
+        self._steps_to_go = np.zeros(0)  # (size, size) from each cell to the goal
+        self._nearest, self._waited = np.inf, 0
+
+    def __call__(self, frame: np.ndarray, info: dict[str, Any]) -> int:
+        """The next action, 0..5, for what `info` says about this moment; `frame` is not looked at."""
+        if not self._queue and self._rng.random() < self._noise_share:
+            self._queue.extend([int(self._rng.integers(6))] * int(self._rng.integers(BURST_STEPS[0], BURST_STEPS[1] + 1)))
+        if not self._queue and self._goal_is_done(info):
+            self._pick_goal(info)
+        if self._queue:
+            return self._queue.popleft()
+        return steer(info["agent_pos"], info["agent_dir"], self._waypoint(info["agent_pos"]))
+
+    def _goal_is_done(self, info: dict[str, Any]) -> bool:
+        if self._goal is None:
+            return True
+        if not np.array_equal(self._wanted, info["target_pos"]):  # the ball was touched
+            self._look_around()
+            return True
+        distance = float(np.linalg.norm(_centre(self._goal) - info["agent_pos"]))
+        remaining = distance + self._steps_to_go[_row_column(info["agent_pos"])]
+        self._waited = 0 if remaining < self._nearest - 0.05 else self._waited + 1
+        self._nearest = min(self._nearest, remaining)
+        if distance < ARRIVED:
+            self._look_around()
+        return distance < ARRIVED or self._waited > PATIENCE
+
+    def _look_around(self) -> None:
+        side = int(self._rng.choice([LEFT, RIGHT]))
+        self._queue.extend([side] * int(self._rng.integers(LOOK_STEPS[0], LOOK_STEPS[1] + 1)))
+
+    def _pick_goal(self, info: dict[str, Any]) -> None:
+        layout, here = info["maze_layout"], _row_column(info["agent_pos"])
+        goal = _row_column(info["target_pos"]) if self._rng.random() < self._ball_share else None
+        if goal is None or goal == here:
+            rows, columns = np.nonzero(np.isfinite(steps_to(layout, here)))
+            pick = int(self._rng.integers(len(rows)))
+            goal = int(rows[pick]), int(columns[pick])
+        self._goal, self._wanted = goal, info["target_pos"]
+        self._steps_to_go = steps_to(layout, goal)
+        self._nearest, self._waited = np.inf, 0
+
+    def _waypoint(self, position: np.ndarray) -> np.ndarray:
+        """Centre of the goal's cell if the agent is in it, else of the next cell on the way."""
+        row, column = _row_column(position)
+        size = len(self._steps_to_go)
+        around = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        inside = [cell for cell in around if 0 <= min(cell) and max(cell) < size]
+        return _centre(min(inside, key=lambda cell: self._steps_to_go[cell]))
+
+
+def steer(position: np.ndarray, heading: np.ndarray, goal: np.ndarray) -> int:
+    """The action, 1..5, that brings an agent at `position` (2,) with unit `heading` (2,) towards `goal` (2,)."""
+    way = goal - position
+    error = np.degrees(np.arctan2(heading[0] * way[1] - heading[1] * way[0], heading @ way))  # positive to the left
+    if abs(error) < TURN / 2:
+        return FORWARD
+    if abs(error) < TURN_ON_SPOT:
+        return FORWARD_LEFT if error > 0 else FORWARD_RIGHT
+    return LEFT if error > 0 else RIGHT
+
+
+def steps_to(layout: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
+    """Steps on the shortest path from every free cell of `layout` (rows, columns) to `goal`: float, inf where there is none."""
+    steps = np.full(layout.shape, np.inf)
+    steps[goal] = 0
+    queue = deque([goal])
+    while queue:
+        row, column = queue.popleft()
+        for cell in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            inside = 0 <= cell[0] < layout.shape[0] and 0 <= cell[1] < layout.shape[1]
+            if inside and layout[cell] and np.isinf(steps[cell]):
+                steps[cell] = steps[row, column] + 1
+                queue.append(cell)
+    return steps
+
+
+def _row_column(position: np.ndarray) -> tuple[int, int]:
+    return int(position[1]), int(position[0])
+
+
+def _centre(cell: tuple[int, int]) -> np.ndarray:
+    return np.array([cell[1] + 0.5, cell[0] + 0.5])

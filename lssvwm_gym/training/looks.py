@@ -1,0 +1,117 @@
+"""Looks at a world model while it trains: validation scores, a contact sheet of recalled places, a GIF of a dream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.walks import Clip, Walk, latent_episodes, read_clip
+from lssvwm_gym.training.world import WorldTraining, inputs_of
+
+CONTEXT, AHEAD = 100, 24  # frames
+
+
+@dataclass
+class Looks:
+    """Holds the validation clips; `look` scores a model on them and writes pictures."""
+
+    run: WorldTraining
+    autoencoder: Autoencoder
+
+    def __post_init__(self) -> None:
+        assert self.run.val is not None
+        episodes = latent_episodes(self.run.val, self.autoencoder, self.run.out / "latents")
+        unknown = self.run.model.actions
+        frames = CONTEXT + AHEAD
+        self.forward = read_clip(episodes, [Walk(i, 200, frames, frames) for i in range(len(episodes))], frames, unknown)
+        walks = [Walk(i, start, CONTEXT, 2 * CONTEXT) for i in range(len(episodes)) for start in (100, 600)]
+        self.returning = read_clip(episodes, walks, 2 * CONTEXT, unknown)
+
+    @torch.no_grad()
+    def look(self, model: WorldModel, step: int, writer: SummaryWriter) -> str:
+        """Score, write to TensorBoard and `samples/`, and return a line to print."""
+        scores = {**self._next_frames(model), **self._recall(model), **self._dream(model)}
+        for name, value in scores.items():
+            writer.add_scalar(f"val/{name}", value, step)
+        return f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+
+    def _context(self, model: WorldModel) -> DreamState:
+        clip = self.forward
+        state = first_state(model, torch.arange(len(clip.latent)))
+        return remember(model, state, clip.latent[:, :CONTEXT], clip.action[:, :CONTEXT], clip.pose[:, :CONTEXT])
+
+    def _next_frames(self, model: WorldModel) -> dict[str, float]:
+        """Each next frame from a real past, with the true and with the believed motion; and the error of that motion."""
+        state, clip = self._context(model), self.forward
+        errors: dict[str, list[float]] = {"next": [], "next_believed": [], "motion_error": []}
+        for t in range(CONTEXT, CONTEXT + AHEAD):
+            action, truth = clip.action[:, t], clip.latent[:, t]
+            for name, motion in (("next", clip.motion[:, t]), ("next_believed", None)):
+                latent, moved = imagine(model, state, action, 1, motion)
+                errors[name].append((latent - truth).square().mean().item())
+            errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
+            state = remember(model, state, clip.latent[:, t : t + 1], clip.action[:, t : t + 1], clip.pose[:, t : t + 1])
+        return {name: float(np.mean(values)) for name, values in errors.items()}
+
+    def _recall(self, model: WorldModel) -> dict[str, float]:
+        """Views on the way back, from pure noise with no clean neighbour: from memory, with poses shuffled, without memory."""
+        clip = self.returning
+        noise = torch.zeros(clip.action.shape)
+        noise[:, CONTEXT:] = 1
+        generator = torch.Generator().manual_seed(0)
+        latent = torch.where(noise[..., None, None] > 0, torch.randn(clip.latent.shape, generator=generator), clip.latent)
+        known = torch.ones_like(noise)
+        late = slice(CONTEXT + 12, None)
+        with_memory = model(latent, inputs_of(clip, noise, known), model.initial_state(len(latent))).clean
+        order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])
+        shuffled = Clip(clip.latent, clip.action, clip.reward, clip.recorded, clip.pose[:, order], clip.motion)
+        lost = model(latent, inputs_of(shuffled, noise, known), model.initial_state(len(latent))).clean
+        self._save_sheet("recall", clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8])
+        return {
+            "recall": (with_memory - clip.latent)[:, late].square().mean().item(),
+            "recall_shuffled": (lost - clip.latent)[:, late].square().mean().item(),
+            "recall_psnr": self._psnr(with_memory[:, late][:, ::8], clip.latent[:, late][:, ::8]),
+        }
+
+    def _dream(self, model: WorldModel) -> dict[str, float]:
+        """Open loop with believed poses: PSNR against the decoded truth, and how far the believed pose is off at the end."""
+        state, clip = self._context(model), self.forward
+        frames = []
+        for t in range(CONTEXT, CONTEXT + AHEAD):
+            latent, motion = imagine(model, state, clip.action[:, t], 1)
+            state = commit(model, state, latent, clip.action[:, t], motion)
+            frames.append(latent)
+        dreamed, truth = torch.stack(frames, 1), clip.latent[:, CONTEXT:]
+        self._save_gif("dream", truth, dreamed)
+        drift = (state.pose - clip.pose[:, -1])[:, :2].norm(dim=-1).mean().item()
+        return {"dream_psnr": self._psnr(dreamed, truth), "pose_drift": drift}
+
+    def _decoded(self, latent: Tensor) -> np.ndarray:
+        images = self.autoencoder.decode(latent.flatten(0, 1))
+        return images.unflatten(0, latent.shape[:2]).numpy()
+
+    def _psnr(self, latent: Tensor, truth: Tensor) -> float:
+        a, b = (self._decoded(x)[:, :, 2:-2, 2:-2].astype(np.float32) / 255 for x in (latent, truth))
+        return float(np.mean(-10 * np.log10(np.square(a - b).mean((2, 3, 4)) + 1e-8)))
+
+    def _save_sheet(self, name: str, truth: Tensor, model: Tensor) -> None:
+        rows = [np.concatenate(list(row), 1) for pair in zip(self._decoded(truth), self._decoded(model), strict=True) for row in pair]
+        self._path(f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(rows)).save(self._path(f"{name}.png"))
+
+    def _save_gif(self, name: str, truth: Tensor, dreamed: Tensor) -> None:
+        pairs = np.concatenate([self._decoded(truth), self._decoded(dreamed)], 2)  # one under the other
+        frames = [Image.fromarray(np.concatenate(list(pairs[:, t]), 1)) for t in range(pairs.shape[1])]
+        frames[0].save(self._path(f"{name}.gif"), save_all=True, append_images=frames[1:], duration=250, loop=0)
+
+    def _path(self, name: str) -> Path:
+        return self.run.out / "samples" / name

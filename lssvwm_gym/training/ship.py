@@ -1,0 +1,67 @@
+"""Make a folder of weights from finished models: `lssvwm-gym ship --autoencoder F --world-model F --data DIR --out DIR`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lssvwm_gym.data.folder import episode_paths, fingerprint
+from lssvwm_gym.data.tensors import load_strictly, load_tensors, under
+from lssvwm_gym.models.latents import LatentEpisode, encode_episode
+from lssvwm_gym.models.weights import Starts, Weights, save_weights
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training.autoencoder import load_autoencoder
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """What goes into a folder of weights."""
+
+    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder
+    world_model: Path  # world.safetensors of a finished world model, or checkpoint.safetensors of one under way
+    data: Path  # folder with real episodes to begin dreams with
+    out: Path  # folder to write
+    openings: int = 64
+    opening_frames: int = 16
+    walks: int = 4
+    walk_frames: int = 500
+    seed: int = 0
+
+
+def ship(run: Shipping) -> Weights:
+    """Write the folder and return what is in it."""
+    autoencoder = load_autoencoder(run.autoencoder)
+    world_model, trained = load_world_model(run.world_model)
+    paths = episode_paths(run.data)
+    rng = np.random.default_rng(run.seed)
+    chosen = rng.permutation(len(paths))[: run.openings]
+    episodes = [encode_episode(paths[i], autoencoder) for i in chosen]
+    openings = _starts(episodes, run.openings, run.opening_frames, rng)
+    walks = _starts(episodes[::-1], run.walks, run.walk_frames, rng)
+    info = {"training": trained, "starts_from": fingerprint(run.data)}
+    weights = Weights(autoencoder, world_model, openings, walks, info)
+    save_weights(run.out, weights)
+    return weights
+
+
+def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
+    """The average weights of a finished or an unfinished training run, and its header."""
+    tensors, header = load_tensors(path)
+    model = WorldModel(WorldModelConfig.from_json(header["config"]))
+    average = under("average", tensors)
+    load_strictly(model, average or tensors, path)
+    return model.eval().requires_grad_(False), {k: v for k, v in header.items() if k not in ("config", "walks")}
+
+
+def _starts(episodes: list[LatentEpisode], count: int, frames: int, rng: np.random.Generator) -> Starts:
+    """`count` pieces of `frames` frames at random places, one an episode as far as they go."""
+    pieces = []
+    for number in range(count):
+        episode = episodes[number % len(episodes)]
+        part = slice(start := int(rng.integers(len(episode) - frames + 1)), start + frames)
+        pieces.append((episode.latent[part], episode.action[part], episode.pose[part]))
+    return Starts(*(torch.stack(column) for column in zip(*pieces, strict=True)))

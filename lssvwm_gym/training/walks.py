@@ -1,0 +1,118 @@
+"""Training clips: walks through recorded episodes, cut into clips that hand their state on.
+
+A walk goes forward through an episode, and in most cases turns round and goes back through the same frames: the poses
+say where it is, so the frames on the way back can be known from memory alone. All draws depend on (seed, step) only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.latents import LatentEpisode, encode_episode
+from lssvwm_gym.models.pose import motion_between, relative_to
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Frames start, start+1, ... and, from step `turn` on, back again; `at` is the step that the next clip begins with."""
+
+    episode: int
+    start: int
+    turn: int  # steps before the way back
+    length: int  # steps in all
+    at: int = 0
+
+    def frames(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the next `count` frames in the episode, and whether each was reached by its recorded action."""
+        step = np.arange(self.at, self.at + count)
+        back = step >= self.turn
+        return self.start + np.where(back, 2 * self.turn - 2 - step, step), ~back
+
+    @property
+    def done(self) -> bool:
+        return self.at >= self.length
+
+    def advanced(self, count: int) -> Walk:
+        return replace(self, at=self.at + count)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A batch of clips; entry t speaks of frame t. Poses are seen from the first frame of the walk."""
+
+    latent: Tensor  # (B, T, N, C)
+    action: Tensor  # (B, T) int64; the number of actions where unknown
+    reward: Tensor  # (B, T) float32
+    recorded: Tensor  # (B, T) float; 1 where action and reward are what was recorded, 0 on the way back
+    pose: Tensor  # (B, T, 4)
+    motion: Tensor  # (B, T, 3) since the frame before; zeros at the first frame of a walk
+
+
+def draw_walk(episodes: list[LatentEpisode], frames: int, clips: int, back: float, rng: np.random.Generator) -> Walk:
+    """A walk of up to `clips` clips of `frames` frames; `back` is the share of walks that turn round."""
+    length = frames * int(rng.integers(1, clips + 1))
+    episode = int(rng.integers(len(episodes)))
+    length = min(length, (len(episodes[episode]) - 1) // frames * frames)
+    if rng.random() < back:
+        turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
+    else:
+        turn = length
+    return Walk(episode, int(rng.integers(len(episodes[episode]) - turn + 1)), turn, length)
+
+
+def read_clip(episodes: list[LatentEpisode], walks: list[Walk], frames: int, unknown_action: int) -> Clip:
+    """The next `frames` frames of each walk."""
+    rows = [_read_row(episodes[walk.episode], walk, frames, unknown_action) for walk in walks]
+    return Clip(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _read_row(episode: LatentEpisode, walk: Walk, frames: int, unknown_action: int) -> tuple[Tensor, ...]:
+    index, recorded = walk.frames(frames)
+    before, _ = replace(walk, at=max(0, walk.at - 1)).frames(1)
+    pose = relative_to(episode.pose[np.concatenate([before, index])], episode.pose[walk.start])
+    known = torch.from_numpy(recorded)
+    return (
+        episode.latent[index].float(),
+        torch.where(known, episode.action[index], unknown_action),
+        episode.reward[index] * known,
+        known.float(),
+        pose[1:],
+        motion_between(pose[:-1], pose[1:]),
+    )
+
+
+def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path) -> list[LatentEpisode]:
+    """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights."""
+    cache = cache / _hash_of(autoencoder)
+    return [
+        _latent_episode(path, autoencoder, cache) for path in tqdm(episode_paths(folder), desc=f"latents of {folder.name}", leave=False)
+    ]
+
+
+def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> LatentEpisode:
+    stored = cache / path.parent.name / f"{path.stem}.safetensors"
+    stamp = {"source": str(path.resolve()), "bytes": path.stat().st_size}
+    if stored.exists():
+        tensors, header = load_tensors(stored)
+        if header == stamp:
+            return LatentEpisode(**tensors)
+    episode = encode_episode(path, autoencoder)
+    save_tensors(stored, vars(episode), stamp)
+    return episode
+
+
+def _hash_of(autoencoder: Autoencoder) -> str:
+    digest = hashlib.sha256()
+    for tensor in autoencoder.encoder.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,233 @@
+"""Train the world model on a folder of episodes: `lssvwm-gym train world --data DIR --autoencoder FILE --out DIR`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lssvwm_gym.data.folder import fingerprint
+from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
+from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.state import WorldState, take_rows, where_rows
+from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig, WorldOutput
+from lssvwm_gym.training.autoencoder import load_autoencoder
+from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.training.optimizer import make_optimizer
+from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
+from lssvwm_gym.training.walks import Clip, Walk, draw_walk, latent_episodes, read_clip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum."""
+
+    share: float  # of all steps
+    frames: int  # T, of a clip
+    clips: int  # the longest walk, in clips that hand their state on
+
+
+CURRICULUM = (Stage(0.15, 80, 1), Stage(0.45, 160, 2), Stage(0.4, 160, 4))
+
+
+@dataclass(frozen=True)
+class WorldTraining:
+    """How to train a world model. The same command line goes on exactly where a stopped run was."""
+
+    data: Path  # folder with episodes to learn from
+    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder
+    out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
+    val: Path | None = None  # folder with episodes to choose by
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    curriculum: tuple[Stage, ...] = CURRICULUM
+    noise: NoiseLevels = field(default_factory=NoiseLevels)
+    steps: int = 6000
+    frames_a_step: int = 640  # rows times frames of a clip
+    learning_rate: float = 1e-3
+    muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
+    warmup: int = 100  # steps
+    decay: float = 0.35  # share of the steps over which the learning rate falls to zero
+    average: float = 0.998  # decay of the moving average that is shipped
+    back: float = 0.6  # share of walks that turn round and go back
+    context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
+    pose_dropout: float = 0.1  # share of clips without poses
+    reward_weight: float = 0.1
+    pose_weight: float = 0.1
+    save_every: int = 250  # steps
+    seed: int = 0
+    threads: int = 0  # 0: leave it to torch
+
+    def stage(self, step: int) -> Stage:
+        """The stage of the curriculum that a step belongs to."""
+        reached = np.cumsum([stage.share for stage in self.curriculum]) * self.steps
+        return self.curriculum[min(int(np.searchsorted(reached, step, side="right")), len(self.curriculum) - 1)]
+
+
+class Trainer:
+    """A training run in memory: weights, their average, optimiser, and the walks under way with their states."""
+
+    def __init__(self, run: WorldTraining, episodes: list[LatentEpisode]) -> None:
+        torch.manual_seed(run.seed)
+        self.run, self.episodes, self.step = run, episodes, 0
+        self.model = WorldModel(run.model)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizers = make_optimizer(self.model, run.muon)
+        self.walks: list[Walk] = []
+        self.state: WorldState = self.model.initial_state(0)
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step of the optimiser; returns losses to log."""
+        run, stage = self.run, self.run.stage(self.step)
+        rng = np.random.default_rng([run.seed, self.step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self._begin_walks(max(1, run.frames_a_step // stage.frames), stage, rng)
+        unknown_action = run.model.actions
+        clip = read_clip(self.episodes, self.walks, stage.frames, unknown_action)
+        for optimizer in self.optimizers:
+            set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
+            optimizer.zero_grad()
+        losses = world_losses(self.model, clip, self.state, run, generator)
+        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
+        total.backward()
+        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        update_average(self.average, self.model, self.step, run.average)
+        self._hand_over(clip, stage.frames)
+        self.step += 1
+        return losses
+
+    def _begin_walks(self, rows: int, stage: Stage, rng: np.random.Generator) -> None:
+        """Rows whose walk has ended begin a new one with an empty state; a new stage begins all anew."""
+        if len(self.walks) != rows:
+            self.walks = [Walk(0, 0, 0, 0)] * rows
+            self.state = self.model.initial_state(rows)
+        ended = torch.tensor([walk.done for walk in self.walks])
+        self.state = where_rows(ended, self.model.initial_state(rows), self.state)
+        self.walks = [draw_walk(self.episodes, stage.frames, stage.clips, self.run.back, rng) if walk.done else walk for walk in self.walks]
+
+    @torch.no_grad()
+    def _hand_over(self, clip: Clip, frames: int) -> None:
+        """Commit the clean clip for every walk that goes on, so that its next clip starts with that memory."""
+        self.walks = [walk.advanced(frames) for walk in self.walks]
+        going_on = torch.tensor([row for row, walk in enumerate(self.walks) if not walk.done], dtype=torch.int64)
+        if not len(going_on):
+            return
+        part = Clip(*(tensor[going_on] for tensor in vars(clip).values()))
+        noise = torch.zeros(part.action.shape)
+        committed = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
+        leaves, shape = tree_flatten(self.state)
+        news = tree_flatten(committed)[0]
+        self.state = tree_unflatten([old.index_copy(0, going_on, new) for old, new in zip(leaves, news, strict=True)], shape)
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step depends on."""
+        tensors = {
+            **prefixed("model", self.model.state_dict()),
+            **prefixed("average", self.average.state_dict()),
+            **prefixed("state", {str(i): leaf for i, leaf in enumerate(tree_flatten(self.state)[0])}),
+        }
+        for number, optimizer in enumerate(self.optimizers):
+            tensors |= prefixed(f"optimizer{number}", optimizer_tensors(optimizer))
+        header = {
+            "step": self.step,
+            "seed": self.run.seed,
+            "config": asdict(self.run.model),
+            "walks": [asdict(walk) for walk in self.walks],
+        }
+        save_tensors(path, tensors, header)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model or seed."""
+        tensors, header = load_tensors(path)
+        for name, mine in (("config", json.loads(json.dumps(asdict(self.run.model)))), ("seed", self.run.seed)):
+            if header.get(name) != mine:
+                raise TensorFileError(f"{path} was made with {name} {header.get(name)}, not {mine}; choose another --out")
+        load_strictly(self.model, under("model", tensors), path)
+        load_strictly(self.average, under("average", tensors), path)
+        for number, optimizer in enumerate(self.optimizers):
+            load_optimizer_tensors(optimizer, under(f"optimizer{number}", tensors))
+        self.step, self.walks = header["step"], [Walk(**walk) for walk in header["walks"]]
+        shape = tree_flatten(self.model.initial_state(len(self.walks)))[1]
+        leaves = under("state", tensors)
+        self.state = tree_unflatten([leaves[str(i)] for i in range(len(leaves))], shape)
+
+
+def world_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> dict[str, Tensor]:
+    """Losses of one batch of clips at drawn noise levels; gradients stop at the incoming state."""
+    rows, frames = clip.action.shape
+    level = draw_noise_levels(rows, frames, run.noise, generator)
+    pose_known = (torch.rand(rows, 1, generator=generator) >= run.pose_dropout).float().expand(rows, frames)
+    unannounced = torch.rand(rows, 1, generator=generator) * run.context_noise * (level == 0)
+    noise = torch.randn(clip.latent.shape, generator=generator)
+    noisy = add_noise(clip.latent, noise, torch.maximum(level, unannounced))
+    output = model(noisy, inputs_of(clip, level, pose_known), state)
+    committed = (level == 0).float()
+    return {
+        "denoise": denoising_loss(output.clean, clip.latent, level, torch.ones_like(level)),
+        "reward": _reward_loss(model, output, clip, committed * clip.recorded),
+        "pose": _pose_loss(model, output, clip, committed),
+    }
+
+
+def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
+    """What the model is told of a clip at the given noise levels and knowledge of poses, both (B, T)."""
+    return FrameInputs(level, clip.action, clip.pose, clip.motion, pose_known)
+
+
+def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
+    logits = model.reward_head(output.features)
+    loss = F.cross_entropy(logits.flatten(0, 1), (clip.reward > 0.5).long().flatten(), reduction="none").view_as(weight)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, committed: Tensor) -> Tensor:
+    """Frame t predicts the motion to frame t+1, where t is clean and the action to t+1 is known."""
+    weight = committed[:, :-1] * clip.recorded[:, 1:]
+    predicted = model.pose_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
+    scale = model.pose_head.motion_scale
+    loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def train_world(run: WorldTraining) -> Path:
+    """Train, and return the path of the finished world model."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    autoencoder = load_autoencoder(run.autoencoder)
+    trainer = Trainer(run, latent_episodes(run.data, autoencoder, run.out / "latents"))
+    saved = run.out / "checkpoint.safetensors"
+    if saved.exists():
+        trainer.load(saved)
+    from lssvwm_gym.training.looks import Looks
+
+    looks = Looks(run, autoencoder) if run.val else None
+    writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
+    stage_frames = run.frames_a_step
+    progress = tqdm(total=run.steps * stage_frames, initial=trainer.step * stage_frames, unit="frame", unit_scale=True, smoothing=0.02)
+    while trainer.step < run.steps:
+        losses = trainer.train_step()
+        progress.update(stage_frames)
+        if trainer.step % 20 == 0:
+            for name, value in losses.items():
+                writer.add_scalar(f"train/{name}", value.item(), trainer.step)
+            progress.set_postfix({name: f"{value.item():.4f}" for name, value in losses.items()}, refresh=False)
+        if trainer.step % run.save_every == 0 or trainer.step == run.steps:
+            trainer.save(saved)
+            if looks is not None:
+                tqdm.write(looks.look(trainer.average, trainer.step, writer))
+    writer.close()
+    finished = run.out / "world.safetensors"
+    header = {"config": asdict(run.model), "steps": run.steps, "frames": run.steps * run.frames_a_step, "data": fingerprint(run.data)}
+    save_tensors(finished, trainer.average.state_dict(), header)
+    return finished

@@ -1,0 +1,26 @@
+"""What distinguishes one dreamed world from another, as a frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class World:
+    """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none."""
+
+    id: str  # of the dream, for gymnasium.make
+    name: str  # on the command line
+    image_size: int  # pixels a side of the square observation
+    actions: tuple[str, ...]  # names of the discrete actions
+    keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
+    fps: int  # frames a second of world time
+    reward_values: tuple[float, ...]  # what the classes of the reward head pay
+    max_episode_steps: int
+    weights: Path  # folder with config.json, model.safetensors, starts.safetensors
+    border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
+    real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
+
+
+WEIGHTS = Path(__file__).parent.parent / "weights"

@@ -1,0 +1,173 @@
+"""What goes wrong in such models, each with a test that would catch it: splits, causality, leaks, batches, peeking."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lssvwm_gym.models.layers import BlockScan, FrameAttention
+from lssvwm_gym.models.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.state import put_rows, take_rows
+from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
+
+SMALL = WorldModelConfig(latent_channels=4, width=32, head_width=16, d_state=8, place_width=16, place_features=16, window=3, d_conv=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = WorldModel(SMALL).double().requires_grad_(False)
+    for parameter in model.parameters():  # zero-initialised parts must take part
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def clip(rows, frames, seed=0, noise=None):
+    g = torch.Generator().manual_seed(seed)
+    heading = torch.randn(rows, frames, generator=g).double()
+    pose = torch.cat([torch.randn(rows, frames, 2, generator=g).double(), heading.cos()[..., None], heading.sin()[..., None]], -1)
+    level = torch.rand(rows, frames, generator=g).double().round() if noise is None else torch.full((rows, frames), noise).double()
+    motion = torch.randn(rows, frames, 3, generator=g).double() * 0.1
+    inputs = FrameInputs(level, torch.randint(7, (rows, frames), generator=g), pose, motion, torch.ones(rows, frames).double())
+    return torch.randn(rows, frames, 16, 4, generator=g).double(), inputs
+
+
+def close(a, b, tolerance=1e-9):
+    return all(torch.allclose(x, y, atol=tolerance, rtol=tolerance) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+def cut(inputs, frames):
+    return tree_map(lambda t: t[:, frames], inputs)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("length", [1, 5, 32, 75])
+def test_chunked_scan_equals_recurrence_in_outputs_state_and_gradients(length, groups):
+    g = torch.Generator().manual_seed(length)
+
+    def arguments():
+        g.manual_seed(length)
+        shapes = dict(x=(2, length, 4, 3), dt=(2, length, 4), A=(4,), B=(2, length, groups, 5), C=(2, length, groups, 5), D=(4,))
+        made = {k: torch.randn(*s, generator=g, dtype=torch.float64) for k, s in shapes.items()}
+        made["dt"], made["A"] = made["dt"].exp() * 0.3, -made["A"].exp()
+        made["initial_state"] = torch.randn(2, 4, 3, 5, generator=g, dtype=torch.float64)
+        return {k: v.requires_grad_() for k, v in made.items()}
+
+    mine, reference = arguments(), arguments()
+    results = ssd_scan(chunk=8, **mine), ssd_recurrence(**reference)
+    assert close(*results)
+    for y, state in results:
+        (y.square().sum() + state.sin().sum()).backward()
+    for name in mine:
+        assert torch.allclose(mine[name].grad, reference[name].grad, atol=1e-8), name
+
+
+@pytest.mark.parametrize("split", [[1] * 9, [4, 5], [2, 1, 6]])
+def test_any_split_gives_the_same_outputs_and_state(model, split):
+    latent, inputs = clip(2, 9)
+    whole = model(latent, inputs, model.initial_state(2))
+    state, parts, at = model.initial_state(2), [], 0
+    for frames in split:
+        part = slice(at, at + frames)
+        output = model(latent[:, part], cut(inputs, part), state)
+        state, at = output.state, at + frames
+        parts.append(output)
+    assert close(torch.cat([p.clean for p in parts], 1), whole.clean)
+    assert close(torch.cat([p.features for p in parts], 1), whole.features)
+    assert close(state, whole.state)
+
+
+def test_no_frame_sees_a_later_one(model):
+    latent, inputs = clip(1, 7)
+    latent.requires_grad_()
+    model(latent, inputs, model.initial_state(1)).clean[:, 3].square().sum().backward()
+    reach = latent.grad.abs().sum((0, 2, 3))
+    assert (reach[4:] == 0).all()
+    assert (reach[:4] > 0).all()
+
+
+def test_blocks_do_not_leak_into_each_other():
+    torch.manual_seed(0)
+    scan = BlockScan(8, grid=4, block=(2, 2), d_state=4, head_width=8)
+    x = torch.randn(1, 3, 16, 8, requires_grad=True)
+    scan(x, *scan.initial_state(1))[0][:, -1, 0].sum().backward()  # token 0 lies in the upper left block
+    touched = x.grad.abs().sum((0, 1, 3)) > 0
+    assert touched[[0]].all()
+    assert not touched[[2, 3, 6, 7, *range(8, 16)]].any()
+
+
+def test_attention_sees_its_window_and_chunk_only():
+    torch.manual_seed(0)
+    for chunk, window, query, seen in ((1, 2, 5, {3, 4, 5}), (3, 3, 4, {0, 1, 2, 3, 4, 5}), (3, 3, 7, {3, 4, 5, 6, 7, 8})):
+        attention = FrameAttention(8, tokens=4, heads=2, window=window, chunk=chunk)
+        x = torch.randn(1, 9, 4, 8, requires_grad=True)
+        attention(x, *attention.initial_state(1))[0][:, query].sum().backward()
+        assert set(x.grad.abs().sum((0, 2, 3)).nonzero().flatten().tolist()) == seen
+
+
+def test_grouping_of_frames_does_not_change_attention():
+    torch.manual_seed(0)
+    one, many = (FrameAttention(8, 4, 2, window=3, frames_together=n).double() for n in (1, 4))
+    many.load_state_dict(one.state_dict())
+    x = torch.randn(2, 10, 4, 8).double()
+    assert close(one(x, *one.initial_state(2)), many(x, *many.initial_state(2)))
+
+
+def test_a_row_depends_neither_on_its_neighbours_nor_on_their_number(model):
+    latent, inputs = clip(5, 4)
+    together = model(latent, inputs, model.initial_state(5))
+    alone = model(latent[2:3], tree_map(lambda t: t[2:3], inputs), model.initial_state(1))
+    assert close(take_rows(together, torch.tensor([2])), alone)
+
+
+def test_reset_of_one_row_leaves_the_others(model):
+    latent, inputs = clip(3, 4)
+    state = model(latent, inputs, model.initial_state(3)).state
+    row = torch.tensor([1])
+    reset = put_rows(state, row, model.initial_state(1))
+    latent, inputs = clip(3, 1, seed=1)
+    before, after = model(latent, inputs, state).clean, model(latent, inputs, reset).clean
+    assert close(before[[0, 2]], after[[0, 2]])
+    assert not torch.allclose(before[1], after[1])
+    assert close(after[row], model(latent[row], tree_map(lambda t: t[row], inputs), model.initial_state(1)).clean)
+
+
+def test_peeking_changes_no_state(model):
+    latent, inputs = clip(2, 3)
+    state = model(latent, inputs, model.initial_state(2)).state
+    kept = tree_map(torch.clone, state)
+    noisy, peek = clip(2, 1, seed=2, noise=0.7)
+    for _ in range(3):
+        model(noisy, peek, state)
+    assert close(state, kept, tolerance=0)
+
+
+def test_only_clean_frames_with_a_pose_write_to_places(model):
+    latent, inputs = clip(1, 3, noise=0.5)
+    blank = inputs._replace(noise=torch.zeros_like(inputs.noise), pose_known=torch.zeros_like(inputs.pose_known))
+    for unwritten in (inputs, blank):
+        assert all((layer.place == 0).all() for layer in model(latent, unwritten, model.initial_state(1)).state.layers)
+    clean = inputs._replace(noise=torch.zeros_like(inputs.noise))
+    assert model(latent, clean, model.initial_state(1)).state.layers[1].place.abs().sum() > 0
+
+
+def test_unknown_pose_hides_the_pose(model):
+    latent, inputs = clip(1, 3)
+    hidden = inputs._replace(pose_known=torch.zeros_like(inputs.pose_known))
+    moved = hidden._replace(pose=hidden.pose + 3, motion=hidden.motion + 1)
+    assert close(model(latent, hidden, model.initial_state(1)).clean, model(latent, moved, model.initial_state(1)).clean)
+
+
+def test_config_survives_json():
+    import dataclasses
+    import json
+
+    assert WorldModelConfig.from_json(json.loads(json.dumps(dataclasses.asdict(SMALL)))) == SMALL
+
+
+def test_config_refuses_contradictions():
+    with pytest.raises(ValueError, match="place has 1"):
+        WorldModelConfig(blocks=((1, 1), (4, 4)), place=(True,))
+    with pytest.raises(ValueError, match="action_size"):
+        WorldModelConfig(actions=0)
+    with pytest.raises(ValueError, match="doesn't tile"):
+        BlockScan(8, grid=4, block=(3, 1), d_state=4, head_width=8)

@@ -1,0 +1,48 @@
+"""A folder of tiny random weights for tests that need a dream but no trained model; the fixture is `tiny_weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.weights import Starts, Weights, save_weights
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+
+OPENINGS, OPENING_FRAMES = 5, 6
+WALKS, WALK_FRAMES = 2, 150
+IMAGE = AutoencoderConfig(patch=8, widths=(8, 16), latent_channels=4)
+SIZES = dict(latent_channels=4, width=32, blocks=((4, 4), (1, 1)), place=(False, True), heads=2, head_width=16, d_state=8, mlp=2)
+SIZES |= dict(place_heads=2, place_width=16, place_features=16, window=3)
+
+
+def write_tiny_weights(folder: Path, seed: int = 0, openings: int = OPENINGS, walks: int = WALKS, **sizes) -> Path:
+    """Random weights that react to everything, for `memory-maze` unless `sizes` of the world model say otherwise."""
+    torch.manual_seed(seed)
+    model = WorldModel(WorldModelConfig(**{**SIZES, **sizes}))
+    autoencoder = Autoencoder(IMAGE)
+    for parameter in (*model.parameters(), *autoencoder.parameters()):  # zero-initialised parts must take part
+        parameter.data += torch.randn_like(parameter) * 0.05
+    model.reward_head[-1].weight.data *= 20  # frames that pay and frames that don't
+    starts = random_starts(openings, OPENING_FRAMES), random_starts(walks, WALK_FRAMES)
+    save_weights(folder, Weights(autoencoder, model, *starts, {"made_by": "tests"}))
+    return folder
+
+
+def random_starts(count: int, frames: int) -> Starts:
+    heading = torch.rand(count, frames) * 2 * np.pi
+    pose = torch.cat([torch.rand(count, frames, 2) * 9, heading.cos()[..., None], heading.sin()[..., None]], -1)
+    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(6, (count, frames)), pose)
+
+
+def same(a, b):
+    """Equality of whatever environments return, to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray) and a.dtype == object:
+        return same(list(a), list(b))
+    return type(a) is type(b) and np.array_equal(a, b)
