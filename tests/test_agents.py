@@ -12,25 +12,13 @@ import pytest
 from lssvwm_gym.data.episode import read_video
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--num-envs",
-    "2",
-    "--rollout-steps",
-    "8",
-    "--minibatch",
-    "8",
-    "--epochs",
-    "1",
-    "--episode-steps",
-    "6",
-    "--evaluation-episodes",
-    "3",
-]
+SMALL = {"--num-envs": 2, "--rollout-steps": 8, "--minibatch": 8, "--epochs": 1, "--episode-steps": 6, "--evaluation-episodes": 3}
 
 
 def run_ppo(*arguments):
-    command = [sys.executable, str(ROOT / "agents" / "ppo.py"), *SMALL, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    small = [word for option in SMALL.items() for word in option]
+    command = [sys.executable, ROOT / "agents" / "ppo.py", *small, *arguments]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

@@ -171,3 +171,19 @@ def test_config_refuses_contradictions():
         WorldModelConfig(actions=0)
     with pytest.raises(ValueError, match="doesn't tile"):
         BlockScan(8, grid=4, block=(3, 1), d_state=4, head_width=8)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 2.3), ("base", 45), ("paper", 200)])
+def test_presets_have_the_size_they_claim(name, millions):
+    from lssvwm_gym.models.presets import preset
+
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in WorldModel(preset(name)).parameters())
+    assert weights == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    from lssvwm_gym.models.presets import preset
+
+    with pytest.raises(ValueError, match="tiny, base, paper"):
+        preset("huge")

@@ -45,5 +45,6 @@ def enlarged(frames: np.ndarray, scale: int) -> np.ndarray:
 def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     from PIL import Image
 
-    images = [Image.fromarray(frame) for frame in frames]
+    method = Image.Quantize.MAXCOVERAGE  # keeps small things in their colours, where the median cut fades them
+    images = [Image.fromarray(frame).quantize(256, method, dither=Image.Dither.NONE) for frame in frames]
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)

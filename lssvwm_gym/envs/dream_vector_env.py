@@ -24,8 +24,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` dreams that share every pass through the model; see `DreamEnv` for what one of them is.
 
     Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal
-    but for the last bit of a sum, which a matrix product of another size may round otherwise. A row that ends begins anew within the same step (`AutoresetMode.SAME_STEP`): its last frame and info are then in
-    `info["final_obs"]` and `info["final_info"]`.
+    but for the last bit of a sum, which a matrix product of another size may round otherwise. A row that ends begins anew
+    within the same step (`AutoresetMode.SAME_STEP`): its last frame and info are then in `info["final_obs"]` and
+    `info["final_info"]`.
 
     ## Arguments
     | Name                | Default | Meaning                                                                              |

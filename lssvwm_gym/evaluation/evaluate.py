@@ -70,7 +70,7 @@ class Bench:
 def evaluate(run: Evaluation) -> dict[str, Any]:
     """Run the tests, print a table, write JSON, and return what was written."""
     if run.world not in WORLDS:
-        raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
+        raise ValueError(f"no world named {run.world}; there are {', '.join(WORLDS)}")
     unknown = set(run.tests) - TESTS.keys()
     if unknown:
         raise ValueError(f"no test named {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")

@@ -68,15 +68,18 @@ class Explorer:
         self._queue.extend([side] * int(self._rng.integers(LOOK_STEPS[0], LOOK_STEPS[1] + 1)))
 
     def _pick_goal(self, info: dict[str, Any]) -> None:
-        layout, here = info["maze_layout"], _row_column(info["agent_pos"])
-        goal = _row_column(info["target_pos"]) if self._rng.random() < self._ball_share else None
-        if goal is None or goal == here:
-            rows, columns = np.nonzero(np.isfinite(steps_to(layout, here)))
-            pick = int(self._rng.integers(len(rows)))
-            goal = int(rows[pick]), int(columns[pick])
-        self._goal, self._wanted = goal, info["target_pos"]
-        self._steps_to_go = steps_to(layout, goal)
+        here, ball = _row_column(info["agent_pos"]), _row_column(info["target_pos"])
+        to_ball = self._rng.random() < self._ball_share and ball != here
+        self._goal = ball if to_ball else self._random_cell(steps_to(info["maze_layout"], here))
+        self._wanted = info["target_pos"]
+        self._steps_to_go = steps_to(info["maze_layout"], self._goal)
         self._nearest, self._waited = np.inf, 0
+
+    def _random_cell(self, steps_from_here: np.ndarray) -> tuple[int, int]:
+        """One that can be reached, the farther the likelier."""
+        weights = np.where(np.isfinite(steps_from_here), steps_from_here, 0).ravel()
+        cell = int(self._rng.choice(len(weights), p=weights / weights.sum()))
+        return divmod(cell, steps_from_here.shape[1])
 
     def _waypoint(self, position: np.ndarray) -> np.ndarray:
         """Centre of the goal's cell if the agent is in it, else of the next cell on the way."""

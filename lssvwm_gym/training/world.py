@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from lssvwm_gym.data.folder import fingerprint
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, take_rows, where_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig, WorldOutput
 from lssvwm_gym.training.autoencoder import load_autoencoder
@@ -48,6 +49,7 @@ class WorldTraining:
     autoencoder: Path  # autoencoder.safetensors of a finished autoencoder
     out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
+    preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     noise: NoiseLevels = field(default_factory=NoiseLevels)
@@ -202,6 +204,8 @@ def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, committed: Te
 
 def train_world(run: WorldTraining) -> Path:
     """Train, and return the path of the finished world model."""
+    if run.preset:
+        run = replace(run, preset="", model=preset(run.preset))
     if run.threads:
         torch.set_num_threads(run.threads)
     autoencoder = load_autoencoder(run.autoencoder)
