@@ -32,7 +32,7 @@ class Demo:
     profile: str = "balanced"  # fast, balanced or quality
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real maze
-    context_frames: int = 50  # of the episode that the dream remembers
+    context_frames: int = 100  # of the episode that the dream remembers
     steps: int = 100  # of each dream
     many: int = 16  # dreams at once, to see how fast a batch is
     out: Path = Path("demo")  # folder to write to

@@ -5,18 +5,30 @@ Importing this package registers the ids and loads neither torch nor a simulator
 
 import gymnasium
 
-from lssvwm_gym.worlds import WORLDS
+from lssvwm_gym.worlds import WORLDS, World
 
 __version__ = "0.1.0"
+__all__ = ["WORLDS", "World", "register"]
 
-for _world in WORLDS.values():
+
+def register(world: World) -> None:
+    """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
+
+    Raises `ValueError` if another world already has this name.
+    """
+    if WORLDS.setdefault(world.name, world) != world:
+        raise ValueError(f"there is another world named {world.name!r} already: {WORLDS[world.name]}")
     gymnasium.register(
-        _world.id,
+        world.id,
         entry_point="lssvwm_gym.envs.dream_env:DreamEnv",
         vector_entry_point="lssvwm_gym.envs.dream_vector_env:DreamVectorEnv",
-        max_episode_steps=_world.max_episode_steps,
-        kwargs={"world": _world.name},
+        max_episode_steps=world.max_episode_steps,
+        kwargs={"world": world.name},
     )
+
+
+for _world in tuple(WORLDS.values()):
+    register(_world)
 for _size in (9, 11, 13, 15):
     gymnasium.register(
         f"MemoryMaze{_size}x{_size}-Real-v0",

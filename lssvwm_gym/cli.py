@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from lssvwm_gym.data.crew import CrewError
+
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
     "convert": ("lssvwm_gym.data.public", "Converting", "convert", "turn the public Memory Maze files into episodes, or back"),
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError, CrewError) as error:
         sys.exit(f"lssvwm-gym {command}: {error}")
 
 
@@ -40,7 +42,11 @@ def _run(command: str, arguments: list[str]) -> None:
 
     module_name, settings, function, _ = COMMANDS[command]
     module = importlib.import_module(module_name)
-    getattr(module, function)(tyro.cli(getattr(module, settings), args=arguments, prog=f"lssvwm-gym {command}"))
+    if command in ("collect", "play") and arguments and not arguments[0].startswith("-"):
+        arguments = ["--world", *arguments]  # lssvwm-gym play memory-maze
+    outcome = getattr(module, function)(tyro.cli(getattr(module, settings), args=arguments, prog=f"lssvwm-gym {command}"))
+    if getattr(outcome, "failed", None):
+        sys.exit(f"lssvwm-gym {command}: {len(outcome.failed)} of the jobs failed, see above; the same command tries them again")
 
 
 def _overview() -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import pygame
-import tyro
 
 from lssvwm_gym.data.movie import check_movie, enlarged, write_movie
 from lssvwm_gym.worlds import WORLDS, World
@@ -27,7 +26,7 @@ COMMANDS = {"r": "begin anew", "p": "pause", "q": "quit"}
 class Playing:
     """Which dream to walk in, and how it is shown."""
 
-    world: tyro.conf.Positional[str] = "memory-maze"
+    world: str = "memory-maze"  # its name may also stand first, without --world
     profile: str = "balanced"  # fast, balanced or quality: how carefully each frame is dreamed
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     seed: int | None = None  # of the first dream; the same seed and keys, the same dream

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lssvwm_gym.cli import main
-from lssvwm_gym.evaluation.bench import Benchmark, bench, table
+from lssvwm_gym.evaluation.bench import Benchmark, bench
 from lssvwm_gym.models.dreaming import first_state
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.weights import load_weights
@@ -45,7 +45,3 @@ def test_parts_can_be_left_out(tiny_weights):
 def test_nonsense_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         bench(Benchmark(**wrong))
-
-
-def test_tables_have_straight_columns():
-    assert table(("a", "long"), [("1.25", "2")]) == "   a  long\n1.25     2"

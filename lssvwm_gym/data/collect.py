@@ -70,7 +70,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Collected:
-    """How a collection ended, by seed."""
+    """How a collection ended; seeds in order."""
 
     done: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)  # their episodes were there already
@@ -126,13 +126,14 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         collected = replace(collected, stopped=True)
     finally:
         _remove_leftovers(collecting)
+    collected.done.sort()
     return collected
 
 
 def _work_off(collecting: Collecting, source: Source, seeds: list[int], collected: Collected) -> None:
     frames = collecting.steps + 1
     messages = work_off(seeds, partial(Recorder, collecting, source), collecting.workers)
-    bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes")
+    bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes", disable=not seeds)
     with contextlib.closing(messages), bar:
         seen = dict.fromkeys(seeds, 0)
         for message in messages:

@@ -6,16 +6,15 @@ array speak of the moment of frame t. action[0] is a placeholder.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lssvwm_gym.data.whole_file import renamed_when_whole
 
 VIDEO_CODEC = "libx264rgb"  # H.264 without chroma subsampling
 VIDEO_CRF = 20  # about 44 dB against the simulator's frames
@@ -133,14 +132,3 @@ def _import_av() -> Any:
     except ImportError:
         raise ImportError("reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'") from None
     return av
-
-
-@contextlib.contextmanager
-def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """A name to write to, beside `path`; becomes `path` if the block succeeds and is removed if it doesn't."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.data.episode import renamed_when_whole, write_video
+from lssvwm_gym.data.episode import write_video
+from lssvwm_gym.data.whole_file import renamed_when_whole
 
 ENDINGS = (".mp4", ".gif")
 GOOD_ENOUGH = 16  # constant rate factor of H.264; a few times smaller than lossless

@@ -6,15 +6,15 @@ Nothing here is pickled, so a file from a stranger can do no more than be wrong.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lssvwm_gym.data.whole_file import renamed_when_whole
 
 
 class TensorFileError(ValueError):
@@ -25,12 +25,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     """Write tensors and a JSON header to `path` through a temporary name, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with renamed_when_whole(path) as unfinished:
         save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, unfinished, {"header": json.dumps(header)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

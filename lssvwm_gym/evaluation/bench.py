@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from lssvwm_gym.envs.dream import SAMPLING_STEPS
 from lssvwm_gym.models.state import state_bytes
@@ -126,13 +128,6 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Right-aligned columns of text."""
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
 def _opened(run: Benchmark, profile: str, envs: int) -> tuple[Any, Callable[[], Any]]:
     """An environment that never ends, after its reset, and a function that steps it at random."""
     settings: dict[str, Any] = {"profile": profile, "weights": run.weights, "device": run.device}
@@ -189,13 +184,17 @@ def _check(run: Benchmark) -> None:
 
 def _print(speeds: list[Speed], report: dict[str, Any]) -> None:
     on = report["machine"]
-    print(f"{report['world']} on {on['device']} ({on['processor']}, {on['cores']} cores, {on['threads']} threads)\n")
-    head = ("profile", "passes", "envs", "steps/s", "ms/step", "p10", "p90", "state KiB/row")
-    print(table(head, [_row(speed) for speed in speeds]))
+    title = f"{report['world']} on {on['device']} ({on['processor']}, {on['cores']} cores, {on['threads']} threads)"
+    table = Table(title=title, title_justify="left")
+    for name in ("profile", "passes", "envs", "steps/s", "ms/step", "p10", "p90", "state KiB/row"):
+        table.add_column(name, justify="left" if name == "profile" else "right")
+    for speed in speeds:
+        table.add_row(*_row(speed))
+    Console(width=120).print(table)
     for age, ms in report["ms_by_age"].items():
-        print(f"\nbalanced, around step {age}: {ms:.1f} ms", end="")
+        print(f"balanced, around step {age}: {ms:.1f} ms")
     if report["peak_memory_bytes"]:
-        print(f"\n\npeak memory of the process: {report['peak_memory_bytes'] / 2**20:.0f} MiB")
+        print(f"peak memory of the process: {report['peak_memory_bytes'] / 2**20:.0f} MiB")
 
 
 def _row(speed: Speed) -> tuple[str, ...]:

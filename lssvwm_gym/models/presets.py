@@ -16,10 +16,26 @@ _FOUR = ((4, 4), (1, 1), (2, 2), (1, 1))
 PRESETS = {
     "tiny": WorldModelConfig(),
     "base": WorldModelConfig(
-        width=512, blocks=_FOUR + _FOUR[:2], place=(False, True) * 3, heads=8, d_state=64, d_conv=4, window=8, place_width=256, place_features=512
+        width=512,
+        blocks=_FOUR + _FOUR[:2],
+        place=(False, True) * 3,
+        heads=8,
+        d_state=64,
+        d_conv=4,
+        window=8,
+        place_width=256,
+        place_features=512,
     ),
     "paper": WorldModelConfig(
-        width=768, blocks=_FOUR * 3, place=(False, True) * 6, heads=12, d_state=128, d_conv=4, window=10, place_width=512, place_features=512
+        width=768,
+        blocks=_FOUR * 3,
+        place=(False, True) * 6,
+        heads=12,
+        d_state=128,
+        d_conv=4,
+        window=10,
+        place_width=512,
+        place_features=512,
     ),
 }
 

@@ -14,8 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.walks import Clip, Walk, latent_episodes, read_clip
-from lssvwm_gym.training.world import WorldTraining, inputs_of
+from lssvwm_gym.training.walks import Clip, Walk, inputs_of, latent_episodes, read_clip
 
 CONTEXT, AHEAD = 100, 24  # frames
 
@@ -24,13 +23,14 @@ CONTEXT, AHEAD = 100, 24  # frames
 class Looks:
     """Holds the validation clips; `look` scores a model on them and writes pictures."""
 
-    run: WorldTraining
     autoencoder: Autoencoder
+    val: Path  # folder with episodes
+    out: Path  # folder of the training run
+    unknown_action: int
 
     def __post_init__(self) -> None:
-        assert self.run.val is not None
-        episodes = latent_episodes(self.run.val, self.autoencoder, self.run.out / "latents")
-        unknown = self.run.model.actions
+        episodes = latent_episodes(self.val, self.autoencoder, self.out / "latents")
+        unknown = self.unknown_action
         frames = CONTEXT + AHEAD
         self.forward = read_clip(episodes, [Walk(i, 200, frames, frames) for i in range(len(episodes))], frames, unknown)
         walks = [Walk(i, start, CONTEXT, 2 * CONTEXT) for i in range(len(episodes)) for start in (100, 600)]
@@ -114,4 +114,4 @@ class Looks:
         frames[0].save(self._path(f"{name}.gif"), save_all=True, append_images=frames[1:], duration=250, loop=0)
 
     def _path(self, name: str) -> Path:
-        return self.run.out / "samples" / name
+        return self.out / "samples" / name

@@ -20,6 +20,7 @@ from lssvwm_gym.data.tensors import load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to
+from lssvwm_gym.models.world_model import FrameInputs
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Clip:
     recorded: Tensor  # (B, T) float; 1 where action and reward are what was recorded, 0 on the way back
     pose: Tensor  # (B, T, 4)
     motion: Tensor  # (B, T, 3) since the frame before; zeros at the first frame of a walk
+
+
+def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
+    """What the model is told of a clip at the given noise levels and knowledge of poses, both (B, T)."""
+    return FrameInputs(level, clip.action, clip.pose, clip.motion, pose_known)
 
 
 def draw_walk(episodes: list[LatentEpisode], frames: int, clips: int, back: float, rng: np.random.Generator) -> Walk:

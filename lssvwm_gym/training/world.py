@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,13 @@ from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, 
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, take_rows, where_rows
-from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig, WorldOutput
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig, WorldOutput
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.training.looks import Looks
 from lssvwm_gym.training.optimizer import make_optimizer
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
-from lssvwm_gym.training.walks import Clip, Walk, draw_walk, latent_episodes, read_clip
+from lssvwm_gym.training.walks import Clip, Walk, draw_walk, inputs_of, latent_episodes, read_clip
 
 
 @dataclass(frozen=True)
@@ -78,18 +81,21 @@ class WorldTraining:
 class Trainer:
     """A training run in memory: weights, their average, optimiser, and the walks under way with their states."""
 
-    def __init__(self, run: WorldTraining, episodes: list[LatentEpisode]) -> None:
+    def __init__(self, run: WorldTraining, episodes: list[LatentEpisode], data: dict[str, Any] | None = None) -> None:
+        """`data` is the fingerprint of the episodes, kept with the weights."""
         torch.manual_seed(run.seed)
         self.run, self.episodes, self.step = run, episodes, 0
+        self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
         self.model = WorldModel(run.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
+        self.data = data or {}
         self.walks: list[Walk] = []
         self.state: WorldState = self.model.initial_state(0)
 
     def train_step(self) -> dict[str, Tensor]:
         """One step of the optimiser; returns losses to log."""
-        run, stage = self.run, self.run.stage(self.step)
+        began, run, stage = time.monotonic(), self.run, self.run.stage(self.step)
         rng = np.random.default_rng([run.seed, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self._begin_walks(max(1, run.frames_a_step // stage.frames), stage, rng)
@@ -107,6 +113,8 @@ class Trainer:
         update_average(self.average, self.model, self.step, run.average)
         self._hand_over(clip, stage.frames)
         self.step += 1
+        self.frames += clip.action.numel()
+        self.seconds += time.monotonic() - began
         return losses
 
     def _begin_walks(self, rows: int, stage: Stage, rng: np.random.Generator) -> None:
@@ -141,13 +149,12 @@ class Trainer:
         }
         for number, optimizer in enumerate(self.optimizers):
             tensors |= prefixed(f"optimizer{number}", optimizer_tensors(optimizer))
-        header = {
-            "step": self.step,
-            "seed": self.run.seed,
-            "config": asdict(self.run.model),
-            "walks": [asdict(walk) for walk in self.walks],
-        }
-        save_tensors(path, tensors, header)
+        save_tensors(path, tensors, self.header() | {"seed": self.run.seed, "walks": [asdict(walk) for walk in self.walks]})
+
+    def header(self) -> dict[str, Any]:
+        """What the model is and what it has seen."""
+        seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
+        return {"config": asdict(self.run.model), **seen, "data": self.data}
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model or seed."""
@@ -160,6 +167,7 @@ class Trainer:
         for number, optimizer in enumerate(self.optimizers):
             load_optimizer_tensors(optimizer, under(f"optimizer{number}", tensors))
         self.step, self.walks = header["step"], [Walk(**walk) for walk in header["walks"]]
+        self.frames, self.seconds = header["frames"], header["seconds"]
         shape = tree_flatten(self.model.initial_state(len(self.walks)))[1]
         leaves = under("state", tensors)
         self.state = tree_unflatten([leaves[str(i)] for i in range(len(leaves))], shape)
@@ -180,11 +188,6 @@ def world_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTra
         "reward": _reward_loss(model, output, clip, committed * clip.recorded),
         "pose": _pose_loss(model, output, clip, committed),
     }
-
-
-def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
-    """What the model is told of a clip at the given noise levels and knowledge of poses, both (B, T)."""
-    return FrameInputs(level, clip.action, clip.pose, clip.motion, pose_known)
 
 
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
@@ -209,13 +212,11 @@ def train_world(run: WorldTraining) -> Path:
     if run.threads:
         torch.set_num_threads(run.threads)
     autoencoder = load_autoencoder(run.autoencoder)
-    trainer = Trainer(run, latent_episodes(run.data, autoencoder, run.out / "latents"))
+    trainer = Trainer(run, latent_episodes(run.data, autoencoder, run.out / "latents"), fingerprint(run.data))
     saved = run.out / "checkpoint.safetensors"
     if saved.exists():
         trainer.load(saved)
-    from lssvwm_gym.training.looks import Looks
-
-    looks = Looks(run, autoencoder) if run.val else None
+    looks = Looks(autoencoder, run.val, run.out, run.model.actions) if run.val else None
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
     stage_frames = run.frames_a_step
     progress = tqdm(total=run.steps * stage_frames, initial=trainer.step * stage_frames, unit="frame", unit_scale=True, smoothing=0.02)
@@ -232,6 +233,5 @@ def train_world(run: WorldTraining) -> Path:
                 tqdm.write(looks.look(trainer.average, trainer.step, writer))
     writer.close()
     finished = run.out / "world.safetensors"
-    header = {"config": asdict(run.model), "steps": run.steps, "frames": run.steps * run.frames_a_step, "data": fingerprint(run.data)}
-    save_tensors(finished, trainer.average.state_dict(), header)
+    save_tensors(finished, trainer.average.state_dict(), trainer.header())
     return finished
