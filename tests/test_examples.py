@@ -16,8 +16,6 @@ from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.models.pose import advance, relative_to
 from lssvwm_gym.worlds import WORLDS
 
-pytest_plugins = ["tiny_world"]
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORLD = WORLDS["memory-maze"]
 

@@ -141,6 +141,21 @@ def test_peeking_changes_no_state(model):
     assert close(state, kept, tolerance=0)
 
 
+def test_frames_peeked_at_in_one_call_are_what_a_call_each_gives(model):
+    latent, inputs = clip(2, 8)
+    peeks = torch.tensor([True, False, True, True, False, False, True, False])
+    inputs = inputs._replace(noise=inputs.noise.where(~peeks, torch.tensor(0.7).double()))
+    together = model(latent, inputs, model.initial_state(2), peeks)
+    state = model.initial_state(2)
+    for t, peek in enumerate(peeks):
+        frame = slice(t, t + 1)
+        alone = model(latent[:, frame], cut(inputs, frame), state)
+        assert torch.allclose(together.clean[:, frame], alone.clean, atol=1e-9), t
+        assert torch.allclose(together.features[:, frame], alone.features, atol=1e-9), t
+        state = state if peek else alone.state
+    assert close(together.state, state)
+
+
 def test_only_clean_frames_with_a_pose_write_to_places(model):
     latent, inputs = clip(1, 3, noise=0.5)
     blank = inputs._replace(noise=torch.zeros_like(inputs.noise), pose_known=torch.zeros_like(inputs.pose_known))

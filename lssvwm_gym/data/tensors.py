@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lssvwm_gym.data.whole_file import renamed_when_whole
@@ -26,7 +26,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as unfinished:
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, unfinished, {"header": json.dumps(header)})
+        unfinished.write_bytes(save({k: v.detach().contiguous().clone() for k, v in tensors.items()}, {"header": json.dumps(header)}))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.models.autoencoder import Autoencoder
 
 
@@ -26,11 +26,15 @@ class LatentEpisode:
         return len(self.latent)
 
 
-@torch.no_grad()
 def encode_episode(path: Path, autoencoder: Autoencoder) -> LatentEpisode:
     """Read an episode and encode its frames."""
-    episode = read_episode(path)
-    latent = torch.cat([autoencoder.encode(batch) for batch in torch.from_numpy(episode.frames).split(100)])
+    return encoded(read_episode(path), autoencoder)
+
+
+@torch.no_grad()
+def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None)) -> LatentEpisode:
+    """Encode an episode's frames, or a part of them."""
+    latent = torch.cat([autoencoder.encode(batch) for batch in torch.from_numpy(episode.frames[part]).split(100)])
     pose = np.full((len(episode), 4), np.nan, np.float32) if episode.pose is None else episode.pose
-    action = torch.from_numpy(episode.action.astype(np.int64))
-    return LatentEpisode(latent.half(), action, torch.from_numpy(episode.reward), torch.from_numpy(pose))
+    action = torch.from_numpy(episode.action[part].astype(np.int64))
+    return LatentEpisode(latent.half(), action, torch.from_numpy(episode.reward[part]), torch.from_numpy(pose[part]))

@@ -1,6 +1,8 @@
 """The three parts of a layer that carry memory: block-wise scan, place heads, frame-local attention.
 
-Each takes any number of frames and its own state, and returns the outputs and the state after the last frame.
+Each takes any number of frames and its own state, and returns the outputs and the state after the last frame. Frames
+marked in `peeks` (T,) bool see what was committed before them and themselves, and leave no trace: all frames of a clip
+can be peeked at, each from its own past, in one call.
 """
 
 from __future__ import annotations
@@ -47,32 +49,54 @@ class BlockScan(nn.Module):
         ssm = like.new_zeros(rows, self.blocks, self.heads, self.inner // self.heads, self.d_state)
         return ssm, like.new_zeros(rows, self.blocks, self.d_conv - 1, self.inner + 2 * self.d_state)
 
-    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and the two states."""
         rows, frames = x.shape[:2]
         down, across = self.grid // self.block[0], self.grid // self.block[1]
         x = rearrange(x, "b t (i y j x) d -> (b i j) (t y x) d", i=down, j=across, y=self.block[0])
         z, mixed, dt = self.in_proj(x).split([self.inner, self.inner + 2 * self.d_state, self.heads], -1)
-        mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1))
+        mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1), peeks)
         values, B, C = mixed.split([self.inner, self.d_state, self.d_state], -1)
-        y, ssm = ssd_scan(
-            values.unflatten(-1, (self.heads, -1)),
-            F.softplus(dt + self.dt_bias),
-            -self.A_log.exp(),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
-            chunk=32,
-            D=self.D,
-            initial_state=ssm.flatten(0, 1),
-        )
+        values = values.unflatten(-1, (self.heads, -1))
+        y, ssm = self._scan(values, F.softplus(dt + self.dt_bias), B.unsqueeze(2), C.unsqueeze(2), ssm.flatten(0, 1), peeks)
+        y = y + values * self.D[:, None]
         y = self.out_proj(self.norm(y.flatten(2) * F.silu(z)))
         y = rearrange(y, "(b i j) (t y x) d -> b t (i y j x) d", b=rows, i=down, t=frames, y=self.block[0])
         return y, ssm.unflatten(0, (rows, -1)), conv.unflatten(0, (rows, -1))
 
-    def _short_convolution(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, peeks: Tensor | None) -> tuple[Tensor, Tensor]:
+        A = -self.A_log.exp()
+        if peeks is None:
+            return ssd_scan(x, dt, A, B, C, chunk=32, initial_state=state)
+        size = self.block[0] * self.block[1]
+        token_peeks = peeks.repeat_interleave(size)
+        y, state = ssd_scan(x, dt.masked_fill(token_peeks[:, None], 0), A, B, C, chunk=32, initial_state=state)
+        index = token_peeks.nonzero().flatten()  # those tokens have only read so far; now each frame's own tokens, in their order
+        alone = [t[:, index].unflatten(1, (-1, size)).flatten(0, 1) for t in (x, dt, B, C)]
+        own, _ = ssd_scan(alone[0], alone[1], A, alone[2], alone[3], chunk=size)
+        survives = (alone[1] * A).cumsum(1).exp().unsqueeze(-1)
+        own = own + y[:, index].reshape_as(own) * survives
+        return y.index_copy(1, index, own.reshape(y.shape[0], len(index), *y.shape[2:])), state
+
+    def _short_convolution(self, x: Tensor, past: Tensor, peeks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution over x (b, l, conv width), continued from the last d_conv - 1 inputs."""
         if self.conv1d is None:
             return F.silu(x), past
+        if peeks is None:
+            return self._convolved(x, past)
+        frames = x.unflatten(1, (len(peeks), -1))
+        committed = frames[:, ~peeks].flatten(1, 2)
+        start = committed_before(peeks)[peeks] * frames.shape[2]  # of the inputs that a peek continues from
+        before = torch.cat([past, committed], 1)[:, start[:, None] + torch.arange(self.d_conv - 1, device=x.device)]
+        peeked, _ = self._convolved(frames[:, peeks].flatten(0, 1), before.flatten(0, 1))
+        committed, past = self._convolved(committed, past)
+        y = frames.new_zeros(frames.shape)
+        y = y.index_copy(1, (~peeks).nonzero().flatten(), committed.unflatten(1, (-1, frames.shape[2])))
+        y = y.index_copy(1, peeks.nonzero().flatten(), peeked.unflatten(0, (x.shape[0], -1)))
+        return y.flatten(1, 2), past
+
+    def _convolved(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.conv1d is not None
         length = x.shape[1]
         x = torch.cat([past, x], 1)
         taps = self.conv1d.weight.squeeze(1).unbind(-1)
@@ -101,21 +125,25 @@ class PlaceScan(nn.Module):
         """Zeros (B, heads, N * P + 1, features); the last line counts how much was written."""
         return self.in_proj.weight.new_zeros(rows, self.heads, self.tokens * self.inner // self.heads + 1, self.features)
 
-    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, T, N, D); place (B, T, features) pose features; writes (B, T) 1 where a frame may write, else 0."""
+        commits = torch.ones_like(writes) if peeks is None else (~peeks).to(writes.dtype).expand_as(writes)
         z, values, strength = self.in_proj(x).split([self.inner, self.inner, self.heads], -1)
-        strength = F.softplus(strength.mean(2) + self.write_bias) * writes.unsqueeze(-1)  # (B, T, H)
+        strength = F.softplus(strength.mean(2) + self.write_bias) * (writes * commits).unsqueeze(-1)  # (B, T, H)
         values = rearrange(values, "b t n (h p) -> b t h (n p)", h=self.heads)
         values = torch.cat([values, torch.ones_like(values[..., :1])], -1) * strength.unsqueeze(-1)
+        A = -self.A_log.exp()
         y, state = ssd_scan(
             values,
-            torch.ones_like(strength),
-            -self.A_log.exp(),
+            commits.unsqueeze(-1).expand_as(strength),
+            A,
             place.unsqueeze(2),
             place.unsqueeze(2),
             chunk=128,
             initial_state=state,
         )
+        if peeks is not None:  # a peek would have been one step later, too
+            y = y * torch.where(peeks[:, None], A.exp(), 1).unsqueeze(-1)
         recalled, density = rearrange(y[..., :-1], "b t h (n p) -> b t n h p", n=self.tokens), y[..., -1]
         recalled = F.rms_norm(recalled, recalled.shape[-1:], eps=1e-4).flatten(3) * self.gain
         known = torch.tanh(density).unsqueeze(2).expand(-1, -1, self.tokens, -1)
@@ -165,13 +193,15 @@ class FrameAttention(nn.Module):
         zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, self.tokens, width // self.heads)
         return zeros, zeros
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
         frames = x.shape[1]
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
         q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
         q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if peeks is not None:
+            return self._peeking(q, k, v, keys, values, peeks)
         keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
         together = min(self.frames_together, frames)
         y = F.scaled_dot_product_attention(
@@ -182,6 +212,19 @@ class FrameAttention(nn.Module):
         )
         y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=x.shape[0], t=together)[:, :frames]
         return self.out(y), keys[:, frames:], values[:, frames:]
+
+    def _peeking(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, peeks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Every frame by itself: the W committed frames before it, and its own tokens."""
+        if self.chunk > 1:
+            raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
+        seen = committed_before(peeks)[:, None] + torch.arange(self.window, device=peeks.device)
+        keys, values = (torch.cat([old, new[:, ~peeks]], 1) for old, new in ((keys, k), (values, v)))
+        k, v = (torch.cat([old[:, seen], new.unsqueeze(2)], 2) for old, new in ((keys, k), (values, v)))
+        k, v = (rearrange(t, "b t w h n p -> (b t) h (w n) p") for t in (k, v))
+        y = F.scaled_dot_product_attention(q.flatten(0, 1), k, v, attn_mask=self._visible_bias(1))
+        y = rearrange(y, "(b t) h n p -> b t n (h p)", b=q.shape[0])
+        committed = int((~peeks).sum())
+        return self.out(y), keys[:, committed:], values[:, committed:]
 
     def _groups(self, x: Tensor, size: int, step: int) -> Tensor:
         """Overlapping groups of frames: (B, T, H, N, P) to (B * groups, H, size * N, P); the last one is filled with zeros."""
@@ -198,6 +241,12 @@ class FrameAttention(nn.Module):
         distance = (query - key + self.chunk - 1).clamp(0, self.bias.shape[1] - 1)
         bias = self.bias[:, distance].masked_fill(~visible[..., None, None], -torch.inf)
         return rearrange(bias, "h q k n m -> h (q n) (k m)")
+
+
+def committed_before(peeks: Tensor) -> Tensor:
+    """How many committed frames come before each frame: (T,) bool to (T,) int64."""
+    committed = (~peeks).long()
+    return committed.cumsum(0) - committed
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

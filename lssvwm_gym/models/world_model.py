@@ -108,19 +108,24 @@ class WorldModel(nn.Module):
         age = torch.zeros(rows, dtype=torch.int64, device=self.token_in.weight.device)
         return WorldState(tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), age)
 
-    def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState) -> WorldOutput:
-        """latent (B, T, N, C), as noisy as `inputs.noise` says."""
+    def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Tensor | None = None) -> WorldOutput:
+        """latent (B, T, N, C), as noisy as `inputs.noise` says.
+
+        Frames marked in `peeks` (T,) bool, which must be noisy, see the frames before them that are not marked, and
+        themselves, and are seen by none: what a call with that frame alone and the state before it would give.
+        """
         condition = F.silu(self.condition(inputs))
         place = self.place_features(inputs.pose) * inputs.pose_known.unsqueeze(-1)
         writes = (inputs.noise == 0).to(latent.dtype) * inputs.pose_known
         x = self.token_in(latent) + self.token_position
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = layer(x, condition, place, writes, before)
+            x, layer_state = layer(x, condition, place, writes, before, peeks)
             after.append(layer_state)
+        committed = latent.shape[1] if peeks is None else int((~peeks).sum())
         x = F.rms_norm(x, x.shape[-1:])
         features = F.rms_norm(self.summary(x).flatten(2), (FEATURES,))
-        return WorldOutput(self.token_out(x), features, WorldState(tuple(after), state.age + latent.shape[1]))
+        return WorldOutput(self.token_out(x), features, WorldState(tuple(after), state.age + committed))
 
 
 class Layer(nn.Module):
@@ -142,16 +147,18 @@ class Layer(nn.Module):
         place = self.place.initial_state(rows) if self.place is not None else ssm.new_zeros(rows, 0)
         return LayerState(ssm, conv, place, *self.attention.initial_state(rows))
 
-    def forward(self, x: Tensor, condition: Tensor, place: Tensor, writes: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+    def forward(
+        self, x: Tensor, condition: Tensor, place: Tensor, writes: Tensor, state: LayerState, peeks: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
         shift, scale, gate, shift2, scale2, gate2, shift3, scale3, gate3 = self.modulation(condition).unsqueeze(2).chunk(9, -1)
         y = _modulated(x, shift, scale)
-        scanned, ssm, conv = self.scan(y, state.ssm, state.conv)
+        scanned, ssm, conv = self.scan(y, state.ssm, state.conv, peeks)
         written = state.place
         if self.place is not None:
-            recalled, written = self.place(y, place, writes, state.place)
+            recalled, written = self.place(y, place, writes, state.place, peeks)
             scanned = scanned + recalled
         x = x + scanned * (1 + gate)
-        seen, keys, values = self.attention(_modulated(x, shift2, scale2), state.keys, state.values)
+        seen, keys, values = self.attention(_modulated(x, shift2, scale2), state.keys, state.values, peeks)
         x = x + seen * (1 + gate2)
         x = x + self.mlp(_modulated(x, shift3, scale3)) * (1 + gate3)
         return x, LayerState(ssm, conv, written, keys, values)

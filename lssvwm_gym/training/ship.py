@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths, fingerprint
 from lssvwm_gym.data.tensors import load_strictly, load_tensors, under
-from lssvwm_gym.models.latents import LatentEpisode, encode_episode
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.weights import Starts, Weights, save_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import load_autoencoder
@@ -38,10 +41,9 @@ def ship(run: Shipping) -> Weights:
     world_model, trained = load_world_model(run.world_model)
     paths = episode_paths(run.data)
     rng = np.random.default_rng(run.seed)
-    chosen = rng.permutation(len(paths))[: run.openings]
-    episodes = [encode_episode(paths[i], autoencoder) for i in chosen]
-    openings = _starts(episodes, run.openings, run.opening_frames, rng)
-    walks = _starts(episodes[::-1], run.walks, run.walk_frames, rng)
+    paths = [paths[i] for i in rng.permutation(len(paths))]
+    openings = _starts(paths, run.openings, run.opening_frames, autoencoder, rng)
+    walks = _starts(paths[::-1], run.walks, run.walk_frames, autoencoder, rng)
     info = {"training": trained, "starts_from": fingerprint(run.data)}
     weights = Weights(autoencoder, world_model, openings, walks, info)
     save_weights(run.out, weights)
@@ -57,11 +59,12 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
     return model.eval().requires_grad_(False), {k: v for k, v in header.items() if k not in ("config", "walks")}
 
 
-def _starts(episodes: list[LatentEpisode], count: int, frames: int, rng: np.random.Generator) -> Starts:
+def _starts(paths: list[Path], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator) -> Starts:
     """`count` pieces of `frames` frames at random places, one an episode as far as they go."""
     pieces = []
-    for number in range(count):
-        episode = episodes[number % len(episodes)]
-        part = slice(start := int(rng.integers(len(episode) - frames + 1)), start + frames)
-        pieces.append((episode.latent[part], episode.action[part], episode.pose[part]))
+    for number in tqdm(range(count), desc=f"starts of {frames} frames", leave=False):
+        episode = read_episode(paths[number % len(paths)])
+        start = int(rng.integers(len(episode) - frames + 1))
+        piece = encoded(episode, autoencoder, slice(start, start + frames))
+        pieces.append((piece.latent, piece.action, piece.pose))
     return Starts(*(torch.stack(column) for column in zip(*pieces, strict=True)))

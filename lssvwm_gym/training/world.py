@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -22,8 +22,8 @@ from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.presets import preset
-from lssvwm_gym.models.state import WorldState, take_rows, where_rows
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig, WorldOutput
+from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
+from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig, WorldOutput
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.looks import Looks
@@ -63,6 +63,8 @@ class WorldTraining:
     warmup: int = 100  # steps
     decay: float = 0.35  # share of the steps over which the learning rate falls to zero
     average: float = 0.998  # decay of the moving average that is shipped
+    peeking: float = 0.6  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
+    peeked_pure: float = 0.6  # share of peeks at pure noise, which is where one-step sampling starts; others anywhere
     back: float = 0.6  # share of walks that turn round and go back
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
@@ -104,14 +106,15 @@ class Trainer:
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
-        losses = world_losses(self.model, clip, self.state, run, generator)
+        losses_of = peeking_losses if rng.random() < run.peeking else forcing_losses
+        losses, committed = losses_of(self.model, clip, self.state, run, generator)
         total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         update_average(self.average, self.model, self.step, run.average)
-        self._hand_over(clip, stage.frames)
+        self._hand_over(clip, stage.frames, committed)
         self.step += 1
         self.frames += clip.action.numel()
         self.seconds += time.monotonic() - began
@@ -127,18 +130,19 @@ class Trainer:
         self.walks = [draw_walk(self.episodes, stage.frames, stage.clips, self.run.back, rng) if walk.done else walk for walk in self.walks]
 
     @torch.no_grad()
-    def _hand_over(self, clip: Clip, frames: int) -> None:
-        """Commit the clean clip for every walk that goes on, so that its next clip starts with that memory."""
+    def _hand_over(self, clip: Clip, frames: int, committed: WorldState | None) -> None:
+        """Every walk that goes on starts its next clip with the memory of this one; commit the clean clip if that wasn't done."""
         self.walks = [walk.advanced(frames) for walk in self.walks]
+        if committed is not None:
+            self.state = tree_map(torch.detach, committed)
+            return
         going_on = torch.tensor([row for row, walk in enumerate(self.walks) if not walk.done], dtype=torch.int64)
         if not len(going_on):
             return
         part = Clip(*(tensor[going_on] for tensor in vars(clip).values()))
         noise = torch.zeros(part.action.shape)
-        committed = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
-        leaves, shape = tree_flatten(self.state)
-        news = tree_flatten(committed)[0]
-        self.state = tree_unflatten([old.index_copy(0, going_on, new) for old, new in zip(leaves, news, strict=True)], shape)
+        after = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
+        self.state = put_rows(self.state, going_on, after)
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on."""
@@ -173,21 +177,57 @@ class Trainer:
         self.state = tree_unflatten([leaves[str(i)] for i in range(len(leaves))], shape)
 
 
-def world_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> dict[str, Tensor]:
-    """Losses of one batch of clips at drawn noise levels; gradients stop at the incoming state."""
+Losses = tuple[dict[str, Tensor], WorldState | None]  # with the state after the clean clip, where it was committed
+
+
+def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> Losses:
+    """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows.
+
+    Gradients stop at the incoming state.
+    """
     rows, frames = clip.action.shape
     level = draw_noise_levels(rows, frames, run.noise, generator)
-    pose_known = (torch.rand(rows, 1, generator=generator) >= run.pose_dropout).float().expand(rows, frames)
-    unannounced = torch.rand(rows, 1, generator=generator) * run.context_noise * (level == 0)
-    noise = torch.randn(clip.latent.shape, generator=generator)
-    noisy = add_noise(clip.latent, noise, torch.maximum(level, unannounced))
-    output = model(noisy, inputs_of(clip, level, pose_known), state)
+    inputs = inputs_of(clip, level, _draw_known(run, rows, frames, generator))
+    output = model(_noised(run, clip.latent, level, generator), inputs, state)
+    denoise = denoising_loss(output.clean, clip.latent, level, torch.ones_like(level))
+    return _losses(model, output, clip, level, denoise), None
+
+
+def peeking_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> Losses:
+    """As in a dream: every frame is peeked at noisily from a clean past, and then committed; both in one call."""
+    rows, frames = clip.action.shape
+    drawn = torch.rand(2, rows, frames, generator=generator)
+    level = torch.where(drawn[0] < run.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
+    inputs = inputs_of(clip, torch.zeros_like(level), _draw_known(run, rows, frames, generator))
+    both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
+    peeked, committed = (_noised(run, clip.latent, noise, generator) for noise in (level, inputs.noise))
+    peeks = torch.tensor([True, False]).repeat(frames)
+    output = model(_interleaved(peeked, committed), both, state, peeks)
+    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, torch.ones_like(level))
+    return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
+
+
+def _losses(model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor) -> dict[str, Tensor]:
     committed = (level == 0).float()
-    return {
-        "denoise": denoising_loss(output.clean, clip.latent, level, torch.ones_like(level)),
-        "reward": _reward_loss(model, output, clip, committed * clip.recorded),
-        "pose": _pose_loss(model, output, clip, committed),
-    }
+    reward = _reward_loss(model, output, clip, committed * clip.recorded)
+    return {"denoise": denoise, "reward": reward, "pose": _pose_loss(model, output, clip, committed)}
+
+
+def _noised(run: WorldTraining, latent: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
+    unannounced = torch.rand(len(level), 1, generator=generator) * run.context_noise * (level == 0)
+    noise = torch.randn(latent.shape, generator=generator)
+    return add_noise(latent, noise, torch.maximum(level, unannounced))
+
+
+def _draw_known(run: WorldTraining, rows: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Whether a clip's poses are told, (B, T) float."""
+    return (torch.rand(rows, 1, generator=generator) >= run.pose_dropout).float().expand(rows, frames)
+
+
+def _interleaved(first: Tensor, second: Tensor) -> Tensor:
+    """(B, T, ...) twice to (B, 2T, ...), frame by frame."""
+    return torch.stack([first, second], 2).flatten(1, 2)
 
 
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
