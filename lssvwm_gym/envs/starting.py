@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.data.episode import Episode, read_episode
+from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.pose import relative_to, start_pose
 from lssvwm_gym.models.weights import Starts, Weights
 
 EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
-TOGETHER = 64  # frames encoded in one go
 COMBINATIONS = ((), ("clip",), ("context_frames",), ("episode",), ("context_frames", "episode"), ("start",))
 
 
@@ -100,13 +100,11 @@ def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None
 
 def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, actions and world poses of the first frames; NaN where the episode has no poses."""
-    device = weights.world_model.token_in.weight.device
-    pixels = torch.from_numpy(episode.frames[:frames]).to(device)
-    action = torch.from_numpy(episode.action[:frames].astype(np.int64))
+    part = encoded(episode, weights.autoencoder, slice(frames))
+    action = part.action.clone()
     action[0] = weights.world_model.config.actions  # the first is a placeholder: unknown
-    pose = np.full((frames, 4), np.nan, np.float32) if episode.pose is None else episode.pose[:frames]
-    latent = torch.cat([weights.autoencoder.encode(part) for part in pixels.split(TOGETHER)])
-    return latent, action.to(device), torch.from_numpy(pose).to(device)
+    device = weights.world_model.token_in.weight.device
+    return part.latent.float(), action.to(device), part.pose.to(device)
 
 
 def _recorded(starts: Starts, index: list[int], frames: int) -> Past:

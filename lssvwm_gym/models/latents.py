@@ -34,7 +34,9 @@ def encode_episode(path: Path, autoencoder: Autoencoder) -> LatentEpisode:
 @torch.no_grad()
 def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None)) -> LatentEpisode:
     """Encode an episode's frames, or a part of them."""
-    latent = torch.cat([autoencoder.encode(batch) for batch in torch.from_numpy(episode.frames[part]).split(100)])
+    device = autoencoder.latent_mean.device
+    frames = torch.from_numpy(episode.frames[part]).split(100)
+    latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
     pose = np.full((len(episode), 4), np.nan, np.float32) if episode.pose is None else episode.pose
     action = torch.from_numpy(episode.action[part].astype(np.int64))
     return LatentEpisode(latent.half(), action, torch.from_numpy(episode.reward[part]), torch.from_numpy(pose[part]))
