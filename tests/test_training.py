@@ -213,3 +213,21 @@ def test_finished_autoencoder_says_what_it_saw(episode_folder, tmp_path):
     with safe_open(str(path), "pt") as file:
         header = json.loads(file.metadata()["header"])
     assert header["data"]["episodes"] == 2
+
+
+def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
+    from lssvwm_gym.models.autoencoder import Autoencoder
+    from lssvwm_gym.training.metric import picture_metric
+
+    autoencoder = Autoencoder(AutoencoderConfig(image_size=16, widths=(8, 8), latent_channels=4)).requires_grad_(False)
+    latent = torch.randn(3, autoencoder.config.tokens, 4)
+    episodes = [LatentEpisode(latent, torch.zeros(3).long(), torch.zeros(3), torch.zeros(3, 4))]
+    metric = picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors", frames=1)
+    assert torch.equal(metric, picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors"))
+    before = autoencoder.decode_smoothly(latent[1:2])
+    seen, shown = [], []
+    for error in 0.1 * torch.randn(20, 1, autoencoder.config.tokens, 4):
+        shown.append((autoencoder.decode_smoothly(latent[1:2] + error) - before).square().mean())
+        seen.append(error.flatten() @ metric @ error.flatten())
+    ratio = torch.stack(seen) / torch.stack(shown)
+    assert ratio.std() < 0.1 * ratio.mean()

@@ -56,10 +56,15 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Float latents (B, N, C) to uint8 (B, height, width, 3)."""
+        image = self.decode_smoothly(latent)
+        return rearrange(image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8), "b c y x -> b y x c")
+
+    def decode_smoothly(self, latent: Tensor) -> Tensor:
+        """Float latents (B, N, C) to float images (B, 3, height, width) of about -1..1, before rounding."""
         latent = latent * self.latent_std + self.latent_mean
         latent = rearrange(latent, "b (y x) c -> b c y x", y=self.config.grid)
-        image = self.decoder(latent.contiguous(memory_format=torch.channels_last))
-        return rearrange(image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8), "b c y x -> b y x c")
+        image: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last))
+        return image
 
     def bounded_latent(self, frames: Tensor) -> Tensor:
         """uint8 (B, height, width, 3) to latents (B, C, grid, grid) within -3..3, before normalisation."""

@@ -45,10 +45,11 @@ def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return (1 - level) * clean + level * noise
 
 
-def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, valid: Tensor) -> Tensor:
-    """Mean square error over frames that were noisy and are valid; (B, T, N, C), levels and validity (B, T)."""
-    weight = (level > 0).float() * valid
-    return ((estimate - clean).square().mean((2, 3)) * weight).sum() / weight.sum().clamp(min=1)
+def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tensor) -> Tensor:
+    """Square error over frames that were noisy, measured in a metric (N * C, N * C); (B, T, N, C), levels (B, T)."""
+    noisy = (level > 0).float()
+    error = (estimate - clean).flatten(2)
+    return (((error @ metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
 
 
 def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -99,7 +99,7 @@ def _read_row(episode: LatentEpisode, walk: Walk, frames: int, unknown_action: i
 
 def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path) -> list[LatentEpisode]:
     """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights."""
-    cache = cache / _hash_of(autoencoder)
+    cache = cache / autoencoder_hash(autoencoder)
     return [
         _latent_episode(path, autoencoder, cache) for path in tqdm(episode_paths(folder), desc=f"latents of {folder.name}", leave=False)
     ]
@@ -117,7 +117,8 @@ def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> Latent
     return episode
 
 
-def _hash_of(autoencoder: Autoencoder) -> str:
+def autoencoder_hash(autoencoder: Autoencoder) -> str:
+    """Latents of equal encoders are equal."""
     digest = hashlib.sha256()
     for tensor in autoencoder.encoder.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())

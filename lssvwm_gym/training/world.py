@@ -27,9 +27,10 @@ from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelCon
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.looks import Looks
+from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.optimizer import make_optimizer
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
-from lssvwm_gym.training.walks import Clip, Walk, draw_walk, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.training.walks import Clip, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class WorldTraining:
     back: float = 0.6  # share of walks that turn round and go back
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
+    picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
     save_every: int = 250  # steps
@@ -83,8 +85,10 @@ class WorldTraining:
 class Trainer:
     """A training run in memory: weights, their average, optimiser, and the walks under way with their states."""
 
-    def __init__(self, run: WorldTraining, episodes: list[LatentEpisode], data: dict[str, Any] | None = None) -> None:
-        """`data` is the fingerprint of the episodes, kept with the weights."""
+    def __init__(
+        self, run: WorldTraining, episodes: list[LatentEpisode], metric: Tensor | None = None, data: dict[str, Any] | None = None
+    ) -> None:
+        """`metric` says how latent errors show (`picture_metric`), `data` is the episodes' fingerprint, kept with the weights."""
         torch.manual_seed(run.seed)
         self.run, self.episodes, self.step = run, episodes, 0
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
@@ -92,6 +96,8 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
         self.data = data or {}
+        plain = torch.eye(run.model.tokens * run.model.latent_channels)
+        self.metric = plain if metric is None else torch.lerp(plain, metric, run.picture_weight)
         self.walks: list[Walk] = []
         self.state: WorldState = self.model.initial_state(0)
 
@@ -107,7 +113,7 @@ class Trainer:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
         losses_of = peeking_losses if rng.random() < run.peeking else forcing_losses
-        losses, committed = losses_of(self.model, clip, self.state, run, generator)
+        losses, committed = losses_of(self.model, clip, self.state, run, self.metric, generator)
         total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -180,7 +186,9 @@ class Trainer:
 Losses = tuple[dict[str, Tensor], WorldState | None]  # with the state after the clean clip, where it was committed
 
 
-def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> Losses:
+def forcing_losses(
+    model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, metric: Tensor, generator: torch.Generator
+) -> Losses:
     """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows.
 
     Gradients stop at the incoming state.
@@ -189,11 +197,13 @@ def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldT
     level = draw_noise_levels(rows, frames, run.noise, generator)
     inputs = inputs_of(clip, level, _draw_known(run, rows, frames, generator))
     output = model(_noised(run, clip.latent, level, generator), inputs, state)
-    denoise = denoising_loss(output.clean, clip.latent, level, torch.ones_like(level))
+    denoise = denoising_loss(output.clean, clip.latent, level, metric)
     return _losses(model, output, clip, level, denoise), None
 
 
-def peeking_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, generator: torch.Generator) -> Losses:
+def peeking_losses(
+    model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, metric: Tensor, generator: torch.Generator
+) -> Losses:
     """As in a dream: every frame is peeked at noisily from a clean past, and then committed; both in one call."""
     rows, frames = clip.action.shape
     drawn = torch.rand(2, rows, frames, generator=generator)
@@ -203,7 +213,7 @@ def peeking_losses(model: WorldModel, clip: Clip, state: WorldState, run: WorldT
     peeked, committed = (_noised(run, clip.latent, noise, generator) for noise in (level, inputs.noise))
     peeks = torch.tensor([True, False]).repeat(frames)
     output = model(_interleaved(peeked, committed), both, state, peeks)
-    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, torch.ones_like(level))
+    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
 
 
@@ -252,7 +262,9 @@ def train_world(run: WorldTraining) -> Path:
     if run.threads:
         torch.set_num_threads(run.threads)
     autoencoder = load_autoencoder(run.autoencoder)
-    trainer = Trainer(run, latent_episodes(run.data, autoencoder, run.out / "latents"), fingerprint(run.data))
+    episodes = latent_episodes(run.data, autoencoder, run.out / "latents")
+    metric = picture_metric(autoencoder, episodes, run.out / "latents" / autoencoder_hash(autoencoder) / "metric.safetensors")
+    trainer = Trainer(run, episodes, metric, fingerprint(run.data))
     saved = run.out / "checkpoint.safetensors"
     if saved.exists():
         trainer.load(saved)
