@@ -36,7 +36,8 @@ def quality(report: dict[str, Any]) -> str:
 
 def speed(report: dict[str, Any]) -> str:
     """One row a profile and number of environments."""
-    machine = report["machine"]
+    m = report["machine"]
+    machine = f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, {m['date']}"
     lines = ["| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) |", "|---|---|---|---|---|"]
     for s in report["speeds"]:
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"

@@ -1,0 +1,55 @@
+"""What ships: small, whole, dreaming, and what the README says of it is what was measured."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.worlds import WORLDS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
+def test_weights_are_whole_and_small(world):
+    files = {path.name: path.stat().st_size for path in world.weights.iterdir()}
+    assert files.keys() >= {"config.json", "model.safetensors", "starts.safetensors", "README.md"}
+    assert sum(files.values()) < 20e6
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
+def test_a_dream_begins_like_its_opening_and_reacts_to_actions(world):
+    env = gymnasium.make(world.id)
+    start, _ = env.reset(seed=1)
+    assert start.std() > 5
+    ends = []
+    for action in (2, 3):
+        env.reset(seed=1)
+        for _ in range(4):
+            frame, *_ = env.step(action)
+        ends.append(frame)
+    assert np.abs(ends[0].astype(int) - ends[1]).mean() > 5  # turning left shows something else than turning right
+
+
+def test_a_dream_continues_a_real_episode_better_than_its_last_frame():
+    env = gymnasium.make("LSSVWM-MemoryMaze-v0", profile="fast")
+    path = ROOT / "examples" / "memory_maze_real.npz"
+    episode = read_episode(path)
+    last, _ = env.reset(seed=0, options={"episode": str(path), "context_frames": 100})
+    inner = (slice(2, -2), slice(2, -2))
+    dreamed, repeated = [], []
+    for t in range(100, 120):
+        frame, *_ = env.step(int(episode.action[t]))
+        truth = episode.frames[t][inner].astype(float)
+        dreamed.append(np.square(frame[inner] - truth).mean())
+        repeated.append(np.square(last[inner] - truth).mean())
+    assert np.mean(dreamed) < 0.8 * np.mean(repeated)
+
+
+def test_the_numbers_in_the_readme_are_those_measured():
+    checked = subprocess.run([sys.executable, "docs/update_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
