@@ -50,6 +50,18 @@ def test_a_dream_continues_a_real_episode_better_than_its_last_frame():
     assert np.mean(dreamed) < 0.8 * np.mean(repeated)
 
 
+@pytest.mark.slow
+def test_two_thousand_random_steps_stay_finite_and_inside_the_maze():
+    env = gymnasium.make("LSSVWM-MemoryMaze-v0", profile="fast", max_episode_steps=2001)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(2000):
+        frame, reward, _, _, info = env.step(env.action_space.sample())
+        assert np.isfinite(info["believed_pose"]).all()
+        assert np.isfinite(reward)
+    assert 20 < frame.mean() < 200
+
+
 def test_the_numbers_in_the_readme_are_those_measured():
     checked = subprocess.run([sys.executable, "docs/update_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr

@@ -16,6 +16,7 @@ from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.pose import advance, motion_between
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
+from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate
 from lssvwm_gym.training.walks import Walk, draw_walk, read_clip
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
@@ -231,3 +232,16 @@ def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
         seen.append(error.flatten() @ metric @ error.flatten())
     ratio = torch.stack(seen) / torch.stack(shown)
     assert ratio.std() < 0.1 * ratio.mean()
+
+
+def test_training_runs_in_bfloat16_and_keeps_its_state_in_float32(episodes):
+    run = replace(RUN, precision="bfloat16", peeking=0.5)
+    trainer = Trainer(run, episodes)
+    losses = [trainer.train_step()["denoise"].item() for _ in range(8)]
+    assert np.isfinite(losses).all()
+    assert all(layer.ssm.dtype == layer.place.dtype == torch.float32 for layer in trainer.state.layers)
+
+
+def test_an_unknown_precision_names_the_known_ones():
+    with pytest.raises(ValueError, match="auto, bfloat16 or float32"):
+        mixed_precision("half")

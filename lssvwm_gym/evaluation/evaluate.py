@@ -179,9 +179,14 @@ def _retrieval(bench: Bench, past: Clips, back: Clips, name: str) -> dict[str, A
         "shuffled poses": (state, shuffled),
     }
     results: dict[str, Any] = {}
+    own = None
     for variant, (memory, clips) in variants.items():
-        latent = _dream_at_poses(bench, memory, clips)
-        results |= bench.scores(f"{name}, {variant}:", latent, back.frames)
+        frames = decode_clips(bench.weights, _dream_at_poses(bench, memory, clips))
+        results |= bench.frame_scores(f"{name}, {variant}:", frames, back.frames)
+        quality = psnr(frames, back.frames, bench.world.border)
+        own = quality if own is None else own
+        if variant != "own memory":
+            results[f"{name}, cost of {variant} (dB)"] = score(own - quality)
     believed, _ = dream_along(model, state, back, run.steps, true_motion=False)
     results |= bench.scores(f"{name}, believed poses:", believed, back.frames)
     repeated = past.frames[:, -1:].expand_as(back.frames)

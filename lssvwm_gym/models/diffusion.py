@@ -48,8 +48,8 @@ def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
 def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tensor) -> Tensor:
     """Square error over frames that were noisy, measured in a metric (N * C, N * C); (B, T, N, C), levels (B, T)."""
     noisy = (level > 0).float()
-    error = (estimate - clean).flatten(2)
-    return (((error @ metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
+    error = (estimate.float() - clean).flatten(2)
+    return ((torch.einsum("bti,ij->btj", error, metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
 
 
 def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -76,7 +76,7 @@ class BlockScan(nn.Module):
         own, _ = ssd_scan(alone[0], alone[1], A, alone[2], alone[3], chunk=size)
         survives = (alone[1] * A).cumsum(1).exp().unsqueeze(-1)
         own = own + y[:, index].reshape_as(own) * survives
-        return y.index_copy(1, index, own.reshape(y.shape[0], len(index), *y.shape[2:])), state
+        return y.index_copy(1, index, own.to(y.dtype).reshape(y.shape[0], len(index), *y.shape[2:])), state
 
     def _short_convolution(self, x: Tensor, past: Tensor, peeks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution over x (b, l, conv width), continued from the last d_conv - 1 inputs."""

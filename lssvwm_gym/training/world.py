@@ -29,6 +29,7 @@ from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_ten
 from lssvwm_gym.training.looks import Looks
 from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.optimizer import make_optimizer
+from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
 from lssvwm_gym.training.walks import Clip, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
 
@@ -73,6 +74,7 @@ class WorldTraining:
     reward_weight: float = 0.1
     pose_weight: float = 0.1
     save_every: int = 250  # steps
+    precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
 
@@ -113,7 +115,8 @@ class Trainer:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
         losses_of = peeking_losses if rng.random() < run.peeking else forcing_losses
-        losses, committed = losses_of(self.model, clip, self.state, run, self.metric, generator)
+        with mixed_precision(run.precision):
+            losses, committed = losses_of(self.model, clip, self.state, run, self.metric, generator)
         total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -140,14 +143,15 @@ class Trainer:
         """Every walk that goes on starts its next clip with the memory of this one; commit the clean clip if that wasn't done."""
         self.walks = [walk.advanced(frames) for walk in self.walks]
         if committed is not None:
-            self.state = tree_map(torch.detach, committed)
+            self.state = tree_map(lambda old, new: new.detach().to(old.dtype), self.state, committed)
             return
         going_on = torch.tensor([row for row, walk in enumerate(self.walks) if not walk.done], dtype=torch.int64)
         if not len(going_on):
             return
         part = Clip(*(tensor[going_on] for tensor in vars(clip).values()))
         noise = torch.zeros(part.action.shape)
-        after = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
+        with mixed_precision(self.run.precision):
+            after = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
         self.state = put_rows(self.state, going_on, after)
 
     def save(self, path: Path) -> None:
