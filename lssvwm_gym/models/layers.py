@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.ssd import ssd_read, ssd_scan
 
 
 class BlockScan(nn.Module):
@@ -70,7 +70,10 @@ class BlockScan(nn.Module):
             return ssd_scan(x, dt, A, B, C, chunk=32, initial_state=state)
         size = self.block[0] * self.block[1]
         token_peeks = peeks.repeat_interleave(size)
-        y, state = ssd_scan(x, dt.masked_fill(token_peeks[:, None], 0), A, B, C, chunk=32, initial_state=state)
+        if peeks.all():
+            y = ssd_read(C, state).to(x.dtype)
+        else:
+            y, state = ssd_scan(x, dt.masked_fill(token_peeks[:, None], 0), A, B, C, chunk=32, initial_state=state)
         index = token_peeks.nonzero().flatten()  # those tokens have only read so far; now each frame's own tokens, in their order
         alone = [t[:, index].unflatten(1, (-1, size)).flatten(0, 1) for t in (x, dt, B, C)]
         own, _ = ssd_scan(alone[0], alone[1], A, alone[2], alone[3], chunk=size)
@@ -133,6 +136,8 @@ class PlaceScan(nn.Module):
         values = rearrange(values, "b t n (h p) -> b t h (n p)", h=self.heads)
         values = torch.cat([values, torch.ones_like(values[..., :1])], -1) * strength.unsqueeze(-1)
         A = -self.A_log.exp()
+        if peeks is not None and peeks.all():
+            return self._read_out(ssd_read(place.unsqueeze(2), state).to(x.dtype) * A.exp()[:, None], z), state
         y, state = ssd_scan(
             values,
             commits.unsqueeze(-1).expand_as(strength),
@@ -144,10 +149,13 @@ class PlaceScan(nn.Module):
         )
         if peeks is not None:  # a peek would have been one step later, too
             y = y * torch.where(peeks[:, None], A.exp(), 1).unsqueeze(-1)
+        return self._read_out(y, z), state
+
+    def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
         recalled, density = rearrange(y[..., :-1], "b t h (n p) -> b t n h p", n=self.tokens), y[..., -1]
         recalled = F.rms_norm(recalled, recalled.shape[-1:], eps=1e-4).flatten(3) * self.gain
         known = torch.tanh(density).unsqueeze(2).expand(-1, -1, self.tokens, -1)
-        return self.out_proj(torch.cat([recalled * (1 + F.silu(z)), known], -1)), state
+        return self.out_proj(torch.cat([recalled * (1 + F.silu(z)), known], -1))
 
 
 class PoseFeatures(nn.Module):
@@ -200,7 +208,7 @@ class FrameAttention(nn.Module):
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
         q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
         q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if peeks is not None:
+        if peeks is not None and frames > 1:
             return self._peeking(q, k, v, keys, values, peeks)
         keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
         together = min(self.frames_together, frames)
@@ -211,7 +219,8 @@ class FrameAttention(nn.Module):
             attn_mask=self._visible_bias(together),
         )
         y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=x.shape[0], t=together)[:, :frames]
-        return self.out(y), keys[:, frames:], values[:, frames:]
+        committed = 0 if peeks is not None and peeks.all() else frames
+        return self.out(y), keys[:, committed:][:, : self.window], values[:, committed:][:, : self.window]
 
     def _peeking(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, peeks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every frame by itself: the W committed frames before it, and its own tokens."""

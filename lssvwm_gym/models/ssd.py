@@ -29,6 +29,8 @@ def ssd_scan(
     x (b, l, h, p), dt (b, l, h), A (h,) negative, B and C (b, l, g, n), D (h,), initial_state (b, h, p, n) float32 or float64.
     Returns y (b, l, h, p) and the final state (b, h, p, n). Decays and states keep the state's precision.
     """
+    if x.shape[1] == 1:
+        return _one_token(x, dt, A, B, C, D, initial_state)
     b, l, h, p = x.shape  # noqa: E741
     g, n = B.shape[2:]
     exact = torch.promote_types(x.dtype, torch.float32)
@@ -57,6 +59,12 @@ def ssd_scan(
     return (y if D is None else y + x * D[:, None].to(x.dtype)), state
 
 
+def ssd_read(C: Tensor, state: Tensor) -> Tensor:
+    """What tokens with C (b, l, g, n) read from a state (b, h, p, n) that they leave as it is: (b, l, h, p)."""
+    by_group = state.unflatten(1, (C.shape[2], -1)).to(C.dtype)
+    return torch.einsum("blgn,bgrpn->blgrp", C, by_group).flatten(2, 3)
+
+
 def ssd_recurrence(
     x: Tensor,
     dt: Tensor,
@@ -77,6 +85,19 @@ def ssd_recurrence(
         outputs.append(torch.einsum("bhpn,bhn->bhp", state, C[:, t]))
     y = torch.stack(outputs, 1)
     return (y if D is None else y + x * D[:, None]), state
+
+
+def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` of a single token, which is bound by memory: the state is read and written once."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    written = (x[:, 0] * dt[:, 0, :, None]).to(exact).unsqueeze(-1)  # (b, h, p, 1)
+    key = B[:, 0].repeat_interleave(x.shape[2] // B.shape[2], 1).to(exact).unsqueeze(2)  # (b, h, 1, n)
+    if state is None:
+        state = written * key
+    else:
+        state = (state * (dt[:, 0].to(exact) * A.to(exact)).exp()[..., None, None]).addcmul_(written, key)
+    y = ssd_read(C, state).to(x.dtype)
+    return (y if D is None else y + x * D[:, None].to(x.dtype)), state
 
 
 def _chunks(x: Tensor, q: int, pad: int) -> Tensor:
