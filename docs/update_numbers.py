@@ -68,8 +68,8 @@ def _read(name: str) -> dict[str, Any]:
 def _updated(path: Path, tables: dict[str, str]) -> str:
     text = path.read_text()
     for name, table in tables.items():
-        pattern = rf"(<!-- numbers:{name} -->\n).*?(\n<!-- end -->)"
-        text = re.sub(pattern, lambda m, table=table: m[1] + table + m[2], text, flags=re.DOTALL)  # type: ignore[misc]
+        pattern = rf"(<!-- numbers:{name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, table=table: m[1] + table + "\n" + m[2], text, flags=re.DOTALL)  # type: ignore[misc]
     return text
 
 
