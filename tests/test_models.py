@@ -106,7 +106,7 @@ def test_attention_sees_its_window_and_chunk_only():
 
 def test_grouping_of_frames_does_not_change_attention():
     torch.manual_seed(0)
-    one, many = (FrameAttention(8, 4, 2, window=3, frames_together=n).double() for n in (1, 4))
+    one, many = (FrameAttention(8, 4, 2, window=3, chunks_together=n).double() for n in (1, 4))
     many.load_state_dict(one.state_dict())
     x = torch.randn(2, 10, 4, 8).double()
     assert close(one(x, *one.initial_state(2)), many(x, *many.initial_state(2)))

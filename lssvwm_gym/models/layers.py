@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lssvwm_gym.models.ssd import ssd_read, ssd_scan
+from lssvwm_gym.models.ssd import ssd_alone, ssd_read, ssd_scan
 
 
 class BlockScan(nn.Module):
@@ -76,7 +76,7 @@ class BlockScan(nn.Module):
             y, state = ssd_scan(x, dt.masked_fill(token_peeks[:, None], 0), A, B, C, chunk=32, initial_state=state)
         index = token_peeks.nonzero().flatten()  # those tokens have only read so far; now each frame's own tokens, in their order
         alone = [t[:, index].unflatten(1, (-1, size)).flatten(0, 1) for t in (x, dt, B, C)]
-        own, _ = ssd_scan(alone[0], alone[1], A, alone[2], alone[3], chunk=size)
+        own = ssd_alone(alone[0], alone[1], A, alone[2], alone[3])
         survives = (alone[1] * A).cumsum(1).exp().unsqueeze(-1)
         own = own + y[:, index].reshape_as(own) * survives
         return y.index_copy(1, index, own.to(y.dtype).reshape(y.shape[0], len(index), *y.shape[2:])), state
@@ -185,71 +185,84 @@ class FrameAttention(nn.Module):
 
     A chunk of 1 is the interactive form; the paper's is a chunk of 5 with a window of 5 (section 3.2). Chunks are counted
     from the first frame of a call. Frames before the first are zeros, which is what the initial state holds.
+    Queries of several chunks are multiplied with the stretch of the past that one of them sees, and masked.
     """
 
-    def __init__(self, width: int, tokens: int, heads: int, window: int, chunk: int = 1, frames_together: int = 4) -> None:
+    def __init__(self, width: int, tokens: int, heads: int, window: int, chunk: int = 1, chunks_together: int = 8) -> None:
         super().__init__()
-        self.heads, self.window, self.chunk, self.tokens = heads, window, chunk, tokens
-        self.frames_together = chunk if chunk > 1 else frames_together  # frames whose queries share one matrix product
+        self.heads, self.window, self.chunk, self.chunks_together = heads, window, chunk, chunks_together
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(heads, window + 2 * chunk - 1, tokens, tokens))  # by distance in frames, query, key
 
     def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
         """Zeros: keys and values (B, W, H, N, P)."""
-        width = self.qkv.weight.shape[1]
-        zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, self.tokens, width // self.heads)
+        width, tokens = self.qkv.weight.shape[1], self.bias.shape[-1]
+        zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, tokens, width // self.heads)
         return zeros, zeros
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
-        frames = x.shape[1]
+        rows, frames = x.shape[:2]
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
-        q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
-        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if peeks is not None and frames > 1:
-            return self._peeking(q, k, v, keys, values, peeks)
-        keys, values = torch.cat([keys, k], 1), torch.cat([values, v], 1)
-        together = min(self.frames_together, frames)
-        y = F.scaled_dot_product_attention(
-            self._groups(q, together, together),
-            self._groups(keys, self.window + together, together),
-            self._groups(values, self.window + together, together),
-            attn_mask=self._visible_bias(together),
-        )
-        y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=x.shape[0], t=together)[:, :frames]
-        committed = 0 if peeks is not None and peeks.all() else frames
-        return self.out(y), keys[:, committed:][:, : self.window], values[:, committed:][:, : self.window]
-
-    def _peeking(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, peeks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Every frame by itself: the W committed frames before it, and its own tokens."""
-        if self.chunk > 1:
+        if peeks is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
-        seen = committed_before(peeks)[:, None] + torch.arange(self.window, device=peeks.device)
-        keys, values = (torch.cat([old, new[:, ~peeks]], 1) for old, new in ((keys, k), (values, v)))
-        k, v = (torch.cat([old[:, seen], new.unsqueeze(2)], 2) for old, new in ((keys, k), (values, v)))
-        k, v = (rearrange(t, "b t w h n p -> (b t) h (w n) p") for t in (k, v))
-        y = F.scaled_dot_product_attention(q.flatten(0, 1), k, v, attn_mask=self._visible_bias(1))
-        y = rearrange(y, "(b t) h n p -> b t n (h p)", b=q.shape[0])
-        committed = int((~peeks).sum())
+        q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
+        q, k = F.rms_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]), F.rms_norm(k, k.shape[-1:])
+        kept = slice(None) if peeks is None else ~peeks
+        keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
+
+        together, start, before = self._groups(frames, peeks, x.device)
+        length = self.window + int(before[-1])
+        q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
+        past_keys, past_values = (self._stretches(t, start, length) for t in (keys, values))  # (B * groups, H, length * N, P)
+        past = q.flatten(2, 3) @ past_keys.transpose(-1, -2) + self._past_bias(before, length)
+        own = q @ k.transpose(-1, -2) + self._own_bias()
+        weights = torch.cat([past, own.flatten(2, 3)], -1).softmax(-1)
+        past, own = weights.split([past.shape[-1], own.shape[-1]], -1)
+        y = past @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)
+        y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=rows, n=x.shape[2])[:, :frames]
+        committed = keys.shape[1] - self.window
         return self.out(y), keys[:, committed:], values[:, committed:]
 
-    def _groups(self, x: Tensor, size: int, step: int) -> Tensor:
-        """Overlapping groups of frames: (B, T, H, N, P) to (B * groups, H, size * N, P); the last one is filled with zeros."""
-        missing = -(x.shape[1] - size) % step
-        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
-        return rearrange(x.unfold(1, size, step), "b g h n p t -> (b g) h (t n) p")
+    def _groups(self, frames: int, peeks: Tensor | None, device: torch.device) -> tuple[int, Tensor, Tensor]:
+        """How many chunks make a group; for each group how many frames are committed before it, and for each of its chunks
+        how many of the group are committed before that. Groups that differ in the latter are of one chunk."""
+        kept = torch.ones(frames // self.chunk, dtype=torch.bool, device=device) if peeks is None else ~peeks
+        before = (kept.cumsum(0) - kept.long()) * self.chunk
+        together = min(self.chunks_together, len(before))
+        start, within = before[::together], before[:together]
+        if not torch.equal(before, (start[:, None] + within).flatten()[: len(before)]):
+            together, start, within = 1, before, before[:1]
+        return together, start, within
 
-    def _visible_bias(self, together: int) -> Tensor:
-        """Bias by distance, -inf where a frame is not seen: (H, together * N, (W + together) * N)."""
-        query = torch.arange(together, device=self.bias.device)[:, None]
-        key = torch.arange(-self.window, together, device=self.bias.device)[None]
-        chunk_start = query // self.chunk * self.chunk
-        visible = (key >= chunk_start - self.window) & (key < chunk_start + self.chunk)
-        distance = (query - key + self.chunk - 1).clamp(0, self.bias.shape[1] - 1)
-        bias = self.bias[:, distance].masked_fill(~visible[..., None, None], -torch.inf)
-        return rearrange(bias, "h q k n m -> h (q n) (k m)")
+    def _chunks(self, x: Tensor, together: int) -> Tensor:
+        """(B, T, H, N, P) to (B * groups, H, together, chunk * N, P); the last group is filled with zeros."""
+        missing = -x.shape[1] % (together * self.chunk)
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+        return rearrange(x, "b (g t c) h n p -> (b g) h t (c n) p", t=together, c=self.chunk)
+
+    def _stretches(self, x: Tensor, start: Tensor, length: int) -> Tensor:
+        """`length` frames from each start: (B, T, H, N, P) to (B * groups, H, length * N, P); beyond the last are zeros."""
+        missing = max(0, int(start[-1]) + length - x.shape[1])
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+        stretches = x[:, start[:, None] + torch.arange(length, device=x.device)]
+        return rearrange(stretches, "b g t h n p -> (b g) h (t n) p")
+
+    def _past_bias(self, before: Tensor, length: int) -> Tensor:
+        """Bias by distance, -inf where a frame is not seen: (H, together * chunk * N, length * N)."""
+        at = torch.arange(length, device=before.device)[None, None]
+        first = before[:, None, None]
+        distance = self.window + first + torch.arange(self.chunk, device=before.device)[None, :, None] - at
+        unseen = ((at < first) | (at >= first + self.window)).expand_as(distance).flatten(0, 1)
+        bias = self.bias[:, (distance.flatten(0, 1) + self.chunk - 1).clamp(0, self.bias.shape[1] - 1)]
+        return rearrange(bias.masked_fill(unseen[..., None, None], -torch.inf), "h q k n m -> h (q n) (k m)")
+
+    def _own_bias(self) -> Tensor:
+        """Bias inside a chunk: (H, 1, chunk * N, chunk * N)."""
+        at = torch.arange(self.chunk, device=self.bias.device)
+        return rearrange(self.bias[:, at[:, None] - at + self.chunk - 1], "h q k n m -> h 1 (q n) (k m)")
 
 
 def committed_before(peeks: Tensor) -> Tensor:

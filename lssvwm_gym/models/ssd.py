@@ -47,12 +47,13 @@ def ssd_scan(
     to_end = (decay[..., -1:] - decay).exp().unsqueeze(-1).to(x.dtype)
     added = (written * to_end).transpose(-1, -2).reshape(*by_group, p, q) @ keys.unsqueeze(3)  # (b, c, g, h/g, p, n)
 
-    entering = []
+    added = added.reshape(b, -1, h, p, n).to(exact)
     survives = decay[..., -1].exp()[..., None, None]
-    for add, keep in zip(added.reshape(b, -1, h, p, n).to(exact).unbind(1), survives.unbind(1), strict=True):  # unbind: indexing
-        entering.append(state)  # would make the backward pass quadratic in the number of chunks
-        state = torch.addcmul(add, state, keep)
-    carried = torch.stack(entering, 1).to(x.dtype).view(*by_group, p, n)
+    if added.shape[1] == 1:  # as in a dream, where states are most of the work: one tensor of their size is made, not three
+        entering, state = state.unsqueeze(1), added.squeeze(1).addcmul_(state, survives.squeeze(1))
+    else:
+        entering, state = _pass_on(state, added, survives)
+    carried = entering.to(x.dtype).view(*by_group, p, n)
     y = y + (queries.unsqueeze(3) @ carried.transpose(-1, -2)).view_as(y) * decay.exp().unsqueeze(-1).to(x.dtype)
 
     y = y.transpose(2, 3).reshape(b, l + pad, h, p)[:, :l]
@@ -63,6 +64,14 @@ def ssd_read(C: Tensor, state: Tensor) -> Tensor:
     """What tokens with C (b, l, g, n) read from a state (b, h, p, n) that they leave as it is: (b, l, h, p)."""
     by_group = state.unflatten(1, (C.shape[2], -1)).to(C.dtype)
     return torch.einsum("blgn,bgrpn->blgrp", C, by_group).flatten(2, 3)
+
+
+def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """What `ssd_scan` gives for short sequences that begin with an empty state; no state is made, and none is returned."""
+    written = (x * dt[..., None].to(x.dtype)).transpose(1, 2)  # (b, h, l, p)
+    decay = (dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)  # (b, h, l)
+    similar = torch.einsum("blgn,bmgn->bglm", C, B).repeat_interleave(x.shape[2] // C.shape[2], 1)
+    return ((similar * _decay_between(decay).to(x.dtype)) @ written).transpose(1, 2)
 
 
 def ssd_recurrence(
@@ -98,6 +107,15 @@ def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
         state = (state * (dt[:, 0].to(exact) * A.to(exact)).exp()[..., None, None]).addcmul_(written, key)
     y = ssd_read(C, state).to(x.dtype)
     return (y if D is None else y + x * D[:, None].to(x.dtype)), state
+
+
+def _pass_on(state: Tensor, added: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that chunks begin with (b, c, h, p, n), and the last one."""
+    entering = []
+    for add, keep in zip(added.unbind(1), survives.unbind(1), strict=True):  # unbind: indexing would make the backward
+        entering.append(state)  # pass quadratic in the number of chunks
+        state = torch.addcmul(add, state, keep)
+    return torch.stack(entering, 1), state
 
 
 def _chunks(x: Tensor, q: int, pad: int) -> Tensor:

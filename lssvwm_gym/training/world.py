@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
@@ -19,14 +18,14 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.folder import fingerprint
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
-from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
-from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig, WorldOutput
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.looks import Looks
+from lssvwm_gym.training.losses import LOSSES, LossOptions
 from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.optimizer import make_optimizer
 from lssvwm_gym.training.precision import mixed_precision
@@ -57,7 +56,6 @@ class WorldTraining:
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
-    noise: NoiseLevels = field(default_factory=NoiseLevels)
     steps: int = 6000
     frames_a_step: int = 640  # rows times frames of a clip
     learning_rate: float = 1e-3
@@ -65,11 +63,10 @@ class WorldTraining:
     warmup: int = 100  # steps
     decay: float = 0.35  # share of the steps over which the learning rate falls to zero
     average: float = 0.998  # decay of the moving average that is shipped
-    peeking: float = 0.6  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
-    peeked_pure: float = 0.6  # share of peeks at pure noise, which is where one-step sampling starts; others anywhere
+    peeking: float = 0.3  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
+    dreaming: float = 0.45  # share of steps in which, besides, a part of the past is what the model dreams; the rest is forcing
+    noising: LossOptions = field(default_factory=LossOptions)
     back: float = 0.6  # share of walks that turn round and go back
-    context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
-    pose_dropout: float = 0.1  # share of clips without poses
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
@@ -77,6 +74,10 @@ class WorldTraining:
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
+
+    def __post_init__(self) -> None:
+        if self.peeking < 0 or self.dreaming < 0 or self.peeking + self.dreaming > 1:
+            raise ValueError(f"peeking and dreaming are shares of the steps, together at most 1; got {self.peeking} and {self.dreaming}")
 
     def stage(self, step: int) -> Stage:
         """The stage of the curriculum that a step belongs to."""
@@ -114,9 +115,9 @@ class Trainer:
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
-        losses_of = peeking_losses if rng.random() < run.peeking else forcing_losses
+        way = rng.choice(list(LOSSES), p=[1 - run.peeking - run.dreaming, run.peeking, run.dreaming])
         with mixed_precision(run.precision):
-            losses, committed = losses_of(self.model, clip, self.state, run, self.metric, generator)
+            losses, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, generator)
         total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -185,78 +186,6 @@ class Trainer:
         shape = tree_flatten(self.model.initial_state(len(self.walks)))[1]
         leaves = under("state", tensors)
         self.state = tree_unflatten([leaves[str(i)] for i in range(len(leaves))], shape)
-
-
-Losses = tuple[dict[str, Tensor], WorldState | None]  # with the state after the clean clip, where it was committed
-
-
-def forcing_losses(
-    model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, metric: Tensor, generator: torch.Generator
-) -> Losses:
-    """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows.
-
-    Gradients stop at the incoming state.
-    """
-    rows, frames = clip.action.shape
-    level = draw_noise_levels(rows, frames, run.noise, generator)
-    inputs = inputs_of(clip, level, _draw_known(run, rows, frames, generator))
-    output = model(_noised(run, clip.latent, level, generator), inputs, state)
-    denoise = denoising_loss(output.clean, clip.latent, level, metric)
-    return _losses(model, output, clip, level, denoise), None
-
-
-def peeking_losses(
-    model: WorldModel, clip: Clip, state: WorldState, run: WorldTraining, metric: Tensor, generator: torch.Generator
-) -> Losses:
-    """As in a dream: every frame is peeked at noisily from a clean past, and then committed; both in one call."""
-    rows, frames = clip.action.shape
-    drawn = torch.rand(2, rows, frames, generator=generator)
-    level = torch.where(drawn[0] < run.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
-    inputs = inputs_of(clip, torch.zeros_like(level), _draw_known(run, rows, frames, generator))
-    both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
-    peeked, committed = (_noised(run, clip.latent, noise, generator) for noise in (level, inputs.noise))
-    peeks = torch.tensor([True, False]).repeat(frames)
-    output = model(_interleaved(peeked, committed), both, state, peeks)
-    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
-    return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
-
-
-def _losses(model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor) -> dict[str, Tensor]:
-    committed = (level == 0).float()
-    reward = _reward_loss(model, output, clip, committed * clip.recorded)
-    return {"denoise": denoise, "reward": reward, "pose": _pose_loss(model, output, clip, committed)}
-
-
-def _noised(run: WorldTraining, latent: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
-    unannounced = torch.rand(len(level), 1, generator=generator) * run.context_noise * (level == 0)
-    noise = torch.randn(latent.shape, generator=generator)
-    return add_noise(latent, noise, torch.maximum(level, unannounced))
-
-
-def _draw_known(run: WorldTraining, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Whether a clip's poses are told, (B, T) float."""
-    return (torch.rand(rows, 1, generator=generator) >= run.pose_dropout).float().expand(rows, frames)
-
-
-def _interleaved(first: Tensor, second: Tensor) -> Tensor:
-    """(B, T, ...) twice to (B, 2T, ...), frame by frame."""
-    return torch.stack([first, second], 2).flatten(1, 2)
-
-
-def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
-    logits = model.reward_head(output.features)
-    loss = F.cross_entropy(logits.flatten(0, 1), (clip.reward > 0.5).long().flatten(), reduction="none").view_as(weight)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, committed: Tensor) -> Tensor:
-    """Frame t predicts the motion to frame t+1, where t is clean and the action to t+1 is known."""
-    weight = committed[:, :-1] * clip.recorded[:, 1:]
-    predicted = model.pose_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
-    scale = model.pose_head.motion_scale
-    loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
 def train_world(run: WorldTraining) -> Path:
