@@ -143,8 +143,8 @@ def test_peeking_changes_no_state(model):
 
 def test_frames_peeked_at_in_one_call_are_what_a_call_each_gives(model):
     latent, inputs = clip(2, 8)
-    peeks = torch.tensor([True, False, True, True, False, False, True, False])
-    inputs = inputs._replace(noise=inputs.noise.where(~peeks, torch.tensor(0.7).double()))
+    peeks = (True, False, True, True, False, False, True, False)
+    inputs = inputs._replace(noise=torch.tensor(peeks) * 0.7 + torch.zeros(2, 8).double())
     together = model(latent, inputs, model.initial_state(2), peeks)
     state = model.initial_state(2)
     for t, peek in enumerate(peeks):

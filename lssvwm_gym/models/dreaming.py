@@ -72,11 +72,9 @@ def imagine(
         motion = model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
     there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
 
-    peeks = torch.ones(1, dtype=torch.bool)
-
     def denoise(x: Tensor, level: Tensor) -> Tensor:
         inputs = FrameInputs(level[:, None], action[:, None], there[:, None], motion[:, None], state.pose_known[:, None])
-        return model(x[:, None], inputs, state.world, peeks).clean[:, 0]
+        return model(x[:, None], inputs, state.world, peeks=(True,)).clean[:, 0]
 
     latent = sample(denoise, frame_noise(state, model), steps)
     return _rounded(latent, LATENT_STEPS), motion

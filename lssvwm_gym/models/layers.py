@@ -1,20 +1,22 @@
 """The three parts of a layer that carry memory: block-wise scan, place heads, frame-local attention.
 
 Each takes any number of frames and its own state, and returns the outputs and the state after the last frame. Frames
-marked in `peeks` (T,) bool see what was committed before them and themselves, and leave no trace: all frames of a clip
-can be peeked at, each from its own past, in one call.
+marked in `peeks`, a bool a frame, see what was committed before them and themselves, and leave no trace: all frames of a
+clip can be peeked at, each from its own past, in one call.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from lssvwm_gym.models.ssd import ssd_alone, ssd_read, ssd_scan
+
+Peeks = tuple[bool, ...] | None  # which of a call's frames are peeked at; None: all are committed
 
 
 class BlockScan(nn.Module):
@@ -49,53 +51,65 @@ class BlockScan(nn.Module):
         ssm = like.new_zeros(rows, self.blocks, self.heads, self.inner // self.heads, self.d_state)
         return ssm, like.new_zeros(rows, self.blocks, self.d_conv - 1, self.inner + 2 * self.d_state)
 
-    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and the two states."""
         rows, frames = x.shape[:2]
-        down, across = self.grid // self.block[0], self.grid // self.block[1]
-        x = rearrange(x, "b t (i y j x) d -> (b i j) (t y x) d", i=down, j=across, y=self.block[0])
+        x = self._to_blocks(x)
         z, mixed, dt = self.in_proj(x).split([self.inner, self.inner + 2 * self.d_state, self.heads], -1)
         mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1), peeks)
         values, B, C = mixed.split([self.inner, self.d_state, self.d_state], -1)
         values = values.unflatten(-1, (self.heads, -1))
         y, ssm = self._scan(values, F.softplus(dt + self.dt_bias), B.unsqueeze(2), C.unsqueeze(2), ssm.flatten(0, 1), peeks)
         y = y + values * self.D[:, None]
-        y = self.out_proj(self.norm(y.flatten(2) * F.silu(z)))
-        y = rearrange(y, "(b i j) (t y x) d -> b t (i y j x) d", b=rows, i=down, t=frames, y=self.block[0])
+        y = self._to_frames(self.out_proj(self.norm(y.flatten(2) * F.silu(z))), rows, frames)
         return y, ssm.unflatten(0, (rows, -1)), conv.unflatten(0, (rows, -1))
 
-    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, peeks: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _to_blocks(self, x: Tensor) -> Tensor:
+        """(B, T, N, D) to (B * blocks, T * tokens of a block, D)."""
+        down, across = self.block
+        x = x.view(*x.shape[:2], self.grid // down, down, self.grid // across, across, -1).permute(0, 2, 4, 1, 3, 5, 6)
+        return x.reshape(-1, x.shape[3] * down * across, x.shape[-1])
+
+    def _to_frames(self, x: Tensor, rows: int, frames: int) -> Tensor:
+        """The inverse of `_to_blocks`."""
+        down, across = self.block
+        x = x.view(rows, self.grid // down, self.grid // across, frames, down, across, -1).permute(0, 3, 1, 4, 2, 5, 6)
+        return x.reshape(rows, frames, self.grid**2, -1)
+
+    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, peeks: Peeks) -> tuple[Tensor, Tensor]:
         A = -self.A_log.exp()
         if peeks is None:
             return ssd_scan(x, dt, A, B, C, chunk=32, initial_state=state)
         size = self.block[0] * self.block[1]
-        token_peeks = peeks.repeat_interleave(size)
-        if peeks.all():
-            y = ssd_read(C, state).to(x.dtype)
+        if all(peeks):
+            y, index = ssd_read(C, state).to(x.dtype), None
         else:
-            y, state = ssd_scan(x, dt.masked_fill(token_peeks[:, None], 0), A, B, C, chunk=32, initial_state=state)
-        index = token_peeks.nonzero().flatten()  # those tokens have only read so far; now each frame's own tokens, in their order
-        alone = [t[:, index].unflatten(1, (-1, size)).flatten(0, 1) for t in (x, dt, B, C)]
-        own = ssd_alone(alone[0], alone[1], A, alone[2], alone[3])
-        survives = (alone[1] * A).cumsum(1).exp().unsqueeze(-1)
-        own = own + y[:, index].reshape_as(own) * survives
-        return y.index_copy(1, index, own.to(y.dtype).reshape(y.shape[0], len(index), *y.shape[2:])), state
+            reads_only = torch.tensor(peeks, device=x.device).repeat_interleave(size)
+            y, state = ssd_scan(x, dt.masked_fill(reads_only[:, None], 0), A, B, C, chunk=32, initial_state=state)
+            index = torch.tensor([t for t, peek in enumerate(peeks) if peek], device=x.device)
+        # peeks have only read so far; now each frame's own tokens, in their order
+        past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
+        own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
+        if index is None:
+            return own.view_as(y), state
+        frames = y.unflatten(1, (-1, size)).index_copy(1, index, own.to(y.dtype).unflatten(0, (len(y), -1)))
+        return frames.flatten(1, 2), state
 
-    def _short_convolution(self, x: Tensor, past: Tensor, peeks: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _short_convolution(self, x: Tensor, past: Tensor, peeks: Peeks) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution over x (b, l, conv width), continued from the last d_conv - 1 inputs."""
         if self.conv1d is None:
             return F.silu(x), past
         if peeks is None:
             return self._convolved(x, past)
-        frames = x.unflatten(1, (len(peeks), -1))
-        committed = frames[:, ~peeks].flatten(1, 2)
-        start = committed_before(peeks)[peeks] * frames.shape[2]  # of the inputs that a peek continues from
+        frames, noisy = x.unflatten(1, (len(peeks), -1)), torch.tensor(peeks, device=x.device)
+        committed = frames[:, ~noisy].flatten(1, 2)
+        start = torch.tensor(committed_before(peeks), device=x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
         before = torch.cat([past, committed], 1)[:, start[:, None] + torch.arange(self.d_conv - 1, device=x.device)]
-        peeked, _ = self._convolved(frames[:, peeks].flatten(0, 1), before.flatten(0, 1))
+        peeked, _ = self._convolved(frames[:, noisy].flatten(0, 1), before.flatten(0, 1))
         committed, past = self._convolved(committed, past)
         y = frames.new_zeros(frames.shape)
-        y = y.index_copy(1, (~peeks).nonzero().flatten(), committed.unflatten(1, (-1, frames.shape[2])))
-        y = y.index_copy(1, peeks.nonzero().flatten(), peeked.unflatten(0, (x.shape[0], -1)))
+        y = y.index_copy(1, (~noisy).nonzero().flatten(), committed.unflatten(1, (-1, frames.shape[2])))
+        y = y.index_copy(1, noisy.nonzero().flatten(), peeked.unflatten(0, (x.shape[0], -1)))
         return y.flatten(1, 2), past
 
     def _convolved(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,31 +142,24 @@ class PlaceScan(nn.Module):
         """Zeros (B, heads, N * P + 1, features); the last line counts how much was written."""
         return self.in_proj.weight.new_zeros(rows, self.heads, self.tokens * self.inner // self.heads + 1, self.features)
 
-    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor]:
         """x (B, T, N, D); place (B, T, features) pose features; writes (B, T) 1 where a frame may write, else 0."""
-        commits = torch.ones_like(writes) if peeks is None else (~peeks).to(writes.dtype).expand_as(writes)
         z, values, strength = self.in_proj(x).split([self.inner, self.inner, self.heads], -1)
-        strength = F.softplus(strength.mean(2) + self.write_bias) * (writes * commits).unsqueeze(-1)  # (B, T, H)
-        values = rearrange(values, "b t n (h p) -> b t h (n p)", h=self.heads)
-        values = torch.cat([values, torch.ones_like(values[..., :1])], -1) * strength.unsqueeze(-1)
-        A = -self.A_log.exp()
-        if peeks is not None and peeks.all():
-            return self._read_out(ssd_read(place.unsqueeze(2), state).to(x.dtype) * A.exp()[:, None], z), state
-        y, state = ssd_scan(
-            values,
-            commits.unsqueeze(-1).expand_as(strength),
-            A,
-            place.unsqueeze(2),
-            place.unsqueeze(2),
-            chunk=128,
-            initial_state=state,
-        )
-        if peeks is not None:  # a peek would have been one step later, too
-            y = y * torch.where(peeks[:, None], A.exp(), 1).unsqueeze(-1)
+        A, place = -self.A_log.exp(), place.unsqueeze(2)
+        if peeks is not None and all(peeks):  # a peek would have been one step later, too
+            return self._read_out(ssd_read(place, state).to(x.dtype) * A.exp()[:, None], z), state
+        noisy = torch.tensor(peeks or (False,), device=x.device)[:, None]
+        commits = (~noisy).to(x.dtype).expand(*writes.shape, self.heads)
+        strength = F.softplus(strength.mean(2) + self.write_bias) * writes.unsqueeze(-1) * commits  # (B, T, H)
+        values = values.unflatten(-1, (self.heads, -1)).transpose(2, 3).flatten(3)  # (B, T, H, N * P)
+        values = F.pad(values, (0, 1), value=1.0) * strength.unsqueeze(-1)
+        y, state = ssd_scan(values, commits, A, place, place, chunk=128, initial_state=state)
+        if peeks is not None:
+            y = y * torch.where(noisy, A.exp(), 1).unsqueeze(-1)
         return self._read_out(y, z), state
 
     def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
-        recalled, density = rearrange(y[..., :-1], "b t h (n p) -> b t n h p", n=self.tokens), y[..., -1]
+        recalled, density = y[..., :-1].unflatten(-1, (self.tokens, -1)).transpose(2, 3), y[..., -1]  # (B, T, N, H, P), (B, T, H)
         recalled = F.rms_norm(recalled, recalled.shape[-1:], eps=1e-4).flatten(3) * self.gain
         known = torch.tanh(density).unsqueeze(2).expand(-1, -1, self.tokens, -1)
         return self.out_proj(torch.cat([recalled * (1 + F.silu(z)), known], -1))
@@ -201,74 +208,92 @@ class FrameAttention(nn.Module):
         zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, tokens, width // self.heads)
         return zeros, zeros
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
         rows, frames = x.shape[:2]
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
         if peeks is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
-        q, k, v = rearrange(self.qkv(x), "b t n (three h p) -> three b t h n p", three=3, h=self.heads)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.rms_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]), F.rms_norm(k, k.shape[-1:])
-        kept = slice(None) if peeks is None else ~peeks
-        keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
+        if peeks is None or not all(peeks):
+            kept = slice(None) if peeks is None else ~torch.tensor(peeks, device=x.device)
+            keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
 
-        together, start, before = self._groups(frames, peeks, x.device)
-        length = self.window + int(before[-1])
+        together, start, before = _groups(peeks or (False,) * (frames // self.chunk), self.chunk, self.chunks_together)
+        length = self.window + before[-1]
         q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
         past_keys, past_values = (self._stretches(t, start, length) for t in (keys, values))  # (B * groups, H, length * N, P)
-        past = q.flatten(2, 3) @ past_keys.transpose(-1, -2) + self._past_bias(before, length)
-        own = q @ k.transpose(-1, -2) + self._own_bias()
-        weights = torch.cat([past, own.flatten(2, 3)], -1).softmax(-1)
-        past, own = weights.split([past.shape[-1], own.shape[-1]], -1)
-        y = past @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)
-        y = rearrange(y, "(b g) h (t n) p -> b (g t) n (h p)", b=rows, n=x.shape[2])[:, :frames]
+        seen = q.flatten(2, 3) @ past_keys.transpose(-1, -2)
+        own = q @ k.transpose(-1, -2)
+        bias = self._visible_bias(tuple(before), length)
+        weights = (torch.cat([seen, own.flatten(2, 3)], -1) + bias).softmax(-1)
+        seen, own = weights.split([seen.shape[-1], own.shape[-1]], -1)
+        y = seen @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)  # (B * groups, H, together * chunk * N, P)
+        y = y.unflatten(2, (-1, x.shape[2])).permute(0, 2, 3, 1, 4).reshape(rows, -1, *x.shape[2:])[:, :frames]
         committed = keys.shape[1] - self.window
         return self.out(y), keys[:, committed:], values[:, committed:]
-
-    def _groups(self, frames: int, peeks: Tensor | None, device: torch.device) -> tuple[int, Tensor, Tensor]:
-        """How many chunks make a group; for each group how many frames are committed before it, and for each of its chunks
-        how many of the group are committed before that. Groups that differ in the latter are of one chunk."""
-        kept = torch.ones(frames // self.chunk, dtype=torch.bool, device=device) if peeks is None else ~peeks
-        before = (kept.cumsum(0) - kept.long()) * self.chunk
-        together = min(self.chunks_together, len(before))
-        start, within = before[::together], before[:together]
-        if not torch.equal(before, (start[:, None] + within).flatten()[: len(before)]):
-            together, start, within = 1, before, before[:1]
-        return together, start, within
 
     def _chunks(self, x: Tensor, together: int) -> Tensor:
         """(B, T, H, N, P) to (B * groups, H, together, chunk * N, P); the last group is filled with zeros."""
         missing = -x.shape[1] % (together * self.chunk)
         x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
-        return rearrange(x, "b (g t c) h n p -> (b g) h t (c n) p", t=together, c=self.chunk)
+        x = x.unflatten(1, (-1, together, self.chunk)).permute(0, 1, 4, 2, 3, 5, 6)
+        return x.reshape(-1, *x.shape[2:4], x.shape[4] * x.shape[5], x.shape[6])
 
-    def _stretches(self, x: Tensor, start: Tensor, length: int) -> Tensor:
+    def _stretches(self, x: Tensor, start: list[int], length: int) -> Tensor:
         """`length` frames from each start: (B, T, H, N, P) to (B * groups, H, length * N, P); beyond the last are zeros."""
-        missing = max(0, int(start[-1]) + length - x.shape[1])
+        missing = max(0, start[-1] + length - x.shape[1])
         x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
-        stretches = x[:, start[:, None] + torch.arange(length, device=x.device)]
-        return rearrange(stretches, "b g t h n p -> (b g) h (t n) p")
+        if len(start) > 1:
+            x = x[:, torch.tensor(start, device=x.device)[:, None] + torch.arange(length, device=x.device)].flatten(0, 1)
+        return x[:, :length].transpose(1, 2).flatten(2, 3)
 
-    def _past_bias(self, before: Tensor, length: int) -> Tensor:
-        """Bias by distance, -inf where a frame is not seen: (H, together * chunk * N, length * N)."""
-        at = torch.arange(length, device=before.device)[None, None]
-        first = before[:, None, None]
-        distance = self.window + first + torch.arange(self.chunk, device=before.device)[None, :, None] - at
-        unseen = ((at < first) | (at >= first + self.window)).expand_as(distance).flatten(0, 1)
-        bias = self.bias[:, (distance.flatten(0, 1) + self.chunk - 1).clamp(0, self.bias.shape[1] - 1)]
-        return rearrange(bias.masked_fill(unseen[..., None, None], -torch.inf), "h q k n m -> h (q n) (k m)")
-
-    def _own_bias(self) -> Tensor:
-        """Bias inside a chunk: (H, 1, chunk * N, chunk * N)."""
-        at = torch.arange(self.chunk, device=self.bias.device)
-        return rearrange(self.bias[:, at[:, None] - at + self.chunk - 1], "h q k n m -> h 1 (q n) (k m)")
+    def _visible_bias(self, before: tuple[int, ...], length: int) -> Tensor:
+        """Bias by distance, -inf where a frame is not seen: (H, together * chunk * N, (length + chunk) * N)."""
+        index = _bias_index(before, length, self.window, self.chunk, self.bias.shape[-1], self.bias.device)
+        return F.pad(self.bias.flatten(1), (0, 1), value=-torch.inf)[:, index]
 
 
-def committed_before(peeks: Tensor) -> Tensor:
-    """How many committed frames come before each frame: (T,) bool to (T,) int64."""
-    committed = (~peeks).long()
-    return committed.cumsum(0) - committed
+def committed_before(peeks: tuple[bool, ...]) -> list[int]:
+    """How many committed frames come before each frame."""
+    return [t - sum(peeks[:t]) for t in range(len(peeks))]
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(peeks: tuple[bool, ...], chunk: int, together: int) -> tuple[int, list[int], list[int]]:
+    """How many chunks make a group; for each group how many frames are committed before it, and for each of its chunks
+    how many of the group are committed before that. Groups that differ in the latter are of one chunk."""
+    before = [count * chunk for count in committed_before(peeks)]
+    together = min(together, len(before))
+    start, within = before[::together], before[:together]
+    if before != [a + b for a in start for b in within][: len(before)]:
+        together, start, within = 1, before, before[:1]
+    return together, start, within
+
+
+@functools.lru_cache(maxsize=64)
+def _bias_index(before: tuple[int, ...], length: int, window: int, chunk: int, tokens: int, device: torch.device) -> Tensor:
+    """Where in the flattened biases of a head (distances, N, N), or behind them, is the one for each query and key.
+
+    Queries: a group's chunks. Keys: `length` frames from the first that the first chunk sees, and then the own chunk's.
+    """
+    query = torch.arange(chunk)[None, :, None]  # of a chunk; axes are chunk, query frame, key frame
+    first = torch.tensor(before)[:, None, None]
+    past = torch.arange(length)
+    distance = torch.cat([window + first + query - past, (query - torch.arange(chunk)).expand(len(before), -1, -1)], -1)
+    seen = torch.cat([(past >= first) & (past < first + window), torch.ones(len(before), 1, chunk, dtype=torch.bool)], -1)
+    plane = (distance + chunk - 1).where(seen, window + 2 * chunk - 1).flatten(0, 1)
+    inside = torch.arange(tokens)[:, None] * tokens + torch.arange(tokens)
+    index = (plane[:, None, :, None] * tokens**2 + inside[None, :, None, :]).flatten(2).flatten(0, 1)
+    return index.clamp(max=(window + 2 * chunk - 1) * tokens**2).to(device)
+
+
+def _some_frames(tokens: Tensor, size: int, frames: Tensor | None) -> Tensor:
+    """Tokens (b, T * size, ...) of some frames (K,) or of all, each a sequence of its own: (b * K, size, ...)."""
+    tokens = tokens.unflatten(1, (-1, size))
+    return (tokens if frames is None else tokens[:, frames]).flatten(0, 1)
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

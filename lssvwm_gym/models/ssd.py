@@ -62,16 +62,21 @@ def ssd_scan(
 
 def ssd_read(C: Tensor, state: Tensor) -> Tensor:
     """What tokens with C (b, l, g, n) read from a state (b, h, p, n) that they leave as it is: (b, l, h, p)."""
-    by_group = state.unflatten(1, (C.shape[2], -1)).to(C.dtype)
-    return torch.einsum("blgn,bgrpn->blgrp", C, by_group).flatten(2, 3)
+    by_group = state.to(C.dtype).view(len(state), C.shape[2], -1, C.shape[3])
+    read = C.transpose(1, 2) @ by_group.transpose(-1, -2)  # (b, g, l, h / g * p)
+    return read.transpose(1, 2).reshape(*C.shape[:2], *state.shape[1:3])
 
 
 def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """What `ssd_scan` gives for short sequences that begin with an empty state; no state is made, and none is returned."""
-    written = (x * dt[..., None].to(x.dtype)).transpose(1, 2)  # (b, h, l, p)
-    decay = (dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)  # (b, h, l)
-    similar = torch.einsum("blgn,bmgn->bglm", C, B).repeat_interleave(x.shape[2] // C.shape[2], 1)
-    return ((similar * _decay_between(decay).to(x.dtype)) @ written).transpose(1, 2)
+    written = x * dt[..., None].to(x.dtype)  # (b, l, h, p)
+    groups, by_group = C.shape[2], (C.shape[2], x.shape[2] // C.shape[2])
+    if x.shape[1] == 1:
+        return written * (B * C).sum(-1).repeat_interleave(by_group[1], 2).unsqueeze(-1)
+    decay = _decay_between((dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)).to(x.dtype)  # (b, h, l, l)
+    similar = C.transpose(1, 2) @ B.transpose(1, 2).transpose(-1, -2)  # (b, g, l, l)
+    weights = (decay.unflatten(1, by_group) * similar.unsqueeze(2)).flatten(1, 2) if groups > 1 else decay * similar
+    return (weights @ written.transpose(1, 2)).transpose(1, 2)
 
 
 def ssd_recurrence(

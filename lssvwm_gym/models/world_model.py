@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.models.layers import BlockScan, FrameAttention, PlaceScan, PoseFeatures
+from lssvwm_gym.models.layers import BlockScan, FrameAttention, Peeks, PlaceScan, PoseFeatures
 from lssvwm_gym.models.state import LayerState, WorldState
 
 
@@ -108,10 +108,10 @@ class WorldModel(nn.Module):
         age = torch.zeros(rows, dtype=torch.int64, device=self.token_in.weight.device)
         return WorldState(tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), age)
 
-    def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Tensor | None = None) -> WorldOutput:
+    def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Peeks = None) -> WorldOutput:
         """latent (B, T, N, C), as noisy as `inputs.noise` says.
 
-        Frames marked in `peeks` (T,) bool, which must be noisy, see the frames before them that are not marked, and
+        Frames marked in `peeks`, a bool a frame, which must be noisy, see the frames before them that are not marked, and
         themselves, and are seen by none: what a call with that frame alone and the state before it would give.
         """
         condition = F.silu(self.condition(inputs))
@@ -122,7 +122,7 @@ class WorldModel(nn.Module):
         for layer, before in zip(self.layers, state.layers, strict=True):
             x, layer_state = layer(x, condition, place, writes, before, peeks)
             after.append(layer_state)
-        committed = latent.shape[1] if peeks is None else int((~peeks).sum())
+        committed = latent.shape[1] if peeks is None else peeks.count(False)
         x = F.rms_norm(x, x.shape[-1:])
         features = F.rms_norm(self.summary(x).flatten(2), (FEATURES,))
         return WorldOutput(self.token_out(x), features, WorldState(tuple(after), state.age + committed))
@@ -148,19 +148,21 @@ class Layer(nn.Module):
         return LayerState(ssm, conv, place, *self.attention.initial_state(rows))
 
     def forward(
-        self, x: Tensor, condition: Tensor, place: Tensor, writes: Tensor, state: LayerState, peeks: Tensor | None = None
+        self, x: Tensor, condition: Tensor, place: Tensor, writes: Tensor, state: LayerState, peeks: Peeks = None
     ) -> tuple[Tensor, LayerState]:
-        shift, scale, gate, shift2, scale2, gate2, shift3, scale3, gate3 = self.modulation(condition).unsqueeze(2).chunk(9, -1)
+        modulation = self.modulation(condition).view(*x.shape[:2], 1, 9, -1)
+        shift, _, _, shift2, _, _, shift3, _, _ = modulation.unbind(-2)
+        _, scale, gate, _, scale2, gate2, _, scale3, gate3 = (1 + modulation).unbind(-2)
         y = _modulated(x, shift, scale)
         scanned, ssm, conv = self.scan(y, state.ssm, state.conv, peeks)
         written = state.place
         if self.place is not None:
             recalled, written = self.place(y, place, writes, state.place, peeks)
             scanned = scanned + recalled
-        x = x + scanned * (1 + gate)
+        x = torch.addcmul(x, scanned, gate)
         seen, keys, values = self.attention(_modulated(x, shift2, scale2), state.keys, state.values, peeks)
-        x = x + seen * (1 + gate2)
-        x = x + self.mlp(_modulated(x, shift3, scale3)) * (1 + gate3)
+        x = torch.addcmul(x, seen, gate2)
+        x = torch.addcmul(x, self.mlp(_modulated(x, shift3, scale3)), gate3)
         return x, LayerState(ssm, conv, written, keys, values)
 
 
@@ -226,7 +228,7 @@ class PoseHead(nn.Module):
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:]), scale)
 
 
 def _head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:

@@ -81,8 +81,8 @@ def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, sta
     while len(past) < clip.action.shape[1]:
         ahead = slice(begun, len(past) + 1)
         latent = torch.stack([*past[begun:], torch.randn(past[0].shape, generator=generator)], 1)
-        peeks = torch.arange(latent.shape[1]) == latent.shape[1] - 1
-        level = peeks.float().expand(latent.shape[:2])
+        peeks = (False,) * (latent.shape[1] - 1) + (True,)
+        level = torch.tensor(peeks).float().expand(latent.shape[:2])
         inputs = inputs_of(clip, torch.zeros_like(known), known)
         output = model(latent, FrameInputs(*(tensor[:, ahead] for tensor in inputs))._replace(noise=level), state, peeks)
         begun, state = len(past), output.state
@@ -106,7 +106,7 @@ def _peeking(
     inputs = inputs_of(clip, torch.zeros_like(level), known)
     both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
     peeked = _noised(options, clip.latent, level, generator)
-    peeks = torch.tensor([True, False]).repeat(level.shape[1])
+    peeks = (True, False) * level.shape[1]
     output = model(_interleaved(peeked, past), both, state, peeks)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
