@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.envs.starting import Past, choose_past
+from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.worlds import WORLDS, World
@@ -130,6 +131,8 @@ def open_dream(world: str | World, profile: str = "balanced", device: str = "aut
     if profile not in SAMPLING_STEPS:
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = _existing(device)
+    if chosen == "cpu":
+        keep_heap()
     folder = world.weights if weights is None else Path(weights)
     dream = Dream(world, load_weights(folder, chosen), profile)
     _check_fit(dream, folder)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.data.folder import episode_paths, fingerprint
 from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
@@ -41,6 +42,7 @@ class AutoencoderTraining:
 
 def train_autoencoder(run: AutoencoderTraining) -> Path:
     """Train, and return the path of the finished autoencoder."""
+    keep_heap()
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)

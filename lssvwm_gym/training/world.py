@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.folder import fingerprint
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
@@ -192,6 +193,7 @@ def train_world(run: WorldTraining) -> Path:
     """Train, and return the path of the finished world model."""
     if run.preset:
         run = replace(run, preset="", model=preset(run.preset))
+    keep_heap()
     if run.threads:
         torch.set_num_threads(run.threads)
     autoencoder = load_autoencoder(run.autoencoder)

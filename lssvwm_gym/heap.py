@@ -1,0 +1,28 @@
+"""Keep freed memory for the tensors to come, instead of handing it back to the operating system.
+
+Every step makes states of megabytes and frees the last ones. With glibc's defaults each is mapped anew, and the kernel
+clears every page again: a quarter of the time of a batch of dreams, a fifth of a training step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallopt
+
+
+@functools.cache
+def keep_heap() -> bool:
+    """Tell glibc to keep up to 2 GiB that this process has freed; says whether it does.
+
+    Does nothing with another C library, or where the environment says `LSSVWM_KEEP_HEAP=0`.
+    """
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if os.environ.get("LSSVWM_KEEP_HEAP") == "0" or not hasattr(library, "gnu_get_libc_version"):
+        return False
+    assert library is not None
+    wanted = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+    taken = [library.mallopt(parameter, value) for parameter, value in wanted.items()]  # all, whatever the first one says
+    return all(taken)
