@@ -216,7 +216,7 @@ class FrameAttention(nn.Module):
         if peeks is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
-        q, k = F.rms_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]), F.rms_norm(k, k.shape[-1:])
+        q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]), F.layer_norm(k, k.shape[-1:])
         if peeks is None or not all(peeks):
             kept = slice(None) if peeks is None else ~torch.tensor(peeks, device=x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
@@ -225,12 +225,15 @@ class FrameAttention(nn.Module):
         length = self.window + before[-1]
         q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
         past_keys, past_values = (self._stretches(t, start, length) for t in (keys, values))  # (B * groups, H, length * N, P)
-        seen = q.flatten(2, 3) @ past_keys.transpose(-1, -2)
-        own = q @ k.transpose(-1, -2)
         bias = self._visible_bias(tuple(before), length)
-        weights = (torch.cat([seen, own.flatten(2, 3)], -1) + bias).softmax(-1)
-        seen, own = weights.split([seen.shape[-1], own.shape[-1]], -1)
-        y = seen @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)  # (B * groups, H, together * chunk * N, P)
+        if together == 1:
+            past_keys, past_values = torch.cat([past_keys, k.squeeze(2)], 2), torch.cat([past_values, v.squeeze(2)], 2)
+            y = F.scaled_dot_product_attention(q.squeeze(2), past_keys, past_values, bias.unsqueeze(0), scale=1.0)
+        else:
+            seen, own = q.flatten(2, 3) @ past_keys.transpose(-1, -2), q @ k.transpose(-1, -2)
+            weights = (torch.cat([seen, own.flatten(2, 3)], -1) + bias).softmax(-1)
+            seen, own = weights.split([seen.shape[-1], own.shape[-1]], -1)
+            y = seen @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)  # (B * groups, H, together * chunk * N, P)
         y = y.unflatten(2, (-1, x.shape[2])).permute(0, 2, 3, 1, 4).reshape(rows, -1, *x.shape[2:])[:, :frames]
         committed = keys.shape[1] - self.window
         return self.out(y), keys[:, committed:], values[:, committed:]

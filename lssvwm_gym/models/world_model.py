@@ -123,8 +123,8 @@ class WorldModel(nn.Module):
             x, layer_state = layer(x, condition, place, writes, before, peeks)
             after.append(layer_state)
         committed = latent.shape[1] if peeks is None else peeks.count(False)
-        x = F.rms_norm(x, x.shape[-1:])
-        features = F.rms_norm(self.summary(x).flatten(2), (FEATURES,))
+        x = F.layer_norm(x, x.shape[-1:])
+        features = F.layer_norm(self.summary(x).flatten(2), (FEATURES,))
         return WorldOutput(self.token_out(x), features, WorldState(tuple(after), state.age + committed))
 
 
@@ -228,7 +228,7 @@ class PoseHead(nn.Module):
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:]), scale)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
 
 
 def _head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
