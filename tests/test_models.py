@@ -141,9 +141,10 @@ def test_peeking_changes_no_state(model):
     assert close(state, kept, tolerance=0)
 
 
-def test_frames_peeked_at_in_one_call_are_what_a_call_each_gives(model):
+@pytest.mark.parametrize("pattern", ["10110010", "10101010", "00000001", "00000000", "11111111"])
+def test_frames_peeked_at_in_one_call_are_what_a_call_each_gives(model, pattern):
     latent, inputs = clip(2, 8)
-    peeks = (True, False, True, True, False, False, True, False)
+    peeks = tuple(peek == "1" for peek in pattern)
     inputs = inputs._replace(noise=torch.tensor(peeks) * 0.7 + torch.zeros(2, 8).double())
     together = model(latent, inputs, model.initial_state(2), peeks)
     state = model.initial_state(2)

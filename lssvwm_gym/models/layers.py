@@ -86,7 +86,7 @@ class BlockScan(nn.Module):
         else:
             reads_only = torch.tensor(peeks, device=x.device).repeat_interleave(size)
             y, state = ssd_scan(x, dt.masked_fill(reads_only[:, None], 0), A, B, C, chunk=32, initial_state=state)
-            index = torch.tensor([t for t, peek in enumerate(peeks) if peek], device=x.device)
+            index = torch.tensor([t for t, peek in enumerate(peeks) if peek], dtype=torch.int64, device=x.device)
         # peeks have only read so far; now each frame's own tokens, in their order
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
         own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
@@ -225,7 +225,7 @@ class FrameAttention(nn.Module):
         length = self.window + before[-1]
         q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
         past_keys, past_values = (self._stretches(t, start, length) for t in (keys, values))  # (B * groups, H, length * N, P)
-        bias = self._visible_bias(tuple(before), length)
+        bias = self._visible_bias(before, length)
         if together == 1:
             past_keys, past_values = torch.cat([past_keys, k.squeeze(2)], 2), torch.cat([past_values, v.squeeze(2)], 2)
             y = F.scaled_dot_product_attention(q.squeeze(2), past_keys, past_values, bias.unsqueeze(0), scale=1.0)
@@ -245,7 +245,7 @@ class FrameAttention(nn.Module):
         x = x.unflatten(1, (-1, together, self.chunk)).permute(0, 1, 4, 2, 3, 5, 6)
         return x.reshape(-1, *x.shape[2:4], x.shape[4] * x.shape[5], x.shape[6])
 
-    def _stretches(self, x: Tensor, start: list[int], length: int) -> Tensor:
+    def _stretches(self, x: Tensor, start: tuple[int, ...], length: int) -> Tensor:
         """`length` frames from each start: (B, T, H, N, P) to (B * groups, H, length * N, P); beyond the last are zeros."""
         missing = max(0, start[-1] + length - x.shape[1])
         x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
@@ -259,24 +259,25 @@ class FrameAttention(nn.Module):
         return F.pad(self.bias.flatten(1), (0, 1), value=-torch.inf)[:, index]
 
 
-def committed_before(peeks: tuple[bool, ...]) -> list[int]:
+def committed_before(peeks: tuple[bool, ...]) -> tuple[int, ...]:
     """How many committed frames come before each frame."""
-    return [t - sum(peeks[:t]) for t in range(len(peeks))]
+    return tuple(t - sum(peeks[:t]) for t in range(len(peeks)))
 
 
 @functools.lru_cache(maxsize=64)
-def _groups(peeks: tuple[bool, ...], chunk: int, together: int) -> tuple[int, list[int], list[int]]:
+def _groups(peeks: tuple[bool, ...], chunk: int, together: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """How many chunks make a group; for each group how many frames are committed before it, and for each of its chunks
     how many of the group are committed before that. Groups that differ in the latter are of one chunk."""
-    before = [count * chunk for count in committed_before(peeks)]
+    before = tuple(count * chunk for count in committed_before(peeks))
     together = min(together, len(before))
     start, within = before[::together], before[:together]
-    if before != [a + b for a in start for b in within][: len(before)]:
+    if before != tuple(a + b for a in start for b in within)[: len(before)]:
         together, start, within = 1, before, before[:1]
     return together, start, within
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training, too
 def _bias_index(before: tuple[int, ...], length: int, window: int, chunk: int, tokens: int, device: torch.device) -> Tensor:
     """Where in the flattened biases of a head (distances, N, N), or behind them, is the one for each query and key.
 
