@@ -91,7 +91,7 @@ class BlockScan(nn.Module):
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
         own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
         if index is None:
-            return own.view_as(y), state
+            return own.reshape(y.shape), state
         frames = y.unflatten(1, (-1, size)).index_copy(1, index, own.to(y.dtype).unflatten(0, (len(y), -1)))
         return frames.flatten(1, 2), state
 
