@@ -83,6 +83,15 @@ def test_info_holds_numbers_only(env):
         assert np.hypot(*info["believed_pose"][2:]) == pytest.approx(1, abs=0.01)
 
 
+def test_only_frames_dreamed_in_several_passes_are_uncertain(tiny_weights):
+    env = DreamEnv("memory-maze", weights=tiny_weights, profile="balanced")
+    assert env.reset(seed=0)[1]["uncertainty"] == 0
+    assert env.step(1)[4]["uncertainty"] > 0
+    fast = DreamEnv("memory-maze", weights=tiny_weights, profile="fast")
+    assert "uncertainty" not in fast.reset(seed=0)[1]
+    assert "uncertainty" not in fast.step(1)[4]
+
+
 def test_age_counts_frames_in_memory(env):
     assert env.reset(seed=0)[1]["age"] == OPENING_FRAMES
     assert env.step(0)[4]["age"] == OPENING_FRAMES + 1

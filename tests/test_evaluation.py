@@ -8,7 +8,7 @@ import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.evaluation.evaluate import Evaluation, _memory_of, evaluate
-from lssvwm_gym.evaluation.metrics import precision_recall_f1, psnr, score, ssim
+from lssvwm_gym.evaluation.metrics import precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import cut_clips, dream_along, read_real_episodes, remember_clips, there_and_back
 from lssvwm_gym.models.pose import advance
 from lssvwm_gym.models.weights import load_weights
@@ -115,3 +115,14 @@ def test_bad_settings_say_what_there_is(folder, tiny_weights):
         evaluate(Evaluation(data=folder, world="mars"))
     with pytest.raises(ValueError, match="no episode has the 500 frames"):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("open_loop",), context=450))
+
+
+def test_rank_correlation_sees_order_only():
+    quality = torch.tensor([[30.0, 25.0], [24.0, 10.0]])
+    assert rank_correlation(-(quality**3), quality) == pytest.approx(-1)
+
+
+def test_uncertainty_is_compared_with_quality_where_there_is_one(folder, tiny_weights, tmp_path):
+    for steps in (1, 2):
+        report = evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("open_loop",), steps=steps, clips=1, context=10, ahead=4))
+        assert ("rank correlation of uncertainty and PSNR" in report["scores"]["open_loop"]) == (steps > 1)

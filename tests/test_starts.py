@@ -130,7 +130,7 @@ def test_starts_without_poses_leave_places_alone(env):
 def test_a_world_without_poses_reports_none(tmp_path):
     env = DreamEnv("memory-maze", weights=write_tiny_weights(tmp_path, place=(False, False)))
     for options in ({}, {"start": "cold"}):
-        assert set(env.reset(options=options)[1]) == {"age", "reward_probability"}
+        assert set(env.reset(options=options)[1]) == {"age", "reward_probability", "uncertainty"}
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,10 @@ def test_noise_levels_hold_clean_prefixes_and_recalls():
 def test_sampler_in_one_step_is_the_estimate_and_in_many_ends_there():
     target = torch.full((2, 3), 4.0)
     for steps in (1, 2, 5):
-        assert torch.allclose(sample(lambda x, level: target, torch.randn(2, 3), steps), target)
+        assert torch.allclose(sample(lambda x, level: target, torch.randn(2, 3), steps)[0], target)
+    guesses = iter([torch.zeros(2, 3), torch.tensor([[1.0], [2.0]]).expand(2, 3)])
+    assert sample(lambda x, level: next(guesses), target, 2)[1].tolist() == [1, 4]  # how far the last guess is from the first
+    assert sample(lambda x, level: x / 2, target, 1)[1].tolist() == [0, 0]
     with pytest.raises(ValueError, match="at least 1 step"):
         sample(lambda x, level: x, target, 0)
 
@@ -156,10 +159,10 @@ def test_a_small_model_learns_which_frame_motion_and_reward_an_action_leads_to(e
     clip = read_clip([episode], [Walk(0, 0, 24, 24)], 24, ACTIONS)
     state = remember(model, first_state(model, torch.tensor([0])), clip.latent[:, :20], clip.action[:, :20], clip.pose[:, :20])
     for action in range(ACTIONS):
-        latent, motion = imagine(model, state, torch.tensor([action]), steps=1)
-        assert latent.mean((0, 1)).argmax() == action
-        assert abs(motion[0, 2].item() - 0.1 * action) < 0.06
-        after = commit(model, state, latent, torch.tensor([action]), motion)
+        imagined = imagine(model, state, torch.tensor([action]), steps=1)
+        assert imagined.latent.mean((0, 1)).argmax() == action
+        assert abs(imagined.motion[0, 2].item() - 0.1 * action) < 0.06
+        after = commit(model, state, torch.tensor([action]), imagined)
         assert (model.reward_head(after.features).argmax(-1) == 1).item() == (action == 1)
 
 

@@ -91,19 +91,22 @@ class Dream:
 
         `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
         `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, seen from the first frame
-        that it remembers; only in worlds whose model keeps poses.
+        that it remembers; only in worlds whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
+        disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
+        profiles of more than one pass.
         """
         pays = torch.tensor([value != 0 for value in self.world.reward_values])
         probability = self.weights.world_model.reward_head(state.features).softmax(-1).cpu()[:, pays].sum(-1)
         numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
         if any(self.weights.world_model.config.place):
             numbers["believed_pose"] = state.pose.cpu().numpy()
+        if SAMPLING_STEPS[self.profile] > 1:
+            numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
 
     def _next(self, state: DreamState, action: Tensor) -> DreamState:
         model = self.weights.world_model
-        latent, motion = imagine(model, state, action, SAMPLING_STEPS[self.profile])
-        return commit(model, state, latent, action, motion)
+        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
 
     def _first_imagined(self, state: DreamState) -> DreamState:
         unknown = torch.full_like(state.seed, self.weights.world_model.config.actions)

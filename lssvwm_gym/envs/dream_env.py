@@ -48,9 +48,11 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
     | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
     | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos heading, sin heading                    |
+    | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
-    keeps poses.
+    keeps poses. `uncertainty` is the mean square difference of the first and the last estimate of the latent: 0 for real
+    frames, and only there with profiles of more than one pass.
 
     ## Rewards
     The most probable of the world's reward values, as the model judges from what it has just imagined. For `memory-maze`:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lssvwm_gym.data.folder import fingerprint
-from lssvwm_gym.evaluation.metrics import Score, precision_recall_f1, psnr, score, ssim
+from lssvwm_gym.evaluation.metrics import Score, precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import (
     Clips,
     RealEpisode,
@@ -107,13 +107,14 @@ def next_frame(bench: Bench) -> dict[str, Any]:
     model, run = bench.weights.world_model, bench.run
     clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
     state = remember_clips(model, clips[: run.context], run.seed)
-    believed, true, off = [], [], []
+    believed, true, off, uncertain = [], [], [], []
     for t in range(run.context, len(clips)):
         action, motion = clips.action[:, t], clips.motion[:, t]
-        latent, moved = imagine(model, state, action, run.steps)
-        believed.append(latent)
-        true.append(imagine(model, state, action, run.steps, motion)[0])
-        off.append((moved - motion)[:, :2].norm(dim=-1))
+        imagined = imagine(model, state, action, run.steps)
+        believed.append(imagined.latent)
+        uncertain.append(imagined.uncertainty)
+        true.append(imagine(model, state, action, run.steps, motion).latent)
+        off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
         state = _remember_one(bench, state, clips, t)
     truth = clips.frames[:, run.context :]
     return {
@@ -121,6 +122,7 @@ def next_frame(bench: Bench) -> dict[str, Any]:
         **bench.scores("true motion", torch.stack(true, 1), truth),
         **bench.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
         "position error of one step (world units)": score(torch.stack(off, 1)),
+        **_meaning_of_uncertainty(bench, torch.stack(uncertain, 1), torch.stack(believed, 1), truth),
     }
 
 
@@ -130,8 +132,8 @@ def open_loop(bench: Bench) -> dict[str, Any]:
     clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
     state = remember_clips(model, clips[: run.context], run.seed)
     future = clips[run.context :]
-    latent, end = dream_along(model, state, future, run.steps, true_motion=False)
-    dreamed = psnr(decode_clips(bench.weights, latent), future.frames, bench.world.border)
+    imagined, end = dream_along(model, state, future, run.steps, true_motion=False)
+    dreamed = psnr(decode_clips(bench.weights, imagined.latent), future.frames, bench.world.border)
     repeated = psnr(clips.frames[:, run.context - 1 : run.context].expand_as(future.frames), future.frames, bench.world.border)
     results: dict[str, Any] = {}
     for horizon in sorted({1, 2, 5, 10, 20, 30, 40, run.ahead}):
@@ -140,7 +142,7 @@ def open_loop(bench: Bench) -> dict[str, Any]:
             results[f"frame {horizon}: last frame repeated PSNR"] = score(repeated[:, horizon - 1])
     results["horizons at which the dream is ahead"] = int((dreamed.mean(0) > repeated.mean(0)).sum())
     results["believed position off at the end (world units)"] = score((end.pose - future.pose[:, -1])[:, :2].norm(dim=-1))
-    return results
+    return results | _meaning_of_uncertainty(bench, imagined.uncertainty, imagined.latent, future.frames)
 
 
 def reward(bench: Bench) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _retrieval(bench: Bench, past: Clips, back: Clips, name: str) -> dict[str, A
         if variant != "own memory":
             results[f"{name}, cost of {variant} (dB)"] = score(own - quality)
     believed, _ = dream_along(model, state, back, run.steps, true_motion=False)
-    results |= bench.scores(f"{name}, believed poses:", believed, back.frames)
+    results |= bench.scores(f"{name}, believed poses:", believed.latent, back.frames)
     repeated = past.frames[:, -1:].expand_as(back.frames)
     return results | bench.frame_scores(f"{name}, last frame repeated:", repeated, back.frames)
 
@@ -198,10 +200,18 @@ def _dream_at_poses(bench: Bench, state: DreamState, clips: Clips) -> Tensor:
     model, latents = bench.weights.world_model, []
     for t in range(len(clips)):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
-        latent, _ = imagine(model, state, action, bench.run.steps, motion, pose)
+        latent = imagine(model, state, action, bench.run.steps, motion, pose).latent
         state = remember(model, state, latent[:, None], action[:, None], pose[:, None])
         latents.append(latent)
     return torch.stack(latents, 1)
+
+
+def _meaning_of_uncertainty(bench: Bench, uncertainty: Tensor, latent: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Whether `info["uncertainty"]` (B, T) tells bad frames from good ones; nothing with one step, which has none."""
+    if bench.run.steps == 1:
+        return {}
+    quality = psnr(decode_clips(bench.weights, latent), truth, bench.world.border)
+    return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 
 def _memory_of(state: DreamState, stranger: int | None) -> DreamState:

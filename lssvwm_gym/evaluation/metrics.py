@@ -56,6 +56,13 @@ def precision_recall_f1(predicted: Tensor, truth: Tensor) -> tuple[float, float,
     return precision, recall, 2 * precision * recall / max(1e-9, precision + recall)
 
 
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of two tensors of one shape."""
+    from torchmetrics.functional import spearman_corrcoef
+
+    return spearman_corrcoef(a.float().flatten(), b.float().flatten()).item()
+
+
 def _images(frames: Tensor, border: int) -> Tensor:
     """uint8 (B, T, height, width, 3) to float (B * T, 3, height, width) in 0..1 without its border."""
     inner = frames[:, :, border : frames.shape[2] - border, border : frames.shape[3] - border]

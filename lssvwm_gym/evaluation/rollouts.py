@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.dreaming import DreamState, Imagined, commit, first_state, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to
 from lssvwm_gym.models.weights import Weights
@@ -83,18 +83,18 @@ def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState
     return state
 
 
-def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Tensor, DreamState]:
-    """Dream a clip's actions from a state: latents (B, T, N, C) and the state at the end.
+def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Imagined, DreamState]:
+    """Dream a clip's actions from a state: what was imagined, with a time axis (B, T, ...), and the state at the end.
 
     The motion is the recorded one, or the one that the model believes in.
     """
-    latents = []
+    dreamed = []
     for t in tqdm(range(len(clips)), desc="dreaming", leave=False):
         action = clips.action[:, t]
-        latent, motion = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
-        state = commit(model, state, latent, action, motion)
-        latents.append(latent)
-    return torch.stack(latents, 1), state
+        imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
+        state = commit(model, state, action, imagined)
+        dreamed.append(imagined)
+    return Imagined(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
 def decode_clips(weights: Weights, latent: Tensor) -> Tensor:

@@ -52,16 +52,18 @@ def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tenso
     return ((torch.einsum("bti,ij->btj", error, metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
 
 
-def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Walk from noise (B, ...) to a clean sample in `steps` Euler steps; one step is the mean of what is possible.
 
-    `denoise(x, level)` takes levels (B,) and returns the estimate of the clean sample.
+    `denoise(x, level)` takes levels (B,) and returns the estimate of the clean sample. Also returns how far the last
+    estimate is from the first one, (B,), their mean square difference: how much was left open. It is 0 for one step.
     """
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, not {steps}")
-    x = noise
+    x = first = noise
     for step in range(steps):
         level, following = 1 - step / steps, 1 - (step + 1) / steps
         estimate = denoise(x, torch.full((x.shape[0],), level, device=x.device))
+        first = estimate if step == 0 else first
         x = estimate + (x - estimate) * (following / level)
-    return x
+    return x, (x - first).square().flatten(1).mean(1)

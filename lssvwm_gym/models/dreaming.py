@@ -1,8 +1,8 @@
 """Dreaming as pure functions of a state: remember real frames, imagine the next one, commit it.
 
 state = remember(model, first_state(...), latents, actions, poses)     # a real past
-latent, motion = imagine(model, state, action, steps)                  # peeks: the state stays as it is
-state = commit(model, state, latent, action, motion)                   # now it has happened
+imagined = imagine(model, state, action, steps)                        # peeks: the state stays as it is
+state = commit(model, state, action, imagined)                         # now it has happened
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class DreamState(NamedTuple):
     features: Tensor  # (B, FEATURES) of the last committed frame
     pose: Tensor  # (B, 4) where the model believes it is, seen from where the dream's memory begins
     motion: Tensor  # (B, 3) the last motion
+    uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
@@ -43,6 +44,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows, FEATURES),
         start_pose(rows, like.device),
         like.new_zeros(rows, 3),
+        like.new_zeros(rows),
         like.new_full((rows,), float(pose_known)),
         seed,
     )
@@ -57,13 +59,22 @@ def remember(model: WorldModel, state: DreamState, latent: Tensor, action: Tenso
     motion = motion_between(before, pose)
     inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, state.pose_known[:, None].expand(pose.shape[:2]))
     output = model(latent, inputs, state.world)
-    return DreamState(output.state, latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], state.pose_known, state.seed)
+    sure = torch.zeros_like(state.uncertainty)
+    return DreamState(output.state, latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], sure, state.pose_known, state.seed)
+
+
+class Imagined(NamedTuple):
+    """A frame that has not happened yet."""
+
+    latent: Tensor  # (B, N, C)
+    motion: Tensor  # (B, 3) that leads there
+    uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
 
 
 def imagine(
     model: WorldModel, state: DreamState, action: Tensor, steps: int, motion: Tensor | None = None, pose: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The next frame's latent (B, N, C) and the motion (B, 3) that leads there, for actions (B,).
+) -> Imagined:
+    """The next frame, for actions (B,), in a number of denoising steps.
 
     Without a given motion the model's own pose head says where the action leads. A given pose (B, 4) asks for the view
     from there instead of from where the motion leads.
@@ -76,14 +87,15 @@ def imagine(
         inputs = FrameInputs(level[:, None], action[:, None], there[:, None], motion[:, None], state.pose_known[:, None])
         return model(x[:, None], inputs, state.world, peeks=(True,)).clean[:, 0]
 
-    latent = sample(denoise, frame_noise(state, model), steps)
-    return _rounded(latent, LATENT_STEPS), motion
+    latent, uncertainty = sample(denoise, frame_noise(state, model), steps)
+    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty)
 
 
-def commit(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, motion: Tensor) -> DreamState:
-    """Make an imagined frame part of the past."""
-    pose = _rounded(advance(state.pose, motion), POSE_STEPS)
-    return remember(model, state, latent[:, None], action[:, None], pose[:, None])._replace(motion=motion)
+def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagined) -> DreamState:
+    """Make an imagined frame, to which actions (B,) led, part of the past."""
+    pose = _rounded(advance(state.pose, imagined.motion), POSE_STEPS)
+    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None])
+    return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
 
 
 def frame_noise(state: DreamState, model: WorldModel) -> Tensor:

@@ -56,7 +56,7 @@ class Looks:
         for t in range(CONTEXT, CONTEXT + AHEAD):
             action, truth = clip.action[:, t], clip.latent[:, t]
             for name, motion in (("next", clip.motion[:, t]), ("next_believed", None)):
-                latent, moved = imagine(model, state, action, 1, motion)
+                latent, moved, _ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
             state = remember(model, state, clip.latent[:, t : t + 1], clip.action[:, t : t + 1], clip.pose[:, t : t + 1])
@@ -87,9 +87,9 @@ class Looks:
         state, clip = self._context(model), self.forward
         frames = []
         for t in range(CONTEXT, CONTEXT + AHEAD):
-            latent, motion = imagine(model, state, clip.action[:, t], 1)
-            state = commit(model, state, latent, clip.action[:, t], motion)
-            frames.append(latent)
+            imagined = imagine(model, state, clip.action[:, t], 1)
+            state = commit(model, state, clip.action[:, t], imagined)
+            frames.append(imagined.latent)
         dreamed, truth = torch.stack(frames, 1), clip.latent[:, CONTEXT:]
         self._save_gif("dream", truth, dreamed)
         drift = (state.pose - clip.pose[:, -1])[:, :2].norm(dim=-1).mean().item()
