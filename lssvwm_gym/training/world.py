@@ -43,7 +43,7 @@ class Stage:
     clips: int  # the longest walk, in clips that hand their state on
 
 
-CURRICULUM = (Stage(0.15, 80, 1), Stage(0.45, 160, 2), Stage(0.4, 160, 4))
+CURRICULUM = (Stage(0.1, 80, 1), Stage(0.9, 80, 3))  # short clips in longer and longer walks: most frames for the time
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WorldTraining:
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000
-    frames_a_step: int = 640  # rows times frames of a clip
+    frames_a_step: int = 320  # rows times frames of a clip
     learning_rate: float = 1e-3
     muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
     warmup: int = 100  # steps
