@@ -43,7 +43,7 @@ class Args:
     num_envs: int = 8  # dreams in one batch, or processes of the real environment
     seed: int = 0
 
-    profile: str = "fast"  # of the dream: fast, balanced or quality
+    profile: str = "balanced"  # of the dream: fast, balanced or quality
     weights: Path | None = None  # of the dream; the shipped ones if not given
     episode_steps: int | None = None  # at most; those of the environment if not given
     frame_stack: int = 4  # frames that the policy sees at once: it has no other memory
