@@ -18,7 +18,8 @@ TARGETS = (ROOT / "README.md", ROOT / "lssvwm_gym" / "weights" / "memory_maze" /
 
 
 def main() -> None:
-    tables = {"quality": quality(_read("memory_maze.json")), "speed": speed(_read("memory_maze_speed.json"))}
+    tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
+    tables |= {"speed": speed(_read("memory_maze_speed.json"))}
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
         sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/update_numbers.py")
