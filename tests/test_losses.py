@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from test_training import ACTIONS, RUN, TINY, signalling_episode
+from torch.utils._pytree import tree_map
 
-from lssvwm_gym.models.state import tree_map
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.losses import LOSSES, LossOptions, dreamed_past
 from lssvwm_gym.training.walks import Clip, Walk, inputs_of, read_clip
+from lssvwm_gym.training.world import Trainer
 
 REAL, FRAMES = 3, 7
 
@@ -77,6 +78,11 @@ def test_a_past_that_is_all_real_makes_dreaming_peeking(model, clip):
 def test_shares_of_steps_that_make_no_whole_are_refused(shares):
     with pytest.raises(ValueError, match="together at most 1"):
         replace(RUN, **shares)
+
+
+def test_shares_whose_rest_rounds_below_nothing_train():
+    trainer = Trainer(replace(RUN, peeking=0.9, dreaming=0.1), [signalling_episode()])
+    assert trainer.train_step()["denoise"].isfinite()
 
 
 def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):

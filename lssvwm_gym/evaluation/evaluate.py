@@ -117,12 +117,13 @@ def next_frame(bench: Bench) -> dict[str, Any]:
         off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
         state = _remember_one(bench, state, clips, t)
     truth = clips.frames[:, run.context :]
+    frames = decode_clips(bench.weights, torch.stack(believed, 1))
     return {
-        **bench.scores("believed motion", torch.stack(believed, 1), truth),
+        **bench.frame_scores("believed motion", frames, truth),
         **bench.scores("true motion", torch.stack(true, 1), truth),
         **bench.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
         "position error of one step (world units)": score(torch.stack(off, 1)),
-        **_meaning_of_uncertainty(bench, torch.stack(uncertain, 1), torch.stack(believed, 1), truth),
+        **_meaning_of_uncertainty(run, torch.stack(uncertain, 1), psnr(frames, truth, bench.world.border)),
     }
 
 
@@ -142,7 +143,7 @@ def open_loop(bench: Bench) -> dict[str, Any]:
             results[f"frame {horizon}: last frame repeated PSNR"] = score(repeated[:, horizon - 1])
     results["horizons at which the dream is ahead"] = int((dreamed.mean(0) > repeated.mean(0)).sum())
     results["believed position off at the end (world units)"] = score((end.pose - future.pose[:, -1])[:, :2].norm(dim=-1))
-    return results | _meaning_of_uncertainty(bench, imagined.uncertainty, imagined.latent, future.frames)
+    return results | _meaning_of_uncertainty(run, imagined.uncertainty, dreamed)
 
 
 def reward(bench: Bench) -> dict[str, Any]:
@@ -206,11 +207,10 @@ def _dream_at_poses(bench: Bench, state: DreamState, clips: Clips) -> Tensor:
     return torch.stack(latents, 1)
 
 
-def _meaning_of_uncertainty(bench: Bench, uncertainty: Tensor, latent: Tensor, truth: Tensor) -> dict[str, Any]:
-    """Whether `info["uncertainty"]` (B, T) tells bad frames from good ones; nothing with one step, which has none."""
-    if bench.run.steps == 1:
+def _meaning_of_uncertainty(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
+    """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
+    if run.steps == 1:
         return {}
-    quality = psnr(decode_clips(bench.weights, latent), truth, bench.world.border)
     return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 

@@ -78,12 +78,12 @@ def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, sta
     A frame is committed in the same call that peeks at the next one.
     """
     past, begun = list(real.unbind(1)), 0
+    inputs = inputs_of(clip, torch.zeros_like(known), known)
     while len(past) < clip.action.shape[1]:
         ahead = slice(begun, len(past) + 1)
         latent = torch.stack([*past[begun:], torch.randn(past[0].shape, generator=generator)], 1)
         peeks = (False,) * (latent.shape[1] - 1) + (True,)
         level = torch.tensor(peeks).float().expand(latent.shape[:2])
-        inputs = inputs_of(clip, torch.zeros_like(known), known)
         output = model(latent, FrameInputs(*(tensor[:, ahead] for tensor in inputs))._replace(noise=level), state, peeks)
         begun, state = len(past), output.state
         past.append(output.clean[:, -1].to(real.dtype))

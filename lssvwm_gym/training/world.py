@@ -116,7 +116,7 @@ class Trainer:
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
-        way = rng.choice(list(LOSSES), p=[1 - run.peeking - run.dreaming, run.peeking, run.dreaming])
+        way = rng.choice(list(LOSSES), p=[max(0.0, 1 - run.peeking - run.dreaming), run.peeking, run.dreaming])  # 1 - 0.9 - 0.1 < 0
         with mixed_precision(run.precision):
             losses, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, generator)
         total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
