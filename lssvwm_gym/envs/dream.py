@@ -98,7 +98,7 @@ class Dream:
         pays = torch.tensor([value != 0 for value in self.world.reward_values])
         probability = self.weights.world_model.reward_head(state.features).softmax(-1).cpu()[:, pays].sum(-1)
         numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
-        if any(self.weights.world_model.config.place):
+        if self.weights.world_model.config.has_places:
             numbers["believed_pose"] = state.pose.cpu().numpy()
         if SAMPLING_STEPS[self.profile] > 1:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
@@ -110,7 +110,9 @@ class Dream:
 
     def _first_imagined(self, state: DreamState) -> DreamState:
         unknown = torch.full_like(state.seed, self.weights.world_model.config.actions)
-        return self._next(state._replace(pose_known=torch.full_like(state.pose_known, any(self.weights.world_model.config.place))), unknown)
+        return self._next(
+            state._replace(pose_known=torch.full_like(state.pose_known, float(self.weights.world_model.config.has_places))), unknown
+        )
 
     def _remembering(self, state: DreamState, past: Past) -> DreamState:
         state = state._replace(pose_known=past.pose_known)

@@ -1,4 +1,4 @@
-"""The three parts of a layer that carry memory: block-wise scan, place heads, frame-local attention.
+"""The two parts of a layer that mix frames: block-wise scan and frame-local attention.
 
 Each takes any number of frames and its own state, and returns the outputs and the state after the last frame. Frames
 marked in `peeks`, a bool a frame, see what was committed before them and themselves, and leave no trace: all frames of a
@@ -121,92 +121,30 @@ class BlockScan(nn.Module):
         return F.silu(y if self.conv1d.bias is None else y + self.conv1d.bias), x[:, length:]
 
 
-class PlaceScan(nn.Module):
-    """SSM heads whose B and C are one and the same feature vector of the pose: what is written at a place is read back there.
-
-    An SSD layer like the others, with all tokens of a frame in one wide head. Decay is nearly none and apart from the
-    write strength; frames with noise, or without a pose, read but do not write.
-    """
-
-    def __init__(self, width: int, tokens: int, heads: int, features: int, inner: int) -> None:
-        super().__init__()
-        self.tokens, self.heads, self.inner, self.features = tokens, heads, inner, features
-        self.in_proj = nn.Linear(width, 2 * inner + heads, bias=False)
-        self.out_proj = nn.Linear(inner + heads, width, bias=False)
-        self.A_log = nn.Parameter(torch.logspace(-4, -2, heads).log())
-        self.write_bias = nn.Parameter(torch.full((heads,), 0.5))
-        self.gain = nn.Parameter(torch.ones(inner))
-        nn.init.zeros_(self.in_proj.weight[2 * inner :])
-
-    def initial_state(self, rows: int) -> Tensor:
-        """Zeros (B, heads, N * P + 1, features); the last line counts how much was written."""
-        return self.in_proj.weight.new_zeros(rows, self.heads, self.tokens * self.inner // self.heads + 1, self.features)
-
-    def forward(self, x: Tensor, place: Tensor, writes: Tensor, state: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, N, D); place (B, T, features) pose features; writes (B, T) 1 where a frame may write, else 0."""
-        z, values, strength = self.in_proj(x).split([self.inner, self.inner, self.heads], -1)
-        A, place = -self.A_log.exp(), place.unsqueeze(2)
-        if peeks is not None and all(peeks):  # a peek would have been one step later, too
-            return self._read_out(ssd_read(place, state).to(x.dtype) * A.exp()[:, None], z), state
-        noisy = torch.tensor(peeks or (False,), device=x.device)[:, None]
-        commits = (~noisy).to(x.dtype).expand(*writes.shape, self.heads)
-        strength = F.softplus(strength.mean(2) + self.write_bias) * writes.unsqueeze(-1) * commits  # (B, T, H)
-        values = values.unflatten(-1, (self.heads, -1)).transpose(2, 3).flatten(3)  # (B, T, H, N * P)
-        values = F.pad(values, (0, 1), value=1.0) * strength.unsqueeze(-1)
-        y, state = ssd_scan(values, commits, A, place, place, chunk=128, initial_state=state)
-        if peeks is not None:
-            y = y * torch.where(noisy, A.exp(), 1).unsqueeze(-1)
-        return self._read_out(y, z), state
-
-    def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
-        recalled, density = y[..., :-1].unflatten(-1, (self.tokens, -1)).transpose(2, 3), y[..., -1]  # (B, T, N, H, P), (B, T, H)
-        recalled = F.rms_norm(recalled, recalled.shape[-1:], eps=1e-4).flatten(3) * self.gain
-        known = torch.tanh(density).unsqueeze(2).expand(-1, -1, self.tokens, -1)
-        return self.out_proj(torch.cat([recalled * (1 + F.silu(z)), known], -1))
-
-
-class PoseFeatures(nn.Module):
-    """Random Fourier features of a pose: their inner product falls off with distance and with difference in heading."""
-
-    frequency: Tensor
-    harmonic: Tensor
-    phase: Tensor
-
-    def __init__(self, features: int, scales: tuple[float, ...], turn_scale: float, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        scale = torch.tensor(scales).repeat(features)[:features, None]  # length scales in the world's units
-        self.register_buffer("frequency", torch.randn(features, 2, generator=generator) / scale)
-        self.register_buffer("harmonic", (torch.randn(features, generator=generator) / turn_scale).round())
-        self.register_buffer("phase", torch.rand(features, generator=generator) * 2 * math.pi)
-
-    def forward(self, pose: Tensor) -> Tensor:
-        """pose (..., 4) to features (..., features), of about unit length."""
-        heading = torch.atan2(pose[..., 3], pose[..., 2]).unsqueeze(-1)
-        angle = pose[..., :2] @ self.frequency.T + heading * self.harmonic + self.phase
-        return angle.cos() * math.sqrt(2 / self.frequency.shape[0])
-
-
 class FrameAttention(nn.Module):
     """Every frame sees the last `window` frames and its own chunk; all tokens of visible frames are seen.
 
     A chunk of 1 is the interactive form; the paper's is a chunk of 5 with a window of 5 (section 3.2). Chunks are counted
-    from the first frame of a call. Frames before the first are zeros, which is what the initial state holds.
-    Queries of several chunks are multiplied with the stretch of the past that one of them sees, and masked.
+    from the first frame of a call. Queries of several chunks are multiplied with the stretch of the past that one of them
+    sees, and masked. Keys have a mean of zero, queries one of 1: so a constant key, as the frames before the first have in
+    the initial state, hides its frame, in every row by its own age, and no mask is needed.
     """
+
+    far = 8  # frames; all that are further away share one bias
+    hidden = -30.0  # logit of frames before the first
 
     def __init__(self, width: int, tokens: int, heads: int, window: int, chunk: int = 1, chunks_together: int = 8) -> None:
         super().__init__()
         self.heads, self.window, self.chunk, self.chunks_together = heads, window, chunk, chunks_together
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.bias = nn.Parameter(torch.zeros(heads, window + 2 * chunk - 1, tokens, tokens))  # by distance in frames, query, key
+        self.bias = nn.Parameter(torch.zeros(heads, min(window, self.far) + 2 * chunk - 1, tokens, tokens))  # by distance, query, key
 
     def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Zeros: keys and values (B, W, H, N, P)."""
+        """Hidden keys and zeros as values, (B, W, H, N, P)."""
         width, tokens = self.qkv.weight.shape[1], self.bias.shape[-1]
         zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, tokens, width // self.heads)
-        return zeros, zeros
+        return zeros + self.hidden * self.heads / width, zeros
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
@@ -216,7 +154,7 @@ class FrameAttention(nn.Module):
         if peeks is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
-        q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]), F.layer_norm(k, k.shape[-1:])
+        q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
         if peeks is None or not all(peeks):
             kept = slice(None) if peeks is None else ~torch.tensor(peeks, device=x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
@@ -255,7 +193,7 @@ class FrameAttention(nn.Module):
 
     def _visible_bias(self, before: tuple[int, ...], length: int) -> Tensor:
         """Bias by distance, -inf where a frame is not seen: (H, together * chunk * N, (length + chunk) * N)."""
-        index = _bias_index(before, length, self.window, self.chunk, self.bias.shape[-1], self.bias.device)
+        index = _bias_index(before, length, self.window, self.chunk, *self.bias.shape[1:3], self.bias.device)
         return F.pad(self.bias.flatten(1), (0, 1), value=-torch.inf)[:, index]
 
 
@@ -278,7 +216,7 @@ def _groups(peeks: tuple[bool, ...], chunk: int, together: int) -> tuple[int, tu
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve training, too
-def _bias_index(before: tuple[int, ...], length: int, window: int, chunk: int, tokens: int, device: torch.device) -> Tensor:
+def _bias_index(before: tuple[int, ...], length: int, window: int, chunk: int, distances: int, tokens: int, device: torch.device) -> Tensor:
     """Where in the flattened biases of a head (distances, N, N), or behind them, is the one for each query and key.
 
     Queries: a group's chunks. Keys: `length` frames from the first that the first chunk sees, and then the own chunk's.
@@ -288,10 +226,10 @@ def _bias_index(before: tuple[int, ...], length: int, window: int, chunk: int, t
     past = torch.arange(length)
     distance = torch.cat([window + first + query - past, (query - torch.arange(chunk)).expand(len(before), -1, -1)], -1)
     seen = torch.cat([(past >= first) & (past < first + window), torch.ones(len(before), 1, chunk, dtype=torch.bool)], -1)
-    plane = (distance + chunk - 1).where(seen, window + 2 * chunk - 1).flatten(0, 1)
+    plane = (distance + chunk - 1).clamp(max=distances - 1).where(seen, distances).flatten(0, 1)
     inside = torch.arange(tokens)[:, None] * tokens + torch.arange(tokens)
     index = (plane[:, None, :, None] * tokens**2 + inside[None, :, None, :]).flatten(2).flatten(0, 1)
-    return index.clamp(max=(window + 2 * chunk - 1) * tokens**2).to(device)
+    return index.clamp(max=distances * tokens**2).to(device)
 
 
 def _some_frames(tokens: Tensor, size: int, frames: Tensor | None) -> Tensor:

@@ -23,8 +23,8 @@ PRESETS = {
         d_state=64,
         d_conv=4,
         window=8,
-        place_width=256,
-        place_features=512,
+        place_width=128,
+        place_features=1024,
     ),
     "paper": WorldModelConfig(
         width=768,
@@ -34,8 +34,8 @@ PRESETS = {
         d_state=128,
         d_conv=4,
         window=10,
-        place_width=512,
-        place_features=512,
+        place_width=256,
+        place_features=2048,
     ),
 }
 

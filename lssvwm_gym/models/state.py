@@ -12,19 +12,27 @@ S = TypeVar("S")
 
 
 class LayerState(NamedTuple):
-    """What one layer remembers. A state of zeros is the state before the first frame."""
+    """What one layer remembers. Before the first frame all is zero but the keys, which are those of hidden frames."""
 
     ssm: Tensor  # (B, blocks, H, P, S) float32; content heads of the block-wise scan
     conv: Tensor  # (B, blocks, d_conv - 1, conv width); last inputs of the short convolution
-    place: Tensor  # (B, place heads, N * P + 1, place features) float32; empty where the layer has none
+    place: Tensor  # (B, N * place width, F) float32; what its place heads remember, empty where the layer has none
     keys: Tensor  # (B, W, H, N, P); of the last W frames
     values: Tensor  # (B, W, H, N, P)
+
+
+class PlaceState(NamedTuple):
+    """What is remembered by pose (`lssvwm_gym.models.place`). Zeros before the first frame."""
+
+    known: Tensor  # (B, F, F) float32: 1 - P, from 0 (nothing known of a direction of the features) to 1
+    latents: Tensor  # (B, N * C, F) float32: M
 
 
 class WorldState(NamedTuple):
     """What the world model remembers: constant in size, however many frames it has seen."""
 
     layers: tuple[LayerState, ...]
+    place: PlaceState
     age: Tensor  # (B,) int64, committed frames
 
 

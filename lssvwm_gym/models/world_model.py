@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.models.layers import BlockScan, FrameAttention, Peeks, PlaceScan, PoseFeatures
-from lssvwm_gym.models.state import LayerState, WorldState
+from lssvwm_gym.models.layers import BlockScan, FrameAttention, Peeks
+from lssvwm_gym.models.place import Asked, PlaceHeads, PlaceLatents, PoseKeys, ask, exchange
+from lssvwm_gym.models.state import LayerState, PlaceState, WorldState
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,17 @@ class WorldModelConfig:
     width: int = 128  # D
     blocks: tuple[tuple[int, int], ...] = ((4, 4), (1, 1), (2, 2), (1, 1))  # block of tokens with a scan of its own, a layer each
     place: tuple[bool, ...] = (False, True, False, True)  # which layers have place heads
-    heads: int = 4  # of attention
+    heads: int = 4  # of attention; 0 for none
     head_width: int = 64  # P, of the block-wise scan
-    d_state: int = 32  # S
+    d_state: int = 32  # S; 0 for no block-wise scan
     d_conv: int = 1  # tokens in Mamba-2's short convolution, 4 in the paper; 1 for none: attention sees the neighbours too
     window: int = 4  # W, frames that attention looks back
     chunk: int = 1  # frames that attention sees at once in both directions
     mlp: int = 4  # width of the hidden layer over D
-    place_heads: int = 4
-    place_width: int = 128  # values written at a place, a token, over all heads
-    place_features: int = 256
-    place_scales: tuple[float, ...] = (0.35, 0.8)  # the world's units of length
-    place_turn_scale: float = 0.45  # radians
+    place_features: int = 512  # F, of the keys of the memory of places; 0 for no such memory
+    place_scales: tuple[tuple[float, float], ...] = ((0.35, 0.25), (1.0, 0.5))  # over which views change: units of length, radians
+    place_noise: float = 0.05  # variance that a remembered latent is off by, beside the latents' own of 1
+    place_width: int = 64  # what a place head remembers of a token
     motion_scale: tuple[float, float, float] = (0.15, 0.05, 0.25)  # typical forward, left, turn a frame
     actions: int = 6  # number of discrete actions; 0 for continuous ones
     action_size: int = 0  # length of a continuous action
@@ -50,6 +50,8 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.place):
             raise ValueError(f"blocks has {len(self.blocks)} layers but place has {len(self.place)}")
+        if any(self.place) and not self.has_places:
+            raise ValueError("place heads need keys: place_features must not be 0")
         if bool(self.actions) == bool(self.action_size):
             raise ValueError(f"either actions or action_size must be set, got {self.actions} and {self.action_size}")
 
@@ -57,6 +59,11 @@ class WorldModelConfig:
     def tokens(self) -> int:
         """N, tokens a frame."""
         return self.grid**2
+
+    @property
+    def has_places(self) -> bool:
+        """Whether there is a memory of places, asked by pose."""
+        return self.place_features > 0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> WorldModelConfig:
@@ -93,7 +100,8 @@ class WorldModel(nn.Module):
         self.token_in = nn.Linear(config.latent_channels, width)
         self.token_position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
         self.condition = Conditioning(config)
-        self.place_features = PoseFeatures(config.place_features, config.place_scales, config.place_turn_scale)
+        self.pose_keys = PoseKeys(config.place_features, config.place_scales, config.place_noise) if config.has_places else None
+        self.place_latents = PlaceLatents(width, config.latent_channels) if config.has_places else None
         layers = [Layer(config, block, place) for block, place in zip(config.blocks, config.place, strict=True)]
         self.layers = nn.ModuleList(layers)
         self.token_out = nn.Linear(width, config.latent_channels)
@@ -106,7 +114,10 @@ class WorldModel(nn.Module):
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""
         age = torch.zeros(rows, dtype=torch.int64, device=self.token_in.weight.device)
-        return WorldState(tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), age)
+        layers, features = tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), self.config.place_features
+        zeros = self.token_in.weight.new_zeros
+        place = PlaceState(zeros(rows, features, features), zeros(rows, self.config.tokens * self.config.latent_channels, features))
+        return WorldState(layers, place, age)
 
     def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Peeks = None) -> WorldOutput:
         """latent (B, T, N, C), as noisy as `inputs.noise` says.
@@ -115,17 +126,35 @@ class WorldModel(nn.Module):
         themselves, and are seen by none: what a call with that frame alone and the state before it would give.
         """
         condition = F.silu(self.condition(inputs))
-        place = self.place_features(inputs.pose) * inputs.pose_known.unsqueeze(-1)
-        writes = (inputs.noise == 0).to(latent.dtype) * inputs.pose_known
         x = self.token_in(latent) + self.token_position
+        asked, place, recalled = None, state.place, None
+        if self.place_latents is not None:
+            asked, known = self._ask(inputs, state.place.known, peeks)
+            recalled, latents = exchange(asked, latent.flatten(2), state.place.latents)
+            recalled, place = recalled.view_as(latent), PlaceState(known, latents)
+            x = x + self.place_latents.into_tokens(recalled, asked.unknown)
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = layer(x, condition, place, writes, before, peeks)
+            x, layer_state = layer(x, condition, asked, before, peeks)
             after.append(layer_state)
         committed = latent.shape[1] if peeks is None else peeks.count(False)
         x = F.layer_norm(x, x.shape[-1:])
         features = F.layer_norm(self.summary(x).flatten(2), (FEATURES,))
-        return WorldOutput(self.token_out(x), features, WorldState(tuple(after), state.age + committed))
+        clean = self.token_out(x)
+        if self.place_latents is not None and recalled is not None:
+            clean = clean + self.place_latents.into_estimate(x, recalled)
+        return WorldOutput(clean, features, WorldState(tuple(after), place, state.age + committed))
+
+    def _ask(self, inputs: FrameInputs, known: Tensor, peeks: Peeks) -> tuple[Asked, Tensor]:
+        """How each frame reads from the memory of places, and what is known after; noisy frames and unknown poses leave no trace."""
+        assert self.pose_keys is not None
+        writes = None
+        if peeks is None or not all(peeks):
+            writes = (inputs.noise == 0).to(known.dtype) * inputs.pose_known
+            writes = writes if peeks is None else writes * ~torch.tensor(peeks, device=writes.device)
+        with torch.autocast(known.device.type, enabled=False):
+            asked, known = ask(self.pose_keys(inputs.pose) * inputs.pose_known.unsqueeze(-1), writes, known)
+        return asked._replace(unknown=1 - inputs.pose_known * (1 - asked.unknown)), known
 
 
 class Layer(nn.Module):
@@ -134,36 +163,42 @@ class Layer(nn.Module):
     def __init__(self, config: WorldModelConfig, block: tuple[int, int], place: bool) -> None:
         super().__init__()
         width = config.width
-        self.scan = BlockScan(width, config.grid, block, config.d_state, config.head_width, config.d_conv)
-        self.place = PlaceScan(width, config.tokens, config.place_heads, config.place_features, config.place_width) if place else None
-        self.attention = FrameAttention(width, config.tokens, config.heads, config.window, config.chunk)
+        self.scan = BlockScan(width, config.grid, block, config.d_state, config.head_width, config.d_conv) if config.d_state else None
+        self.place = PlaceHeads(width, config.place_width) if place else None
+        self.place_memory = (config.tokens * config.place_width, config.place_features)
+        self.attention = FrameAttention(width, config.tokens, config.heads, config.window, config.chunk) if config.heads else None
         self.mlp = nn.Sequential(nn.Linear(width, config.mlp * width), nn.SiLU(), nn.Linear(config.mlp * width, width))
         self.modulation = nn.Linear(width, 9 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def initial_state(self, rows: int) -> LayerState:
-        ssm, conv = self.scan.initial_state(rows)
-        place = self.place.initial_state(rows) if self.place is not None else ssm.new_zeros(rows, 0)
-        return LayerState(ssm, conv, place, *self.attention.initial_state(rows))
+        nothing = self.modulation.weight.new_zeros(rows, 0)
+        ssm, conv = (nothing, nothing) if self.scan is None else self.scan.initial_state(rows)
+        place = nothing if self.place is None else nothing.new_zeros(rows, *self.place_memory)
+        keys, values = (nothing, nothing) if self.attention is None else self.attention.initial_state(rows)
+        return LayerState(ssm, conv, place, keys, values)
 
     def forward(
-        self, x: Tensor, condition: Tensor, place: Tensor, writes: Tensor, state: LayerState, peeks: Peeks = None
+        self, x: Tensor, condition: Tensor, asked: Asked | None, state: LayerState, peeks: Peeks = None
     ) -> tuple[Tensor, LayerState]:
         modulation = self.modulation(condition).view(*x.shape[:2], 1, 9, -1)
         shift, _, _, shift2, _, _, shift3, _, _ = modulation.unbind(-2)
         _, scale, gate, _, scale2, gate2, _, scale3, gate3 = (1 + modulation).unbind(-2)
+        ssm, conv, place, keys, values = state
         y = _modulated(x, shift, scale)
-        scanned, ssm, conv = self.scan(y, state.ssm, state.conv, peeks)
-        written = state.place
-        if self.place is not None:
-            recalled, written = self.place(y, place, writes, state.place, peeks)
-            scanned = scanned + recalled
-        x = torch.addcmul(x, scanned, gate)
-        seen, keys, values = self.attention(_modulated(x, shift2, scale2), state.keys, state.values, peeks)
-        x = torch.addcmul(x, seen, gate2)
+        mixed = torch.zeros_like(x)
+        if self.scan is not None:
+            mixed, ssm, conv = self.scan(y, ssm, conv, peeks)
+        if self.place is not None and asked is not None:
+            recalled, place = self.place(y, asked, place)
+            mixed = mixed + recalled
+        x = torch.addcmul(x, mixed, gate)
+        if self.attention is not None:
+            seen, keys, values = self.attention(_modulated(x, shift2, scale2), keys, values, peeks)
+            x = torch.addcmul(x, seen, gate2)
         x = torch.addcmul(x, self.mlp(_modulated(x, shift3, scale3)), gate3)
-        return x, LayerState(ssm, conv, written, keys, values)
+        return x, LayerState(ssm, conv, place, keys, values)
 
 
 class Conditioning(nn.Module):

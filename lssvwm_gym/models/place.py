@@ -1,0 +1,138 @@
+"""Place memory: asked by pose, it answers with what was seen there, as a regression solves it.
+
+What is written at a pose has random Fourier features of the pose as its key. A plain linear-attention (SSD) read is a sum
+over all that was written, weighed by similarity: near places blur each other, and a thousand far ones add noise. Here the
+query is solved for first, so that the read is the posterior mean of a Gaussian process (kriging): what was written at a
+pose comes back there, whatever was written elsewhere, and the variance says how well the place is known. Both are sums
+over the past, so the state keeps its size.
+
+    P[t] = (1 + sum of k k^T up to t)^-1        M[t] = sum of value k^T up to t        read at q: M P q, variance q^T P q
+
+Values are the latents themselves, which need no learning, and in some layers what the layer makes of its tokens.
+Sources: Gaussian-process regression with random features (Rahimi and Recht, 2007) as recursive least squares; MesaNet
+(arXiv 2506.05233) solves for the queries of learned keys in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PoseKeys(nn.Module):
+    """Random Fourier features of a pose: their inner product falls off with distance and with difference in heading.
+
+    The square of their length is the prior variance of what is seen, in units of the variance that a memory is off by.
+    """
+
+    frequency: Tensor
+    harmonic: Tensor
+    phase: Tensor
+
+    def __init__(self, features: int, scales: tuple[tuple[float, float], ...], noise: float, seed: int = 0) -> None:
+        """`scales` are pairs of a length in the world's units and an angle in radians; `noise` is a variance, the prior's being 1."""
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        length, angle = torch.tensor(scales).repeat(features, 1)[:features].unbind(1)
+        self.register_buffer("frequency", torch.randn(features, 2, generator=generator) / length[:, None])
+        self.register_buffer("harmonic", (torch.randn(features, generator=generator) / angle).round())
+        self.register_buffer("phase", torch.rand(features, generator=generator) * 2 * math.pi)
+        self.gain = math.sqrt(2 / features / noise)
+
+    def forward(self, pose: Tensor) -> Tensor:
+        """pose (..., 4) to keys (..., F)."""
+        heading = torch.atan2(pose[..., 3], pose[..., 2]).unsqueeze(-1)
+        angle = pose[..., :2] @ self.frequency.T + heading * self.harmonic + self.phase
+        return angle.cos() * self.gain
+
+
+class PlaceLatents(nn.Module):
+    """Remembers latents as they are: they enter with the tokens and, as far as a gate lets them, the estimate of the clean frame."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(channels + 2, width)
+        self.gate = nn.Linear(width, channels)
+        for parameter in (*self.into.parameters(), *self.gate.parameters()):
+            nn.init.zeros_(parameter)
+
+    def into_tokens(self, recalled: Tensor, unknown: Tensor) -> Tensor:
+        """recalled (B, T, N, C), unknown (B, T); what to add to the tokens (B, T, N, D)."""
+        return self.into(_with_doubt(recalled, unknown))
+
+    def into_estimate(self, x: Tensor, recalled: Tensor) -> Tensor:
+        """The tokens of the last layer (B, T, N, D) let through what they trust."""
+        return self.gate(x) * recalled
+
+
+class PlaceHeads(nn.Module):
+    """Remember what a layer makes of its tokens, so that the layer can learn what is worth knowing of a place."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner + 2, width, bias=False)
+
+    def forward(self, x: Tensor, asked: Asked, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, N, D), memory (B, N * inner, F); returns the same shapes."""
+        z, values = self.in_proj(x).chunk(2, -1)
+        recalled, memory = exchange(asked, values.flatten(2), memory)
+        recalled = recalled.view_as(values) * (1 + F.silu(z))
+        return self.out_proj(_with_doubt(recalled, asked.unknown)), memory
+
+
+class Asked(NamedTuple):
+    """How frames read from the memory, and how they write to it."""
+
+    query: Tensor  # (B, T, F) P k, for what the frames before have written
+    unknown: Tensor  # (B, T) posterior over prior variance: 1 where nothing is known, near 0 where it has been
+    written: Tensor | None  # (B, T, F) the keys of what is written, zero for frames that leave no trace; None: none does
+
+
+def ask(keys: Tensor, writes: Tensor | None, known: Tensor) -> tuple[Asked, Tensor]:
+    """Solve for the queries of frames that each see what those before them wrote, and then write themselves.
+
+    keys (B, T, F); writes (B, T) 1 or 0, None where no frame writes; known (B, F, F), 1 - P: zeros at first. Also returns
+    what is known after the last frame. Any split gives the same.
+
+    With L L^T = 1 + K P K^T and Z = L^-1 K P, the inverse after the first t frames is P - Z[:t]^T Z[:t].
+    """
+    query = keys - keys @ known
+    prior = keys.square().sum(-1).clamp(min=1e-9)
+    if writes is None:
+        return Asked(query, _unknown(query, keys, prior), None), known
+    written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
+    covariance = written @ solved.transpose(1, 2) + torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    new = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), solved, upper=False)
+    query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
+    return Asked(query, _unknown(query, keys, prior), written), torch.baddbmm(known, new.transpose(1, 2), new)
+
+
+def exchange(asked: Asked, values: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Read at each frame, then write its values (B, T, V); memory (B, V, F), zeros at first. Returns reads and memory after."""
+    values = values.to(memory.dtype)
+    with torch.autocast(memory.device.type, enabled=False):  # large sums that nearly cancel
+        return _exchanged(asked, values, memory)
+
+
+def _exchanged(asked: Asked, values: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    read = asked.query @ memory.transpose(1, 2)
+    if asked.written is None:
+        return read, memory
+    read = read + (asked.query @ asked.written.transpose(1, 2)).tril(-1) @ values
+    return read, torch.baddbmm(memory, values.transpose(1, 2), asked.written)
+
+
+def _with_doubt(recalled: Tensor, unknown: Tensor) -> Tensor:
+    """(B, T, N, C) with what is unknown and its logarithm as two more channels."""
+    doubt = torch.stack([unknown, unknown.clamp(min=1e-3).log()], -1).to(recalled.dtype)
+    return torch.cat([recalled, doubt.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1)
+
+
+def _unknown(query: Tensor, keys: Tensor, prior: Tensor) -> Tensor:
+    return ((query * keys).sum(-1) / prior).clamp(0, 1)
