@@ -31,6 +31,7 @@ from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.optimizer import make_optimizer
 from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
+from lssvwm_gym.training.variants import variant
 from lssvwm_gym.training.walks import Clip, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
 
 
@@ -43,7 +44,11 @@ class Stage:
     clips: int  # the longest walk, in clips that hand their state on
 
 
-CURRICULUM = (Stage(0.1, 80, 1), Stage(0.9, 80, 3))  # short clips in longer and longer walks: most frames for the time
+CURRICULUM = (
+    Stage(0.05, 80, 1),
+    Stage(0.15, 80, 3),
+    Stage(0.8, 80, 10),
+)  # short clips in longer and longer walks: most frames for the time
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class WorldTraining:
     out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
+    variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.variants`
+    start: Path | None = None  # world.safetensors or checkpoint.safetensors to take the first weights from, where names and shapes agree
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000
@@ -67,7 +74,7 @@ class WorldTraining:
     peeking: float = 0.3  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
     dreaming: float = 0.45  # share of steps in which, besides, a part of the past is what the model dreams; the rest is forcing
     noising: LossOptions = field(default_factory=LossOptions)
-    back: float = 0.6  # share of walks that turn round and go back
+    back: float = 0.4  # share of walks that turn round and go back
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
@@ -156,6 +163,20 @@ class Trainer:
             after = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
         self.state = put_rows(self.state, going_on, after)
 
+    def begin_with(self, path: Path) -> int:
+        """Take over the weights of another model where names and shapes agree; returns how many tensors did.
+
+        Raises `TensorFileError` if none does.
+        """
+        tensors, _ = load_tensors(path)
+        mine, theirs = self.model.state_dict(), under("average", tensors) or tensors
+        taken = {name: tensor for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
+        if not taken:
+            raise TensorFileError(f"{path}: no tensor of it has the name and shape of one of this model's")
+        self.model.load_state_dict(mine | taken)
+        self.average.load_state_dict(self.model.state_dict())
+        return len(taken)
+
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on."""
         tensors = {
@@ -193,6 +214,7 @@ def train_world(run: WorldTraining) -> Path:
     """Train, and return the path of the finished world model."""
     if run.preset:
         run = replace(run, preset="", model=preset(run.preset))
+    run = variant(run.variant, run)
     keep_heap()
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -203,6 +225,10 @@ def train_world(run: WorldTraining) -> Path:
     saved = run.out / "checkpoint.safetensors"
     if saved.exists():
         trainer.load(saved)
+    elif run.start is not None:
+        print(
+            f"{run.start}: {trainer.begin_with(run.start)} of {len(trainer.model.state_dict())} tensors taken over, the others drawn anew"
+        )
     looks = Looks(autoencoder, run.val, run.out, run.model.actions) if run.val else None
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
     stage_frames = run.frames_a_step

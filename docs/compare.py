@@ -1,0 +1,90 @@
+"""Train every variant on the same clips for the same number of frames, score it, and write what came out to docs/scores/comparison/.
+
+    python docs/compare.py --data DIR          # DIR holds train/, val/ and test/; goes on where it was stopped
+    python docs/compare.py --data DIR --help
+
+`python docs/update_numbers.py` then makes the README's table of it. A variant that is already trained, in --runs, or scored, in
+docs/scores/comparison/, is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from lssvwm_gym.data.tensors import load_tensors
+from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
+from lssvwm_gym.training.ship import Shipping, ship
+from lssvwm_gym.training.variants import VARIANTS
+from lssvwm_gym.training.world import Stage, WorldTraining, train_world
+
+ROOT = Path(__file__).parent.parent
+SCORES = ROOT / "docs" / "scores" / "comparison"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, at which expense."""
+
+    data: Path  # folder with train/, val/ and test/
+    autoencoder: Path = ROOT / "checkpoints" / "memory_maze" / "autoencoder.safetensors"
+    runs: Path = ROOT / "runs" / "comparison"  # where variants are trained
+    variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")
+    steps: int = 300  # of 320 frames
+    threads: int = 1
+    train_only: bool = False  # leave scoring to a later call
+
+
+def main(run: Comparison) -> None:
+    torch.set_num_threads(run.threads)
+    for name in run.variants:
+        world = trained(run, name)
+        if not run.train_only and not (SCORES / f"{name}.json").exists():
+            score(run, name, world)
+
+
+def trained(run: Comparison, name: str) -> Path:
+    """The finished world model of a variant, trained now if it isn't yet."""
+    training = WorldTraining(
+        data=run.data / "train",
+        val=run.data / "val",
+        autoencoder=run.autoencoder,
+        out=run.runs / name,
+        variant=name,
+        steps=run.steps,
+        curriculum=(Stage(0.3, 80, 1), Stage(0.7, 80, 3)),
+        warmup=30,
+        peeking=0.6,
+        dreaming=0.0,
+        save_every=100,
+        threads=run.threads,
+    )
+    finished = training.out / "world.safetensors"
+    if not finished.exists():
+        print(f"{name}: {VARIANTS[name][0]}")
+        train_world(training)
+    return finished
+
+
+def score(run: Comparison, name: str, world: Path) -> None:
+    """Score a variant on the test episodes and write its JSON."""
+    weights = run.runs / name / "weights"
+    ship(Shipping(run.autoencoder, world, run.data / "val", weights, openings=1, walks=1))
+    report = evaluate(
+        Evaluation(run.data / "test", weights=weights, tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), clips=1)
+    )
+    header = load_tensors(world)[1]
+    parameters = sum(tensor.numel() for tensor in load_tensors(world)[0].values())
+    report["training"] = {"variant": name, "about": VARIANTS[name][0], "parameters": parameters} | {
+        key: header[key] for key in ("step", "frames", "seconds")
+    }
+    SCORES.mkdir(parents=True, exist_ok=True)
+    (SCORES / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Comparison, description=__doc__))
