@@ -2,34 +2,33 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
+from real_walks import write_real_walks
 
-from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.evaluation.evaluate import Evaluation, _memory_of, evaluate
-from lssvwm_gym.evaluation.metrics import precision_recall_f1, psnr, rank_correlation, score, ssim
-from lssvwm_gym.evaluation.rollouts import cut_clips, dream_along, read_real_episodes, remember_clips, there_and_back
+from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_bench
+from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
+from lssvwm_gym.evaluation.rollouts import (
+    cut_clips,
+    dream_along,
+    memory_of,
+    read_real_episodes,
+    reckon_clips,
+    remember_clips,
+    there_and_back,
+)
+from lssvwm_gym.models.dreaming import first_state
 from lssvwm_gym.models.pose import advance
 from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.models.world_model import PoseHead, SightHead
+
+PICTURES = {"retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three short episodes with poses, as a collector would write them."""
-    folder = tmp_path_factory.mktemp("real")
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        pose, poses = torch.tensor([1.0, 1.0, 1.0, 0.0]), []
-        for _ in range(60):
-            poses.append(pose)
-            pose = advance(pose, torch.tensor([0.1, 0.0, float(rng.normal() * 0.2)]))
-        position = torch.stack(poses).numpy()
-        frames = rng.integers(256, size=(60, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-        reward = (rng.random(60) < 0.1).astype(np.float32)
-        extras = {"agent_pos": position[:, :2], "agent_dir": position[:, 2:]}
-        write_episode(folder / f"{seed:06d}", Episode(frames, rng.integers(6, size=60).astype(np.uint8), reward, extras), fps=4)
-    return folder
+    return write_real_walks(tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,11 @@ def weights(tiny_weights):
 @pytest.fixture(scope="module")
 def clips(folder, weights):
     return cut_clips(read_real_episodes(folder, weights), 20, 2)
+
+
+def picture_of(path):
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def test_psnr_and_ssim_of_known_pictures():
@@ -61,6 +65,12 @@ def test_standard_error_is_over_clips_not_frames():
     values = torch.tensor([[1.0, 1.0], [3.0, 3.0], [5.0, 5.0]])
     assert (score(values).mean, score(values).clips) == (3.0, 3)
     assert score(values).error == pytest.approx(2 / 3**0.5)
+
+
+def test_clips_without_such_frames_do_not_count():
+    values, mask = torch.tensor([[1.0, 9.0], [5.0, 5.0], [2.0, 4.0]]), torch.tensor([[1, 0], [0, 0], [1, 1]]).bool()
+    assert (masked_score(values, mask).mean, masked_score(values, mask).clips) == (2.0, 2)
+    assert masked_score(values, mask & False) is None
 
 
 def test_f1_counts_hits_misses_and_false_alarms():
@@ -86,26 +96,116 @@ def test_there_and_back_ends_where_it_began(clips):
 
 def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
     state = remember_clips(weights.world_model, clips[:10])
-    _, end = dream_along(weights.world_model, state, clips[10:], 1, true_motion=True)
+    dream, end = dream_along(weights.world_model, state, clips[10:], 1, true_motion=True)
     assert end.pose.allclose(clips.pose[:, -1], atol=0.02)
+    assert dream.pose.allclose(clips.pose[:, 10:], atol=0.02)
+
+
+def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, weights, monkeypatch):
+    model, lost = weights.world_model, clips.pose * float("nan")
+    blind = type(clips)(clips.frames, clips.latent, clips.action, clips.reward, lost, lost[..., :3])
+    state, poses = reckon_clips(model, blind)
+    assert poses.isfinite().all()
+    assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin
+    assert (poses[:, -1] - clips.pose[:, -1])[:, :2].norm(dim=-1).max() > 0.1  # random weights don't know where they go
+    motions = iter(clips.motion.unbind(1))
+    monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
+    state, poses = reckon_clips(model, blind, sees=False)
+    assert poses.allclose(clips.pose, atol=0.02)
+    assert state.features.allclose(remember_clips(model, clips).features, atol=0.1)
+
+
+def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
+    slips = torch.tensor([0.1, -0.05, 0.2]).expand(6, 3)
+    motions = iter(clips.motion.unbind(1))
+    monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
+    monkeypatch.setattr(SightHead, "forward", lambda *_: slips)  # seen at the pose that the reckoned motion leads to
+    _, poses = reckon_clips(weights.world_model, clips)
+    expected = [clips.pose[:, 0]]
+    for motion in clips.motion[:, 1:].unbind(1):
+        expected.append(advance(advance(expected[-1], motion), slips))
+    assert poses.allclose(torch.stack(expected, 1), atol=0.02)
 
 
 def test_a_strangers_memory_is_another_episodes(clips, weights):
     state = remember_clips(weights.world_model, clips[:10])
-    strange, empty = _memory_of(state, 2), _memory_of(state, None)
+    strange, empty = memory_of(state, 2), memory_of(state, None)
     for mine, theirs, none in zip(state.world.layers, strange.world.layers, empty.world.layers, strict=True):
-        assert torch.equal(theirs.ssm[2], mine.ssm[0])
-        assert (none.ssm == 0).all()
-        assert torch.equal(theirs.keys, mine.keys)
+        for part, value in mine._asdict().items():
+            if part in ("keys", "values"):
+                assert torch.equal(getattr(theirs, part), value)
+                assert torch.equal(getattr(none, part), value)
+            else:
+                assert torch.equal(getattr(theirs, part)[2], value[0])
+                assert (getattr(none, part) == 0).all()
+    assert torch.equal(strange.world.age, state.world.age)
+    assert torch.equal(strange.pose, state.pose)
+    assert any(layer.place.any() for layer in state.world.layers)
 
 
-def test_the_whole_command_writes_every_score(folder, tiny_weights, tmp_path):
-    run = Evaluation(data=folder, weights=tiny_weights, out=tmp_path / "scores.json", clips=1, context=20, ahead=10, retrieval=(15,))
-    evaluate(run)
-    report = json.loads((tmp_path / "scores.json").read_text())
+@pytest.fixture(scope="module")
+def measured(folder, tiny_weights, tmp_path_factory):
+    """A report of all tests, and the folder with its JSON and its pictures."""
+    out = tmp_path_factory.mktemp("measured")
+    run = Evaluation(folder, weights=tiny_weights, out=out / "scores.json", figures=out, clips=1, context=10, ahead=5)
+    sizes = dict(retrieval=(10, 52), reasoning=(30, 10), interruption=(1, 3), cold_start=6, drift=30)
+    evaluate(Evaluation(**{**vars(run), **sizes}))
+    return json.loads((out / "scores.json").read_text()), out
+
+
+def test_the_whole_command_writes_every_score(measured):
+    report, _ = measured
+    scores = report["scores"]
     assert report["data"]["episodes"] == 3
-    assert set(report["scores"]) == {"reconstruction", "next_frame", "open_loop", "reward", "retrieval"}
-    assert report["scores"]["retrieval"]["15 back, own memory: PSNR"]["clips"] == 3
+    assert list(scores) == list(TESTS)
+    assert scores["retrieval"]["10 back, own memory: PSNR"]["clips"] == 3
+    assert {key.split(", ")[1] for key in scores["retrieval"] if key.startswith("52 back, cost")} == {
+        f"cost of {name} (dB)" for name in ("stranger's memory", "emptied memory", "shuffled poses", "believed poses", "untold way back")
+    }
+    assert "52 back, own memory: fall from 50 to 100 frames since seen (dB)" in scores["retrieval"]
+    assert "52 back, single views: PSNR" in scores["retrieval"]
+    assert "10 back, single views: PSNR" not in scores["retrieval"]
+    assert scores["drift"]["real frames, step 30: position off (world units)"]["clips"] == 3
+    assert "dreamed frames, step 21: heading off (degrees)" in scores["drift"]
+    assert scores["interruption"]["uninterrupted: PSNR"] == scores["retrieval"]["10 back, own memory: PSNR"]
+    assert scores["interruption"]["3 of noise: cost (dB)"]["mean"] != 0
+
+
+def test_costs_are_differences(measured):
+    scores = measured[0]["scores"]["retrieval"]
+    for name in ("shuffled poses", "believed poses"):
+        lost = scores["52 back, own memory: PSNR"]["mean"] - scores[f"52 back, {name}: PSNR"]["mean"]
+        assert scores[f"52 back, cost of {name} (dB)"]["mean"] == pytest.approx(lost, abs=1e-4)
+
+
+def test_there_is_a_picture_of_everything(measured):
+    pictures = {path.stem: picture_of(path).size for path in measured[1].glob("*.png")}
+    assert pictures.keys() == PICTURES
+    assert pictures["retrieval"] == (150 + 8 * 128, 16 + 3 * (8 * 128 + 8))  # truth, autoencoder, six memories
+
+
+def test_only_the_chosen_memories_are_measured(folder, tiny_weights):
+    run = Evaluation(data=folder, weights=tiny_weights, tests=("retrieval",), clips=1, retrieval=(10,), memories=("own",))
+    variants = {key.split(", ")[1].split(":")[0] for key in evaluate(run)["scores"]["retrieval"]}
+    assert variants == {"own memory", "last frame repeated"}
+
+
+def test_a_stranger_must_be_of_another_episode(tiny_weights, tmp_path):
+    run = Evaluation(write_real_walks(tmp_path, 1), weights=tiny_weights, tests=("retrieval",), retrieval=(10,), memories=("stranger",))
+    with pytest.raises(ValueError, match="a stranger's memory needs two episodes"):
+        evaluate(run)
+
+
+def test_a_test_that_fails_costs_none_before_it(folder, tiny_weights, tmp_path):
+    out = tmp_path / "scores.json"
+    with pytest.raises(ValueError, match="no episode has the 800 frames"):
+        evaluate(Evaluation(folder, weights=tiny_weights, out=out, tests=("reward", "reasoning")))
+    assert set(json.loads(out.read_text())["scores"]) == {"reward"}
+
+
+def test_one_test_can_be_run_by_a_script(folder, tiny_weights):
+    bench = open_bench(Evaluation(folder, weights=tiny_weights))
+    assert set(TESTS["reward"](bench)) == {"precision", "recall", "F1", "rewards"}
 
 
 def test_bad_settings_say_what_there_is(folder, tiny_weights):
@@ -113,6 +213,12 @@ def test_bad_settings_say_what_there_is(folder, tiny_weights):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("dance",)))
     with pytest.raises(ValueError, match="no world named mars; there are memory-maze"):
         evaluate(Evaluation(data=folder, world="mars"))
+    with pytest.raises(ValueError, match="no memory named good; there are own, stranger"):
+        Evaluation(data=folder, memories=("own", "good"))
+    with pytest.raises(ValueError, match=r"retrieval must be at least 2, not \(100, 1\)"):
+        Evaluation(data=folder, retrieval=(100, 1))
+    with pytest.raises(ValueError, match="drift needs more than 101 frames, and has 60"):
+        evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("drift",)))
     with pytest.raises(ValueError, match="no episode has the 500 frames"):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("open_loop",), context=450))
 

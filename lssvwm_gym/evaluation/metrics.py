@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ class Score:
     clips: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.error:.2f}"
+        digits = 3 if abs(self.mean) < 1.5 else 2  # shares and world units are small, decibels are not
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
 
 def score(values: Tensor) -> Score:
@@ -28,12 +30,21 @@ def score(values: Tensor) -> Score:
     return Score(values.mean().item(), error, len(values))
 
 
+def masked_score(values: Tensor, mask: Tensor) -> Score | None:
+    """Score of values (clips, frames) where a bool mask of that shape is set; clips without such frames don't count. None if none has."""
+    clips = mask.any(1)
+    if not clips.any():
+        return None
+    kept, weight = values[clips].double(), mask[clips].double()
+    return score((kept * weight).sum(1) / weight.sum(1))
+
+
 def psnr(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:
     """PSNR in dB of uint8 frames (B, T, height, width, 3), without `border` pixels at the edge: (B, T)."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    a, b = _images(frames, border), _images(truth, border)
-    each = [peak_signal_noise_ratio(x, y, data_range=1.0) for x, y in zip(a, b, strict=True)]
+    pairs = zip(_images(frames, border), _images(truth, border), strict=True)
+    each = [peak_signal_noise_ratio(x, y, data_range=1.0) for a, b in pairs for x, y in zip(a, b, strict=True)]
     return torch.stack(each).clamp(max=60).view(frames.shape[:2])
 
 
@@ -41,10 +52,9 @@ def ssim(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:
     """SSIM (11x11 Gaussian window, sigma 1.5) of uint8 frames (B, T, height, width, 3): (B, T)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    a, b = _images(frames, border), _images(truth, border)
     parts = [
         structural_similarity_index_measure(x, y, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none")
-        for x, y in zip(a.split(256), b.split(256), strict=True)
+        for x, y in zip(_images(frames, border), _images(truth, border), strict=True)
     ]
     return torch.cat([torch.as_tensor(part).reshape(-1) for part in parts]).view(frames.shape[:2])
 
@@ -63,7 +73,12 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return spearman_corrcoef(a.float().flatten(), b.float().flatten()).item()
 
 
-def _images(frames: Tensor, border: int) -> Tensor:
-    """uint8 (B, T, height, width, 3) to float (B * T, 3, height, width) in 0..1 without its border."""
-    inner = frames[:, :, border : frames.shape[2] - border, border : frames.shape[3] - border]
-    return inner.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+def inner(frames: Tensor, border: int) -> Tensor:
+    """Frames (..., height, width, 3) without `border` pixels at the edge."""
+    return frames[..., border : frames.shape[-3] - border, border : frames.shape[-2] - border, :]
+
+
+def _images(frames: Tensor, border: int) -> Iterator[Tensor]:
+    """uint8 (B, T, height, width, 3) to float (256, 3, height, width) in 0..1 without its border, part by part to bound memory."""
+    for part in inner(frames, border).flatten(0, 1).split(256):
+        yield part.permute(0, 3, 1, 2).float() / 255

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.models.dreaming import DreamState, Imagined, commit, first_state, imagine, remember
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to
 from lssvwm_gym.models.weights import Weights
@@ -83,18 +85,59 @@ def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState
     return state
 
 
-def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Imagined, DreamState]:
-    """Dream a clip's actions from a state: what was imagined, with a time axis (B, T, ...), and the state at the end.
+def reckon_clips(model: WorldModel, clips: Clips, seed: int = 0, sees: bool = True) -> tuple[DreamState, Tensor]:
+    """The state after a real past whose poses nobody tells (see `follow`), and where the model believed to be, (B, T, 4)."""
+    state, poses = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed), []
+    for t in tqdm(range(len(clips)), desc="reckoning", leave=False):
+        state = follow(model, state, clips.latent[:, t], clips.action[:, t], sees)
+        poses.append(state.pose)
+    return state, torch.stack(poses, 1)
 
-    The motion is the recorded one, or the one that the model believes in.
+
+class Dream(NamedTuple):
+    """Dreamed frames; entry t speaks of frame t."""
+
+    latent: Tensor  # (B, T, N, C)
+    motion: Tensor  # (B, T, 3)
+    uncertainty: Tensor  # (B, T)
+    pose: Tensor  # (B, T, 4) where the model believed to be
+
+
+def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
+    """Dream a clip's actions from a state: what was dreamed, and the state at the end.
+
+    The motion is the recorded one, or the one that the model believes in; either is advanced from the state's own pose.
     """
     dreamed = []
     for t in tqdm(range(len(clips)), desc="dreaming", leave=False):
         action = clips.action[:, t]
         imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
         state = commit(model, state, action, imagined)
-        dreamed.append(imagined)
-    return Imagined(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
+        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose))
+    return Dream(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
+
+
+def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
+    """Dream at a clip's poses and motions; the dreamed frames become the past. (B, T, N, C)"""
+    latents = []
+    for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
+        action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
+        latent = imagine(model, state, action, steps, motion, pose).latent
+        state = remember(model, state, latent[:, None], action[:, None], pose[:, None])
+        latents.append(latent)
+    return torch.stack(latents, 1)
+
+
+def memory_of(state: DreamState, stranger: int | None) -> DreamState:
+    """The same state with all that is remembered of the row `stranger` rows before, or of nothing; attention's window stays."""
+
+    def other(tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor) if stranger is None else tensor.roll(stranger, 0)
+
+    world = tree_map(other, state.world)
+    layers = zip(world.layers, state.world.layers, strict=True)
+    seen = tuple(theirs._replace(keys=mine.keys, values=mine.values) for theirs, mine in layers)
+    return state._replace(world=world._replace(layers=seen, age=state.world.age))
 
 
 def decode_clips(weights: Weights, latent: Tensor) -> Tensor:

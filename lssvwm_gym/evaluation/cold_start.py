@@ -1,0 +1,72 @@
+"""Cold start: a dream that begins from nothing. Does it look like the world, and is the world it made still there on the way back?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lssvwm_gym.evaluation.metrics import Score, inner, score
+from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, decode_clips, dream_along, dream_at_poses
+from lssvwm_gym.evaluation.workbench import Bench
+from lssvwm_gym.models.dreaming import first_state
+from lssvwm_gym.models.pose import motion_between
+
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
+
+
+def cold_start(bench: Bench) -> dict[str, Any]:
+    """From the empty state, 60 frames dreamed on recorded actions with believed motion, and then the same believed poses walked back.
+
+    Self-consistency: PSNR between the frames of one pose on the way there and on the way back, the turning point left out;
+    beside it the same with the frames of the way back in another order (chance). Statistics of the frames dreamed on the
+    way there and of the real frames of the same actions, see `statistics`.
+    """
+    model, run = bench.weights.world_model, bench.run
+    clips = cut_clips(bench.episodes, run.cold_start, run.clips)
+    unknown = torch.full_like(clips.action[:, :1], model.config.actions)
+    clips = dataclasses.replace(clips, action=torch.cat([unknown, clips.action[:, 1:]], 1))  # nothing led to the first frame
+    state = first_state(model, torch.arange(len(clips.frames)) + 1000 * run.seed)
+    dream, state = dream_along(model, state, clips, run.steps, true_motion=False)
+    back = _reversed(clips, dream.pose, model.config.actions)
+    there = decode_clips(bench.weights, dream.latent)
+    again = decode_clips(bench.weights, dream_at_poses(model, state, back, run.steps))
+    first = there[:, :-1].flip(1)  # in the order of the way back
+    order = torch.randperm(again.shape[1], generator=torch.Generator().manual_seed(run.seed))
+    bench.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})
+    return {
+        "self-consistency: PSNR": score(bench.quality(again, first)),
+        "self-consistency, shuffled frames: PSNR": score(bench.quality(again[:, order], first)),
+        **_statistics(there, "dreamed frames", bench.world.border),
+        **_statistics(clips.frames, "real frames", bench.world.border),
+    }
+
+
+def statistics(frames: Tensor) -> dict[str, Tensor]:
+    """Of uint8 frames (..., height, width, 3), each (...,): brightness and contrast, mean and standard deviation of luma in 0..1;
+    sharpness, mean absolute difference of neighbours' luma; colourfulness after Hasler and Süsstrunk (2003), of colours in 0..1."""
+    red, green, blue = (frames.float() / 255).unbind(-1)
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    opponents = torch.stack([red - green, (red + green) / 2 - blue]).flatten(-2)
+    spread, centre = opponents.std(-1, correction=0), opponents.mean(-1)
+    return {
+        "brightness": luma.mean((-2, -1)),
+        "contrast": luma.std((-2, -1), correction=0),
+        "sharpness": (luma.diff(dim=-1).abs().mean((-2, -1)) + luma.diff(dim=-2).abs().mean((-2, -1))) / 2,
+        "colourfulness": torch.hypot(*spread) + 0.3 * torch.hypot(*centre),
+    }
+
+
+def _statistics(frames: Tensor, name: str, border: int) -> dict[str, Score]:
+    rows = [statistics(inner(clip, border)) for clip in frames]
+    return {f"{name}: {key}": score(torch.stack([row[key] for row in rows])) for key in rows[0]}
+
+
+def _reversed(clips: Clips, pose: Tensor, unknown_action: int) -> Clips:
+    """The way back along poses (B, T, 4), without the turning point, by unknown actions."""
+    pose = pose.flip(1)
+    motion = motion_between(pose[:, :-1], pose[:, 1:])
+    back = clips[: len(clips) - 1]
+    return dataclasses.replace(back, action=torch.full_like(back.action, unknown_action), pose=pose[:, 1:], motion=motion)

@@ -1,0 +1,149 @@
+"""Figures of what the tests produced: curves and maps by matplotlib, contact sheets of frames by Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.evaluation.retrieval import REVISIT, view_steps
+from lssvwm_gym.evaluation.workbench import PICTURED, Bench
+
+ZOOM = 2  # screen pixels a pixel
+LABEL = 150  # screen pixels at the left for a row's name
+HEAD = 16  # screen pixels above the frames for the columns' names
+GAP = 8  # screen pixels between clips
+STEPS = 8  # columns
+MAPS = 6  # paths
+
+
+def draw(bench: Bench, report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write a picture of everything that the tests have left in `bench.kept`; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = bench.kept
+    written = [_sheet_of_steps(folder / f"{n}.png", kept[n]) for n in ("reasoning", "interruption", "cold_start") if n in kept]
+    if "retrieval" in kept:
+        dreamed = {name: frames for name, frames in kept["retrieval"].items() if name != "truth"}
+        written.append(retrieval_sheet(folder / "retrieval.png", kept["retrieval"]["truth"], dreamed))
+    if "recall" in kept:
+        steps = view_steps(max(bench.run.retrieval) - 1)
+        written.append(sheet(folder / "recall.png", kept["recall"], [f"step {step}" for step in steps]))
+    if "drift" in kept:
+        written.append(paths_map(folder / "map.png", kept["drift"]["true"], kept["drift"]["real frames"]))
+    if revisits(report):
+        written.append(revisit_curve(folder / "revisit_curve.png", {report["world"]: report}))
+    return written
+
+
+def revisits(report: dict[str, Any]) -> dict[int, list[tuple[int, float, float]]]:
+    """Points of a report's revisit curves: by size of the past a list of frames since seen, PSNR, standard error."""
+    curves: dict[int, list[tuple[int, float, float]]] = {}
+    for key, value in report["scores"].get("retrieval", {}).items():
+        if found := REVISIT.fullmatch(key):
+            curves.setdefault(int(found[1]), []).append((int(found[2]), value["mean"], value["error"]))
+    return {size: sorted(points) for size, points in curves.items()}
+
+
+def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
+    """PSNR by frames since a view was last seen; a line for each labelled report and size of its past.
+
+    Raises:
+        ValueError: a report without such points.
+    """
+    figure, axes = _figure(7, 4.5)
+    for label, report in reports.items():
+        curves = revisits(report)
+        if not curves:
+            raise ValueError(f"the report {label!r} has no revisit curve: evaluate with the test retrieval and the memory own")
+        for size, points in curves.items():
+            since, mean, error = zip(*points, strict=True)
+            name = label if len(curves) == 1 else f"{label}, {size} frames"
+            axes.errorbar(since, mean, [0 if e != e else e for e in error], marker="o", markersize=4, capsize=3, label=name)
+    axes.set(xlabel="frames since the view was last seen", ylabel="PSNR (dB)", xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _saved_figure(figure, path)
+
+
+def paths_map(path: Path, true: Tensor, believed: Tensor) -> Path:
+    """Where each clip was and where it believed to be, from above; poses (B, T, 4)."""
+    count = min(MAPS, len(true))
+    figure, axes = _figure(3 * count, 3.2, count)
+    for index, place in enumerate(axes if count > 1 else [axes]):
+        for pose, name, colour in ((true, "true", "0.6"), (believed, "believed", "tab:red")):
+            x, y = pose[index, :, 0].tolist(), pose[index, :, 1].tolist()
+            place.plot(x, y, color=colour, linewidth=1, label=name)
+            place.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+        place.set(aspect="equal", title=f"{true.shape[1] - 1} steps", xlabel="world units")
+    figure.legend(*place.get_legend_handles_labels(), loc="upper right", frameon=False, fontsize="small")
+    return _saved_figure(figure, path)
+
+
+def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
+    """The same clips as several models, or one with several memories, dream them: a row each under the truth, steps as columns.
+
+    Args:
+        path: of the PNG.
+        truth: (B, T, height, width, 3) uint8; the first clips are shown.
+        frames: label to frames of that shape.
+
+    Raises:
+        ValueError: frames of another shape than the truth.
+    """
+    for label, dreamed in frames.items():
+        if dreamed.shape != truth.shape:
+            raise ValueError(f"{label!r} has frames {tuple(dreamed.shape)}, the truth {tuple(truth.shape)}")
+    return _sheet_of_steps(path, {"truth": truth, **frames})
+
+
+def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str]) -> Path:
+    """A contact sheet of labelled rows (B, columns, height, width, 3), clip under clip."""
+    from PIL import Image, ImageDraw
+
+    clips = min(PICTURED, *(len(frames) for frames in rows.values()))
+    first = next(iter(rows.values()))
+    high, wide = (ZOOM * side for side in first.shape[2:4])
+    block = high * len(rows) + GAP
+    picture = Image.new("RGB", (LABEL + wide * len(columns), HEAD + block * clips), "white")
+    pen = ImageDraw.Draw(picture)
+    for i, name in enumerate(columns):
+        pen.text((LABEL + wide * i + 4, 2), name, fill="black")
+    for clip in range(clips):
+        for j, (name, frames) in enumerate(rows.items()):
+            top = HEAD + block * clip + high * j
+            pen.text((4, top + high // 2 - 6), name, fill="black")
+            strip = Image.fromarray(torch.cat(list(frames[clip]), 1).numpy())
+            picture.paste(strip.resize((ZOOM * strip.width, ZOOM * strip.height), Image.Resampling.NEAREST), (LABEL, top))
+    return _saved(path, lambda unfinished: picture.save(unfinished, format="png"))
+
+
+def _sheet_of_steps(path: Path, rows: dict[str, Tensor]) -> Path:
+    """A contact sheet of some steps, evenly spaced, of rows (B, T, height, width, 3)."""
+    frames = next(iter(rows.values())).shape[1]
+    steps = sorted({round(step) for step in torch.linspace(1, frames, STEPS).tolist()})
+    places = [step - 1 for step in steps]
+    return sheet(path, {name: row[:PICTURED, places] for name, row in rows.items()}, [f"step {step}" for step in steps])
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)
+
+
+def _saved_figure(figure: Any, path: Path) -> Path:
+    return _saved(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format="png"))
+
+
+def _saved(path: Path, save: Callable[[Path], Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as unfinished:
+        save(unfinished)
+    return path

@@ -1,0 +1,68 @@
+"""Reasoning: a long real past, then a long dream of the real actions. What has been seen before must look the same again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lssvwm_gym.evaluation.metrics import Score, masked_score, score
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, dream_at_poses, reckon_clips, remember_clips
+from lssvwm_gym.evaluation.workbench import Bench
+
+NEAR, SIMILAR = 0.25, 0.26  # world units and radians within which two views show the same
+SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
+
+
+def reasoning(bench: Bench) -> dict[str, Any]:
+    """576 real frames, then 224 frames dreamed on the real actions; PSNR and SSIM against the real continuation, of
+
+    told poses: a past at its true poses, and the true poses and motions ahead;
+    believed poses: the model follows the past by its actions and by what it sees, and ahead its pose head goes on from there;
+    last frame repeated: the last one of the past.
+
+    With told poses PSNR is split by whether a frame of the past had a pose within 0.25 world units and 0.26 radians (seen
+    before) or none had (new); and what was seen before by the frames since the last such frame of the past. A clip
+    without frames of a kind doesn't count there.
+    """
+    model, run = bench.weights.world_model, bench.run
+    context, ahead = run.reasoning
+    clips = cut_clips(bench.episodes, context + ahead, run.clips)
+    past, future = clips[:context], clips[context:]
+    truth = future.frames
+    told = decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
+    believed = decode_clips(
+        bench.weights, dream_along(model, reckon_clips(model, past, run.seed)[0], future, run.steps, true_motion=False)[0].latent
+    )
+    repeated = past.frames[:, -1:].expand_as(truth)
+    name = f"{context} then {ahead}"
+    bench.keep("reasoning", {"truth": truth, "told poses": told, "believed poses": believed})
+    return {
+        **bench.frame_scores(f"{name}, told poses:", told, truth),
+        **_by_age(bench.quality(told, truth), frames_since_seen(past.pose, future.pose), f"{name}, told poses:"),
+        **bench.frame_scores(f"{name}, believed poses:", believed, truth),
+        **bench.frame_scores(f"{name}, last frame repeated:", repeated, truth),
+    }
+
+
+def frames_since_seen(past: Tensor, future: Tensor) -> Tensor:
+    """Frames since the last frame of the past (B, P, 4) that had about the pose of a frame that followed it (B, T, 4).
+
+    (B, T) int64; 0 where none had.
+    """
+    frames, cosine = past.shape[1], math.cos(SIMILAR)
+    near = torch.cdist(future[..., :2], past[..., :2]) <= NEAR
+    alike = torch.einsum("btc,bpc->btp", future[..., 2:], past[..., 2:]) >= cosine
+    number = torch.arange(1, frames + 1)
+    last = ((near & alike) * number).amax(-1)
+    return torch.where(last > 0, torch.arange(1, future.shape[1] + 1) + frames - last, 0)
+
+
+def _by_age(quality: Tensor, since: Tensor, name: str) -> dict[str, Score]:
+    parts = {"seen before": since > 0, "new": since == 0}
+    parts |= {f"seen {first} to {end - 1} frames ago": (since >= first) & (since < end) for first, end in SPANS}
+    scores = {f"{name} PSNR of frames {part}": masked_score(quality, mask) for part, mask in parts.items()}
+    present = {key: value for key, value in scores.items() if value is not None}
+    return {f"{name} share of frames seen before": score((since > 0).float()), **present}

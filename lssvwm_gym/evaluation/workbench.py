@@ -1,0 +1,94 @@
+"""The workbench: settings of an evaluation, and what every test of it works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
+from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
+from lssvwm_gym.models.weights import Weights, load_weights
+from lssvwm_gym.worlds import WORLDS, World
+
+FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward")
+REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
+MEMORIES = ("own", "stranger", "emptied", "shuffled", "believed", "untold")
+PICTURED = 3  # clips, of different episodes where there are as many
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure, on what."""
+
+    data: Path  # folder with real episodes
+    world: str = "memory-maze"
+    weights: Path | None = None  # folder of weights; the shipped ones if not given
+    out: Path | None = None  # where to write the scores as JSON
+    figures: Path | None = None  # folder for pictures of what the tests produced
+    tests: tuple[str, ...] = FOLLOWING + REMEMBERING
+    steps: int = 1  # denoising steps a frame
+    clips: int = 3  # clips an episode, evenly spaced
+    context: int = 100  # frames of real past
+    ahead: int = 50  # frames of open-loop dream
+    retrieval: tuple[int, ...] = (100,)  # frames of context, walked back
+    memories: tuple[str, ...] = MEMORIES  # variants of retrieval; own is enough to compare models
+    reasoning: tuple[int, int] = (576, 224)  # frames of real past, frames dreamed
+    drift: int = 1000  # steps over which poses are reckoned, fewer where episodes are shorter
+    interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
+    cold_start: int = 60  # frames dreamed from nothing, then walked back
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.memories) - set(MEMORIES)
+        if unknown:
+            raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
+        if not self.retrieval:
+            raise ValueError("retrieval needs a size, such as 100")
+        least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2}
+        for name, bound in (least | {"interruption": 1}).items():
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded evaluation: models, world, episodes, and what the tests have left."""
+
+    run: Evaluation
+    world: World
+    weights: Weights
+    episodes: list[RealEpisode]
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
+    recalled: dict[int, Tensor] = field(default_factory=dict)  # frames dreamed on the way back, by frames of context; several tests ask
+
+    def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
+        """PSNR and SSIM of latents (B, T, N, C) against real frames, beside the autoencoder's ceiling being known apart."""
+        return self.frame_scores(name, decode_clips(self.weights, latent), truth)
+
+    def frame_scores(self, name: str, frames: Tensor, truth: Tensor) -> dict[str, Score]:
+        border = self.world.border
+        return {f"{name} PSNR": score(psnr(frames, truth, border)), f"{name} SSIM": score(ssim(frames, truth, border))}
+
+    def quality(self, frames: Tensor, truth: Tensor) -> Tensor:
+        """PSNR without the world's border, (B, T)."""
+        return psnr(frames, truth, self.world.border)
+
+    def keep(self, test: str, pictures: dict[str, Tensor]) -> None:
+        """Put aside a few clips (B, ...) of each entry for figures."""
+        self.kept[test] = {name: clips[:: self.run.clips][:PICTURED].clone() for name, clips in pictures.items()}
+
+
+def open_bench(run: Evaluation) -> Bench:
+    """Load the weights and encode the episodes.
+
+    Raises:
+        ValueError: a world that doesn't exist; `TensorFileError` or `EpisodeError` for files that can't be read.
+    """
+    if run.world not in WORLDS:
+        raise ValueError(f"no world named {run.world}; there are {', '.join(WORLDS)}")
+    world = WORLDS[run.world]
+    weights = load_weights(run.weights or world.weights)
+    return Bench(run, world, weights, read_real_episodes(run.data, weights))

@@ -1,0 +1,175 @@
+"""Tests of memory on cases whose outcome is known: ages of views, drift by hand, painted patches, cold starts, pictures."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from real_walks import write_real_walks
+
+from lssvwm_gym.evaluation import figures
+from lssvwm_gym.evaluation.cold_start import _reversed, statistics
+from lssvwm_gym.evaluation.drift import _off
+from lssvwm_gym.evaluation.identity import identity, k_means, nearest, patches
+from lssvwm_gym.evaluation.interruption import interrupted
+from lssvwm_gym.evaluation.reasoning import _by_age, frames_since_seen
+from lssvwm_gym.evaluation.retrieval import _revisits, retrieval, revisit_curve, view_steps, way_back
+from lssvwm_gym.evaluation.workbench import Evaluation, open_bench
+from lssvwm_gym.models.pose import advance
+from lssvwm_gym.models.world_model import PoseHead, SightHead
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, tiny_weights):
+    folder = write_real_walks(tmp_path_factory.mktemp("real"))
+    return open_bench(Evaluation(folder, weights=tiny_weights, clips=1, context=20, retrieval=(20,), memories=("own", "believed")))
+
+
+def picture_of(path):
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def pose_at(x, y, degrees):
+    return torch.tensor([x, y, math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+
+def test_the_revisit_curve_counts_frames_since_the_view_was_seen():
+    since = 2.0 * torch.arange(1, 400).expand(2, -1)  # a way back of 399 frames whose PSNR is the age of the view
+    curve = revisit_curve(since)
+    assert list(curve) == [10, 50, 100, 200, 400, 600, 800]
+    assert all(curve[age].allclose(torch.tensor(float(age))) for age in (10, 50, 600))
+    assert curve[800].allclose(torch.tensor(797.0))  # of 796 and 798: there is nothing older
+    assert list(revisit_curve(since[:, :14])) == [10]
+
+
+def test_the_fall_is_from_50_to_800_frames_clip_by_clip():
+    falling = torch.linspace(40, 20, 499).expand(2, -1) + torch.tensor([[0.0], [7.0]])
+    fall = _revisits(falling, "500 back")["500 back, own memory: fall from 50 to 800 frames since seen (dB)"]
+    assert fall.mean == pytest.approx(20 * 375 / 498, abs=1e-3)
+    assert fall.error == pytest.approx(0, abs=1e-4)  # a clip that is better everywhere falls as much as the other
+
+
+def test_believed_poses_cost_nothing_where_the_pose_head_is_right(bench, monkeypatch):
+    def cost(slip):
+        motions = iter(way_back(bench, 20).past.motion.unbind(1))
+        monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
+        monkeypatch.setattr(SightHead, "forward", lambda _, __, motion: torch.full_like(motion, slip))
+        return abs(retrieval(bench)["20 back, cost of believed poses (dB)"].mean)
+
+    right, wrong = cost(0.0), cost(0.4)
+    assert right < 0.001 < 0.005 < wrong, (right, wrong)
+
+
+def test_single_views_are_far_from_the_turning_point():
+    assert view_steps(49) == []
+    assert (view_steps(99)[0], view_steps(99)[-1], len(view_steps(99))) == (50, 99, 8)
+
+
+def test_a_view_was_seen_before_where_place_and_heading_were_the_same():
+    past = torch.stack([pose_at(0, 0, 0), pose_at(1, 0, 0), pose_at(1, 0, 90), pose_at(0, 0, 5)])[None]
+    future = torch.stack([pose_at(0.2, 0, 0), pose_at(1, 0.2, 80), pose_at(1, 0, 200), pose_at(0.3, 0, 0), pose_at(1, 0, 14)])[None]
+    assert frames_since_seen(past, future).tolist() == [[1, 3, 0, 0, 7]]
+
+
+def test_what_was_seen_before_is_scored_apart():
+    quality = torch.tensor([[30.0, 20.0, 10.0, 12.0], [5.0, 5.0, 5.0, 7.0]])
+    since = torch.tensor([[99, 100, 0, 0], [0, 0, 0, 0]])
+    scores = {name.removeprefix("x PSNR of frames "): (s.mean, s.clips) for name, s in _by_age(quality, since, "x").items()}
+    assert scores.pop("x share of frames seen before") == (0.25, 2)
+    assert scores == {"seen before": (25, 1), "new": (8.25, 2), "seen 1 to 99 frames ago": (30, 1), "seen 100 to 299 frames ago": (20, 1)}
+
+
+def test_drift_is_measured_at_its_steps_in_world_units_and_degrees():
+    true = torch.stack([pose_at(t, 0, 170) for t in range(151)])[None]
+    believed = torch.stack([pose_at(t, 0.01 * t, 170 + 0.2 * t) for t in range(151)])[None]
+    off = {name.removeprefix("real, "): s.mean for name, s in _off(believed, true, "real").items()}
+    assert off["step 10: position off (world units)"] == pytest.approx(0.1, abs=1e-4)
+    assert off["step 100: heading off (degrees)"] == pytest.approx(20, abs=1e-2)  # across 180 degrees
+    assert off["step 150: heading off (degrees)"] == pytest.approx(30, abs=1e-2)
+    assert len(off) == 6
+
+
+@pytest.mark.parametrize("kind", ["noise", "black"])
+def test_an_interruption_replaces_the_end_of_the_past(bench, kind):
+    past = way_back(bench, 20).past
+    broken = interrupted(bench, past, kind, 3)
+    assert torch.equal(broken.latent[:, :17], past.latent[:, :17])
+    assert torch.equal(broken.pose, past.pose)
+    assert torch.equal(broken.latent[0, 17:], bench.weights.autoencoder.encode(broken.frames[0, 17:]))
+    assert broken.frames[:, 17:].float().mean() == pytest.approx(127.5 if kind == "noise" else 0, abs=1)
+    with pytest.raises(ValueError, match="interruption must be shorter than the context of 20 frames, not 20"):
+        interrupted(bench, past, kind, 20)
+
+
+def test_k_means_finds_the_same_colours_every_time():
+    colours = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 1.0]])
+    points = (colours.repeat(50, 1) + 0.02 * torch.randn(200, 3)).contiguous()
+    centres = k_means(points, 4)
+    assert torch.equal(centres, k_means(points, 4))
+    assert len(set(nearest(colours, centres).tolist())) == 4
+    assert torch.cdist(colours, centres).amin(1).max() < 0.02
+
+
+def test_patches_are_mean_colours_within_the_border():
+    frame = torch.full((1, 1, 64, 64, 3), 255, dtype=torch.uint8)
+    frame[:, :, 2:62, 2:62] = 0
+    frame[:, :, 2:12, 12:17] = 255  # half of the second patch of the first row
+    cells = patches(frame, border=2)[0, 0, :, 0]
+    assert cells[1] == 0.5
+    assert cells.sum() == 0.5
+
+
+def test_a_dream_that_is_the_truth_keeps_every_colour(bench):
+    own = bench.recalled.get(20)
+    try:
+        bench.recalled[20] = way_back(bench, 20).back.frames
+        shares = identity(bench)
+        assert shares["dream: share of patches that keep their colour"].mean == 1
+        assert shares["shuffled frames: share of patches that keep their colour"].mean < 0.5
+        assert 0 < shares["patches"] < 3 * 19 * 36
+    finally:
+        bench.recalled.pop(20)
+        bench.recalled.update({20: own} if own is not None else {})
+
+
+def test_statistics_of_known_pictures():
+    grey = torch.full((16, 16, 3), 51, dtype=torch.uint8)
+    assert {k: round(v.item(), 4) for k, v in statistics(grey).items()} == dict(brightness=0.2, contrast=0, sharpness=0, colourfulness=0)
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 255
+    board = board[..., None].expand(-1, -1, 3).to(torch.uint8)
+    assert {k: round(v.item(), 4) for k, v in statistics(board).items()} == dict(brightness=0.5, contrast=0.5, sharpness=1, colourfulness=0)
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).expand(16, 16, 3)
+    assert statistics(red)["colourfulness"].item() == pytest.approx(0.3 * math.hypot(1, 0.5))
+
+
+def test_a_cold_start_is_walked_back_along_its_own_poses(bench):
+    clips = way_back(bench, 20).past
+    back = _reversed(clips, clips.pose, unknown_action=6)
+    assert torch.equal(back.pose, clips.pose.flip(1)[:, 1:])
+    assert advance(clips.pose[:, -1], back.motion[:, 0]).allclose(clips.pose[:, -2], atol=1e-5)
+    assert (back.action == 6).all()
+
+
+def test_models_are_compared_on_one_sheet(tmp_path):
+    truth = torch.randint(256, (2, 40, 64, 64, 3), dtype=torch.uint8)
+    path = figures.retrieval_sheet(tmp_path / "new" / "sheet.png", truth, {"ours": truth, "baseline": 255 - truth})
+    picture = picture_of(path)
+    assert picture.size == (150 + 8 * 128, 16 + 2 * (3 * 128 + 8))
+    assert picture.getpixel((150, 16)) == tuple(truth[0, 0, 0, 0].tolist())
+    assert picture.getpixel((150, 16 + 128)) == tuple(truth[0, 0, 0, 0].tolist())
+    assert picture.getpixel((150, 16 + 256)) == tuple((255 - truth[0, 0, 0, 0]).tolist())
+    assert picture.getpixel((150 + 8 * 128 - 1, 16)) == tuple(truth[0, 39, 0, 63].tolist())  # the last step
+    with pytest.raises(ValueError, match="'short' has frames"):
+        figures.retrieval_sheet(tmp_path / "sheet.png", truth, {"short": truth[:, 1:]})
+
+
+def test_revisit_curves_of_several_reports_are_drawn_together(tmp_path):
+    reports = {}
+    for model in ("ours", "baseline"):
+        points = {f"400 back, own memory: PSNR {age} frames since seen": dict(mean=30.0, error=1.0, clips=3) for age in (100, 50)}
+        reports[model] = {"scores": {"retrieval": points}}
+    assert figures.revisits(reports["ours"]) == {400: [(50, 30.0, 1.0), (100, 30.0, 1.0)]}
+    assert picture_of(figures.revisit_curve(tmp_path / "curve.png", reports)).size[0] > 400
+    with pytest.raises(ValueError, match="the report 'empty' has no revisit curve"):
+        figures.revisit_curve(tmp_path / "curve.png", {"empty": {"scores": {}}})
