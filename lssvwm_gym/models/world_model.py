@@ -108,6 +108,7 @@ class WorldModel(nn.Module):
         self.summary = nn.Linear(width, FEATURES // config.tokens)
         self.reward_head = _head(FEATURES, config.reward_values)
         self.pose_head = PoseHead(config)
+        self.sight_head = SightHead(config)
         self.termination_head = _head(FEATURES, 1) if config.termination else None
         self.vector_head = _head(FEATURES, config.vector_size) if config.vector_size else None
 
@@ -122,8 +123,8 @@ class WorldModel(nn.Module):
     def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Peeks = None) -> WorldOutput:
         """latent (B, T, N, C), as noisy as `inputs.noise` says.
 
-        Frames marked in `peeks`, a bool a frame, which must be noisy, see the frames before them that are not marked, and
-        themselves, and are seen by none: what a call with that frame alone and the state before it would give.
+        Frames marked in `peeks`, a bool a frame, see the frames before them that are not marked, and themselves, and are seen
+        by none: what a call with that frame alone and the state before it would give.
         """
         condition = F.silu(self.condition(inputs))
         x = self.token_in(latent) + self.token_position
@@ -260,6 +261,22 @@ class PoseHead(nn.Module):
         """features (..., FEATURES) and motion (..., 3) of a frame, the action that follows; the motion (..., 3) it leads to."""
         known = torch.cat([features, motion / self.motion_scale, self.action(next_action)], -1)
         return self.network(known) * self.motion_scale
+
+
+class SightHead(nn.Module):
+    """How far the pose that the model was told of a clean frame is off, as the frame, its neighbours and the memory show it."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.network = _head(FEATURES + 3, 3)
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def forward(self, features: Tensor, motion: Tensor) -> Tensor:
+        """features (..., FEATURES) of a frame and the motion (..., 3) it was told; the motion from the told pose to the seen one."""
+        return self.network(torch.cat([features, motion / self.motion_scale], -1)) * self.motion_scale
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

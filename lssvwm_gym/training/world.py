@@ -126,7 +126,8 @@ class Trainer:
         way = rng.choice(list(LOSSES), p=[max(0.0, 1 - run.peeking - run.dreaming), run.peeking, run.dreaming])  # 1 - 0.9 - 0.1 < 0
         with mixed_precision(run.precision):
             losses, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, generator)
-        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
+        pose = losses["pose"] + losses.get("sight", torch.zeros(()))
+        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * pose
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
