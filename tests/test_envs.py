@@ -15,6 +15,7 @@ from tiny_world import OPENING_FRAMES, same, write_tiny_weights
 from lssvwm_gym.data.tensors import TensorFileError
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.envs.dream import _announce
+from lssvwm_gym.models.dreaming import first_state, remember
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -81,6 +82,17 @@ def test_info_holds_numbers_only(env):
         assert 0 <= info["reward_probability"] <= 1
         assert info["believed_pose"].dtype == np.float32
         assert np.hypot(*info["believed_pose"][2:]) == pytest.approx(1, abs=0.01)
+        assert 0 <= info["familiarity"] <= 1
+
+
+def test_a_place_is_familiar_once_it_was_seen(tiny_weights):
+    dream = open_dream("memory-maze", weights=tiny_weights)
+    model, frame = dream.weights.world_model, torch.randn(1, 1, 16, 4)
+    here, noop = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]), torch.tensor([[0]])
+    seen = remember(model, first_state(model, torch.tensor([0])), frame, noop, here)
+    assert dream.info(seen)["familiarity"] == pytest.approx(0, abs=1e-4)
+    assert dream.info(remember(model, seen, frame, noop, here))["familiarity"] > 0.9
+    assert dream.info(remember(model, seen, frame, noop, here + torch.tensor([5.0, 5, 0, 0])))["familiarity"] < 0.5
 
 
 def test_only_frames_dreamed_in_several_passes_are_uncertain(tiny_weights):

@@ -96,7 +96,8 @@ def test_dreaming_needs_no_extra():
     run_python(
         """
 import importlib, pkgutil, sys
-for name in ("av", "matplotlib", "tqdm", "tyro", "tensorboard", "torchmetrics", "accelerate", "pygame", "mujoco", "dm_control", "memory_maze"):
+extras = "av matplotlib tqdm tyro tensorboard torchmetrics accelerate pygame mujoco dm_control memory_maze".split()
+for name in extras:
     sys.modules[name] = None  # as if it were not installed
 for part in ("worlds", "models", "envs"):
     package = importlib.import_module(f"lssvwm_gym.{part}")

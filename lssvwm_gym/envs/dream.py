@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lssvwm_gym.envs.starting import Past, choose_past
 from lssvwm_gym.heap import keep_heap
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
 from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.worlds import WORLDS, World
 
@@ -91,7 +91,8 @@ class Dream:
 
         `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
         `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, seen from the first frame
-        that it remembers; only in worlds whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
+        that it remembers; and `familiarity`: float64, 0..1, how well it knew this place before this frame; both only in worlds
+        whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
         disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
         profiles of more than one pass.
         """
@@ -100,6 +101,7 @@ class Dream:
         numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
         if self.weights.world_model.config.has_places:
             numbers["believed_pose"] = state.pose.cpu().numpy()
+            numbers["familiarity"] = 1 - state.unknown.double().cpu().numpy()
         if SAMPLING_STEPS[self.profile] > 1:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
@@ -115,9 +117,14 @@ class Dream:
         )
 
     def _remembering(self, state: DreamState, past: Past) -> DreamState:
+        model = self.weights.world_model
+        if model.config.has_places and not past.pose_known.any():  # an episode without poses: the model finds its own way
+            for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
+                state = follow(model, state, latent, action)
+            return state
         state = state._replace(pose_known=past.pose_known)
         for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose)), strict=True):
-            state = remember(self.weights.world_model, state, *parts)
+            state = remember(model, state, *parts)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dream:

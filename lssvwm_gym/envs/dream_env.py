@@ -48,6 +48,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
     | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
     | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos heading, sin heading                    |
+    | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model

@@ -30,6 +30,7 @@ class DreamState(NamedTuple):
     pose: Tensor  # (B, 4) where the model believes it is, seen from where the dream's memory begins
     motion: Tensor  # (B, 3) the last motion
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
+    unknown: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
@@ -45,6 +46,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         start_pose(rows, like.device),
         like.new_zeros(rows, 3),
         like.new_zeros(rows),
+        like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
         seed,
     )
@@ -60,7 +62,8 @@ def remember(model: WorldModel, state: DreamState, latent: Tensor, action: Tenso
     inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, state.pose_known[:, None].expand(pose.shape[:2]))
     output = model(latent, inputs, state.world)
     sure = torch.zeros_like(state.uncertainty)
-    return DreamState(output.state, latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], sure, state.pose_known, state.seed)
+    last = (latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], sure, output.unknown[:, -1])
+    return DreamState(output.state, *last, state.pose_known, state.seed)
 
 
 def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:

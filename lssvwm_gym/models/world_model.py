@@ -84,6 +84,7 @@ class FrameInputs(NamedTuple):
 class WorldOutput(NamedTuple):
     clean: Tensor  # (B, T, N, C) estimate of the clean latents
     features: Tensor  # (B, T, FEATURES) summary of each frame and its past, for the heads and for agents
+    unknown: Tensor  # (B, T) how little the memory of places knew of each frame's pose before it: 1 nothing, 0 all
     state: WorldState  # after the last frame
 
 
@@ -144,7 +145,8 @@ class WorldModel(nn.Module):
         clean = self.token_out(x)
         if self.place_latents is not None and recalled is not None:
             clean = clean + self.place_latents.into_estimate(x, recalled)
-        return WorldOutput(clean, features, WorldState(tuple(after), place, state.age + committed))
+        unknown = torch.ones_like(inputs.noise) if asked is None else asked.unknown
+        return WorldOutput(clean, features, unknown, WorldState(tuple(after), place, state.age + committed))
 
     def _ask(self, inputs: FrameInputs, known: Tensor, peeks: Peeks) -> tuple[Asked, Tensor]:
         """How each frame reads from the memory of places, and what is known after; noisy frames and unknown poses leave no trace."""
@@ -271,8 +273,8 @@ class SightHead(nn.Module):
         self.motion_scale: Tensor
         self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
         self.network = _head(FEATURES + 3, 3)
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, motion: Tensor) -> Tensor:
         """features (..., FEATURES) of a frame and the motion (..., 3) it was told; the motion from the told pose to the seen one."""
