@@ -110,7 +110,7 @@ def ask(keys: Tensor, writes: Tensor | None, known: Tensor) -> tuple[Asked, Tens
     covariance = written @ solved.transpose(1, 2) + torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     new = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), solved, upper=False)
     query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
-    return Asked(query, _unknown(query, keys, prior), written), torch.baddbmm(known, new.transpose(1, 2), new)
+    return Asked(query, _unknown(query, keys, prior), written), _with_products(known, new, new)
 
 
 def exchange(asked: Asked, values: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,14 @@ def _exchanged(asked: Asked, values: Tensor, memory: Tensor) -> tuple[Tensor, Te
     if asked.written is None:
         return read, memory
     read = read + (asked.query @ asked.written.transpose(1, 2)).tril(-1) @ values
-    return read, torch.baddbmm(memory, values.transpose(1, 2), asked.written)
+    return read, _with_products(memory, values, asked.written)
+
+
+def _with_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Sums (B, V, F) and the products of a (B, T, V) and b (B, T, F), summed over T."""
+    if a.shape[1] == 1:  # a dream's step: elementwise is up to 15 times faster than a batch of products of one column
+        return torch.addcmul(sums, a.transpose(1, 2), b)
+    return torch.baddbmm(sums, a.transpose(1, 2), b)
 
 
 def _with_doubt(recalled: Tensor, unknown: Tensor) -> Tensor:
