@@ -75,7 +75,9 @@ def score(run: Comparison, name: str, world: Path) -> None:
     weights = run.runs / name / "weights"
     ship(Shipping(run.autoencoder, world, run.data / "val", weights, openings=1, walks=1))
     report = evaluate(
-        Evaluation(run.data / "test", weights=weights, tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), clips=1)
+        Evaluation(
+            run.data / "test", weights=weights, tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1
+        )
     )
     header = load_tensors(world)[1]
     parameters = sum(tensor.numel() for tensor in load_tensors(world)[0].values())

@@ -19,7 +19,7 @@ TARGETS = (ROOT / "README.md", ROOT / "lssvwm_gym" / "weights" / "memory_maze" /
 
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
-    tables |= {"speed": speed(_read("memory_maze_speed.json"))}
+    tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison()}
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
         sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/update_numbers.py")
@@ -28,10 +28,31 @@ def main() -> None:
 
 
 def quality(report: dict[str, Any]) -> str:
-    """One row a score: mean, standard error, clips."""
+    """One row a score: mean, standard error, clips. The JSON has more."""
     lines = ["| test | score | value | clips |", "|---|---|---|---|"]
     for test, scores in report["scores"].items():
         lines += [f"| {test.replace('_', ' ')} | {name.replace(':', '')} | {_shown(v)} |" for name, v in scores.items() if _wanted(name)]
+    return "\n".join(lines)
+
+
+def comparison() -> str:
+    """One row a variant."""
+    reports = [_read(f"comparison/{path.name}") for path in (SCORES / "comparison").glob("*.json")]
+    reports.sort(key=lambda report: -report["scores"]["retrieval"]["400 back, own memory: PSNR"]["mean"])
+    columns = {
+        "next frame PSNR": ("next_frame", "true motion PSNR"),
+        "way back of 400 PSNR": ("retrieval", "400 back, own memory: PSNR"),
+        "SSIM": ("retrieval", "400 back, own memory: SSIM"),
+        "fall from 50 to 796 frames": ("retrieval", "400 back, own memory: fall from 50 to 800 frames since seen (dB)"),
+        "576 then 224 PSNR": ("reasoning", "576 then 224, told poses: PSNR"),
+        "SSIM ": ("reasoning", "576 then 224, told poses: SSIM"),
+    }
+    lines = [f"| variant | what it is | weights | minutes | {' | '.join(columns)} |", "|" + "---|" * (4 + len(columns))]
+    for report in reports:
+        training = report["training"]
+        scores = [_mean(report["scores"][test][name]) for test, name in columns.values()]
+        size, minutes = f"{training['parameters'] / 1e6:.2f} M", f"{training['seconds'] / 60:.0f}"
+        lines.append(f"| {training['variant']} | {training['about']} | {size} | {minutes} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
 
@@ -49,15 +70,22 @@ def speed(report: dict[str, Any]) -> str:
 
 
 def _wanted(name: str) -> bool:
-    """Of the horizons a few are enough."""
-    horizon = re.match(r"frame (\d+):", name)
-    return horizon is None or int(horizon[1]) in (1, 10, 50)
+    """Of horizons, ages and steps a few are enough, and of SSIM and colours of what is dreamed from its own memory."""
+    number = re.search(r"frame (\d+):|PSNR (\d+) frames since|step (\d+):|^(\d+) of (?:noise|black)", name)
+    if number and int(next(filter(None, number.groups()))) not in (1, 10, 50, 100, 400, 800, 901, 1000):
+        return False
+    minor = r"(stranger's|emptied|shuffled|untold|repeated|single views).* SSIM|seen (1 to 99|100 to|300 to)|: (brightness|colour)"
+    return not re.search(minor, name)
+
+
+def _mean(value: dict[str, Any]) -> str:
+    digits = 3 if abs(value["mean"]) < 1.5 else 2
+    return f"{value['mean']:.{digits}f} ± {value['error']:.{digits}f}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        digits = 3 if abs(value["mean"]) < 1.5 else 2
-        return f"{value['mean']:.{digits}f} ± {value['error']:.{digits}f} | {value['clips']}"
+        return f"{_mean(value)} | {value['clips']}"
     return f"{value:.3f} | " if isinstance(value, float) else f"{value} | "
 
 

@@ -33,18 +33,16 @@ def reasoning(bench: Bench) -> dict[str, Any]:
     past, future = clips[:context], clips[context:]
     truth = future.frames
     told = decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
-    believed = decode_clips(
-        bench.weights, dream_along(model, reckon_clips(model, past, run.seed)[0], future, run.steps, true_motion=False)[0].latent
-    )
-    repeated = past.frames[:, -1:].expand_as(truth)
-    name = f"{context} then {ahead}"
-    bench.keep("reasoning", {"truth": truth, "told poses": told, "believed poses": believed})
-    return {
-        **bench.frame_scores(f"{name}, told poses:", told, truth),
-        **_by_age(bench.quality(told, truth), frames_since_seen(past.pose, future.pose), f"{name}, told poses:"),
-        **bench.frame_scores(f"{name}, believed poses:", believed, truth),
-        **bench.frame_scores(f"{name}, last frame repeated:", repeated, truth),
-    }
+    name, pictures = f"{context} then {ahead}", {"truth": truth, "told poses": told}
+    results = bench.frame_scores(f"{name}, told poses:", told, truth)
+    results |= _by_age(bench.quality(told, truth), frames_since_seen(past.pose, future.pose), f"{name}, told poses:")
+    if "believed" in run.memories:
+        followed = reckon_clips(model, past, run.seed)[0]
+        dreamed = decode_clips(bench.weights, dream_along(model, followed, future, run.steps, true_motion=False)[0].latent)
+        results |= bench.frame_scores(f"{name}, believed poses:", dreamed, truth)
+        pictures["believed poses"] = dreamed
+    bench.keep("reasoning", pictures)
+    return results | bench.frame_scores(f"{name}, last frame repeated:", past.frames[:, -1:].expand_as(truth), truth)
 
 
 def frames_since_seen(past: Tensor, future: Tensor) -> Tensor:

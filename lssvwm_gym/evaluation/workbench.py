@@ -33,7 +33,7 @@ class Evaluation:
     context: int = 100  # frames of real past
     ahead: int = 50  # frames of open-loop dream
     retrieval: tuple[int, ...] = (100,)  # frames of context, walked back
-    memories: tuple[str, ...] = MEMORIES  # variants of retrieval; own is enough to compare models
+    memories: tuple[str, ...] = MEMORIES  # variants of retrieval, believed of reasoning too; own is enough to compare models
     reasoning: tuple[int, int] = (576, 224)  # frames of real past, frames dreamed
     drift: int = 1000  # steps over which poses are reckoned, fewer where episodes are shorter
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
