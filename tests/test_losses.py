@@ -7,9 +7,8 @@ import torch
 from test_training import ACTIONS, RUN, TINY, signalling_episode
 from torch.utils._pytree import tree_map
 
-from lssvwm_gym.models.pose import motion_between
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.losses import LOSSES, LossOptions, _sight_loss, _told_wrongly, dreamed_past
+from lssvwm_gym.training.losses import LOSSES, LossOptions, dreamed_past
 from lssvwm_gym.training.walks import Clip, Walk, inputs_of, read_clip
 from lssvwm_gym.training.world import Trainer
 
@@ -92,25 +91,3 @@ def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):
     for way in LOSSES.values():
         way(model, clip, model.initial_state(2), LossOptions(), metric, generator())
     assert all(torch.equal(a, b) for a, b in zip(vars(before).values(), vars(clip).values(), strict=True))
-
-
-def test_a_look_learns_the_way_from_the_told_pose_to_the_true_one(clip):
-    """All peeks are looks: nothing is denoised, and a head that knows the error has no loss."""
-    torch.manual_seed(0)
-    model, options = WorldModel(TINY), LossOptions(looks=1.0, slips=1.0, pose_dropout=0.0)
-    told = {}
-
-    inputs = inputs_of(clip, torch.zeros(2, FRAMES), torch.ones(2, FRAMES))
-    everywhere = torch.ones(2, FRAMES, dtype=torch.bool)
-    wrong = _told_wrongly(inputs, everywhere, options, model.sight_head.motion_scale, generator())
-    assert (wrong.pose - inputs.pose).abs().amax() > 0.02
-    assert torch.equal(_told_wrongly(inputs, ~everywhere, options, model.sight_head.motion_scale, generator()).pose, inputs.pose)
-    told["error"] = motion_between(wrong.pose, clip.pose)
-    model.sight_head.forward = lambda features, motion: told["error"]
-    features = torch.zeros(2, FRAMES, 1)
-    assert _sight_loss(model, features, wrong, clip.pose, everywhere.float()) < 1e-9
-    told["error"] = torch.zeros_like(told["error"])
-    assert _sight_loss(model, features, wrong, clip.pose, everywhere.float()) > 0.01
-    losses, _ = LOSSES["peeking"](WorldModel(TINY), clip, model.initial_state(2), options, torch.eye(16), generator())
-    assert losses["denoise"] == 0
-    assert losses["sight"] > 0

@@ -14,10 +14,11 @@ from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.pose import advance, motion_between
-from lssvwm_gym.models.world_model import WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
 from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate
+from lssvwm_gym.training.sight import sight_loss
 from lssvwm_gym.training.walks import Walk, draw_walk, read_clip
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
 
@@ -248,3 +249,24 @@ def test_training_runs_in_bfloat16_and_keeps_its_state_in_float32(episodes):
 def test_an_unknown_precision_names_the_known_ones():
     with pytest.raises(ValueError, match="auto, bfloat16 or float32"):
         mixed_precision("half")
+
+
+def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
+    """Frame t shows by how much its action turned: motions told wrongly are corrected, those of unrecorded poses are left out."""
+    torch.manual_seed(0)
+    model = WorldModel(TINY)
+    optimizer = torch.optim.AdamW(model.sight_head.parameters(), lr=3e-3)
+    losses = []
+    for step in range(150):
+        optimizer.zero_grad()
+        loss = sight_loss(model, episodes, 128, np.random.default_rng(step))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < 0.3 * losses[0]
+    episode, wrong = episodes[0], torch.tensor([0.1, 0.0, 0.9])
+    frames = episode.latent.float()
+    seen = [model.sight_head(frames[t - 1], frames[t], episode.action[t], wrong, wrong)[2].item() for t in (10, 11, 12)]
+    assert seen == pytest.approx([0.1 * episode.action[t].item() for t in (10, 11, 12)], abs=0.08)
+    blind = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]
+    assert sight_loss(model, blind, 8, np.random.default_rng(0)) == 0

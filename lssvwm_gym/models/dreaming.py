@@ -69,27 +69,18 @@ def remember(model: WorldModel, state: DreamState, latent: Tensor, action: Tenso
 def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:
     """Commit a given frame (B, N, C) whose pose nobody tells: where the pose head says that the action (B,) led.
 
-    `sees`: the model looks at the frame first and corrects that pose by what it sees.
+    `sees`: the model looks at the frame first and corrects that motion by what it sees.
     """
     motion = believed_motion(model, state, action)
     if sees:
-        motion = _seen_motion(model, state, latent, action, motion)
+        seen = model.sight_head(state.latent, latent, action, motion, state.motion)
+        motion = torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
     return commit(model, state, action, Imagined(latent, motion, torch.zeros_like(state.uncertainty)))
 
 
 def believed_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """Where the pose head says that an action (B,) leads from the last frame, (B, 3); nowhere from no frame."""
     return model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
-
-
-def _seen_motion(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, motion: Tensor) -> Tensor:
-    """The motion (B, 3) that the frame which it led to shows; the frame is peeked at where the motion would lead."""
-    told = advance(state.pose, motion)
-    clean = torch.zeros_like(state.uncertainty)
-    inputs = FrameInputs(*(known.unsqueeze(1) for known in (clean, action, told, motion, state.pose_known)))
-    features = model(latent[:, None], inputs, state.world, peeks=(True,)).features[:, 0]
-    corrected = motion_between(state.pose, advance(told, model.sight_head(features, motion)))
-    return corrected * (state.world.age > 0).unsqueeze(-1)
 
 
 class Imagined(NamedTuple):

@@ -266,19 +266,23 @@ class PoseHead(nn.Module):
 
 
 class SightHead(nn.Module):
-    """How far the pose that the model was told of a clean frame is off, as the frame, its neighbours and the memory show it."""
+    """Sees in two clean frames how far the motion between them, as it was reckoned from the action, is off."""
 
-    def __init__(self, config: WorldModelConfig) -> None:
+    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
         super().__init__()
         self.motion_scale: Tensor
         self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
-        self.network = _head(FEATURES + 3, 3)
+        self.frames = nn.Linear(2 * config.tokens * config.latent_channels + 6, hidden)
+        self.action = ActionEmbedding(config, hidden)
+        self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 3))
         for parameter in self.network[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, motion: Tensor) -> Tensor:
-        """features (..., FEATURES) of a frame and the motion (..., 3) it was told; the motion from the told pose to the seen one."""
-        return self.network(torch.cat([features, motion / self.motion_scale], -1)) * self.motion_scale
+    def forward(self, before: Tensor, latent: Tensor, action: Tensor, motion: Tensor, last_motion: Tensor) -> Tensor:
+        """The motion (..., 3) from latents `before` to `latent` (..., N, C), of which the action told to expect `motion` (..., 3)."""
+        motions = torch.cat([motion, last_motion], -1) / self.motion_scale.repeat(2)
+        seen = self.frames(torch.cat([before.flatten(-2), latent.flatten(-2), motions], -1)) + self.action(action)
+        return motion + self.network(seen) * self.motion_scale
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

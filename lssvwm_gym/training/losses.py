@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
-from lssvwm_gym.models.pose import advance, motion_between
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldOutput
 from lssvwm_gym.training.walks import Clip, inputs_of
@@ -28,9 +27,6 @@ class LossOptions:
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
     dreamed_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is dreamed
-    looks: float = 0.15  # share of peeks at a clean frame that is told a wrong pose, to learn to see the right one
-    slips: float = 0.25  # share of those whose motion is off by much, as after a collision that was not foreseen
-    drift: float = 0.2  # the largest error that a clip's believed pose may have grown to, in the world's units
 
 
 Losses = tuple[dict[str, Tensor], WorldState | None]
@@ -107,17 +103,13 @@ def _peeking(
     """Peek at every frame of the clip from the committed latents `past` (B, T, N, C)."""
     drawn = torch.rand(2, *known.shape, generator=generator)
     level = torch.where(drawn[0] < options.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
-    looks = torch.rand(known.shape, generator=generator) < options.looks
-    level = level * ~looks
     inputs = inputs_of(clip, torch.zeros_like(level), known)
-    peeking = _told_wrongly(inputs._replace(noise=level), looks, options, model.sight_head.motion_scale, generator)
+    both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
     peeked = _noised(options, clip.latent, level, generator)
     peeks = (True, False) * level.shape[1]
-    output = model(_interleaved(peeked, past), FrameInputs(*map(_interleaved, peeking, inputs)), state, peeks)
+    output = model(_interleaved(peeked, past), both, state, peeks)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
-    losses = _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise)
-    losses["sight"] = _sight_loss(model, output.features[:, ::2], peeking, clip.pose, looks * known)
-    return losses, output.state
+    return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
 
 
 def _losses(model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor) -> dict[str, Tensor]:
@@ -147,30 +139,6 @@ def _interleaved(first: Tensor, second: Tensor) -> Tensor:
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
     logits = model.reward_head(output.features)
     loss = F.cross_entropy(logits.flatten(0, 1), (clip.reward > 0.5).long().flatten(), reduction="none").view_as(weight)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _told_wrongly(inputs: FrameInputs, where: Tensor, options: LossOptions, scale: Tensor, generator: torch.Generator) -> FrameInputs:
-    """Frames whose told motion and pose are off, by slips of single motions and by a drift of the whole clip's pose."""
-    rows, frames = where.shape
-
-    def normal() -> Tensor:
-        return torch.randn(rows, frames, 3, generator=generator)
-
-    slips = torch.rand(rows, frames, 1, generator=generator) < options.slips
-    slip = normal() * scale * torch.where(slips, 0.6, 0.02)
-    reach = torch.rand(rows, 1, 1, generator=generator) * (torch.rand(rows, 1, 1, generator=generator) < 0.6)
-    drift = normal() * options.drift * reach**2 * torch.tensor([1.0, 1.0, 0.7])
-    motion = torch.where(where.unsqueeze(-1), inputs.motion + slip, inputs.motion)
-    told = torch.where(where.unsqueeze(-1), advance(advance(inputs.pose, slip), drift), inputs.pose)
-    return inputs._replace(motion=motion, pose=told)
-
-
-def _sight_loss(model: WorldModel, features: Tensor, told: FrameInputs, pose: Tensor, weight: Tensor) -> Tensor:
-    """What is seen is the way from the told pose to the true one; in doubt, none."""
-    seen = model.sight_head(features, told.motion)
-    scale = model.sight_head.motion_scale
-    loss = F.smooth_l1_loss(seen / scale, motion_between(told.pose, pose) / scale, beta=0.1, reduction="none").mean(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
