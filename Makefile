@@ -6,14 +6,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types graphics
+.PHONY: help demo test results lint types graphics
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
+DATA ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+SCORES := docs/scores/memory_maze
 SCRIPTS = $(wildcard agents/*.py examples/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
@@ -28,6 +30,14 @@ demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
 
 test: $(BIN)/.ready-dev graphics ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+results: $(BIN)/.ready-dev ## every number and picture of the README, in hours: make results DATA=<folder with train, val, test>
+	@[ -d "$(DATA)/test" ] || { echo "results needs real episodes: make results DATA=<folder with train, val and test>" >&2; exit 1; }
+	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
+	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
+	$(BIN)/lssvwm-gym bench --steps 300 --ages 50 1000 5000 --out $(SCORES)_speed.json
+	$(BIN)/python docs/compare.py --data $(DATA)
+	$(BIN)/python docs/update_numbers.py
 
 lint: $(BIN)/.ready-dev ## style: ruff format and ruff check
 	$(BIN)/ruff format --check .

@@ -16,14 +16,18 @@ from pathlib import Path
 import torch
 import tyro
 
-from lssvwm_gym.data.tensors import load_tensors
-from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
+from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_bench
+from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
+from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.training.ship import Shipping, ship
 from lssvwm_gym.training.variants import VARIANTS
 from lssvwm_gym.training.world import Stage, WorldTraining, train_world
 
 ROOT = Path(__file__).parent.parent
 SCORES = ROOT / "docs" / "scores" / "comparison"
+MEDIA = ROOT / "docs" / "media"
+FRAMES = 400  # of the way that is walked back
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,13 @@ class Comparison:
 
 def main(run: Comparison) -> None:
     torch.set_num_threads(run.threads)
+    bench: Bench | None = None
     for name in run.variants:
         world = trained(run, name)
         if not run.train_only and not (SCORES / f"{name}.json").exists():
-            score(run, name, world)
+            bench = score(run, name, world, bench)
+    if not run.train_only:
+        draw(run)
 
 
 def trained(run: Comparison, name: str) -> Path:
@@ -70,22 +77,34 @@ def trained(run: Comparison, name: str) -> Path:
     return finished
 
 
-def score(run: Comparison, name: str, world: Path) -> None:
-    """Score a variant on the test episodes and write its JSON."""
+def score(run: Comparison, name: str, world: Path, opened: Bench | None) -> Bench:
+    """Score a variant on the test episodes and write its JSON; returns the bench, whose encoded episodes serve the next one, too."""
     weights = run.runs / name / "weights"
     ship(Shipping(run.autoencoder, world, run.data / "val", weights, openings=1, walks=1))
-    report = evaluate(
-        Evaluation(
-            run.data / "test", weights=weights, tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1
-        )
-    )
-    header = load_tensors(world)[1]
-    parameters = sum(tensor.numel() for tensor in load_tensors(world)[0].values())
-    report["training"] = {"variant": name, "about": VARIANTS[name][0], "parameters": parameters} | {
-        key: header[key] for key in ("step", "frames", "seconds")
-    }
+    tests = ("next_frame", "retrieval", "reasoning")
+    evaluation = Evaluation(run.data / "test", weights=weights, tests=tests, retrieval=(FRAMES,), memories=("own",), clips=1)
+    bench = open_bench(evaluation) if opened is None else Bench(evaluation, opened.world, load_weights(weights), opened.episodes)
+    report = evaluate(evaluation, bench)
+    tensors, header = load_tensors(world)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    seen = {key: header[key] for key in ("step", "frames", "seconds")}
+    report["training"] = {"variant": name, "about": VARIANTS[name][0], "parameters": parameters} | seen
+    pictures = {key: bench.kept["retrieval"][key] for key in ("truth", "own memory")}
+    save_tensors(run.runs / name / "recalled.safetensors", pictures, {})
     SCORES.mkdir(parents=True, exist_ok=True)
     (SCORES / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    return bench
+
+
+def draw(run: Comparison) -> None:
+    """The variants' revisit curves in one plot, and what they recall of the same ways back in one contact sheet."""
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(SCORES.glob("*.json"))}
+    revisit_curve(MEDIA / "variants_curve.png", reports)
+    recalled = {name: run.runs / name / "recalled.safetensors" for name in reports}
+    frames = {name: load_tensors(path)[0] for name, path in recalled.items() if path.exists()}
+    if frames:
+        truth = next(iter(frames.values()))["truth"]
+        retrieval_sheet(MEDIA / "variants.png", truth, {name: pictures["own memory"] for name, pictures in frames.items()})
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ TESTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 @torch.no_grad()
-def evaluate(run: Evaluation) -> dict[str, Any]:
+def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
-    The JSON is written after every test, so that one that fails costs none of those before it.
+    The JSON is written after every test, so that one that fails costs none of those before it. A bench that is already open
+    may be given; what the tests keep is found there.
 
     Raises:
         ValueError: a test or a world that doesn't exist, or episodes too short for a test.
@@ -53,7 +54,7 @@ def evaluate(run: Evaluation) -> dict[str, Any]:
     unknown = set(run.tests) - TESTS.keys()
     if unknown:
         raise ValueError(f"no test named {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
-    bench = open_bench(run)
+    bench = bench or open_bench(run)
     report: dict[str, Any] = {
         "world": bench.world.id,
         "weights": bench.weights.info,
