@@ -13,7 +13,23 @@ from lssvwm_gym.models.world_model import WorldModel
 
 SURE, CONFUSED = 0.6, 0.25  # shares of motions told nearly right, and told as another pair's; the rest is off by much
 TINY, LARGE = 0.02, 0.5  # of the typical motion
+PAIRS = 512  # of an update
 BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
+
+
+def learn_to_see(
+    model: WorldModel, optimizer: torch.optim.Optimizer, episodes: list[LatentEpisode], updates: int, rng: np.random.Generator
+) -> Tensor:
+    """Some updates of the sight head, each by a few hundred pairs of frames; returns the mean loss."""
+    losses = torch.zeros(max(1, updates))
+    for update in range(updates):
+        optimizer.zero_grad()
+        loss = sight_loss(model, episodes, PAIRS, rng)
+        if loss.requires_grad:
+            loss.backward()
+            optimizer.step()
+        losses[update] = loss.detach()
+    return losses.mean()
 
 
 def sight_loss(model: WorldModel, episodes: list[LatentEpisode], pairs: int, rng: np.random.Generator) -> Tensor:

@@ -31,7 +31,7 @@ from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.optimizer import make_optimizer
 from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
-from lssvwm_gym.training.sight import sight_loss
+from lssvwm_gym.training.sight import learn_to_see
 from lssvwm_gym.training.variants import variant
 from lssvwm_gym.training.walks import Clip, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
 
@@ -79,7 +79,7 @@ class WorldTraining:
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
-    sight_pairs: int = 4096  # neighbouring frames a step from which the model learns to see its own motion
+    sight_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
     save_every: int = 250  # steps
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     seed: int = 0
@@ -128,13 +128,12 @@ class Trainer:
         way = rng.choice(list(LOSSES), p=[max(0.0, 1 - run.peeking - run.dreaming), run.peeking, run.dreaming])  # 1 - 0.9 - 0.1 < 0
         with mixed_precision(run.precision):
             losses, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, generator)
-            losses["sight"] = sight_loss(self.model, self.episodes, run.sight_pairs, rng)
-        pose = losses["pose"] + losses["sight"]
-        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * pose
+        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers[:-1]:
             optimizer.step()
+        losses["sight"] = learn_to_see(self.model, self.optimizers[-1], self.episodes, run.sight_updates, rng)
         update_average(self.average, self.model, self.step, run.average)
         self._hand_over(clip, stage.frames, committed)
         self.step += 1
