@@ -58,8 +58,23 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     main(["train", "autoencoder", "--data", data, "--out", f"{out}/ae", "--steps", "2", "--batch", "2", *sizes])
     sizes = ["--model.latent-channels", "4", "--model.width", "32", "--model.place-features", "16", "--model.head-width", "16"]
     autoencoder, world_model = f"{out}/ae/autoencoder.safetensors", f"{out}/world/world.safetensors"
-    curriculum = ["--curriculum.0.frames", "16", "--curriculum.1.frames", "16", "--dreaming", "1", "--peeking", "0"]
-    train = ["train", "world", "--data", data, "--autoencoder", autoencoder, "--out", f"{out}/world", *sizes, *curriculum]
+    curriculum = [word for stage in range(3) for word in (f"--curriculum.{stage}.frames", "16")]
+    train = [
+        "train",
+        "world",
+        "--data",
+        data,
+        "--autoencoder",
+        autoencoder,
+        "--out",
+        f"{out}/world",
+        *sizes,
+        *curriculum,
+        "--dreaming",
+        "1",
+        "--peeking",
+        "0",
+    ]
     main([*train, "--steps", "2", "--frames-a-step", "32"])
     starts = ["--openings", "2", "--opening-frames", "4", "--walks", "1", "--walk-frames", "20"]
     main(["ship", "--autoencoder", autoencoder, "--world-model", world_model, "--data", data, "--out", f"{out}/weights", *starts])

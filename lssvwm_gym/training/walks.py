@@ -65,9 +65,14 @@ def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
 
 
 def draw_walk(episodes: list[LatentEpisode], frames: int, clips: int, back: float, rng: np.random.Generator) -> Walk:
-    """A walk of up to `clips` clips of `frames` frames; `back` is the share of walks that turn round."""
+    """A walk of up to `clips` clips of `frames` frames; `back` is the share of walks that turn round.
+
+    Raises `ValueError` for an episode that has no whole clip.
+    """
     length = frames * int(rng.integers(1, clips + 1))
     episode = int(rng.integers(len(episodes)))
+    if len(episodes[episode]) <= frames:
+        raise ValueError(f"an episode of {len(episodes[episode])} frames has no clip of {frames}: choose shorter clips in --curriculum")
     length = min(length, (len(episodes[episode]) - 1) // frames * frames)
     if rng.random() < back:
         turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
