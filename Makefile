@@ -36,7 +36,7 @@ results: $(BIN)/.ready-dev ## every number and picture of the README, in hours: 
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	$(BIN)/lssvwm-gym bench --steps 300 --ages 50 1000 5000 --out $(SCORES)_speed.json
-	$(BIN)/python docs/compare.py --data $(DATA)
+	$(BIN)/python docs/compare.py --data $(DATA) --variants ours sliding-window mamba mamba-attention
 	$(BIN)/python docs/update_numbers.py
 
 lint: $(BIN)/.ready-dev ## style: ruff format and ruff check
