@@ -35,7 +35,7 @@ results: $(BIN)/.ready-dev ## every number and picture of the README, in hours: 
 	@[ -d "$(DATA)/test" ] || { echo "results needs real episodes: make results DATA=<folder with train, val and test>" >&2; exit 1; }
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
-	$(BIN)/lssvwm-gym bench --steps 300 --ages 50 1000 5000 --out $(SCORES)_speed.json
+	$(BIN)/lssvwm-gym bench --steps 200 --ages 50 1000 3000 --out $(SCORES)_speed.json
 	$(BIN)/python docs/compare.py --data $(DATA) --variants ours sliding-window mamba mamba-attention
 	$(BIN)/python docs/update_numbers.py
 
