@@ -184,7 +184,7 @@ def test_episode_statistics_are_right(envs):
 def test_infos_become_lists(envs):
     listed = DictInfoToList(envs)
     _, infos = listed.reset(seed=0)
-    assert [set(info) for info in infos] == [{"age", "reward_probability", "believed_pose"}] * ROWS
+    assert [set(info) for info in infos] == [{"age", "reward_probability", "believed_pose", "familiarity"}] * ROWS
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["header"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            # copied into memory that torch has aligned: products of tensors that lie elsewhere differ in their last bit
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError:
         raise TensorFileError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:

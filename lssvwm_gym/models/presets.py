@@ -2,7 +2,7 @@
 
 | preset | weights | meant for | trained and measured |
 |---|---|---|---|
-| tiny | 2 M | two CPU cores | yes; the shipped weights |
+| tiny | 3 M | two CPU cores | yes; the shipped weights |
 | base | 45 M | one GPU | not yet |
 | paper | 200 M | several GPUs; the size of arXiv 2505.20171, whose widths and depths are not published | not yet |
 """
