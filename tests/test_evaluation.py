@@ -103,7 +103,7 @@ def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
 
 def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, weights, monkeypatch):
     model, lost = weights.world_model, clips.pose * float("nan")
-    blind = type(clips)(clips.frames, clips.latent, clips.action, clips.reward, lost, lost[..., :3])
+    blind = type(clips)(clips.frames, clips.latent, clips.action, clips.reward, lost, lost[..., :3], clips.before, clips.vector)
     state, poses = reckon_clips(model, blind)
     assert poses.isfinite().all()
     assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.losses import LOSSES, LossOptions, dreamed_past
-from lssvwm_gym.training.walks import Clip, Walk, inputs_of, read_clip
+from lssvwm_gym.training.walks import Clip, Episodes, Walk, inputs_of, read_clip
 from lssvwm_gym.training.world import Trainer
 
 REAL, FRAMES = 3, 7
@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def clip():
-    return read_clip([signalling_episode()], [Walk(0, 5, FRAMES, FRAMES), Walk(0, 60, FRAMES, FRAMES)], FRAMES, ACTIONS)
+    return read_clip(Episodes.of([signalling_episode()]), [Walk(0, 5, FRAMES, FRAMES), Walk(0, 60, FRAMES, FRAMES)], FRAMES, ACTIONS)
 
 
 def generator(seed=0):

@@ -27,7 +27,14 @@ def clip(rows, frames, seed=0, noise=None):
     pose = torch.cat([torch.randn(rows, frames, 2, generator=g).double(), heading.cos()[..., None], heading.sin()[..., None]], -1)
     level = torch.rand(rows, frames, generator=g).double().round() if noise is None else torch.full((rows, frames), noise).double()
     motion = torch.randn(rows, frames, 3, generator=g).double() * 0.1
-    inputs = FrameInputs(level, torch.randint(7, (rows, frames), generator=g), pose, motion, torch.ones(rows, frames).double())
+    inputs = FrameInputs(
+        level,
+        torch.randint(7, (rows, frames), generator=g),
+        pose,
+        motion,
+        torch.ones(rows, frames).double(),
+        torch.zeros(rows, frames, 0).double(),
+    )
     return torch.randn(rows, frames, 16, 4, generator=g).double(), inputs
 
 

@@ -19,7 +19,7 @@ from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencode
 from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate
 from lssvwm_gym.training.sight import sight_loss
-from lssvwm_gym.training.walks import Walk, draw_walk, read_clip
+from lssvwm_gym.training.walks import Episodes, Walk, draw_walk, read_clip
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
 
 ACTIONS = 4
@@ -51,7 +51,7 @@ def signalling_episode(frames=200, seed=0):
     pose = [torch.tensor([1.0, 2.0, 0.0, 1.0])]
     for t in range(1, frames):
         pose.append(advance(pose[-1], motion[t]))
-    return LatentEpisode(latent.half(), action, (action == 1).float(), torch.stack(pose))
+    return LatentEpisode(latent.half(), action, (action == 1).float(), torch.stack(pose), torch.zeros(frames, 0))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def episodes():
 
 
 def test_clips_keep_frame_action_reward_and_motion_of_one_moment_together(episodes):
-    clip = read_clip(episodes, [Walk(0, 5, 40, 40, at=8), Walk(1, 50, 12, 24)], 16, ACTIONS)
+    clip = read_clip(Episodes.of(episodes), [Walk(0, 5, 40, 40, at=8), Walk(1, 50, 12, 24)], 16, ACTIONS)
     shown = clip.latent.mean(2).argmax(-1)
     recorded = clip.recorded.bool()
     assert torch.equal(shown[recorded], clip.action[recorded])
@@ -72,7 +72,7 @@ def test_clips_keep_frame_action_reward_and_motion_of_one_moment_together(episod
 
 
 def test_the_way_back_goes_through_the_same_frames_and_poses(episodes):
-    clip = read_clip(episodes, [Walk(0, 30, 9, 17)], 17, ACTIONS)
+    clip = read_clip(Episodes.of(episodes), [Walk(0, 30, 9, 17)], 17, ACTIONS)
     assert torch.equal(clip.latent, clip.latent.flip(1))
     assert torch.allclose(clip.pose, clip.pose.flip(1))
     assert torch.allclose(advance(clip.pose[:, :-1], clip.motion[:, 1:]), clip.pose[:, 1:], atol=1e-5)
@@ -80,15 +80,15 @@ def test_the_way_back_goes_through_the_same_frames_and_poses(episodes):
 
 def test_consecutive_clips_of_a_walk_join_without_a_seam(episodes):
     walk = Walk(2, 10, 60, 60)
-    whole = read_clip(episodes, [walk], 40, ACTIONS)
-    parts = [read_clip(episodes, [walk.advanced(at)], 20, ACTIONS) for at in (0, 20)]
+    whole = read_clip(Episodes.of(episodes), [walk], 40, ACTIONS)
+    parts = [read_clip(Episodes.of(episodes), [walk.advanced(at)], 20, ACTIONS) for at in (0, 20)]
     for name in ("latent", "action", "pose", "motion"):
         assert torch.allclose(torch.cat([getattr(p, name) for p in parts], 1), getattr(whole, name), atol=1e-6), name
 
 
 def test_walks_stay_inside_their_episode(episodes):
     for seed in range(300):
-        walk = draw_walk(episodes, 16, 4, 0.6, np.random.default_rng(seed))
+        walk = draw_walk(Episodes.of(episodes), 16, 4, 0.6, np.random.default_rng(seed))
         index, _ = walk.frames(walk.length)
         assert index.min() >= 0
         assert index.max() < len(episodes[walk.episode])
@@ -157,7 +157,7 @@ def test_a_small_model_learns_which_frame_motion_and_reward_an_action_leads_to(e
     for _ in range(run.steps):
         trainer.train_step()
     model, episode = trainer.average, signalling_episode(seed=9)
-    clip = read_clip([episode], [Walk(0, 0, 24, 24)], 24, ACTIONS)
+    clip = read_clip(Episodes.of([episode]), [Walk(0, 0, 24, 24)], 24, ACTIONS)
     state = remember(model, first_state(model, torch.tensor([0])), clip.latent[:, :20], clip.action[:, :20], clip.pose[:, :20])
     for action in range(ACTIONS):
         imagined = imagine(model, state, torch.tensor([action]), steps=1)
@@ -226,7 +226,7 @@ def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
 
     autoencoder = Autoencoder(AutoencoderConfig(image_size=16, widths=(8, 8), latent_channels=4)).requires_grad_(False)
     latent = torch.randn(3, autoencoder.config.tokens, 4)
-    episodes = [LatentEpisode(latent, torch.zeros(3).long(), torch.zeros(3), torch.zeros(3, 4))]
+    episodes = [LatentEpisode(latent, torch.zeros(3).long(), torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 0))]
     metric = picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors", frames=1)
     assert torch.equal(metric, picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors"))
     before = autoencoder.decode_smoothly(latent[1:2])
@@ -259,7 +259,7 @@ def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
     losses = []
     for step in range(150):
         optimizer.zero_grad()
-        loss = sight_loss(model, episodes, 128, np.random.default_rng(step))
+        loss = sight_loss(model, Episodes.of(episodes), 128, np.random.default_rng(step))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -269,9 +269,9 @@ def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
     seen = [model.sight_head(frames[t - 1], frames[t], episode.action[t], wrong, wrong)[2].item() for t in (10, 11, 12)]
     assert seen == pytest.approx([0.1 * episode.action[t].item() for t in (10, 11, 12)], abs=0.08)
     blind = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]
-    assert sight_loss(model, blind, 8, np.random.default_rng(0)) == 0
+    assert sight_loss(model, Episodes.of(blind), 8, np.random.default_rng(0)) == 0
 
 
 def test_episodes_shorter_than_a_clip_are_refused(episodes):
     with pytest.raises(ValueError, match="an episode of 200 frames has no clip of 200: choose shorter clips"):
-        draw_walk(episodes, 200, 1, 0.5, np.random.default_rng(0))
+        draw_walk(Episodes.of(episodes), 200, 1, 0.5, np.random.default_rng(0))

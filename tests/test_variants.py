@@ -67,7 +67,7 @@ def test_a_scan_reaches_further_than_a_window():
         latent = torch.randn(1, 50, 16, 32, requires_grad=True)
         zeros = torch.zeros(1, 50)
         pose = torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(1, 50, 4)
-        inputs = FrameInputs(zeros, zeros.long(), pose, torch.zeros(1, 50, 3), zeros)
+        inputs = FrameInputs(zeros, zeros.long(), pose, torch.zeros(1, 50, 3), zeros, torch.zeros(1, 50, 0))
         model(latent, inputs, model.initial_state(1)).clean[:, -1].square().sum().backward()
         assert 50 - int(latent.grad.abs().sum((0, 2, 3)).nonzero()[0]) == expected
 

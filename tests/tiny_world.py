@@ -34,7 +34,7 @@ def write_tiny_weights(folder: Path, seed: int = 4, openings: int = OPENINGS, wa
 def random_starts(count: int, frames: int) -> Starts:
     heading = torch.rand(count, frames) * 2 * np.pi
     pose = torch.cat([torch.rand(count, frames, 2) * 9, heading.cos()[..., None], heading.sin()[..., None]], -1)
-    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(6, (count, frames)), pose)
+    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(6, (count, frames)), pose, torch.zeros(count, frames, 0))
 
 
 def same(a, b):

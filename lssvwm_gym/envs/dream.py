@@ -118,12 +118,14 @@ class Dream:
 
     def _remembering(self, state: DreamState, past: Past) -> DreamState:
         model = self.weights.world_model
+        if past.vector.shape[-1]:
+            state = state._replace(vector=past.vector[:, 0])
         if model.config.has_places and not past.pose_known.any():  # an episode without poses: the model finds its own way
             for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
                 state = follow(model, state, latent, action)
             return state
         state = state._replace(pose_known=past.pose_known)
-        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose)), strict=True):
+        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
             state = remember(model, state, *parts)
         return state
 

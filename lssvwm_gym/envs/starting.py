@@ -32,8 +32,9 @@ class Past(NamedTuple):
 
     latent: Tensor  # (B, T, N, C) float
     action: Tensor  # (B, T) int64; the action that led to frame t
-    pose: Tensor  # (B, T, 4) seen from the first frame
+    pose: Tensor  # (B, T, 4 or 6) seen from the first frame
     pose_known: Tensor  # (B,) float, 0 where no poses were recorded
+    vector: Tensor  # (B, T, V) counts that go with each frame
 
 
 def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | None:
@@ -93,28 +94,33 @@ def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None
     side, actions = weights.autoencoder.config.image_size, weights.world_model.config.actions
     if episode.frames.shape[1:3] != (side, side):
         raise ValueError(f"{path}: frames of {episode.frames.shape[1:3]} pixels; this world's are {(side, side)}")
+    counts = weights.world_model.config.vector_size
+    if episode.vector.shape[1] != counts:
+        raise ValueError(f"{path}: an inventory of {episode.vector.shape[1]} counts a frame; this world's has {counts}")
     taken = episode.action[1:]
     if taken.ndim != 1 or taken.dtype.kind not in "iu" or (len(taken) and not 0 <= taken.min() <= taken.max() < actions):
         raise ValueError(f"{path}: actions must be whole numbers 0..{actions - 1}, a frame one")
 
 
-def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, actions and world poses of the first frames; NaN where the episode has no poses."""
+def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, actions, world poses and counts of the first frames; NaN where the episode has no poses."""
     part = encoded(episode, weights.autoencoder, slice(frames))
     action = part.action.clone()
     action[0] = weights.world_model.config.actions  # the first is a placeholder: unknown
     device = weights.world_model.token_in.weight.device
-    return part.latent.float(), action.to(device), part.pose.to(device)
+    size = weights.world_model.config.pose_size
+    pose = part.pose if part.pose.shape[1] == size else part.pose.new_full((frames, size), torch.nan)
+    return part.latent.float(), action.to(device), pose.to(device), part.vector.to(device)
 
 
 def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
-    return _past(starts.latent[index, :frames].float(), starts.action[index, :frames], starts.pose[index, :frames])
+    return _past(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.vector)))
 
 
-def _past(latent: Tensor, action: Tensor, pose: Tensor) -> Past:
+def _past(latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor) -> Past:
     known = pose.isfinite().flatten(1).all(1)
-    pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.device))
-    return Past(latent, action, pose, known.float())
+    pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
+    return Past(latent, action, pose, known.float(), vector)
 
 
 def _drawn(seeds: Tensor, count: int) -> list[int]:

@@ -33,7 +33,7 @@ def next_frame(bench: Bench) -> dict[str, Any]:
         uncertain.append(imagined.uncertainty)
         true.append(imagine(model, state, action, run.steps, motion).latent)
         off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
-        state = remember(model, state, clips.latent[:, t : t + 1], clips.action[:, t : t + 1], clips.pose[:, t : t + 1])
+        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.vector)))
     truth = clips.frames[:, run.context :]
     frames = decode_clips(bench.weights, torch.stack(believed, 1))
     return {
@@ -74,7 +74,7 @@ def reward(bench: Bench) -> dict[str, Any]:
         part = clips[start : start + 100]
         features = _features(bench, state, part)
         predicted.append(model.reward_head(features).argmax(-1) > 0)
-        state = remember(model, state, part.latent, part.action, part.pose)
+        state = remember(model, state, part.latent, part.action, part.pose, part.vector)
     precision, recall, f1 = precision_recall_f1(torch.cat(predicted, 1), clips.reward[:, 1:] > 0)
     return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
 
@@ -90,5 +90,5 @@ def _features(bench: Bench, state: DreamState, clips: Clips) -> Tensor:
     from lssvwm_gym.models.world_model import FrameInputs
 
     zero = torch.zeros_like(clips.reward)
-    inputs = FrameInputs(zero, clips.action, clips.pose, clips.motion, torch.ones_like(zero))
+    inputs = FrameInputs(zero, clips.action, clips.pose, clips.motion, torch.ones_like(zero), clips.before)
     return bench.weights.world_model(clips.latent, inputs, state.world).features

@@ -39,6 +39,8 @@ class Clips:
     reward: Tensor  # (B, T)
     pose: Tensor  # (B, T, 4)
     motion: Tensor  # (B, T, 3)
+    before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
+    vector: Tensor  # (B, T, V) counts that go with each frame
 
     def __getitem__(self, frames: slice) -> Clips:
         return Clips(*(tensor[:, frames] for tensor in vars(self).values()))
@@ -73,7 +75,9 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
     before = torch.cat([pose[:, :1], pose[:, :-1]], 1)
     action = torch.where(torch.arange(len(order)) < frames, clips.action[:, order], unknown_action)
     reward = clips.reward[:, order] * (torch.arange(len(order)) < frames)
-    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion_between(before, pose))
+    vector = clips.vector[:, order]
+    counts = torch.cat([clips.before, vector[:, frames:]], 1)
+    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion_between(before, pose), counts, vector)
 
 
 def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
@@ -81,7 +85,7 @@ def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
     for start in range(0, len(clips), 100):  # in parts, to bound memory
         part = clips[start : start + 100]
-        state = remember(model, state, part.latent, part.action, part.pose)
+        state = remember(model, state, part.latent, part.action, part.pose, part.vector)
     return state
 
 
@@ -123,7 +127,7 @@ def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: in
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
         latent = imagine(model, state, action, steps, motion, pose).latent
-        state = remember(model, state, latent[:, None], action[:, None], pose[:, None])
+        state = remember(model, state, latent[:, None], action[:, None], pose[:, None], clips.vector[:, t : t + 1])
         latents.append(latent)
     return torch.stack(latents, 1)
 
@@ -150,4 +154,7 @@ def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
     part, real = slice(start, start + frames), episode.latent
     pose = relative_to(real.pose[part], real.pose[start])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
-    return episode.frames[part], real.latent[part].float(), real.action[part], real.reward[part], pose, motion
+    vector = real.vector[max(0, start - 1) : start + frames]
+    vector = torch.cat([vector[:1], vector]) if start == 0 else vector
+    latent, action, reward = real.latent[part].float(), real.action[part], real.reward[part]
+    return episode.frames[part], latent, action, reward, pose, motion, vector[:-1], vector[1:]

@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         noise = torch.randn(latent.shape, generator=generator, device=latent.device)
         image = self.decoder(latent + self.config.latent_noise * noise)
         target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
-        error = (image - target).square().mean((1, 2, 3))
+        error = (image.float() - target).square().mean((1, 2, 3))
         return (error + 1e-6).sqrt().mean(), error.mean().detach()
 
 

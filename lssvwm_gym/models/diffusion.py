@@ -28,13 +28,13 @@ def draw_noise_levels(rows: int, frames: int, levels: NoiseLevels, generator: to
     """One noise level a frame, (B, T) float32 in 0..1; 0 is exactly clean."""
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator, device=generator.device)
 
     noise = torch.where(uniform(rows, frames) < levels.pure, 1.0, uniform(rows, frames).clamp(min=1e-3))
     noise = noise * (uniform(rows, frames) >= levels.clean)
     has_prefix = uniform(rows, 1) < levels.prefix
     recalls = has_prefix & (uniform(rows, 1) < levels.recall)
-    in_prefix = torch.arange(frames) < (0.5 + 0.45 * uniform(rows, 1)) * frames
+    in_prefix = torch.arange(frames, device=generator.device) < (0.5 + 0.45 * uniform(rows, 1)) * frames
     noise = torch.where(recalls, levels.recall_from + (1 - levels.recall_from) * uniform(rows, frames), noise)
     return noise * ~(has_prefix & in_prefix)
 

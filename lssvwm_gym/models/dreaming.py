@@ -27,8 +27,9 @@ class DreamState(NamedTuple):
     world: WorldState
     latent: Tensor  # (B, N, C) the last committed frame
     features: Tensor  # (B, FEATURES) of the last committed frame
-    pose: Tensor  # (B, 4) where the model believes it is, seen from where the dream's memory begins
-    motion: Tensor  # (B, 3) the last motion
+    pose: Tensor  # (B, 4 or 6) where the model believes it is, seen from where the dream's memory begins
+    motion: Tensor  # (B, 3 or 5) the last motion
+    vector: Tensor  # (B, V) counts that go with the last frame
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
     unknown: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
@@ -43,8 +44,9 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         model.initial_state(rows),
         like.new_zeros(rows, config.tokens, config.latent_channels),
         like.new_zeros(rows, FEATURES),
-        start_pose(rows, like.device),
-        like.new_zeros(rows, 3),
+        start_pose(rows, config.pose_size, like.device),
+        like.new_zeros(rows, len(config.motion_scale)),
+        like.new_zeros(rows, config.vector_size),
         like.new_zeros(rows),
         like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
@@ -52,18 +54,37 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
     )
 
 
-def remember(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor) -> DreamState:
-    """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4) seen from the state's origin.
+def remember(
+    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor | None = None
+) -> DreamState:
+    """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6) seen from the state's origin.
 
-    The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose.
+    The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose. Counts that
+    go with the frames, (B, T, V), are reckoned from the last ones where they aren't given; that takes frames one by one.
     """
-    before = torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1)
-    motion = motion_between(before, pose)
-    inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, state.pose_known[:, None].expand(pose.shape[:2]))
+    if vector is None and model.vector_head is not None and latent.shape[1] > 1:
+        for t in range(latent.shape[1]):
+            state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
+        return state
+    motion = motion_between(torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1), pose)
+    known = state.pose_known[:, None].expand(pose.shape[:2])
+    vectors = state.vector.unsqueeze(1) if vector is None else torch.cat([state.vector.unsqueeze(1), vector], 1)
+    inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, vectors[:, : latent.shape[1]])
     output = model(latent, inputs, state.world)
-    sure = torch.zeros_like(state.uncertainty)
-    last = (latent[:, -1], output.features[:, -1], pose[:, -1], motion[:, -1], sure, output.unknown[:, -1])
-    return DreamState(output.state, *last, state.pose_known, state.seed)
+    if vector is None and model.vector_head is not None:
+        vectors = model.vector_head.after(output.features, vectors, action)
+    return DreamState(
+        world=output.state,
+        latent=latent[:, -1],
+        features=output.features[:, -1],
+        pose=pose[:, -1],
+        motion=motion[:, -1],
+        vector=vectors[:, -1],
+        uncertainty=torch.zeros_like(state.uncertainty),
+        unknown=output.unknown[:, -1],
+        pose_known=state.pose_known,
+        seed=state.seed,
+    )
 
 
 def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:
@@ -79,7 +100,7 @@ def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor,
 
 
 def believed_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
-    """Where the pose head says that an action (B,) leads from the last frame, (B, 3); nowhere from no frame."""
+    """Where the pose head says that an action (B,) leads from the last frame, (B, 3 or 5); nowhere from no frame."""
     return model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
 
 
@@ -87,27 +108,34 @@ class Imagined(NamedTuple):
     """A frame that has not happened yet."""
 
     latent: Tensor  # (B, N, C)
-    motion: Tensor  # (B, 3) that leads there
+    motion: Tensor  # (B, 3 or 5) that leads there
     uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
 
 
 def imagine(
-    model: WorldModel, state: DreamState, action: Tensor, steps: int, motion: Tensor | None = None, pose: Tensor | None = None
+    model: WorldModel,
+    state: DreamState,
+    action: Tensor,
+    steps: int,
+    motion: Tensor | None = None,
+    pose: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Imagined:
     """The next frame, for actions (B,), in a number of denoising steps.
 
-    Without a given motion the model's own pose head says where the action leads. A given pose (B, 4) asks for the view
-    from there instead of from where the motion leads.
+    Without a given motion the model's own pose head says where the action leads. A given pose (B, 4 or 6) asks for the view
+    from there instead of from where the motion leads. The noise (B, N, C) to begin with is `frame_noise`'s unless another
+    is given: for a thousand rows, one draw on their device is much quicker, but then a row's dream is not its seed's.
     """
     if motion is None:
         motion = believed_motion(model, state, action)
     there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
 
     def denoise(x: Tensor, level: Tensor) -> Tensor:
-        inputs = FrameInputs(level[:, None], action[:, None], there[:, None], motion[:, None], state.pose_known[:, None])
+        inputs = FrameInputs(*(known.unsqueeze(1) for known in (level, action, there, motion, state.pose_known, state.vector)))
         return model(x[:, None], inputs, state.world, peeks=(True,)).clean[:, 0]
 
-    latent, uncertainty = sample(denoise, frame_noise(state, model), steps)
+    latent, uncertainty = sample(denoise, frame_noise(state, model) if noise is None else noise, steps)
     return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty)
 
 

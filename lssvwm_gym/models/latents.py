@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.pose import PLANE
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class LatentEpisode:
     latent: Tensor  # (T, N, C) float16
     action: Tensor  # (T,) int64
     reward: Tensor  # (T,) float32
-    pose: Tensor  # (T, 4) float32, in world units; NaN where not recorded
+    pose: Tensor  # (T, 4 or 6) float32, in world units; NaN where not recorded
+    vector: Tensor  # (T, V) float32, counts that go with a frame, such as an inventory; V is 0 where there are none
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -37,6 +39,6 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     device = autoencoder.latent_mean.device
     frames = torch.from_numpy(episode.frames[part]).split(100)
     latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
-    pose = np.full((len(episode), 4), np.nan, np.float32) if episode.pose is None else episode.pose
-    action = torch.from_numpy(episode.action[part].astype(np.int64))
-    return LatentEpisode(latent.half(), action, torch.from_numpy(episode.reward[part]), torch.from_numpy(pose[part]))
+    pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
+    numbers = (episode.action.astype(np.int64), episode.reward, pose, episode.vector)
+    return LatentEpisode(latent.half(), *(torch.from_numpy(array[part]) for array in numbers))

@@ -78,15 +78,16 @@ class BlockScan(nn.Module):
 
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, peeks: Peeks) -> tuple[Tensor, Tensor]:
         A = -self.A_log.exp()
+        chunk = 32 if x.device.type == "cpu" else 128  # a GPU would rather do more arithmetic than more steps
         if peeks is None:
-            return ssd_scan(x, dt, A, B, C, chunk=32, initial_state=state)
+            return ssd_scan(x, dt, A, B, C, chunk, initial_state=state)
         size = self.block[0] * self.block[1]
         if all(peeks):
             y, index = ssd_read(C, state).to(x.dtype), None
         else:
-            reads_only = torch.tensor(peeks, device=x.device).repeat_interleave(size)
-            y, state = ssd_scan(x, dt.masked_fill(reads_only[:, None], 0), A, B, C, chunk=32, initial_state=state)
-            index = torch.tensor([t for t, peek in enumerate(peeks) if peek], dtype=torch.int64, device=x.device)
+            writes = committed_mask(peeks, x.device).repeat_interleave(size).unsqueeze(-1)
+            y, state = ssd_scan(x, dt * writes, A, B, C, chunk, initial_state=state)
+            index = peeked_frames(peeks, x.device)
         # peeks have only read so far; now each frame's own tokens, in their order
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
         own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
@@ -101,15 +102,16 @@ class BlockScan(nn.Module):
             return F.silu(x), past
         if peeks is None:
             return self._convolved(x, past)
-        frames, noisy = x.unflatten(1, (len(peeks), -1)), torch.tensor(peeks, device=x.device)
-        committed = frames[:, ~noisy].flatten(1, 2)
-        start = torch.tensor(committed_before(peeks), device=x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
+        frames = x.unflatten(1, (len(peeks), -1))
+        kept, noisy = committed_frames(peeks, x.device), peeked_frames(peeks, x.device)
+        committed = frames[:, kept].flatten(1, 2)
+        start = constant(committed_before(peeks), x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
         before = torch.cat([past, committed], 1)[:, start[:, None] + torch.arange(self.d_conv - 1, device=x.device)]
         peeked, _ = self._convolved(frames[:, noisy].flatten(0, 1), before.flatten(0, 1))
         committed, past = self._convolved(committed, past)
         y = frames.new_zeros(frames.shape)
-        y = y.index_copy(1, (~noisy).nonzero().flatten(), committed.unflatten(1, (-1, frames.shape[2])))
-        y = y.index_copy(1, noisy.nonzero().flatten(), peeked.unflatten(0, (x.shape[0], -1)))
+        y = y.index_copy(1, kept, committed.unflatten(1, (-1, frames.shape[2])))
+        y = y.index_copy(1, noisy, peeked.unflatten(0, (x.shape[0], -1)))
         return y.flatten(1, 2), past
 
     def _convolved(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +158,7 @@ class FrameAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
         if peeks is None or not all(peeks):
-            kept = slice(None) if peeks is None else ~torch.tensor(peeks, device=x.device)
+            kept = slice(None) if peeks is None else committed_frames(peeks, x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
 
         together, start, before = _groups(peeks or (False,) * (frames // self.chunk), self.chunk, self.chunks_together)
@@ -188,7 +190,7 @@ class FrameAttention(nn.Module):
         missing = max(0, start[-1] + length - x.shape[1])
         x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
         if len(start) > 1:
-            x = x[:, torch.tensor(start, device=x.device)[:, None] + torch.arange(length, device=x.device)].flatten(0, 1)
+            x = x[:, constant(start, x.device)[:, None] + torch.arange(length, device=x.device)].flatten(0, 1)
         return x[:, :length].transpose(1, 2).flatten(2, 3)
 
     def _visible_bias(self, before: tuple[int, ...], length: int) -> Tensor:
@@ -200,6 +202,28 @@ class FrameAttention(nn.Module):
 def committed_before(peeks: tuple[bool, ...]) -> tuple[int, ...]:
     """How many committed frames come before each frame."""
     return tuple(t - sum(peeks[:t]) for t in range(len(peeks)))
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve training, too
+def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers on a device, copied there once: a copy makes a GPU wait, and can't be part of a CUDA graph."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def committed_frames(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Indices of the frames that are not marked."""
+    return constant(tuple(t for t, peek in enumerate(peeks) if not peek), device)
+
+
+def peeked_frames(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Indices of the frames that are marked."""
+    return constant(tuple(t for t, peek in enumerate(peeks) if peek), device)
+
+
+def committed_mask(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+    """1 for frames that are not marked, 0 for those that are, a frame each."""
+    return constant(tuple(1 - peek for peek in peeks), device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssvwm_gym.models.pose import PLANE
+
 
 class PoseKeys(nn.Module):
     """Random Fourier features of a pose: their inner product falls off with distance and with difference in heading.
@@ -32,8 +34,9 @@ class PoseKeys(nn.Module):
     frequency: Tensor
     harmonic: Tensor
     phase: Tensor
+    rise: Tensor | None
 
-    def __init__(self, features: int, scales: tuple[tuple[float, float], ...], noise: float, seed: int = 0) -> None:
+    def __init__(self, features: int, scales: tuple[tuple[float, float], ...], noise: float, spatial: bool = False, seed: int = 0) -> None:
         """`scales` are pairs of a length in the world's units and an angle in radians; `noise` is a variance, the prior's being 1."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -41,12 +44,16 @@ class PoseKeys(nn.Module):
         self.register_buffer("frequency", torch.randn(features, 2, generator=generator) / length[:, None])
         self.register_buffer("harmonic", (torch.randn(features, generator=generator) / angle).round())
         self.register_buffer("phase", torch.rand(features, generator=generator) * 2 * math.pi)
+        rise = torch.randn(features, 2, generator=generator) / torch.stack([length, angle], 1) if spatial else None
+        self.register_buffer("rise", rise)
         self.gain = math.sqrt(2 / features / noise)
 
     def forward(self, pose: Tensor) -> Tensor:
-        """pose (..., 4) to keys (..., F)."""
+        """pose (..., 4 or 6) to keys (..., F)."""
         heading = torch.atan2(pose[..., 3], pose[..., 2]).unsqueeze(-1)
         angle = pose[..., :2] @ self.frequency.T + heading * self.harmonic + self.phase
+        if self.rise is not None:
+            angle = angle + pose[..., PLANE:] @ self.rise.T
         return angle.cos() * self.gain
 
 
@@ -108,9 +115,20 @@ def ask(keys: Tensor, writes: Tensor | None, known: Tensor) -> tuple[Asked, Tens
         return Asked(query, _unknown(query, keys, prior), None), known
     written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
     covariance = written @ solved.transpose(1, 2) + torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-    new = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), solved, upper=False)
+    new = _whitened(covariance, solved)
     query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
     return Asked(query, _unknown(query, keys, prior), written), _with_products(known, new, new)
+
+
+def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
+    """L^-1 x, where L L^T is the covariance (B, T, T)."""
+    if covariance.shape[1] > 2:  # it can't fail, as no eigenvalue is below 1; to ask whether it did would make a GPU wait
+        return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(covariance)[0], x, upper=False)
+    scale = covariance[:, :1, :1].rsqrt()
+    if covariance.shape[1] == 1:
+        return x * scale
+    first, lower = x[:, :1] * scale, covariance[:, 1:, :1] * scale
+    return torch.cat([first, (x[:, 1:] - lower * first) * (covariance[:, 1:, 1:] - lower.square()).rsqrt()], 1)
 
 
 def exchange(asked: Asked, values: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ class Starts:
 
     latent: Tensor  # (K, T, N, C) float16
     action: Tensor  # (K, T) int64
-    pose: Tensor  # (K, T, 4) float32
+    pose: Tensor  # (K, T, 4 or 6) float32
+    vector: Tensor  # (K, T, V) float32, counts that go with a frame
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -100,6 +101,7 @@ def _filled(model: nn.Module, name: str, tensors: dict[str, Tensor], folder: Pat
 
 def _starts(tensors: dict[str, Tensor], folder: Path, device: str) -> Starts:
     try:
+        tensors = {"vector": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float(), **tensors}
         return Starts(**{name: tensor.to(device) for name, tensor in tensors.items()})
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise TensorFileError(f"{folder / 'starts.safetensors'}: not a bank of starts ({error})") from None

@@ -18,6 +18,7 @@ from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.training.precision import chosen_device, mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
 
 
@@ -36,6 +37,8 @@ class AutoencoderTraining:
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
     average: float = 0.999  # decay of the moving average that is shipped
     save_every: int = 500  # steps
+    precision: str = "float32"  # as in training the world model; convolutions in bfloat16 do not repeat bit for bit
+    device: str = "auto"  # auto: cuda where there is one, else cpu
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
 
@@ -46,20 +49,22 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    model = Autoencoder(run.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = torch.device(chosen_device(run.device))
+    model = Autoencoder(run.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     saved = run.out / "checkpoint.safetensors"
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
-    frames = read_frames(run.data)
-    val = read_frames(run.val)[::40] if run.val else frames[::4000]
+    frames = torch.from_numpy(read_frames(run.data)).to(device)
+    val = torch.from_numpy(read_frames(run.val)[::40]).to(device) if run.val else frames[::4000]
     writer = SummaryWriter(str(run.out / "logs"), purge_step=start)
     progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05)
     for step in progress:
         set_learning_rate(optimizer, learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
         rng = np.random.default_rng([run.seed, step])
-        batch = torch.from_numpy(frames[rng.integers(len(frames), size=run.batch)])
-        loss, error = model.reconstruction_loss(batch, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)).to(device)]
+        with mixed_precision(run.precision, device.type):
+            loss, error = model.reconstruction_loss(batch, torch.Generator(device).manual_seed(int(rng.integers(2**62))))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -98,19 +103,19 @@ def read_frames(folder: Path) -> np.ndarray:
 
 
 @torch.no_grad()
-def reconstruction_psnr(model: Autoencoder, frames: np.ndarray) -> float:
+def reconstruction_psnr(model: Autoencoder, frames: Tensor) -> float:
     """Mean PSNR in dB over frames, without Memory Maze's 2-pixel border."""
     scores = []
-    for batch in torch.from_numpy(frames).split(100):
+    for batch in frames.split(100):
         error = (model.decode(model.encode(batch)).float() - batch.float())[:, 2:-2, 2:-2] / 255
         scores.append(-10 * error.square().mean((1, 2, 3)).clamp(min=1e-8).log10())
     return torch.cat(scores).mean().item()
 
 
 @torch.no_grad()
-def set_latent_scale(model: Autoencoder, frames: np.ndarray) -> None:
+def set_latent_scale(model: Autoencoder, frames: Tensor) -> None:
     """Measure the latents' mean and deviation a channel, so that `encode` gives normalised ones."""
-    latent = torch.cat([model.bounded_latent(batch) for batch in torch.from_numpy(frames).split(100)])
+    latent = torch.cat([model.bounded_latent(batch) for batch in frames.split(100)])
     model.latent_mean.copy_(latent.mean((0, 2, 3)))
     model.latent_std.copy_(latent.std((0, 2, 3)))
 

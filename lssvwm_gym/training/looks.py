@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.walks import Clip, Walk, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.training.walks import Episodes, Walk, inputs_of, latent_episodes, read_clip
 
 CONTEXT, AHEAD = 100, 24  # frames
 
@@ -27,13 +27,18 @@ class Looks:
     val: Path  # folder with episodes
     out: Path  # folder of the training run
     unknown_action: int
+    device: torch.device | str = "cpu"  # of the model; pictures are decoded where the autoencoder is
 
     def __post_init__(self) -> None:
-        episodes = latent_episodes(self.val, self.autoencoder, self.out / "latents")
+        episodes = Episodes.of(latent_episodes(self.val, self.autoencoder, self.out / "latents"), self.device)
         unknown = self.unknown_action
         frames = CONTEXT + AHEAD
-        self.forward = read_clip(episodes, [Walk(i, 200, frames, frames) for i in range(len(episodes))], frames, unknown)
-        walks = [Walk(i, start, CONTEXT, 2 * CONTEXT) for i in range(len(episodes)) for start in (100, 600)]
+        self.forward = read_clip(
+            episodes, [Walk(i, length // 5, frames, frames) for i, length in enumerate(episodes.lengths)], frames, unknown
+        )
+        walks = [
+            Walk(i, start, CONTEXT, 2 * CONTEXT) for i, length in enumerate(episodes.lengths) for start in (length // 10, 6 * length // 10)
+        ]
         self.returning = read_clip(episodes, walks, 2 * CONTEXT, unknown)
 
     @torch.no_grad()
@@ -46,8 +51,8 @@ class Looks:
 
     def _context(self, model: WorldModel) -> DreamState:
         clip = self.forward
-        state = first_state(model, torch.arange(len(clip.latent)))
-        return remember(model, state, clip.latent[:, :CONTEXT], clip.action[:, :CONTEXT], clip.pose[:, :CONTEXT])
+        state = first_state(model, torch.arange(len(clip.latent), device=self.device))
+        return remember(model, state, *(x[:, :CONTEXT] for x in (clip.latent, clip.action, clip.pose, clip.vector)))
 
     def _next_frames(self, model: WorldModel) -> dict[str, float]:
         """Each next frame from a real past, with the true and with the believed motion; and the error of that motion."""
@@ -59,21 +64,22 @@ class Looks:
                 latent, moved, _ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
-            state = remember(model, state, clip.latent[:, t : t + 1], clip.action[:, t : t + 1], clip.pose[:, t : t + 1])
+            state = remember(model, state, *(x[:, t : t + 1] for x in (clip.latent, clip.action, clip.pose, clip.vector)))
         return {name: float(np.mean(values)) for name, values in errors.items()}
 
     def _recall(self, model: WorldModel) -> dict[str, float]:
         """Views on the way back, from pure noise with no clean neighbour: from memory, with poses shuffled, without memory."""
         clip = self.returning
-        noise = torch.zeros(clip.action.shape)
+        noise = torch.zeros(clip.action.shape, device=self.device)
         noise[:, CONTEXT:] = 1
         generator = torch.Generator().manual_seed(0)
-        latent = torch.where(noise[..., None, None] > 0, torch.randn(clip.latent.shape, generator=generator), clip.latent)
+        pure = torch.randn(clip.latent.shape, generator=generator).to(self.device)
+        latent = torch.where(noise[..., None, None] > 0, pure, clip.latent)
         known = torch.ones_like(noise)
         late = slice(CONTEXT + 12, None)
         with_memory = model(latent, inputs_of(clip, noise, known), model.initial_state(len(latent))).clean
         order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])
-        shuffled = Clip(clip.latent, clip.action, clip.reward, clip.recorded, clip.pose[:, order], clip.motion)
+        shuffled = replace(clip, pose=clip.pose[:, order])
         lost = model(latent, inputs_of(shuffled, noise, known), model.initial_state(len(latent))).clean
         self._save_sheet("recall", clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8])
         return {
@@ -96,8 +102,8 @@ class Looks:
         return {"dream_psnr": self._psnr(dreamed, truth), "pose_drift": drift}
 
     def _decoded(self, latent: Tensor) -> np.ndarray:
-        images = self.autoencoder.decode(latent.flatten(0, 1))
-        return images.unflatten(0, latent.shape[:2]).numpy()
+        images = self.autoencoder.decode(latent.flatten(0, 1).to(self.autoencoder.latent_mean.device))
+        return images.unflatten(0, latent.shape[:2]).cpu().numpy()
 
     def _psnr(self, latent: Tensor, truth: Tensor) -> float:
         a, b = (self._decoded(x)[:, :, 2:-2, 2:-2].astype(np.float32) / 255 for x in (latent, truth))

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
+from lssvwm_gym.models.heads import FrameInputs, VectorHead
+from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import WorldState
-from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldOutput
+from lssvwm_gym.models.world_model import WorldModel, WorldOutput
 from lssvwm_gym.training.walks import Clip, inputs_of
 
 
@@ -63,7 +65,7 @@ def dreaming_losses(
     known = _draw_known(options, clip, generator)
     past = _noised(options, clip.latent, torch.zeros_like(known), generator)
     earliest, latest = (int(share * past.shape[1]) for share in options.dreamed_from)
-    real = int(torch.randint(max(1, earliest), max(2, latest + 1), (), generator=generator))
+    real = int(torch.randint(max(1, earliest), max(2, latest + 1), (), generator=generator, device=generator.device))
     past = dreamed_past(model, past[:, :real], clip, known, state, generator)
     return _peeking(model, clip, past, known, state, options, metric, generator)
 
@@ -77,17 +79,27 @@ def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, sta
 
     A frame is committed in the same call that peeks at the next one.
     """
-    past, begun = list(real.unbind(1)), 0
     inputs = inputs_of(clip, torch.zeros_like(known), known)
-    while len(past) < clip.action.shape[1]:
-        ahead = slice(begun, len(past) + 1)
-        latent = torch.stack([*past[begun:], torch.randn(past[0].shape, generator=generator)], 1)
-        peeks = (False,) * (latent.shape[1] - 1) + (True,)
-        level = torch.tensor(peeks).float().expand(latent.shape[:2])
-        output = model(latent, FrameInputs(*(tensor[:, ahead] for tensor in inputs))._replace(noise=level), state, peeks)
-        begun, state = len(past), output.state
-        past.append(output.clean[:, -1].to(real.dtype))
-    return torch.stack(past, 1)
+    noise = torch.randn(known.shape[1] - real.shape[1], *real.shape[:1], *real.shape[2:], generator=generator, device=real.device)
+    latest, begun, past = real, 0, [real]
+    step = replayed(_committed_and_peeked, model)
+    for fresh in noise:
+        ahead = slice(begun, begun + latest.shape[1] + 1)
+        run = step if latest.shape[1] == 1 else _committed_and_peeked
+        estimate, state = run(model, latest, fresh, FrameInputs(*(tensor[:, ahead] for tensor in inputs)), state)
+        begun, latest = begun + latest.shape[1], estimate.unsqueeze(1).to(real.dtype)
+        past.append(latest)
+    return torch.cat(past, 1)
+
+
+def _committed_and_peeked(
+    model: WorldModel, latest: Tensor, noise: Tensor, inputs: FrameInputs, state: WorldState
+) -> tuple[Tensor, WorldState]:
+    """Commit latents (B, K, N, C) and estimate the frame after them from noise (B, N, C); also returns the state after the commit."""
+    peeks = (False,) * latest.shape[1] + (True,)
+    level = torch.cat([torch.zeros_like(inputs.noise[:, 1:]), torch.ones_like(inputs.noise[:, :1])], 1)
+    output = model(torch.cat([latest, noise.unsqueeze(1)], 1), inputs._replace(noise=level), state, peeks)
+    return output.clean[:, -1], output.state
 
 
 def _peeking(
@@ -101,7 +113,7 @@ def _peeking(
     generator: torch.Generator,
 ) -> Losses:
     """Peek at every frame of the clip from the committed latents `past` (B, T, N, C)."""
-    drawn = torch.rand(2, *known.shape, generator=generator)
+    drawn = torch.rand(2, *known.shape, generator=generator, device=known.device)
     level = torch.where(drawn[0] < options.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
     inputs = inputs_of(clip, torch.zeros_like(level), known)
     both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
@@ -115,20 +127,23 @@ def _peeking(
 def _losses(model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor) -> dict[str, Tensor]:
     committed = (level == 0).float()
     reward = _reward_loss(model, output, clip, committed * clip.recorded)
-    return {"denoise": denoise, "reward": reward, "pose": _pose_loss(model, output, clip, committed)}
+    losses = {"denoise": denoise, "reward": reward, "pose": _pose_loss(model, output, clip, committed)}
+    if model.vector_head is not None:
+        losses["vector"] = _vector_loss(model.vector_head, output, clip, committed * clip.recorded)
+    return losses
 
 
 def _noised(options: LossOptions, latent: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
     """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
-    unannounced = torch.rand(len(level), 1, generator=generator) * options.context_noise * (level == 0)
-    noise = torch.randn(latent.shape, generator=generator)
+    unannounced = torch.rand(len(level), 1, generator=generator, device=level.device) * options.context_noise * (level == 0)
+    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
     return add_noise(latent, noise, torch.maximum(level, unannounced))
 
 
 def _draw_known(options: LossOptions, clip: Clip, generator: torch.Generator) -> Tensor:
     """Whether a clip's poses are told, (B, T) float."""
     rows = clip.action.shape[0]
-    return (torch.rand(rows, 1, generator=generator) >= options.pose_dropout).float().expand_as(clip.reward)
+    return (torch.rand(rows, 1, generator=generator, device=clip.reward.device) >= options.pose_dropout).float().expand_as(clip.reward)
 
 
 def _interleaved(first: Tensor, second: Tensor) -> Tensor:
@@ -148,4 +163,12 @@ def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, committed: Te
     predicted = model.pose_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
     scale = model.pose_head.motion_scale
     loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _vector_loss(head: VectorHead, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
+    """Every count's change; a sum over the counts, of which few change at once."""
+    change = (clip.vector - clip.before).long() + head.most
+    logits = head(output.features, clip.before, clip.action)
+    loss = F.cross_entropy(logits.flatten(0, 2), change.clamp(0, 2 * head.most).flatten(), reduction="none").view(change.shape).sum(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)

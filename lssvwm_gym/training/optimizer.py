@@ -27,4 +27,4 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     sight = [parameter for name, parameter in model.named_parameters() if name.startswith("sight_head.")]
-    return [*optimizers, torch.optim.AdamW(sight, weight_decay=0.1)]
+    return [*optimizers, torch.optim.AdamW(sight, weight_decay=0.1, fused=True)]

@@ -66,5 +66,5 @@ def _starts(paths: list[Path], count: int, frames: int, autoencoder: Autoencoder
         episode = read_episode(paths[number % len(paths)])
         start = int(rng.integers(len(episode) - frames + 1))
         piece = encoded(episode, autoencoder, slice(start, start + frames))
-        pieces.append((piece.latent, piece.action, piece.pose))
+        pieces.append((piece.latent, piece.action, piece.pose, piece.vector))
     return Starts(*(torch.stack(column) for column in zip(*pieces, strict=True)))

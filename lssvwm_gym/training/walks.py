@@ -7,7 +7,7 @@ say where it is, so the frames on the way back can be known from memory alone. A
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,50 +55,79 @@ class Clip:
     action: Tensor  # (B, T) int64; the number of actions where unknown
     reward: Tensor  # (B, T) float32
     recorded: Tensor  # (B, T) float; 1 where action and reward are what was recorded, 0 on the way back
-    pose: Tensor  # (B, T, 4)
-    motion: Tensor  # (B, T, 3) since the frame before; zeros at the first frame of a walk
+    pose: Tensor  # (B, T, 4 or 6)
+    motion: Tensor  # (B, T, 3 or 5) since the frame before; zeros at the first frame of a walk
+    before: Tensor  # (B, T, V) counts before the frame; on the way back those that the frame was recorded with
+    vector: Tensor  # (B, T, V) counts that go with the frame
 
 
 def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
     """What the model is told of a clip at the given noise levels and knowledge of poses, both (B, T)."""
-    return FrameInputs(level, clip.action, clip.pose, clip.motion, pose_known)
+    return FrameInputs(level, clip.action, clip.pose, clip.motion, pose_known, clip.before)
 
 
-def draw_walk(episodes: list[LatentEpisode], frames: int, clips: int, back: float, rng: np.random.Generator) -> Walk:
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes laid end to end on one device, so that a batch of clips is one gather."""
+
+    lengths: tuple[int, ...]
+    start: np.ndarray  # of each episode, in what follows
+    whole: LatentEpisode
+
+    @classmethod
+    def of(cls, episodes: list[LatentEpisode], device: torch.device | str = "cpu") -> Episodes:
+        lengths = tuple(map(len, episodes))
+        columns = zip(*(vars(episode).values() for episode in episodes), strict=True)
+        return cls(lengths, np.cumsum([0, *lengths[:-1]]), LatentEpisode(*(torch.cat(column).to(device) for column in columns)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.latent.device
+
+    def index(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def draw_walk(episodes: Episodes, frames: int, clips: int, back: float, rng: np.random.Generator) -> Walk:
     """A walk of up to `clips` clips of `frames` frames; `back` is the share of walks that turn round.
 
     Raises `ValueError` for an episode that has no whole clip.
     """
     length = frames * int(rng.integers(1, clips + 1))
     episode = int(rng.integers(len(episodes)))
-    if len(episodes[episode]) <= frames:
-        raise ValueError(f"an episode of {len(episodes[episode])} frames has no clip of {frames}: choose shorter clips in --curriculum")
-    length = min(length, (len(episodes[episode]) - 1) // frames * frames)
+    recorded = episodes.lengths[episode]
+    if recorded <= frames:
+        raise ValueError(f"an episode of {recorded} frames has no clip of {frames}: choose shorter clips in --curriculum")
+    length = min(length, (recorded - 1) // frames * frames)
     if rng.random() < back:
         turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
     else:
         turn = length
-    return Walk(episode, int(rng.integers(len(episodes[episode]) - turn + 1)), turn, length)
+    return Walk(episode, int(rng.integers(recorded - turn + 1)), turn, length)
 
 
-def read_clip(episodes: list[LatentEpisode], walks: list[Walk], frames: int, unknown_action: int) -> Clip:
+def read_clip(episodes: Episodes, walks: list[Walk], frames: int, unknown_action: int) -> Clip:
     """The next `frames` frames of each walk."""
-    rows = [_read_row(episodes[walk.episode], walk, frames, unknown_action) for walk in walks]
-    return Clip(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-def _read_row(episode: LatentEpisode, walk: Walk, frames: int, unknown_action: int) -> tuple[Tensor, ...]:
-    index, recorded = walk.frames(frames)
-    before, _ = replace(walk, at=max(0, walk.at - 1)).frames(1)
-    pose = relative_to(episode.pose[np.concatenate([before, index])], episode.pose[walk.start])
-    known = torch.from_numpy(recorded)
-    return (
-        episode.latent[index].float(),
-        torch.where(known, episode.action[index], unknown_action),
-        episode.reward[index] * known,
-        known.float(),
-        pose[1:],
-        motion_between(pose[:-1], pose[1:]),
+    offset = np.array([episodes.start[walk.episode] for walk in walks])[:, None]
+    numbers, known = (np.stack(column) for column in zip(*(walk.frames(frames) for walk in walks), strict=True))
+    last, _ = (np.stack(column) for column in zip(*(replace(walk, at=max(0, walk.at - 1)).frames(1) for walk in walks), strict=True))
+    origin = np.array([[walk.start] for walk in walks])
+    index, recorded = episodes.index(offset + numbers), episodes.index(known)
+    whole = episodes.whole
+    pose = relative_to(whole.pose[episodes.index(offset + np.concatenate([last, numbers], 1))], whole.pose[episodes.index(offset + origin)])
+    earlier = episodes.index(offset + np.where(known, np.maximum(numbers - 1, 0), numbers))
+    return Clip(
+        whole.latent[index].float(),
+        torch.where(recorded, whole.action[index], unknown_action),
+        whole.reward[index] * recorded,
+        recorded.float(),
+        pose[:, 1:],
+        motion_between(pose[:, :-1], pose[:, 1:]),
+        whole.vector[earlier],
+        whole.vector[index],
     )
 
 
@@ -112,7 +141,7 @@ def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path) -> list
 
 def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> LatentEpisode:
     stored = cache / path.parent.name / f"{path.stem}.safetensors"
-    stamp = {"source": str(path.resolve()), "bytes": path.stat().st_size}
+    stamp = {"source": str(path.resolve()), "bytes": path.stat().st_size, "holds": [field.name for field in fields(LatentEpisode)]}
     if stored.exists():
         tensors, header = load_tensors(stored)
         if header == stamp:

@@ -28,12 +28,13 @@ from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_ten
 from lssvwm_gym.training.looks import Looks
 from lssvwm_gym.training.losses import LOSSES, LossOptions
 from lssvwm_gym.training.metric import picture_metric
+from lssvwm_gym.training.mirror import mirrored
 from lssvwm_gym.training.optimizer import make_optimizer
-from lssvwm_gym.training.precision import mixed_precision
+from lssvwm_gym.training.precision import chosen_device, mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
 from lssvwm_gym.training.sight import learn_to_see
 from lssvwm_gym.training.variants import variant
-from lssvwm_gym.training.walks import Clip, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.training.walks import Clip, Episodes, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ class WorldTraining:
     pose_weight: float = 0.1
     sight_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
     save_every: int = 250  # steps
+    vector_weight: float = 0.5
+    mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
+    device: str = "auto"  # auto: cuda where there is one, else cpu
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
 
@@ -103,14 +107,15 @@ class Trainer:
     ) -> None:
         """`metric` says how latent errors show (`picture_metric`), `data` is the episodes' fingerprint, kept with the weights."""
         torch.manual_seed(run.seed)
-        self.run, self.episodes, self.step = run, episodes, 0
+        self.run, self.step, self.device = run, 0, torch.device(chosen_device(run.device))
+        self.episodes = Episodes.of(episodes, self.device)
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
-        self.model = WorldModel(run.model)
+        self.model = WorldModel(run.model).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
         self.data = data or {}
-        plain = torch.eye(run.model.tokens * run.model.latent_channels)
-        self.metric = plain if metric is None else torch.lerp(plain, metric, run.picture_weight)
+        plain = torch.eye(run.model.tokens * run.model.latent_channels, device=self.device)
+        self.metric = plain if metric is None else torch.lerp(plain, metric.to(self.device), run.picture_weight)
         self.walks: list[Walk] = []
         self.state: WorldState = self.model.initial_state(0)
 
@@ -118,7 +123,7 @@ class Trainer:
         """One step of the optimiser; returns losses to log."""
         began, run, stage = time.monotonic(), self.run, self.run.stage(self.step)
         rng = np.random.default_rng([run.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         self._begin_walks(max(1, run.frames_a_step // stage.frames), stage, rng)
         unknown_action = run.model.actions
         clip = read_clip(self.episodes, self.walks, stage.frames, unknown_action)
@@ -126,9 +131,10 @@ class Trainer:
             set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
         way = rng.choice(list(LOSSES), p=[max(0.0, 1 - run.peeking - run.dreaming), run.peeking, run.dreaming])  # 1 - 0.9 - 0.1 < 0
-        with mixed_precision(run.precision):
+        with mixed_precision(run.precision, self.device.type):
             losses, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, generator)
-        total = losses["denoise"] + run.reward_weight * losses["reward"] + run.pose_weight * losses["pose"]
+        weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "vector": run.vector_weight}
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         total.backward()
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers[:-1]:
@@ -146,7 +152,7 @@ class Trainer:
         if len(self.walks) != rows:
             self.walks = [Walk(0, 0, 0, 0)] * rows
             self.state = self.model.initial_state(rows)
-        ended = torch.tensor([walk.done for walk in self.walks])
+        ended = torch.tensor([walk.done for walk in self.walks], device=self.device)
         self.state = where_rows(ended, self.model.initial_state(rows), self.state)
         self.walks = [draw_walk(self.episodes, stage.frames, stage.clips, self.run.back, rng) if walk.done else walk for walk in self.walks]
 
@@ -157,12 +163,12 @@ class Trainer:
         if committed is not None:
             self.state = tree_map(lambda old, new: new.detach().to(old.dtype), self.state, committed)
             return
-        going_on = torch.tensor([row for row, walk in enumerate(self.walks) if not walk.done], dtype=torch.int64)
+        going_on = torch.tensor([row for row, walk in enumerate(self.walks) if not walk.done], dtype=torch.int64, device=self.device)
         if not len(going_on):
             return
         part = Clip(*(tensor[going_on] for tensor in vars(clip).values()))
-        noise = torch.zeros(part.action.shape)
-        with mixed_precision(self.run.precision):
+        noise = torch.zeros(part.action.shape, device=self.device)
+        with mixed_precision(self.run.precision, self.device.type):
             after = self.model(part.latent, inputs_of(part, noise, torch.ones_like(noise)), take_rows(self.state, going_on)).state
         self.state = put_rows(self.state, going_on, after)
 
@@ -210,7 +216,7 @@ class Trainer:
         self.frames, self.seconds = header["frames"], header["seconds"]
         shape = tree_flatten(self.model.initial_state(len(self.walks)))[1]
         leaves = under("state", tensors)
-        self.state = tree_unflatten([leaves[str(i)] for i in range(len(leaves))], shape)
+        self.state = tree_unflatten([leaves[str(i)].to(self.device) for i in range(len(leaves))], shape)
 
 
 def train_world(run: WorldTraining) -> Path:
@@ -224,6 +230,8 @@ def train_world(run: WorldTraining) -> Path:
     autoencoder = load_autoencoder(run.autoencoder)
     episodes = latent_episodes(run.data, autoencoder, run.out / "latents")
     metric = picture_metric(autoencoder, episodes, run.out / "latents" / autoencoder_hash(autoencoder) / "metric.safetensors")
+    if run.mirror:
+        episodes = episodes + [mirrored(episode, autoencoder, run.mirror) for episode in tqdm(episodes, desc="mirror images", leave=False)]
     trainer = Trainer(run, episodes, metric, fingerprint(run.data))
     saved = run.out / "checkpoint.safetensors"
     if saved.exists():
@@ -232,7 +240,7 @@ def train_world(run: WorldTraining) -> Path:
         print(
             f"{run.start}: {trainer.begin_with(run.start)} of {len(trainer.model.state_dict())} tensors taken over, the others drawn anew"
         )
-    looks = Looks(autoencoder, run.val, run.out, run.model.actions) if run.val else None
+    looks = Looks(autoencoder, run.val, run.out, run.model.actions, trainer.device) if run.val else None
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
     stage_frames = run.frames_a_step
     progress = tqdm(total=run.steps * stage_frames, initial=trainer.step * stage_frames, unit="frame", unit_scale=True, smoothing=0.02)

@@ -1,0 +1,78 @@
+"""Sizes of the world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lssvwm_gym.models.pose import PLANE, SPACE
+
+FEATURES = 256  # numbers that sum up a frame and its past, for the heads and for agents
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Sizes of the world model; flat, so that a JSON object says all."""
+
+    latent_channels: int = 32  # C
+    grid: int = 4  # tokens a side; N = grid * grid
+    width: int = 128  # D
+    blocks: tuple[tuple[int, int], ...] = ((4, 4), (1, 1), (2, 2), (1, 1))  # block of tokens with a scan of its own, a layer each
+    place: tuple[bool, ...] = (False, True, False, True)  # which layers have place heads
+    heads: int = 4  # of attention; 0 for none
+    head_width: int = 64  # P, of the block-wise scan
+    d_state: int = 32  # S; 0 for no block-wise scan
+    d_conv: int = 1  # tokens in Mamba-2's short convolution, 4 in the paper; 1 for none: attention sees the neighbours too
+    window: int = 4  # W, frames that attention looks back
+    chunk: int = 1  # frames that attention sees at once in both directions
+    mlp: int = 4  # width of the hidden layer over D
+    place_features: int = 512  # F, of the keys of the memory of places; 0 for no such memory
+    place_scales: tuple[tuple[float, float], ...] = ((0.35, 0.25), (1.0, 0.5))  # over which views change: units of length, radians
+    place_noise: float = 0.05  # variance that a remembered latent is off by, beside the latents' own of 1
+    place_width: int = 64  # what a place head remembers of a token
+    motion_scale: tuple[float, ...] = (0.15, 0.05, 0.25)  # typical forward, left, turn a frame; in space also rise and tilt
+    actions: int = 6  # number of discrete actions; 0 for continuous ones
+    action_size: int = 0  # length of a continuous action
+    reward_values: int = 2  # classes of the reward head
+    termination: bool = False  # whether frames can end the episode
+    vector_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
+    vector_change: int = 4  # the most that a count changes by in a frame
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != len(self.place):
+            raise ValueError(f"blocks has {len(self.blocks)} layers but place has {len(self.place)}")
+        if any(self.place) and not self.has_places:
+            raise ValueError("place heads need keys: place_features must not be 0")
+        if len(self.motion_scale) not in (3, 5):
+            raise ValueError(f"motion_scale has 3 numbers in the plane or 5 in space, not {len(self.motion_scale)}")
+        if bool(self.actions) == bool(self.action_size):
+            raise ValueError(f"either actions or action_size must be set, got {self.actions} and {self.action_size}")
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens a frame."""
+        return self.grid**2
+
+    @property
+    def spatial(self) -> bool:
+        """Whether poses have height and tilt."""
+        return len(self.motion_scale) > 3
+
+    @property
+    def pose_size(self) -> int:
+        """Numbers of a pose: 4 in the plane, 6 in space."""
+        return SPACE if self.spatial else PLANE
+
+    @property
+    def has_places(self) -> bool:
+        """Whether there is a memory of places, asked by pose."""
+        return self.place_features > 0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> WorldModelConfig:
+        """Rebuild from a parsed JSON object, where tuples have become lists. Unknown keys raise `TypeError`."""
+        return cls(**{k: _tuples(v) for k, v in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

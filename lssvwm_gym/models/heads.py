@@ -1,0 +1,159 @@
+"""What goes into the world model beside the latents, and what its heads read from the features of a committed frame."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lssvwm_gym.models.config import FEATURES, WorldModelConfig
+from lssvwm_gym.models.pose import PLANE
+
+
+class FrameInputs(NamedTuple):
+    """What is known of each frame beside its latent. Entry t speaks of frame t; action t led to it."""
+
+    noise: Tensor  # (B, T) float, 0 clean .. 1 pure noise
+    action: Tensor  # (B, T) int64, `config.actions` where unknown; or (B, T, A) float, NaN where unknown
+    pose: Tensor  # (B, T, 4 or 6) as in `lssvwm_gym.models.pose`, seen from where the state was empty
+    motion: Tensor  # (B, T, 3 or 5) since the frame before
+    pose_known: Tensor  # (B, T) float, 1 or 0
+    vector: Tensor  # (B, T, V) float counts before the frame; NaN where unknown
+
+
+class Conditioning(nn.Module):
+    """Noise level, action, pose and motion of each frame as one vector (B, T, D)."""
+
+    noise_frequencies = 16
+    pose_frequencies = 5
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.noise = head(2 * self.noise_frequencies, width, width)
+        self.action = ActionEmbedding(config, width)
+        places = 3 if config.spatial else 2
+        self.pose = head(2 * places * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
+        self.vector = VectorEmbedding(config.vector_size, width) if config.vector_size else None
+
+    def forward(self, inputs: FrameInputs) -> Tensor:
+        condition = self.noise(self._of_noise(inputs.noise)) + self.action(inputs.action) + self.pose(self._of_pose(inputs))
+        return condition if self.vector is None else condition + self.vector(inputs.vector)
+
+    def _of_noise(self, noise: Tensor) -> Tensor:
+        return _waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
+
+    def _of_pose(self, inputs: FrameInputs) -> Tensor:
+        place = torch.cat([inputs.pose[..., :2], inputs.pose[..., PLANE : PLANE + 1]], -1)  # x, y and, in space, height
+        position = _waves(place, 0.35, self.pose_frequencies, growth=2.0)
+        known = inputs.pose_known.unsqueeze(-1)
+        return torch.cat([position, inputs.pose[..., 2:], inputs.motion / self.motion_scale, torch.ones_like(known)], -1) * known
+
+
+class ActionEmbedding(nn.Module):
+    """A learned vector for each discrete action and one for "unknown"; a small MLP for continuous actions."""
+
+    def __init__(self, config: WorldModelConfig, width: int) -> None:
+        super().__init__()
+        self.discrete = nn.Embedding(config.actions + 1, width) if config.actions else None
+        self.continuous = head(config.action_size + 1, width, width) if config.action_size else None
+
+    def forward(self, action: Tensor) -> Tensor:
+        if self.discrete is not None:
+            return self.discrete(action)
+        assert self.continuous is not None
+        known = ~action.isnan().any(-1, keepdim=True)
+        return self.continuous(torch.cat([action.nan_to_num() * known, known.to(action.dtype)], -1))
+
+
+class VectorEmbedding(nn.Module):
+    """Counts as a learned vector: a rule such as "at least three planks" is one of the inputs."""
+
+    thresholds = 8
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.network = head(size * (self.thresholds + 1) + 1, width, width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """vector (..., V) of counts, NaN where unknown."""
+        known = ~vector.isnan().any(-1, keepdim=True)
+        counts = vector.nan_to_num()
+        reached = counts.unsqueeze(-1) > torch.arange(self.thresholds, device=vector.device)
+        return self.network(torch.cat([reached.flatten(-2).to(counts.dtype), counts.log1p(), known.to(counts.dtype)], -1) * known)
+
+
+class VectorHead(nn.Module):
+    """Predicts by how much each count changed with a committed frame: logits of the changes -K .. K."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.size, self.most = config.vector_size, config.vector_change
+        self.action = ActionEmbedding(config, FEATURES)
+        self.before = VectorEmbedding(config.vector_size, FEATURES)
+        self.network = head(3 * FEATURES, self.size * (2 * self.most + 1))
+
+    def forward(self, features: Tensor, before: Tensor, action: Tensor) -> Tensor:
+        """features (..., FEATURES) of a frame, the counts before it (..., V), the action that led to it; logits (..., V, 2K + 1)."""
+        logits: Tensor = self.network(torch.cat([features, self.before(before), self.action(action)], -1))
+        return logits.unflatten(-1, (self.size, -1))
+
+    def after(self, features: Tensor, before: Tensor, action: Tensor) -> Tensor:
+        """The counts (..., V) after the likeliest changes, none below 0."""
+        return (before + self(features, before, action).argmax(-1) - self.most).clamp(min=0)
+
+
+class PoseHead(nn.Module):
+    """Predicts the next motion from the committed frame's features, the last motion and the next action."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.action = ActionEmbedding(config, FEATURES)
+        self.network = nn.Sequential(
+            nn.Linear(2 * FEATURES + len(config.motion_scale), FEATURES),
+            nn.SiLU(),
+            nn.Linear(FEATURES, FEATURES),
+            nn.SiLU(),
+            nn.Linear(FEATURES, len(config.motion_scale)),
+        )
+
+    def forward(self, features: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
+        """features (..., FEATURES) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
+        known = torch.cat([features, motion / self.motion_scale, self.action(next_action)], -1)
+        return self.network(known) * self.motion_scale
+
+
+class SightHead(nn.Module):
+    """Sees in two clean frames how far the motion between them, as it was reckoned from the action, is off."""
+
+    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.frames = nn.Linear(2 * config.tokens * config.latent_channels + 2 * len(config.motion_scale), hidden)
+        self.action = ActionEmbedding(config, hidden)
+        self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, len(config.motion_scale)))
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, before: Tensor, latent: Tensor, action: Tensor, motion: Tensor, last_motion: Tensor) -> Tensor:
+        """The motion (..., 3 or 5) from latents `before` to `latent` (..., N, C), of which the action told to expect `motion` (..., 3)."""
+        motions = torch.cat([motion, last_motion], -1) / self.motion_scale.repeat(2)
+        seen = self.frames(torch.cat([before.flatten(-2), latent.flatten(-2), motions], -1)) + self.action(action)
+        return motion + self.network(seen) * self.motion_scale
+
+
+def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+def _waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
+    """Sines and cosines of x (..., K) at `count` growing frequencies: (..., 2 * K * count)."""
+    angle = x.unsqueeze(-1) * (lowest * growth ** torch.arange(count, device=x.device))
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
