@@ -9,7 +9,7 @@ from lssvwm_gym.data.crew import CrewError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
-    "convert": ("lssvwm_gym.data.public", "Converting", "convert", "turn the public Memory Maze files into episodes, or back"),
+    "convert": ("lssvwm_gym.data.public", "Converting", "convert", "turn public recordings into episodes: Memory Maze, TECO, VPT, Minari"),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
     "train world": ("lssvwm_gym.training.world", "WorldTraining", "train_world", "learn to dream"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),

@@ -91,6 +91,15 @@ def test_converting_goes_on_where_it_was(source, tmp_path):
     assert len(read_episode(out / "a")) == LENGTH
 
 
+def test_one_broken_file_does_not_stop_the_others(source, tmp_path):
+    change(source / "a.npz", action=None)
+    with pytest.raises(EpisodeError, match=r"1 of 2 recordings can't be converted(.|\n)*a\.npz: .*no array named action"):
+        convert(Converting(source, tmp_path / "ours"))
+    assert len(read_episode(tmp_path / "ours/b")) == LENGTH
+    assert convert(Converting(source, tmp_path / "ours", skip_broken=True)) == 0
+    assert not list((tmp_path / "ours").glob("a.*"))
+
+
 def test_vectors_are_right_and_ahead():
     here, north, east_of_here = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]]), np.array([[3.0, 1.0]])
     vectors = agent_centric(here, north, east_of_here, np.array([[[1.0, 5.0], [0.0, 1.0]]]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,23 @@ class Episode:
 
     @property
     def pose(self) -> np.ndarray | None:
-        """Position and unit heading of the agent, (T, 4) float32 in world units, where they were recorded."""
-        if "agent_pos" not in self.extras or "agent_dir" not in self.extras:
-            return None
-        return np.concatenate([self.extras["agent_pos"], self.extras["agent_dir"]], axis=1).astype(np.float32)
+        """Where the agent is, where that was recorded; float32 in world units.
+
+        From `agent_pos` and `agent_dir`: x, y and unit heading, (T, 4). From `pos` (x, height, z), `yaw` (rad, counter-clockwise,
+        ahead is -sin, cos in x, z) and `pitch` (rad): x, z, unit heading, height, pitch, (T, 6).
+        """
+        if {"agent_pos", "agent_dir"} <= self.extras.keys():
+            return np.concatenate([self.extras["agent_pos"], self.extras["agent_dir"]], axis=1).astype(np.float32)
+        if {"pos", "yaw", "pitch"} <= self.extras.keys():
+            (x, height, z), yaw = self.extras["pos"].T, self.extras["yaw"]
+            return np.stack([x, z, -np.sin(yaw), np.cos(yaw), height, self.extras["pitch"]], 1).astype(np.float32)
+        return None
+
+    @property
+    def vector(self) -> np.ndarray:
+        """Counts that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded."""
+        counts = self.extras.get("inventory", np.zeros((len(self), 0)))
+        return counts.astype(np.float32)
 
 
 def read_episode(path: str | Path) -> Episode:
@@ -104,24 +118,35 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def read_video(path: str | Path) -> np.ndarray:
     """Decode a video to uint8 (T, height, width, 3)."""
+    return np.stack(list(video_frames(path)))
+
+
+def video_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode a video frame by frame, uint8 (height, width, 3) each. Raises `EpisodeError`, perhaps only after some frames."""
     av = _import_av()
+    count = 0
     try:
         with av.open(str(path)) as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+                count += 1
+        if count == 0:
+            raise ValueError("it has no frames")
     except FileNotFoundError:
         raise EpisodeError(f"{path}: no such file") from None
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise EpisodeError(f"{path}: not a readable video ({error})") from None
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: int, crf: int = VIDEO_CRF) -> None:
-    """Encode uint8 (T, height, width, 3) frames as H.264 in RGB."""
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: int = VIDEO_CRF) -> None:
+    """Encode frames, uint8 (T, height, width, 3) or one (height, width, 3) after the other, as H.264 in RGB."""
     av = _import_av()
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(VIDEO_CODEC, rate=fps, options={"crf": str(crf)})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "rgb24"
-        for frame in frames:
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "rgb24"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
 

@@ -7,15 +7,12 @@ There every array has a time axis, 1001 long: `image` (T, 64, 64, 3) uint8, `act
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from lssvwm_gym.data.episode import VIDEO_CRF, Episode, EpisodeError, read_arrays, read_episode, write_arrays, write_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import Episode, EpisodeError, read_arrays, write_arrays
+from lssvwm_gym.data.public.recording import Found, Recording
 
 ACTIONS = 6
 FPS = 4
@@ -25,42 +22,23 @@ POSITIONS = ("agent_pos", "agent_dir", "target_pos", "targets_pos")
 KNOWN = (*POSITIONS, "target_color", "maze_layout")  # of an Episode's extras
 
 
-@dataclass(frozen=True)
-class Converting:
-    """Which folder to turn into which layout."""
-
-    source: Path  # folder of the episodes to convert
-    out: Path  # folder for the converted ones; those already there are kept
-    to: Literal["episodes", "public"] = "episodes"  # episodes: <name>.mp4 + <name>.npz; public: one npz with images
-    crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
-
-
-def convert(converting: Converting) -> int:
-    """Convert every episode of a folder, those already converted excepted; the number of new ones.
-
-    Raises:
-        EpisodeError: the source holds no episodes, or one that can't be converted; the message names the file.
-    """
-    source, out = Path(converting.source), Path(converting.out)
-    if source.resolve() == out.resolve():
-        raise EpisodeError(f"{out}: source and out must be different folders")
-    endings = (".npz", ".mp4") if converting.to == "episodes" else (".npz",)
-    paths = public_paths(source) if converting.to == "episodes" else episode_paths(source)
-    new = [path for path in paths if not all((out / path.name).with_suffix(ending).exists() for ending in endings)]
-    for path in tqdm(new, unit="episode"):
-        if converting.to == "episodes":
-            write_episode(out / path.name, read_public(path), FPS, converting.crf)
-        else:
-            write_public(out / path.name, read_episode(path))
-    return len(new)
-
-
 def public_paths(folder: str | Path) -> list[Path]:
     """The npz files of `folder`, sorted by name. Raises `EpisodeError` if there are none."""
     paths = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
     if not paths:
         raise EpisodeError(f"{folder}: holds no episode of the public set (<name>.npz)")
     return paths
+
+
+def find_memory_maze(source: Path) -> list[Found]:
+    """The episodes of `source`. Raises `EpisodeError` if there are none."""
+    return [Found(path.stem, path) for path in public_paths(source)]
+
+
+def open_memory_maze(found: Found) -> Recording:
+    """Read one npz of the set as a recording; errors as those of `read_public`."""
+    episode = read_public(found.path)
+    return Recording(episode.frames, FPS, lambda count: {"action": episode.action, "reward": episode.reward, **episode.extras})
 
 
 def read_public(path: str | Path) -> Episode:

@@ -1,0 +1,182 @@
+"""Turn a folder of public recordings into episodes: `lssvwm-gym convert --source DIR --out DIR --layout teco-minecraft`.
+
+What is there already stays, so the same command goes on where it was. One broken file doesn't stop the others: all that can be converted
+is converted, and then one error names the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, read_episode
+from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.public import memory_maze, minari, teco, vpt
+from lssvwm_gym.data.public.recording import Found, Framing, Recording, write_recording
+from lssvwm_gym.data.whole_file import renamed_when_whole
+
+SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
+BELOW = ("teco", "vpt")  # layouts whose recordings are looked for in all folders below the source
+SHOWN = 10  # broken files that an error names
+
+
+@dataclass(frozen=True)
+class Converting:
+    """Which folder to turn into which layout. See docs/data.md for the layouts."""
+
+    source: Path  # folder of the recordings
+    out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
+    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari"] = "memory-maze"  # of the source; vpt: BASALT too
+    to: Literal["episodes", "public"] = "episodes"  # episodes: <name>.mp4 + <name>.npz; public: one npz of Memory Maze with images
+    crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
+    size: int = 64  # pixels a side of the square frames; 0: as recorded
+    crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
+    frame_skip: int = 1  # teco-*, vpt: keep every so many frames; the actions between become one
+    fps: int = 0  # of the video; 0: the layout's own over frame_skip
+    episodes: int = 0  # convert the first so many only; 0: all
+    workers: int = 1  # processes
+    skip_broken: bool = False  # warn of recordings that can't be converted and go on, instead of failing at the end
+    outgoing: bool = False  # teco-*: the source's action t is the one taken at frame t, not the one that led to it
+    cut: bool = False  # vpt: where video and lines end at different times, take what both have
+    index: Path | None = None  # vpt: JSON with the recordings to take, {"basedir": ..., "relpaths": [...]}
+    images: str = ""  # minari: the entry of the observations that is the picture
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 0), ("frame_skip", 1), ("fps", 0), ("episodes", 0), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf must be 0 (lossless) to 51 (worst), got {self.crf}")
+        if self.layout.startswith("teco") and self.frame_skip > teco.MAX_SKIP:
+            raise ValueError(
+                f"frame_skip is at most {teco.MAX_SKIP} with {self.layout}: {self.frame_skip} make {3**self.frame_skip} actions"
+            )
+        given = {name for name in ONLY_FOR if getattr(self, name) != getattr(Converting, name)}
+        wrong = sorted(name for name in given if not self.layout.startswith(ONLY_FOR[name]))
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} can't be set with the layout {self.layout}")
+
+    @property
+    def framing(self) -> Framing:
+        """What becomes of the frames."""
+        return Framing(self.size, self.crop, self.frame_skip)
+
+
+ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
+    "to": "memory-maze",
+    "frame_skip": ("teco", "vpt"),
+    "outgoing": "teco",
+    "cut": "vpt",
+    "index": "vpt",
+    "images": "minari",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to find the recordings of a public set, and how to open one."""
+
+    find: Callable[[Converting], list[Found]]
+    read: Callable[[Found, Converting], Recording]
+
+
+LAYOUTS = {
+    "memory-maze": Layout(lambda c: memory_maze.find_memory_maze(c.source), lambda found, c: memory_maze.open_memory_maze(found)),
+    "teco-minecraft": Layout(
+        lambda c: teco.find_minecraft(c.source), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
+    ),
+    "teco-dmlab": Layout(lambda c: teco.find_dmlab(c.source), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
+    "vpt": Layout(lambda c: vpt.find_vpt(c.source, c.index), lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut)),
+    "minari": Layout(lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images)),
+}
+
+
+def convert(converting: Converting) -> int:
+    """Convert every recording of a folder, those already converted excepted; the number of new episodes.
+
+    Raises:
+        EpisodeError: the source holds no recordings, some can't be converted (the message names them; the others are), or `out` holds
+            episodes that were made with other settings.
+    """
+    source, out = converting.source, converting.out
+    if source.resolve() == out.resolve():
+        raise EpisodeError(f"{out}: source and out must be different folders")
+    if converting.layout.startswith(BELOW) and out.resolve().is_relative_to(source.resolve()):
+        raise EpisodeError(f"{out}: lies in the source, where its episodes would be taken for recordings; choose a folder elsewhere")
+    if converting.to == "public":
+        return _convert_back(converting)
+    found = LAYOUTS[converting.layout].find(converting)[: converting.episodes or None]
+    new = [one for one in found if not all((out / f"{one.name}{ending}").exists() for ending in (".mp4", ".npz"))]
+    _keep_settings(converting)
+    broken: list[str] = []
+    for wrong in tqdm(_work_off(new, converting), total=len(new), unit="episode", desc=f"{len(found) - len(new)} there already"):
+        if wrong:
+            broken.append(wrong)
+            tqdm.write(f"left out: {wrong}", file=sys.stderr)
+    if broken and not converting.skip_broken:
+        more = f"\nand {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise EpisodeError(
+            f"{len(broken)} of {len(found)} recordings can't be converted, the others are; repair or remove them, or leave them out with "
+            "--skip-broken:\n" + "\n".join(broken[:SHOWN]) + more
+        )
+    return len(new) - len(broken)
+
+
+def _work_off(new: list[Found], converting: Converting) -> Iterator[str]:
+    """Convert them in any order; what is wrong with each, "" if nothing."""
+    if converting.workers == 1 or len(new) < 2:
+        yield from (_convert_one(one, converting) for one in new)
+        return
+    pool = ProcessPoolExecutor(min(converting.workers, len(new)), get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(_convert_one, one, converting) for one in new]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _convert_one(one: Found, converting: Converting) -> str:
+    try:
+        recording = LAYOUTS[converting.layout].read(one, converting)
+        write_recording(converting.out / one.name, recording, converting.framing, converting.fps, converting.crf)
+    except EpisodeError as error:
+        return str(error)
+    return ""
+
+
+def _convert_back(converting: Converting) -> int:
+    paths = episode_paths(converting.source)[: converting.episodes or None]
+    new = [path for path in paths if not (converting.out / path.name).exists()]
+    for path in tqdm(new, unit="episode"):
+        memory_maze.write_public(converting.out / path.name, read_episode(path))
+    return len(new)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); convert into another folder") from None
+
+
+def _keep_settings(converting: Converting) -> None:
+    """Write down how the episodes of `out` are made, or make sure that those already there were made in the same way."""
+    path = converting.out / SETTINGS
+    settings = {name: getattr(converting, name) for name in ("layout", "size", "crop", "frame_skip", "outgoing", "images")}
+    if path.exists():
+        before = _read_settings(path)
+        other = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
+        if other:
+            raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; convert into another folder")
+        return
+    converting.out.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")

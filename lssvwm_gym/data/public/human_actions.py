@@ -1,0 +1,98 @@
+"""Mouse and keyboard of a human who plays Minecraft, as buttons and camera degrees, and as one discrete action.
+
+`buttons` and `camera` keep what was done, in the order of `BUTTONS` and in degrees. The discrete action is what a small world model can
+learn from: one of 315 combinations of a move, a turn, a tilt and a hand, or `screen`.
+
+| part | values | when |
+|---|---|---|
+| move | none, forward, jump_forward, jump, back, left, right | the first of: forward and jump; jump; forward; back; left; right |
+| turn | none, turn_left, turn_left_fast, turn_right, turn_right_fast | camera to the side: below 1.5°, below 10°, more |
+| tilt | none, look_up, look_down | camera up or down: below 1.5°, more |
+| hand | none, attack, use | attack before use |
+
+`id = move + 7 turn + 35 tilt + 105 hand`, so 0 is "nothing is done", and 315 is `screen`: a screen (inventory, chest, menu) opens, is
+open or closes. Opposite keys cancel. What the parts leave out (sneak, sprint, drop, hotbar, picking, swapping) is in `buttons`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BUTTONS = (
+    *("inventory", "ESC"),
+    *(f"hotbar.{slot}" for slot in range(1, 10)),
+    *("forward", "back", "left", "right", "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop"),
+)
+KEYS = {
+    "key.keyboard.w": "forward",
+    "key.keyboard.s": "back",
+    "key.keyboard.a": "left",
+    "key.keyboard.d": "right",
+    "key.keyboard.space": "jump",
+    "key.keyboard.left.shift": "sneak",
+    "key.keyboard.left.control": "sprint",
+    "key.keyboard.e": "inventory",
+    "key.keyboard.escape": "ESC",
+    "key.keyboard.f": "swapHands",
+    "key.keyboard.q": "drop",
+    **{f"key.keyboard.{slot}": f"hotbar.{slot}" for slot in range(1, 10)},
+}
+MOUSE = {0: "attack", 1: "use", 2: "pickItem"}
+DEGREES_A_STEP = 360 / 2400  # of the mouse, as the recorder scales it
+
+MOVES = ("none", "forward", "jump_forward", "jump", "back", "left", "right")
+TURNS = ("none", "turn_left", "turn_left_fast", "turn_right", "turn_right_fast")
+TILTS = ("none", "look_up", "look_down")
+HANDS = ("none", "attack", "use")
+SIZES = (len(MOVES), len(TURNS), len(TILTS), len(HANDS))
+SCREEN = int(np.prod(SIZES))  # 315, the last id
+STILL = 1.5  # degrees a step, below which the camera counts as still
+FAST = 10.0  # degrees a step
+
+_COLUMN = {name: column for column, name in enumerate(BUTTONS)}
+
+
+def action_names() -> tuple[str, ...]:
+    """A name for each of the 316 ids: `forward+turn_right_fast+attack`, `none`, `screen`."""
+    parts = [
+        [part for part in (MOVES[move], TURNS[turn], TILTS[tilt], HANDS[hand]) if part != "none"] for move, turn, tilt, hand in _all_parts()
+    ]
+    return (*("+".join(names) or "none" for names in parts), "screen")
+
+
+def pressed(keys: list[str], mouse_buttons: list[int]) -> np.ndarray:
+    """(23,) uint8 in the order of `BUTTONS`, 1 where pressed. Keys and buttons without a meaning are left out."""
+    row = np.zeros(len(BUTTONS), np.uint8)
+    names = [KEYS.get(key) for key in keys] + [MOUSE.get(button) for button in mouse_buttons]
+    row[[_COLUMN[name] for name in names if name is not None]] = 1
+    return row
+
+
+def discrete(buttons: np.ndarray, camera: np.ndarray, screen: np.ndarray) -> np.ndarray:
+    """The ids of steps.
+
+    Args:
+        buttons: (T, 23) 0 or 1, in the order of `BUTTONS`.
+        camera: (T, 2) degrees, down and to the right positive.
+        screen: (T,) bool, whether a screen was open before or after the step.
+
+    Returns:
+        (T,) uint16, 0 to 315.
+    """
+    held = {name: buttons[:, column] > 0 for name, column in _COLUMN.items()}
+    ahead, aside = held["forward"] ^ held["back"], held["left"] ^ held["right"]
+    forward, back, left, right = (
+        held[name] & one for name, one in zip(("forward", "back", "left", "right"), (ahead, ahead, aside, aside), strict=True)
+    )
+    move = np.select([forward & held["jump"], held["jump"], forward, back, left, right], [2, 3, 1, 4, 5, 6], 0)
+    down, to_right = camera[:, 0], camera[:, 1]
+    turn = np.select([to_right <= -FAST, to_right <= -STILL, to_right >= FAST, to_right >= STILL], [2, 1, 4, 3], 0)
+    tilt = np.select([down <= -STILL, down >= STILL], [1, 2], 0)
+    hand = np.select([held["attack"], held["use"]], [1, 2], 0)
+    ids = np.ravel_multi_index((move, turn, tilt, hand), SIZES, order="F")
+    return np.where(screen, SCREEN, ids).astype(np.uint16)
+
+
+def _all_parts() -> np.ndarray:
+    """(315, 4): move, turn, tilt and hand of each id but the last."""
+    return np.stack(np.unravel_index(np.arange(SCREEN), SIZES, order="F"), axis=1)

@@ -1,0 +1,140 @@
+"""Datasets of Minari (the standard format for offline reinforcement learning, by the makers of Gymnasium) that hold pictures.
+
+A Minari episode of T steps has T + 1 observations and T actions, rewards, terminations and truncations: action t was taken at
+observation t, and reward t was received on arriving at observation t + 1. Here both stand at t + 1, and at 0 there are an action of
+zeros and a reward of 0.
+
+Nothing is downloaded: the dataset lies in a folder, as `minari download` or your own collecting left it. Minari can store pictures as
+JPEG; then they come out as such.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+from lssvwm_gym.data.episode import EpisodeError
+from lssvwm_gym.data.public.recording import Found, Recording
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+METADATA = "metadata.json"
+FPS = 15.0  # datasets don't say; only playing the video needs it
+OWN = ("action", "reward", "terminated", "truncated")  # names that observations don't get
+
+
+def find_minari(source: Path) -> list[Found]:
+    """The episodes of the dataset in `source`, the folder with `data/metadata.json` or that `data` itself; named by their numbers.
+
+    Raises:
+        EpisodeError: no dataset, one that Minari can't read, or one that doesn't describe its spaces.
+    """
+    folder = _folder(source)
+    return [Found(f"{number:06d}", folder, number) for number in range(_dataset(folder).total_episodes)]
+
+
+def read_minari(found: Found, images: str = "") -> Recording:
+    """Read an episode, all of it at once: Minari knows no other way.
+
+    Args:
+        images: where the observations are a Dict, which entry is the picture; may be left out if only one entry can be.
+
+    Returns:
+        A recording with `action`, (T + 1,) uint of a Discrete space, counted from 0, or (T + 1, A) float32 of a Box;
+        `reward` (T + 1,) float32; `terminated`, `truncated` (T + 1,) bool; and of a Dict of observations every other Box or Discrete
+        entry that is no picture, under its own name, or `observed_<name>` if that is one of these.
+
+    Raises:
+        EpisodeError: spaces that are none of these, an episode that can't be read, or lengths that don't belong together.
+    """
+    dataset, what = _dataset(found.path), f"{found.path}, episode {found.number}"
+    images = picture_name(dataset.observation_space, images, found.path)
+    try:
+        episode = next(iter(dataset.iterate_episodes([found.number])))
+    except (OSError, RuntimeError, KeyError, AssertionError, ValueError, TypeError) as error:
+        raise EpisodeError(f"{what}: can't be read ({type(error).__name__}: {error})") from None
+    seen = {"": episode.observations} if isinstance(dataset.observation_space, spaces.Box) else dict(episode.observations)
+    frames = np.asarray(seen.pop(images))
+    others = {name: np.asarray(seen[name]) for name in seen if _is_plain(dataset.observation_space[name])}
+    arrays = {f"observed_{name}" if name in OWN else name: array for name, array in others.items()} | {
+        "action": _led(_actions(dataset.action_space, episode.actions, found.path)),
+        "reward": _led(np.asarray(episode.rewards, np.float32)),
+        "terminated": _led(np.asarray(episode.terminations, bool)),
+        "truncated": _led(np.asarray(episode.truncations, bool)),
+    }
+    return Recording(frames, FPS, lambda count: _checked(arrays, count, what))
+
+
+def picture_name(space: spaces.Space, images: str, path: Path) -> str:
+    """The entry of a Dict that is the picture; "" where the space itself is. Raises `EpisodeError` where that can't be told."""
+    if isinstance(space, spaces.Box):
+        if images or not _is_picture(space):
+            raise EpisodeError(
+                f"{path}: observations are {space}; needed are uint8 pictures (height, width, 3), and --images only with a Dict"
+            )
+        return ""
+    if not isinstance(space, spaces.Dict):
+        raise EpisodeError(f"{path}: observations are {type(space).__name__}; needed is a Box of uint8 pictures or a Dict with one")
+    pictures = [name for name, part in space.spaces.items() if _is_picture(part)]
+    if images in pictures:
+        return images
+    if images or len(pictures) != 1:
+        raise EpisodeError(
+            f"{path}: {f'no pictures are named {images!r}' if images else 'which entry is the picture?'} "
+            f"Choose with --images one of: {', '.join(pictures) or 'none, no entry is uint8 (height, width, 3)'}"
+        )
+    return pictures[0]
+
+
+def _folder(source: Path) -> Path:
+    for folder in (source / "data", source):
+        if (folder / METADATA).is_file():
+            return folder
+    raise EpisodeError(f"{source}: holds no Minari dataset (data/metadata.json)")
+
+
+def _dataset(folder: Path) -> MinariDataset:
+    try:
+        from minari import MinariDataset
+    except ImportError:
+        raise ImportError("reading Minari datasets needs Minari: pip install 'lssvwm_gym[minari]'") from None
+    try:
+        missing = {"observation_space", "action_space"} - json.loads((folder / METADATA).read_text(encoding="utf-8")).keys()
+        if missing:  # Minari would run the environment to find out
+            raise ValueError(f"it doesn't describe its {' and '.join(sorted(missing))}")
+        return MinariDataset(folder)
+    except (OSError, KeyError, AttributeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        raise EpisodeError(f"{folder}: not a dataset that Minari can read ({type(error).__name__}: {error})") from None
+
+
+def _is_picture(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
+
+
+def _is_plain(space: spaces.Space) -> bool:
+    return isinstance(space, (spaces.Box, spaces.Discrete)) and not _is_picture(space)
+
+
+def _actions(space: spaces.Space, actions: Any, path: Path) -> np.ndarray:
+    if isinstance(space, spaces.Discrete):
+        return (np.asarray(actions) - space.start).astype(np.min_scalar_type(int(space.n) - 1))
+    if isinstance(space, spaces.Box):
+        return np.asarray(actions, np.float32).reshape(len(actions), -1)
+    raise EpisodeError(f"{path}: actions are {type(space).__name__}; an episode has Discrete or Box actions")
+
+
+def _led(rows: np.ndarray) -> np.ndarray:
+    """(T, ...) of the steps to (T + 1, ...) of the frames that they led to."""
+    return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
+
+
+def _checked(arrays: dict[str, np.ndarray], frames: int, what: str) -> dict[str, np.ndarray]:
+    wrong = [f"{len(array)} of {name}" for name, array in arrays.items() if len(array) != frames]
+    if wrong:
+        raise EpisodeError(f"{what}: {frames} pictures, but {', '.join(wrong)}, with what stands before the first step")
+    return arrays

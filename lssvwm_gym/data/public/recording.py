@@ -1,0 +1,140 @@
+"""One recording of a public set on its way to becoming an episode: frames that are still in their file, and arrays.
+
+Long videos stream: a frame is decoded, kept or skipped, cropped, resized and encoded before the next one is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lssvwm_gym.data.episode import EpisodeError, write_arrays, write_video
+from lssvwm_gym.data.whole_file import renamed_when_whole
+
+SPLITS = ("train", "val", "test")  # folders of a public set that stay folders
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a recording lies, and the name that its episode gets."""
+
+    name: str  # without ending, perhaps with a split before it: train/7-000012
+    path: Path  # the file that messages name
+    number: int = 0  # in a file that holds many
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that has been opened."""
+
+    frames: Iterable[np.ndarray]  # uint8 (height, width, 3), all of them, one after the other
+    fps: float  # frames a second of world time
+    arrays: Callable[[int], dict[str, np.ndarray]]  # number of frames -> arrays of the kept ones; raises where they don't belong together
+    longest: int | None = None  # frames after so many are counted but not kept
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What becomes of the frames."""
+
+    size: int = 64  # pixels a side of the square picture; 0: as recorded
+    crop: bool = False  # take the middle square first; otherwise the whole picture is squeezed into the square
+    skip: int = 1  # keep frames 0, skip, 2 * skip, ...
+
+
+def write_recording(path: Path, recording: Recording, framing: Framing, fps: int, crf: int) -> None:
+    """Write `path` with the endings .mp4 and .npz, each whole or not at all, the npz last.
+
+    Args:
+        fps: frames a second of the video; 0 for the recording's own over `framing.skip`.
+        crf: of the video, 0 (lossless) .. 51 (worst).
+
+    Raises:
+        EpisodeError: the source is broken, or its frames and arrays don't belong together.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = Counted(recording.frames)
+    with renamed_when_whole(path.with_name(path.name + ".mp4")) as unfinished:
+        kept = (framed(frame, framing) for frame in islice(frames, 0, recording.longest, framing.skip))
+        write_video(unfinished, kept, fps or max(1, round(recording.fps / framing.skip)), crf)
+        frames.exhaust()
+        arrays = recording.arrays(frames.count)
+    write_arrays(path.with_name(path.name + ".npz"), arrays)
+
+
+class Counted:
+    """An iterator that knows how many items it has given."""
+
+    def __init__(self, items: Iterable[np.ndarray]) -> None:
+        self._items, self.count = iter(items), 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        item = next(self._items)
+        self.count += 1
+        return item
+
+    def exhaust(self) -> None:
+        """Count what is left."""
+        for _ in self:
+            pass
+
+
+def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
+    """Crop and resize one uint8 (height, width, 3) frame. A pixel becomes the mean of the area that it covers (box filter)."""
+    height, width = frame.shape[:2]
+    if framing.crop:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        frame = frame[top : top + side, left : left + side]
+    if framing.size in (0, frame.shape[0]) and framing.size in (0, frame.shape[1]):
+        return frame
+    return _resized(frame, framing.size)
+
+
+def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError("resizing frames needs Pillow: pip install 'lssvwm_gym[video]', or convert with --size 0") from None
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BOX))
+
+
+def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
+    """Every file below `folder` with one of the endings, files of one stem once (the first ending's), sorted by name.
+
+    Raises:
+        EpisodeError: no such folder, nothing in it, or two files whose episodes would have the same name.
+    """
+    if not folder.is_dir():
+        raise EpisodeError(f"{folder}: no such folder")
+    files = [file for ending in endings for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")]
+    stems = {file.with_name(file.name[: -len(file.suffix)]): file.with_suffix(endings[0]) for file in files}
+    if not stems:
+        raise EpisodeError(f"{folder}: holds no {' or '.join(endings)}, in no folder below it either")
+    return named({stem.relative_to(folder): file for stem, file in stems.items()})
+
+
+def named(files: dict[Path, Path]) -> list[Found]:
+    """Give every file a name that is flat but for the split: train/7/a.b -> train/7-a_b.
+
+    Args:
+        files: the path below the source's folder, without ending, and the file itself.
+
+    Raises:
+        EpisodeError: two files would get the same name.
+    """
+    taken: dict[str, Path] = {}
+    for below, file in files.items():
+        split = [below.parts[0]] if len(below.parts) > 1 and below.parts[0] in SPLITS else []
+        name = "/".join([*split, "-".join(below.parts[len(split) :]).replace(".", "_")])  # a dot would begin an ending
+        if name in taken:
+            raise EpisodeError(f"{file}: would become the same episode as {taken[name]}; rename one of them")
+        taken[name] = file
+    return [Found(name, file) for name, file in sorted(taken.items())]

@@ -1,0 +1,134 @@
+"""The sets of TECO (Yan et al., arXiv 2210.02396): Minecraft's marsh and DMLab, 300 steps a trajectory.
+
+Both lie in `train|test/<folder>/`. Minecraft: `<name>.mp4`, 128×128, beside `<name>.npz` with `actions`. DMLab: `<name>.npz` with `video`
+(T, 64, 64, 3) uint8 and `actions`. `actions` is (T,) integer with one entry a frame: entry t led to frame t, and entry 0 is that of the
+reset. They hold neither rewards nor poses.
+
+| id | Minecraft, one step = 5 ticks of 1/20 s, jump held in all | DMLab |
+|---|---|---|
+| 0 | placeholder of the first frame only | a class of its own |
+| 1 | forward | a class of its own |
+| 2 | left (camera 20° to the left) | a class of its own |
+| 3 | right (camera 20° to the right) | not there |
+
+The DMLab files don't say which class is which.
+
+With a frame skip of k the k actions between two kept frames become one: read as the digits of a number, the first action first. So a
+pair (a, b) is id 1 + 3 (a - 1) + (b - 1) in Minecraft and 3 a + b in DMLab, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
+from lssvwm_gym.data.public.recording import Found, Recording, files_below
+
+MAX_SKIP = 5  # 3 ** 5 = 243 actions
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The action classes of one of the sets."""
+
+    first: int  # id
+    count: int
+    placeholder: bool  # whether entry 0 must be 0
+
+
+MINECRAFT = Classes(first=1, count=3, placeholder=True)
+DMLAB = Classes(first=0, count=3, placeholder=False)
+MINECRAFT_FPS = 4.0  # 20 ticks a second, 5 ticks a step
+DMLAB_FPS = 15.0  # 60 frames a second, every fourth; the files don't say, and only playing the video needs it
+
+
+def find_minecraft(source: Path) -> list[Found]:
+    """The trajectories below `source`; one of which only the npz is there is found too, and can't be read."""
+    return files_below(source, (".mp4", ".npz"))
+
+
+def find_dmlab(source: Path) -> list[Found]:
+    return files_below(source, (".npz",))
+
+
+def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
+    """Open a trajectory by its mp4.
+
+    Args:
+        skip: keep every `skip`-th frame; see the module's docstring for the actions.
+        outgoing: entry t of the file's actions is the one taken at frame t, not the one that led to it.
+
+    Returns:
+        A recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
+
+    Raises:
+        EpisodeError: no such files, no plain npz, no `actions`, ids that are none; and later, while frames are read, a broken or
+            short video.
+    """
+    path = found.path
+    if not path.exists():
+        raise EpisodeError(f"{path}: no such file, though {path.with_suffix('.npz').name} is there; each needs the other")
+    taken = _actions(path.with_suffix(".npz"), read_arrays(path), MINECRAFT, outgoing)
+    return _recording(path, video_frames(path), taken, MINECRAFT, skip, MINECRAFT_FPS, outgoing)
+
+
+def read_dmlab(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
+    """Open a trajectory by its npz. As `read_minecraft`; it raises `EpisodeError` for a `video` that is missing or no pictures, too."""
+    path = found.path
+    arrays = read_arrays(path)
+    taken = _actions(path, arrays, DMLAB, outgoing)
+    if "video" not in arrays:
+        raise EpisodeError(f"{path}: no array named video; it has {_names(arrays)}")
+    video = arrays["video"]
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise EpisodeError(f"{path}: video must be uint8 (T, height, width, 3), got {video.dtype} {video.shape}")
+    return _recording(path, video, taken, DMLAB, skip, DMLAB_FPS, outgoing)
+
+
+def joined(action: np.ndarray, classes: Classes, skip: int) -> np.ndarray:
+    """One action for every `skip`: (T,) with its placeholder to (1 + (T - 1) // skip,) uint8, placeholder 0."""
+    groups = action[1 : 1 + (len(action) - 1) // skip * skip].reshape(-1, skip).astype(np.int64) - classes.first  # (K, skip)
+    ids = classes.first + groups @ classes.count ** np.arange(skip)[::-1]
+    return np.concatenate([[0], ids]).astype(np.uint8)
+
+
+def _recording(
+    path: Path, frames: Iterable[np.ndarray], taken: np.ndarray, classes: Classes, skip: int, fps: float, outgoing: bool
+) -> Recording:
+    def arrays(count: int) -> dict[str, np.ndarray]:
+        fits = (count, count - 1) if outgoing else (count,)  # at the last frame no action need have been taken
+        if len(taken) not in fits:
+            raise EpisodeError(f"{path}: {len(taken)} actions for {count} frames; is the file cut short?")
+        led = np.concatenate([[0], taken[: count - 1]]) if outgoing else taken
+        action = joined(led, classes, skip)
+        return {"action": action, "reward": np.zeros(len(action), np.float32)}
+
+    return Recording(frames, fps, arrays)
+
+
+def _actions(path: Path, arrays: dict[str, np.ndarray], classes: Classes, outgoing: bool) -> np.ndarray:
+    if "actions" not in arrays:
+        raise EpisodeError(f"{path}: no array named actions; it has {_names(arrays)}")
+    taken = arrays["actions"]
+    if taken.ndim != 1 or not np.issubdtype(taken.dtype, np.integer) or len(taken) == 0:
+        raise EpisodeError(f"{path}: actions must be integers (T,), got {taken.dtype} {taken.shape}")
+    if classes.placeholder and not outgoing and taken[0] != 0:
+        raise EpisodeError(
+            f"{path}: actions[0] must be the placeholder 0, got {taken[0]}; "
+            "if actions[t] is the one taken at frame t, convert with --outgoing"
+        )
+    last = classes.first + classes.count - 1
+    real = taken if outgoing else taken[1:]
+    wrong = np.flatnonzero((real < classes.first) | (real > last))
+    if len(wrong):
+        at = wrong[0] + len(taken) - len(real)
+        raise EpisodeError(f"{path}: actions are {classes.first} to {last}, got {taken[at]} at entry {at}")
+    return taken
+
+
+def _names(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(sorted(arrays)) or "none"

@@ -1,0 +1,228 @@
+"""Minecraft as people played it: the contractor recordings of VPT (Baker et al., arXiv 2206.11795) and those of BASALT 2022.
+
+A recording is up to five minutes: `<name>.mp4`, 640×360 at 20 Hz, beside `<name>.jsonl` with a JSON object a tick. The recorder takes the
+picture, writes it and the state of that moment, and then carries out what mouse and keyboard did. So line t describes frame t, and
+its mouse and keyboard led to frame t + 1; here they stand at t + 1, as everywhere in this package.
+
+What is known to be wrong in the recordings, and what is done about it:
+
+- At the end the recorder writes the last picture once more, so that a video has one frame more than there are lines: it is left out.
+- Attack can be stuck from the first line on, until it is really pressed: left out until then.
+- Slots chosen by the wheel aren't recorded as actions: a change of the slot between two lines counts as pressing its number between them.
+- With a screen open the mouse moves a pointer, which the video doesn't show: the camera is still then. Such frames stay, so that time
+  doesn't jump, and are marked in `screen`. Ticks without any action stay, too.
+- Turns by more than 180° a tick are jumps of the pointer, not turns: the camera is still.
+- BASALT's lines lack some fields: what isn't in every line of a recording isn't in its episode.
+- While the game was paused nothing was recorded; `tick` doesn't show it, and neither can this reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from lssvwm_gym.data.episode import EpisodeError, video_frames
+from lssvwm_gym.data.public.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
+from lssvwm_gym.data.public.recording import Found, Recording, files_below, named
+
+FPS = 20.0  # ticks a second
+ITEMS = (  # of the inventory vector; wood of every kind counts as log or planks
+    *("log", "planks", "stick", "crafting_table", "wooden_pickaxe", "cobblestone", "stone_pickaxe", "furnace", "coal"),
+    *("iron_ore", "iron_ingot", "iron_pickaxe", "diamond", "diamond_pickaxe", "dirt", "sand", "other"),
+)
+POSE = ("xpos", "ypos", "zpos", "yaw", "pitch")
+ATTACK = 0  # mouse button
+MOST_DEGREES = 180.0  # a tick
+
+
+@dataclass
+class Ticks:
+    """What the lines of a recording say, a row a line."""
+
+    buttons: list[np.ndarray] = field(default_factory=list)  # (23,), done after the frame
+    camera: list[tuple[float, float]] = field(default_factory=list)  # degrees down and right, done after the frame
+    screen: list[bool] = field(default_factory=list)  # whether the frame shows a screen
+    hotbar: list[int | None] = field(default_factory=list)  # 0 to 8, chosen at the frame
+    pose: list[list[float] | None] = field(default_factory=list)  # at the frame
+    inventory: list[np.ndarray | None] = field(default_factory=list)  # at the frame
+
+    def __len__(self) -> int:
+        return len(self.screen)
+
+
+def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
+    """The recordings below `source`, or those that an index file lists.
+
+    Args:
+        index: JSON with `relpaths`, files below `source` or lying flat in it; where they came from, `basedir`, doesn't matter here.
+
+    Raises:
+        EpisodeError: no recordings, an index that is none, or two recordings of one name.
+    """
+    if index is None:
+        return files_below(source, (".mp4", ".jsonl"))
+    return named({listed: _listed(source, listed) for listed in _relpaths(index)})
+
+
+def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
+    """Open a recording by its mp4.
+
+    Args:
+        skip: keep every `skip`-th frame. Of the steps that led to it, buttons count if pressed in any and camera degrees add up;
+            the discrete action follows from those, and is `screen` if any of the frames since the last kept one shows a screen.
+        cut: where video and lines end at different times, take what both have.
+
+    Returns:
+        A recording with `action` (T,) uint16 and `buttons` (T, 23) uint8 as in `human_actions`, `camera` (T, 2) float32 degrees down and
+        right, all of what led to the frame; `reward` (T,) float32, all 0; `screen` (T,) bool; and where every line has them
+        `pos` (T, 3) float32 blocks, to the east, up, and to the north, of the feet; `yaw`, `pitch` (T,) float32 rad, yaw counter-clockwise
+        from the north, ahead being (-sin yaw, cos yaw) to the east and north, and pitch positive downwards; `inventory` (T, 17) int32
+        in the order of `ITEMS`; `hotbar` (T,) uint8, 0 to 8.
+
+    Raises:
+        EpisodeError: no such files, lines that are no JSON or lack mouse, keyboard or isGuiOpen; and later, while frames are read, a broken
+            video or one of another length.
+    """
+    path = found.path
+    lines = path.with_suffix(".jsonl")
+    for file in (path, lines):
+        if not file.exists():
+            raise EpisodeError(f"{file}: no such file; a recording is an mp4 and a jsonl of one name")
+    ticks = read_ticks(lines)
+
+    def arrays(count: int) -> dict[str, np.ndarray]:
+        if count - len(ticks) not in (0, 1) and not cut:
+            raise EpisodeError(f"{path}: {count} frames for {len(ticks)} lines; take what both have with --cut")
+        return _arrays(ticks, min(count, len(ticks)), skip)
+
+    return Recording(video_frames(path), FPS, arrays, longest=len(ticks))
+
+
+def read_ticks(path: Path) -> Ticks:
+    """Read a jsonl file. Raises `EpisodeError` naming file and line."""
+    ticks, stuck, number = Ticks(), False, 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                number += 1
+                stuck = _add(ticks, json.loads(line), stuck)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise EpisodeError(f"{path}: line {max(number, 1)} is not a tick of a recording ({what})") from None
+    if not len(ticks):
+        raise EpisodeError(f"{path}: holds no ticks")
+    return ticks
+
+
+def _add(ticks: Ticks, line: dict[str, Any], stuck: bool) -> bool:
+    """Add a line; whether attack is stuck from here on."""
+    mouse, screen = line["mouse"], bool(line["isGuiOpen"])
+    if len(ticks) == 0:
+        stuck = mouse["newButtons"] == [ATTACK]
+    elif ATTACK in mouse["newButtons"]:
+        stuck = False
+    held = [button for button in mouse["buttons"] if not (stuck and button == ATTACK)]
+    ticks.buttons.append(pressed(line["keyboard"]["keys"], held))
+    ticks.camera.append((0.0, 0.0) if screen else (_degrees(mouse["dy"]), _degrees(mouse["dx"])))
+    ticks.screen.append(screen)
+    ticks.hotbar.append(_slot(line))
+    ticks.pose.append([float(line[name]) for name in POSE] if all(name in line for name in POSE) else None)
+    ticks.inventory.append(count_items(line["inventory"]) if "inventory" in line else None)
+    return stuck
+
+
+def _degrees(steps: float) -> float:
+    degrees = float(steps) * DEGREES_A_STEP
+    if not math.isfinite(degrees):
+        raise ValueError(f"the mouse moved by {steps}")
+    return degrees if abs(degrees) <= MOST_DEGREES else 0.0
+
+
+def _slot(line: dict[str, Any]) -> int | None:
+    slot = line.get("hotbar")
+    if slot is not None and slot not in range(9):
+        raise ValueError(f"hotbar must be 0 to 8, got {slot}")
+    return slot
+
+
+def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
+    """(17,) int32: how many of each of `ITEMS` lie in an inventory, a list of {"type", "quantity"}."""
+    counts = np.zeros(len(ITEMS), np.int32)
+    for stack in stacks:
+        kind = str(stack["type"]).removeprefix("minecraft:")
+        kind = next((name for name in ("log", "planks") if kind.endswith(f"_{name}")), kind)
+        if kind not in ("", "air", "none"):
+            counts[ITEMS.index(kind if kind in ITEMS else "other")] += int(stack["quantity"])
+    return counts
+
+
+def _arrays(ticks: Ticks, frames: int, skip: int) -> dict[str, np.ndarray]:
+    """The arrays of the kept ones of the first `frames` frames."""
+    buttons, camera, screen = np.stack(ticks.buttons[:frames]), np.array(ticks.camera[:frames], np.float32), np.array(ticks.screen[:frames])
+    hotbar = [slot for slot in ticks.hotbar[:frames] if slot is not None]
+    if len(hotbar) == frames:
+        _press_changed_slots(buttons, np.array(hotbar))
+    led = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
+    shown = _grouped(screen, skip).any(1) | screen[skip::skip]
+    kept = slice(None, None, skip)
+    arrays = {
+        "action": np.concatenate([np.zeros(1, np.uint16), discrete(*led, shown)]),
+        "buttons": np.concatenate([np.zeros_like(buttons[:1]), led[0]]),
+        "camera": np.concatenate([np.zeros_like(camera[:1]), led[1]]),
+        "reward": np.zeros(len(screen[kept]), np.float32),
+        "screen": screen[kept],
+    }
+    if len(hotbar) == frames:
+        arrays["hotbar"] = np.array(hotbar, np.uint8)[kept]
+    pose = [row for row in ticks.pose[:frames] if row is not None]
+    if len(pose) == frames:
+        arrays |= _pose(np.array(pose)[kept])
+    inventory = [row for row in ticks.inventory[:frames] if row is not None]
+    if len(inventory) == frames:
+        arrays["inventory"] = np.stack(inventory)[kept]
+    return arrays
+
+
+def _press_changed_slots(buttons: np.ndarray, hotbar: np.ndarray) -> None:
+    """Press in row t, in place, the number of the slot that is chosen at frame t + 1 and was not at frame t."""
+    changed = np.flatnonzero(hotbar[1:] != hotbar[:-1])
+    buttons[changed, BUTTONS.index("hotbar.1") + hotbar[changed + 1]] = 1
+
+
+def _grouped(rows: np.ndarray, skip: int) -> np.ndarray:
+    """What was done after each frame, (T, ...), as the groups that led to the kept frames but the first: (K, skip, ...)."""
+    steps = (len(rows) - 1) // skip
+    return rows[: steps * skip].reshape(steps, skip, *rows.shape[1:])
+
+
+def _pose(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """From Minecraft's axes, z to the south and yaw clockwise from there, to those of the package."""
+    yaw = np.pi - np.radians(rows[:, 3] % 360)
+    pose = {"pos": rows[:, :3] * (1, 1, -1), "yaw": np.arctan2(np.sin(yaw), np.cos(yaw)), "pitch": np.radians(rows[:, 4])}
+    return {name: array.astype(np.float32) for name, array in pose.items()}
+
+
+def _relpaths(index: Path) -> list[Path]:
+    """The recordings that an index lists, without ending and each once."""
+    try:
+        listed = json.loads(Path(index).read_text(encoding="utf-8"))["relpaths"]
+        paths = [PurePosixPath(path.removesuffix(".mp4").removesuffix(".jsonl")) for path in listed]
+    except FileNotFoundError:
+        raise EpisodeError(f"{index}: no such file") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise EpisodeError(f"{index}: not an index of recordings, a JSON object with a list `relpaths` ({error})") from None
+    outside = [path for path in paths if path.is_absolute() or ".." in path.parts or not path.parts]
+    if outside or not paths:
+        raise EpisodeError(f"{index}: lists {f'{str(outside[0])!r}, which is outside of the source' if outside else 'nothing'}")
+    return [Path(path) for path in dict.fromkeys(paths)]
+
+
+def _listed(source: Path, listed: Path) -> Path:
+    """The mp4 of a recording of the index: below the source as listed, or flat in it."""
+    below, flat = (source / path.with_name(path.name + ".mp4") for path in (listed, Path(listed.name)))
+    return flat if flat.exists() and not below.exists() else below
