@@ -18,7 +18,7 @@ class WorldModelConfig:
     grid: int = 4  # tokens a side; N = grid * grid
     width: int = 128  # D
     blocks: tuple[tuple[int, int], ...] = ((4, 4), (1, 1), (2, 2), (1, 1))  # block of tokens with a scan of its own, a layer each
-    place: tuple[bool, ...] = (False, True, False, True)  # which layers have place heads
+    place: tuple[bool, ...] = (False, False, False, False)  # which layers have place heads, which remember what the layer makes of a place
     heads: int = 4  # of attention; 0 for none
     head_width: int = 64  # P, of the block-wise scan
     d_state: int = 32  # S; 0 for no block-wise scan

@@ -52,7 +52,9 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     device = torch.device(chosen_device(run.device))
     model = Autoencoder(run.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)  # not fused: it would pair loaded moments wrongly with channels-last weights
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4
+    )  # not fused: it would pair loaded moments wrongly with channels-last weights
     saved = run.out / "checkpoint.safetensors"
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
     frames = torch.from_numpy(read_frames(run.data)).to(device)

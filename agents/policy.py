@@ -1,0 +1,156 @@
+"""A policy as a PyTorch module, and its file: safetensors with a JSON header that says what it needs to be built again.
+
+policy, about = load_policy("runs/ppo_torch/memory-maze/policy.safetensors")
+action = policy.act(observation)                    # observation (B, ...) as `agents.seen` makes it; action (B,) int64
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
+
+KIND = "lssvwm_gym policy"
+LARGEST = 65_536  # numbers in an observation, and units in a layer, that a file may ask for
+FAR = 5.0  # standard deviations at which a normalised number is cut off
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy sees and does."""
+
+    world: str  # name of the world that it acts in
+    observation: str  # one of `agents.seen.OBSERVATIONS`
+    shape: tuple[int, ...]  # of one observation: (height, width, 3) pixels or (numbers,)
+    actions: int
+    hidden: int = 256  # units of each of two layers
+
+    def __post_init__(self) -> None:
+        sizes = (*self.shape, self.actions, self.hidden)
+        if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
+            raise ValueError(f"sizes must be whole numbers 1..{LARGEST}, not {sizes}")
+        if len(self.shape) not in (1, 3) or math.prod(self.shape) > LARGEST:
+            raise ValueError(f"an observation is a picture or a row of numbers, at most {LARGEST}, not of shape {self.shape}")
+        if len(self.shape) == 3 and (self.shape[2] != 3 or min(self.shape[:2]) < 36):
+            raise ValueError(f"pictures have three colours and at least 36 pixels a side, not {self.shape}")
+
+
+class Policy(nn.Module):
+    """Actor and critic, apart but for the eyes: numbers are normalised, pictures go through a small convolutional network."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.eyes = Pictures(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(config.shape[0])
+        seen = config.hidden if len(config.shape) == 3 else config.shape[0]
+        self.actor = _two_layers(seen, config.hidden, config.actions, last_gain=0.01)
+        self.critic = _two_layers(seen, config.hidden, 1, last_gain=1.0)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (B, ...) to the actions' log probabilities (B, actions) and the value (B,)."""
+        seen = self.eyes(observation)
+        return self.actor(seen).log_softmax(-1), self.critic(seen)[:, 0]
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, generator: torch.Generator | None = None, greedy: bool = False) -> Tensor:
+        """Actions (B,) int64 for observations (B, ...) on the policy's device: drawn, or the likeliest ones."""
+        log_probability, _ = self(observation)
+        return log_probability.argmax(-1) if greedy else draw(log_probability, generator)
+
+
+def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One of (B, actions) by its probability, (B,) int64. A race of exponential clocks: nothing is checked, so nothing waits."""
+    clocks = torch.empty_like(log_probability).exponential_(generator=generator)
+    return (log_probability - clocks.clamp(min=1e-20).log()).argmax(-1)
+
+
+class RunningNorm(nn.Module):
+    """Numbers less their mean over their standard deviation, both counted over all that `count` was shown."""
+
+    seen: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("variance", torch.ones(numbers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) * (self.variance + 1e-6).rsqrt()).clamp(-FAR, FAR)
+
+    @torch.no_grad()
+    def count(self, x: Tensor) -> None:
+        """Take observations (B, numbers) into account (Chan, Golub and LeVeque, 1979)."""
+        total = self.seen + len(x)
+        share = (len(x) / total).to(x.dtype)
+        off = x.mean(0) - self.mean
+        variance = torch.lerp(self.variance, x.var(0, correction=0), share) + off.square() * share * (1 - share)
+        self.mean.copy_(self.mean + off * share)
+        self.variance.copy_(variance)
+        self.seen.copy_(total)
+
+
+class Pictures(nn.Module):
+    """uint8 pictures (B, height, width, 3) to numbers; the network of Mnih et al. (2015), which is known to learn from few pixels."""
+
+    def __init__(self, shape: tuple[int, ...], numbers: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            _orthogonal(nn.Conv2d(3, 32, 8, stride=4)), nn.ReLU(),
+            _orthogonal(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            _orthogonal(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(), nn.Flatten(),
+        )  # fmt: skip
+        down, across = (((side - 4) // 4 - 2) // 2 - 2 for side in shape[:2])
+        self.out = _orthogonal(nn.Linear(64 * down * across, numbers))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.relu(self.out(self.convolutions(pixels.permute(0, 3, 1, 2).float() / 255)))
+
+
+def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None:
+    """Write a policy whole or not at all; `about` is any JSON object, such as how it was learned."""
+    save_tensors(path, policy.state_dict(), {"kind": KIND, "config": asdict(policy.config), "about": about})
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Policy, dict[str, Any]]:
+    """The policy and what was written about it. Raises `TensorFileError` for a file that is not a policy, or broken."""
+    tensors, header = load_tensors(path)
+    policy = Policy(_config(header, path)).to(device)
+    load_strictly(policy, tensors, path)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise TensorFileError(f"{path}: weights that are not finite")
+    return policy.eval().requires_grad_(False), header.get("about", {})
+
+
+def _config(header: Any, path: str | Path) -> PolicyConfig:
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise TensorFileError(f"{path}: not a policy")
+    try:
+        config = header["config"]
+        return PolicyConfig(**{**config, "shape": tuple(config["shape"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise TensorFileError(f"{path}: not a policy of this version ({error})") from None
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int, last_gain: float) -> nn.Sequential:
+    return nn.Sequential(
+        _orthogonal(nn.Linear(inputs, hidden)), nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, hidden)), nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, outputs), last_gain),
+    )  # fmt: skip
+
+
+def _orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
