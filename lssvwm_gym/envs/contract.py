@@ -8,15 +8,43 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Space
+from torch import Tensor
 
+from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.worlds import World
 
 RENDER_MODES = ["rgb_array"]
+OBSERVATIONS = ("all", "image")
 
 
-def observation_space(world: World) -> Box:
-    return Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
+def checked_observation(observation: str) -> str:
+    if observation not in OBSERVATIONS:
+        raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")
+    return observation
+
+
+def observation_space(world: World, observation: str = "all") -> Box | Dict:
+    """The picture, and beside it the counts of worlds that have any."""
+    image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
+    if not world.counts or observation == "image":
+        return image
+    return Dict({"image": image, "inventory": Box(0, world.most_counted, (len(world.counts),), np.int32)})
+
+
+def observed(space: Space[Any], state: DreamState, frame: Tensor) -> Any:
+    """The observations of all rows: frames (B, height, width, 3) uint8, in a `Dict` space beside int32 counts (B, V)."""
+    image = frame.cpu().numpy().copy()
+    if not isinstance(space, Dict):
+        return image
+    return {"image": image, "inventory": state.vector.cpu().numpy().astype(np.int32)}
+
+
+def row_of(observations: Any, row: int | np.integer) -> Any:
+    """One row's observation, a copy."""
+    if isinstance(observations, dict):
+        return {name: array[row].copy() for name, array in observations.items()}
+    return observations[row].copy()
 
 
 def action_space(world: World) -> Discrete:

@@ -76,9 +76,9 @@ class Dream:
         Returns the next state, the frame (B, height, width, 3) uint8, and on the CPU the reward (B,) float64, whether the
         episode ended (B,) bool, and `info`.
         """
-        state = self._next(state, action.to(self.device))
+        before, state = state, self._next(state, action.to(self.device))
         model, frame = self.weights.world_model, self.weights.autoencoder.decode(state.latent)
-        reward = torch.tensor(self.world.reward_values, dtype=torch.float64)[model.reward_head(state.features).argmax(-1).cpu()]
+        reward = self._reward(before, state)
         if model.termination_head is None:
             terminated = torch.zeros(len(reward), dtype=torch.bool)
         else:
@@ -90,11 +90,11 @@ class Dream:
         """What the dream knows beside the frame, first axis B.
 
         `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
-        `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, seen from the first frame
-        that it remembers; and `familiarity`: float64, 0..1, how well it knew this place before this frame; both only in worlds
-        whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
+        `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
+        tilt behind, seen from the first frame that it remembers; and `familiarity`: float64, 0..1, how well it knew this place
+        before this frame; both only in worlds whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
         disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass.
+        profiles of more than one pass. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
         pays = torch.tensor([value != 0 for value in self.world.reward_values])
         probability = self.weights.world_model.reward_head(state.features).softmax(-1).cpu()[:, pays].sum(-1)
@@ -102,9 +102,20 @@ class Dream:
         if self.weights.world_model.config.has_places:
             numbers["believed_pose"] = state.pose.cpu().numpy()
             numbers["familiarity"] = 1 - state.unknown.double().cpu().numpy()
+        if self.world.counts:
+            numbers["inventory"] = state.vector.cpu().numpy().astype(np.int32)
         if SAMPLING_STEPS[self.profile] > 1:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
+
+    def _reward(self, before: DreamState, state: DreamState) -> Tensor:
+        """What the last step paid, (B,) float64 on the CPU."""
+        if self.world.milestones:
+            pays = dict(self.world.milestones)
+            values = torch.tensor([pays.get(name, 0.0) for name in self.world.counts], dtype=torch.float64)
+            return ((before.peak == 0) & (state.peak > 0)).cpu().double() @ values
+        classes = self.weights.world_model.reward_head(state.features).argmax(-1)
+        return torch.tensor(self.world.reward_values, dtype=torch.float64)[classes.cpu()]
 
     def _next(self, state: DreamState, action: Tensor) -> DreamState:
         model = self.weights.world_model
@@ -181,6 +192,7 @@ def _check_fit(dream: Dream, folder: Path) -> None:
         ("tokens a frame in the world model", model.tokens, image.tokens),
         ("latent channels in the world model", model.latent_channels, image.latent_channels),
         ("frames of attention at once", model.chunk, 1),
+        ("counts", model.vector_size, len(world.counts)),
     ):
         if found != needed:
             raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")

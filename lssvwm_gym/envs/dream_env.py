@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from lssvwm_gym.envs import contract
@@ -18,7 +19,7 @@ from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.worlds import World
 
 
-class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
+class DreamEnv(gymnasium.Env[Any, np.int64]):
     """A world that exists in a model's memory only.
 
     ## Description
@@ -39,7 +40,9 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     | 5   | forward_right |
 
     ## Observation Space
-    `Box(0, 255, (64, 64, 3), uint8)`: what is seen now, RGB. `render()` gives the same picture.
+    `Box(0, 255, (64, 64, 3), uint8)`: what is seen now, RGB. `render()` gives the same picture. In worlds with counts, such as
+    `minecraft`, a `Dict` of that `image` and `inventory`, `Box(0, 3267, (9,), int32)`, in the order of
+    `env.unwrapped.dream.world.counts`; with `observation="image"` the picture alone.
 
     `info`, after `reset` and after every `step`:
 
@@ -47,8 +50,9 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     |----------------------|--------------------|----------------------------------------------------------------------------|
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
     | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
-    | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos heading, sin heading                    |
+    | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos, sin of heading; (6,) with height, tilt |
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
+    | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
@@ -57,7 +61,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Rewards
     The most probable of the world's reward values, as the model judges from what it has just imagined. For `memory-maze`:
-    1 on touching the ball whose colour frames the picture, else 0.
+    1 on touching the ball whose colour frames the picture, else 0. In worlds with milestones, such as `minecraft`, what the
+    counts pay when they first rise above 0, once an episode each.
 
     ## Starting State
     A short real opening is remembered, drawn by the seed, and its last frame is the first observation. `reset(options=...)`
@@ -83,6 +88,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
     | `weights`     | `None`       | another folder of weights                                                                     |
+    | `observation` | `"all"`      | `"image"` leaves out the counts                                                               |
 
     ## State
     `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile and device;
@@ -102,22 +108,23 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         profile: str = "balanced",
         device: str = "auto",
         weights: str | Path | None = None,
+        observation: str = "all",
     ) -> None:
         self.render_mode = contract.checked_render_mode(render_mode)
         self.dream = open_dream(world, profile, device, weights)
         self.metadata = contract.metadata(self.dream.world)
-        self.observation_space = contract.observation_space(self.dream.world)
+        self.observation_space = contract.observation_space(self.dream.world, contract.checked_observation(observation))
         self.action_space = contract.action_space(self.dream.world)
         self._now: tuple[DreamState, Tensor] | None = None  # and the frame (1, height, width, 3)
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._now = self.dream.reset(torch.tensor([contract.draw_seed(self.np_random)]), options)
         self._steps = 0
         return self._observation(), _single(self.dream.info(self._now[0]))
 
-    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         state, _ = self._begun("step")
         state, frame, reward, terminated, info = self.dream.step(state, contract.checked_actions(action, self.dream.world, ()))
         self._now = state, frame
@@ -128,8 +135,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if self.render_mode is None:
             contract.warn_no_render_mode(self.dream.world.id)
             return None
-        self._begun("render")
-        return self._observation()
+        return self._begun("render")[1][0].cpu().numpy().copy()
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], int]:
         """Codes of the keys held down together, and the action they mean, for `gymnasium.utils.play.play`."""
@@ -140,7 +146,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         state, frame = self._begun("clone_state")
         return EnvState(state, frame, (self._steps,), (dict(self.np_random.bit_generator.state),), self.dream.fingerprint)
 
-    def restore_state(self, state: EnvState) -> np.ndarray:
+    def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observation. Raises `ValueError` for a state of other weights."""
         state = state.checked_for(self.dream, rows=1)
         self._now, self._steps = (state.dream, state.frame), state.steps[0]
@@ -154,18 +160,19 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         that only actions tell them apart. They are truncated, and begin anew, when `max_episode_steps` are reached, of which
         those taken here count; by default never.
         """
-        return DreamVectorEnv.continuing(self.dream, self.clone_state().branched(n, same_noise), max_episode_steps, self.render_mode)
+        state, kind = self.clone_state().branched(n, same_noise), "image" if isinstance(self.observation_space, Box) else "all"
+        return DreamVectorEnv.continuing(self.dream, state, max_episode_steps, self.render_mode, kind)
 
     def save_state(self, path: str | Path) -> None:
         """Write this moment to a safetensors file."""
         save_state(path, self.clone_state(), self.dream)
 
-    def load_state(self, path: str | Path) -> np.ndarray:
+    def load_state(self, path: str | Path) -> Any:
         """Go back to a saved moment; returns its observation. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
 
-    def _observation(self) -> np.ndarray:
-        return self._begun("reset")[1][0].cpu().numpy().copy()
+    def _observation(self) -> Any:
+        return contract.row_of(contract.observed(self.observation_space, *self._begun("reset")), 0)
 
     def _begun(self, method: str) -> tuple[DreamState, Tensor]:
         if self._now is None:

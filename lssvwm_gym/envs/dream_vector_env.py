@@ -20,7 +20,7 @@ from lssvwm_gym.models.state import put_rows
 from lssvwm_gym.worlds import World
 
 
-class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     """`num_envs` dreams that share every pass through the model; see `DreamEnv` for what one of them is.
 
     Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal
@@ -34,7 +34,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     | `world`             |         | as for `DreamEnv`                                                                    |
     | `num_envs`          | 1       | rows                                                                                 |
     | `max_episode_steps` | `None`  | steps after which a row is truncated; `gymnasium.make_vec` passes the registered one |
-    | `render_mode`, `profile`, `device`, `weights` | | as for `DreamEnv`                                                  |
+    | `render_mode`, `profile`, `device`, `weights`, `observation` | | as for `DreamEnv`                                     |
     """
 
     metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -48,27 +48,34 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         profile: str = "balanced",
         device: str = "auto",
         weights: str | Path | None = None,
+        observation: str = "all",
     ) -> None:
-        self._set_up(open_dream(world, profile, device, weights), num_envs, max_episode_steps, render_mode)
+        self._set_up(open_dream(world, profile, device, weights), num_envs, max_episode_steps, render_mode, observation)
 
     @classmethod
     def continuing(
-        cls, dream: Dream, state: EnvState, max_episode_steps: int | None = None, render_mode: str | None = None
+        cls,
+        dream: Dream,
+        state: EnvState,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        observation: str = "all",
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
-        envs._set_up(dream, len(state), max_episode_steps, render_mode)
+        envs._set_up(dream, len(state), max_episode_steps, render_mode, observation)
         envs.restore_state(state)
         return envs
 
-    def _set_up(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None) -> None:
+    def _set_up(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str) -> None:
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.dream, self.num_envs, self.max_episode_steps = dream, num_envs, max_episode_steps
         self.render_mode = contract.checked_render_mode(render_mode)
         self.metadata = {**contract.metadata(dream.world), "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = contract.observation_space(dream.world)
+        self.kind = contract.checked_observation(observation)
+        self.single_observation_space = contract.observation_space(dream.world, self.kind)
         self.single_action_space = contract.action_space(dream.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -77,9 +84,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._steps = np.zeros(num_envs, np.int64)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin all rows anew, or those in `options["reset_mask"]`, a bool array (num_envs,).
 
         An integer seeds row i with `seed + i`; a list has a seed, or None, a row. All other options are `DreamEnv`'s.
@@ -91,9 +96,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             if seeds[row] is not None:
                 self._random[row], _ = seeding.np_random(seeds[row])
         state, frames = self._begin(mask, options)
-        return _array(frames), _masked(self.dream.info(state), mask)
+        return self._observed(state, frames), _masked(self.dream.info(state), mask)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         state, _ = self._all_begun("step")
         state, frames, rewards, terminated, info = self.dream.step(
             state, contract.checked_actions(actions, self.dream.world, (self.num_envs,))
@@ -104,17 +109,17 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         done = terminated.numpy() | truncated
         ended: dict[str, Any] = {}
         if done.any():
-            ended = _final(frames, info, done)
+            ended = _final(self._observed(state, frames), info, done)
             state, frames = self._begin(done, {})
             info = self.dream.info(state)
-        return _array(frames), rewards.numpy(), terminated.numpy(), truncated, {**ended, **_masked(info, np.ones_like(done))}
+        return self._observed(state, frames), rewards.numpy(), terminated.numpy(), truncated, {**ended, **_masked(info, np.ones_like(done))}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
         if self.render_mode is None:
             contract.warn_no_render_mode(self.dream.world.id)
             return None
-        return tuple(_array(self._all_begun("render")[1]))
+        return tuple(self._all_begun("render")[1].cpu().numpy().copy())
 
     def clone_state(self) -> EnvState:
         """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied."""
@@ -122,23 +127,24 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         random = tuple(dict(random.bit_generator.state) for random in self._random)
         return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
 
-    def restore_state(self, state: EnvState) -> np.ndarray:
+    def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
         state = state.checked_for(self.dream, self.num_envs)
         self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
         self._random = [generator(random) for random in state.random]
         self._begun[:] = True
-        return _array(state.frame)
+        return self._observed(state.dream, state.frame)
 
     def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
-        return self.continuing(self.dream, self.clone_state().branched(n, same_noise), self.max_episode_steps, self.render_mode)
+        state = self.clone_state().branched(n, same_noise)
+        return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind)
 
     def save_state(self, path: str | Path) -> None:
         """Write this moment of all rows to a safetensors file."""
         save_state(path, self.clone_state(), self.dream)
 
-    def load_state(self, path: str | Path) -> np.ndarray:
+    def load_state(self, path: str | Path) -> Any:
         """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
 
@@ -153,8 +159,12 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return fresh
 
     def _blank(self) -> tuple[DreamState, Tensor]:
-        frames = torch.zeros(self.observation_space.shape or (), dtype=torch.uint8, device=self.dream.device)
+        size = self.dream.world.image_size
+        frames = torch.zeros((self.num_envs, size, size, 3), dtype=torch.uint8, device=self.dream.device)
         return self.dream.empty(torch.zeros(self.num_envs, dtype=torch.int64)), frames
+
+    def _observed(self, state: DreamState, frames: Tensor) -> Any:
+        return contract.observed(self.single_observation_space, state, frames)
 
     def _all_begun(self, method: str) -> tuple[DreamState, Tensor]:
         if self._now is None or not self._begun.all():
@@ -179,10 +189,6 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return f"{type(self).__name__}(num_envs={self.num_envs}, {self.dream!r})"
 
 
-def _array(frames: Tensor) -> np.ndarray:
-    return frames.cpu().numpy().copy()
-
-
 def _masked(info: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
     """Infos as Gymnasium batches them: zeros where the mask is False, and each key's mask beside it."""
     batched: dict[str, Any] = {}
@@ -192,9 +198,9 @@ def _masked(info: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
     return batched
 
 
-def _final(frames: Tensor, info: dict[str, np.ndarray], done: np.ndarray) -> dict[str, Any]:
-    """The last frame and info of the rows that ended, as Gymnasium batches them."""
+def _final(observations: Any, info: dict[str, np.ndarray], done: np.ndarray) -> dict[str, Any]:
+    """The last observation and info of the rows that ended, as Gymnasium batches them."""
     final = np.full(len(done), None, dtype=object)
     for row in np.flatnonzero(done):
-        final[row] = _array(frames[row])
+        final[row] = contract.row_of(observations, row)
     return {"final_obs": final, "_final_obs": done.copy(), "final_info": _masked(info, done), "_final_info": done.copy()}

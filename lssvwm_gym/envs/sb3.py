@@ -47,21 +47,21 @@ class DreamVecEnv(VecEnv):
         self._actions = np.zeros(envs.num_envs, np.int64)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> Any:
         """Begin all rows anew, with the seeds of `seed` and the options of `set_options`, which are then used up."""
         for options, mask in self._groups_of_options():
-            frames, info = self.envs.reset(seed=self._seeds, options={**options, "reset_mask": mask})
+            observations, info = self.envs.reset(seed=self._seeds, options={**options, "reset_mask": mask})
             for row in np.flatnonzero(mask):
                 self.reset_infos[row] = _row(info, row)
         self._reset_seeds()
         self._reset_options()
-        return frames
+        return observations
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        frames, rewards, terminated, truncated, info = self.envs.step(self._actions)
+        observations, rewards, terminated, truncated, info = self.envs.step(self._actions)
         done = terminated | truncated
         infos = [_row(info["final_info"] if ended else info, row) for row, ended in enumerate(done)]
         for row in range(self.num_envs):
@@ -69,7 +69,7 @@ class DreamVecEnv(VecEnv):
             if done[row]:
                 infos[row]["terminal_observation"] = info["final_obs"][row]
                 self.reset_infos[row] = _row(info, row)
-        return frames, rewards.astype(np.float32), done, infos
+        return observations, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
         self.envs.close()

@@ -30,6 +30,7 @@ class DreamState(NamedTuple):
     pose: Tensor  # (B, 4 or 6) where the model believes it is, seen from where the dream's memory begins
     motion: Tensor  # (B, 3 or 5) the last motion
     vector: Tensor  # (B, V) counts that go with the last frame
+    peak: Tensor  # (B, V) the most of each that was ever counted
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
     unknown: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
@@ -46,6 +47,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows, FEATURES),
         start_pose(rows, config.pose_size, like.device),
         like.new_zeros(rows, len(config.motion_scale)),
+        like.new_zeros(rows, config.vector_size),
         like.new_zeros(rows, config.vector_size),
         like.new_zeros(rows),
         like.new_ones(rows),
@@ -80,6 +82,7 @@ def remember(
         pose=pose[:, -1],
         motion=motion[:, -1],
         vector=vectors[:, -1],
+        peak=torch.maximum(state.peak, vectors.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
         unknown=output.unknown[:, -1],
         pose_known=state.pose_known,

@@ -19,6 +19,11 @@ class World:
     reward_values: tuple[float, ...]  # what the classes of the reward head pay
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, starts.safetensors
+    counts: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
+    most_counted: int = 0  # bound of the observation space
+    milestones: tuple[
+        tuple[str, float], ...
+    ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
     real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
 
