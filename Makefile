@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test results lint types graphics
+.PHONY: help demo test results lint types graphics luanti
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PIP_ARGS ?=
@@ -19,6 +19,8 @@ SCORES := docs/scores/memory_maze
 SCRIPTS = $(wildcard agents/*.py examples/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
+# The real block world, a display for it, and what its two C libraries are compiled with
+LUANTI := minetest minetest-data xvfb libgl1-mesa-dri gcc libc6-dev libx11-dev libgl-dev
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
@@ -28,7 +30,7 @@ help: ## this list
 demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
 	$(BIN)/python examples/demo.py
 
-test: $(BIN)/.ready-dev graphics ## the whole test suite
+test: $(BIN)/.ready-dev graphics luanti ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 results: $(BIN)/.ready-dev ## every number and picture of the README, in hours: make results DATA=<folder with train, val, test>
@@ -64,8 +66,16 @@ $(BIN)/.pip: | constraints.txt
 	@touch $@
 
 graphics:
-	@if command -v dpkg >/dev/null && ! dpkg -s $(GRAPHICS) >/dev/null 2>&1; then \
-		echo "Installing $(GRAPHICS) for software rendering ..."; \
-		{ [ -n "$(AS_ROOT)" ] && apt-get update -qq && $(APT_INSTALL) $(GRAPHICS); } \
-			|| echo "could not install $(GRAPHICS) as this user: tests of the simulator will be skipped"; \
+	$(call apt_install,$(GRAPHICS),software rendering)
+
+luanti:
+	$(call apt_install,$(LUANTI),the real block world)
+
+# $(1) packages, $(2) what for; nothing happens where they are there or there is no apt
+define apt_install
+	@if command -v dpkg >/dev/null && ! dpkg -s $(1) >/dev/null 2>&1; then \
+		echo "Installing $(1) for $(2) ..."; \
+		{ [ -n "$(AS_ROOT)" ] && apt-get update -qq && $(APT_INSTALL) $(1) >/dev/null; } \
+			|| echo "could not install $(1) as this user: tests that need them will be skipped"; \
 	fi
+endef

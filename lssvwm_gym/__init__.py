@@ -35,3 +35,8 @@ for _size in (9, 11, 13, 15):
         entry_point="lssvwm_gym.simulators.memory_maze:MemoryMazeEnv",
         kwargs={"size": _size},
     )
+gymnasium.register(
+    "Luanti-Real-v0",
+    entry_point="lssvwm_gym.simulators.luanti.env:LuantiEnv",
+    nondeterministic=True,  # the game's threads are free in their order
+)

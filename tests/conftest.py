@@ -42,6 +42,18 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="session")
+def luanti() -> None:
+    """What can't be tested without the block world: skipped, with the reason."""
+    from lssvwm_gym.simulators import SimulatorUnavailable
+    from lssvwm_gym.simulators.luanti.programs import find_programs
+
+    try:
+        find_programs()
+    except SimulatorUnavailable as error:
+        pytest.skip(str(error))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("simulator") and (missing := _what_the_simulator_lacks()):
         pytest.skip(missing)

@@ -1,7 +1,7 @@
-"""Collect episodes from a real simulator, with several processes: `lssvwm-gym collect memory-maze --out DIR`.
+"""Collect episodes from a real simulator, with several processes: `lssvwm-gym collect memory-maze --out DIR`, or `luanti`.
 
-Episode `<seed>` depends on its seed alone. Whatever ends a collection, only whole episodes remain, and the same
-command goes on where it was. Another world is one more entry in `SOURCES`.
+Episode `<seed>` depends on its seed alone, as far as the world repeats itself. Whatever ends a collection, only whole episodes remain, and
+the same command goes on where it was. Another world is one more entry in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from lssvwm_gym.data.crew import Done, Failed, Message, Progress, work_off
 from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
 
-Policy = Callable[[np.ndarray, dict[str, Any]], Any]  # (frame, info) -> action
+Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
 REPORT_FRAMES = 20  # between two movements of the progress bar
 
 
@@ -30,19 +31,19 @@ REPORT_FRAMES = 20  # between two movements of the progress bar
 class Collecting:
     """What to collect, and where to."""
 
-    world: str  # a name in SOURCES: memory-maze
+    world: str  # a name in SOURCES: memory-maze, luanti
     out: Path  # folder of the episodes
     episodes: int = 100
-    workers: int = 2  # processes; one of Memory Maze takes a core and 1.6 GB of memory
+    workers: int = 2  # processes; each takes a core, and of memory 1.6 GB in Memory Maze and 0.7 GB in Luanti
     first_seed: int = 0  # the seeds are first_seed, first_seed + 1, ...
-    size: int = 9  # cells along a side of the maze
-    steps: int = 1000  # an episode, which has one frame more
+    size: int = 9  # cells along a side of the maze; of no meaning elsewhere
+    steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
 
     def __post_init__(self) -> None:
-        for name, value, least in (("episodes", self.episodes, 1), ("workers", self.workers, 1), ("steps", self.steps, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, value in (("episodes", self.episodes), ("workers", self.workers), ("steps", self.steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.first_seed < 0:
             raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
         if not 0 <= self.crf <= 51:
@@ -61,11 +62,15 @@ class Collecting:
 class Source:
     """A real world to collect from. The functions must be importable by name, because other processes call them."""
 
-    make_env: Callable[[Collecting], gym.Env]  # observations are uint8 (height, width, 3) frames
+    make_env: Callable[[Collecting], gym.Env]  # observations are uint8 (height, width, 3) frames, or a dict with one among others
     make_policy: Callable[[np.random.Generator], Policy]  # a new one for every episode
     fps: int  # of the video
     every_frame: tuple[str, ...] = ()  # keys of info recorded at every frame
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
+    steps: int = 1000  # an episode, where nothing else is asked for
+    frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
+    start: Callable[[Any], dict[str, Any]] | None = None  # what options of reset a policy wants
+    facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,21 @@ def make_explorer(rng: np.random.Generator) -> Policy:
     return Explorer(rng)
 
 
+def make_luanti(collecting: Collecting) -> gym.Env:
+    from lssvwm_gym.simulators.luanti import LuantiEnv
+    from lssvwm_gym.simulators.luanti.env import EPISODE_STEPS
+
+    return LuantiEnv(max_episode_steps=collecting.steps or EPISODE_STEPS, senses=True)
+
+
+def make_player(rng: np.random.Generator) -> Policy:
+    """Two explorers for every three choppers."""
+    from lssvwm_gym.simulators.luanti.chopper import Chopper
+    from lssvwm_gym.simulators.luanti.explorer import Explorer
+
+    return Explorer(rng) if rng.random() < 0.4 else Chopper(rng)
+
+
 SOURCES = {
     "memory-maze": Source(
         make_memory_maze,
@@ -98,6 +118,17 @@ SOURCES = {
         fps=4,
         every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
         once=("targets_pos", "maze_layout"),
+    ),
+    "luanti": Source(
+        make_luanti,
+        make_player,
+        fps=5,
+        every_frame=("pos", "yaw", "pitch", "hp"),
+        once=("seed", "biome"),
+        steps=500,
+        frame="image",
+        start=attrgetter("start"),
+        facts=attrgetter("facts"),
     ),
 }
 
@@ -131,7 +162,7 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
 
 
 def _work_off(collecting: Collecting, source: Source, seeds: list[int], collected: Collected) -> None:
-    frames = collecting.steps + 1
+    frames = (collecting.steps or source.steps) + 1
     messages = work_off(seeds, partial(Recorder, collecting, source), collecting.workers)
     bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes", disable=not seeds)
     with contextlib.closing(messages), bar:
@@ -160,7 +191,7 @@ class Recorder:
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
         policy = self._source.make_policy(np.random.default_rng([seed, 1]))  # [seed] alone is what Gymnasium seeds its envs with
-        episode = record(self._env, policy, self._source, seed, self._collecting.steps, report)
+        episode = record(self._env, policy, self._source, seed, self._collecting.steps or self._source.steps, report)
         write_episode(self._collecting.path(seed), episode, self._source.fps, self._collecting.crf)
 
     def close(self) -> None:
@@ -171,21 +202,31 @@ def record(
     env: gym.Env, policy: Policy, source: Source, seed: int, steps: int, report: Callable[[int], None] = lambda frames: None
 ) -> Episode:
     """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new."""
-    frame, info = env.reset(seed=seed)
-    frames, actions, rewards, infos = [frame], [], [0.0], [info]
+    observation, info = env.reset(seed=seed, options=source.start(policy) if source.start else None)
+    observations, actions, rewards, infos = [observation], [], [0.0], [info]
     over = False
-    while len(frames) <= steps and not over:
-        actions.append(policy(frame, info))
-        frame, reward, terminated, truncated, info = env.step(actions[-1])
-        frames.append(frame)
+    while len(observations) <= steps and not over:
+        actions.append(policy(observation, info))
+        observation, reward, terminated, truncated, info = env.step(actions[-1])
+        observations.append(observation)
         rewards.append(float(reward))
         infos.append(info)
         over = terminated or truncated
-        if len(frames) % REPORT_FRAMES == 0:
+        if len(observations) % REPORT_FRAMES == 0:
             report(REPORT_FRAMES)
-    extras = {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
+    frames, extras = _without_frames(observations, source.frame)
+    extras |= {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
     extras |= {key: np.asarray(infos[0][key]) for key in source.once}
-    return Episode(np.stack(frames), _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
+    extras |= source.facts(policy) if source.facts else {}
+    return Episode(frames, _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
+
+
+def _without_frames(observations: list[Any], key: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Frames (T, height, width, 3), and (T, ...) for each other key of the observations."""
+    if key is None:
+        return np.stack(observations), {}
+    arrays = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+    return arrays.pop(key), arrays
 
 
 def _aligned(space: gym.Space, actions: list[Any]) -> np.ndarray:

@@ -5,4 +5,8 @@ class SimulatorUnavailable(ImportError):
     """A simulator can't run here; the message says which command installs what is missing."""
 
 
-__all__ = ["SimulatorUnavailable"]
+class SimulatorDied(RuntimeError):
+    """A simulator's process has ended in the middle of an episode; `reset` goes on with a fresh one."""
+
+
+__all__ = ["SimulatorDied", "SimulatorUnavailable"]

@@ -1,0 +1,287 @@
+"""One client of the game with its own X server, as an object that is asked for one frame after another.
+
+Whatever ends this Python process, or loses this object, ends both processes and removes their folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
+from lssvwm_gym.simulators.luanti.programs import HERE, Programs
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("forward", "back", "jump", "dig", "place")  # order of KEYS in lockstep.c
+ANSWER = struct.Struct("=4I")  # struct answer in lockstep.c
+REQUEST = struct.Struct("=I2i3I")  # struct request in lockstep.c
+SIDE = 128  # pixels of the square window
+PIXEL_DEGREES = 1.402  # that a mouse pixel turns, at this field of view and sensitivity 1
+SECONDS_TO_START = 120.0
+SECONDS_TO_ANSWER = 60.0
+SECONDS_TO_END = 5.0
+MESA = "libgl1-mesa-dri"
+LOG_LINES = 5  # shown of a client that has died
+
+WORLD = """
+gameid = minetest_game
+backend = sqlite3
+player_backend = sqlite3
+auth_backend = sqlite3
+mod_storage_backend = sqlite3
+creative_mode = false
+enable_damage = false
+"""
+SETTINGS: dict[str, Any] = {
+    "mg_name": "v7",
+    "secure.trusted_mods": "lockstep",
+    "bind_address": "127.0.0.1",
+    "server_announce": "false",
+    # time
+    "fps_max": 1000,
+    "fps_max_unfocused": 1000,
+    "vsync": "false",
+    "dedicated_server_step": 0.001,  # so that the client tells the server in every frame where it is
+    "disable_anticheat": "true",  # long frames look like cheating
+    "time_speed": 0,
+    "pause_on_lost_focus": "false",
+    # how far the world is made, sent and kept
+    "viewing_range": 40,
+    "max_block_send_distance": 3,
+    "max_block_generate_distance": 3,
+    "max_simultaneous_block_sends_per_client": 200,
+    "full_block_send_enable_min_time_from_building": 0,
+    "active_block_range": 1,
+    "server_map_save_interval": 1_000_000,
+    # look
+    "screen_w": SIDE,
+    "screen_h": SIDE,
+    "autosave_screensize": "false",
+    "video_driver": "opengl",
+    "fov": 72,
+    "mouse_sensitivity": 1 / PIXEL_DEGREES,  # a pixel, a degree
+    "leaves_style": "simple",
+    "mip_map": "true",
+    "smooth_lighting": "true",
+    "enable_shaders": "false",
+    "enable_clouds": "false",
+    "enable_weather": "false",
+    "view_bobbing_amount": 0,
+    "fall_bobbing_amount": 0,
+    "lighting_boost": 0.4,  # unlit caves are not quite black
+    "lighting_boost_center": 0.0,
+    "lighting_boost_spread": 0.3,
+    # nothing over the picture
+    "show_debug": "false",
+    "hud_scaling": 0.2,
+    "console_alpha": 0,
+    "chat_log_level": "",
+    "language": "en",
+    "enable_sound": "false",
+    "autojump": "false",
+}
+
+
+class Moment(NamedTuple):
+    """What there is at the end of a frame."""
+
+    pixels: np.ndarray  # (SIDE, SIDE, 3) uint8
+    account: dict[str, Any]  # what the server's mod tells, see lockstep.accounts there
+
+
+class Client:
+    """A running client, which stands still between frames.
+
+    Raises:
+        SimulatorDied: one of the two processes has ended or does not answer; the message shows the end of the log.
+        SimulatorUnavailable: there is no renderer.
+    """
+
+    def __init__(self, programs: Programs, map_seed: int) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []  # X server, client
+        self._resources = contextlib.ExitStack()
+        self._end = weakref.finalize(self, _end, self._resources, os.getpid())
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix="lssvwm-luanti-"))
+            self._resources.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for name in ("lifeline", "lockstep"):
+                (self.folder / f"{name}.so").symlink_to(getattr(programs, name))  # LD_PRELOAD could not take any path
+            display = self._start_x_server(programs)
+            _furnish(self.folder, map_seed)
+            self._start_client(programs, display)
+            self._socket.settimeout(SECONDS_TO_START)
+            self._hear()
+            self._socket.settimeout(SECONDS_TO_ANSWER)
+        except BaseException:
+            self.close()
+            raise
+
+    def frame(
+        self,
+        seconds: float,
+        keys: tuple[str, ...] = (),
+        turn: tuple[int, int] = (0, 0),
+        command: dict[str, Any] | None = None,
+    ) -> None:
+        """Let the next frame take `seconds`, unseen.
+
+        Args:
+            keys: of `KEYS`, held during the frame.
+            turn: degrees to the right, and down.
+            command: for the server's mod: `name`, and what that command takes.
+        """
+        self._exchange(seconds, keys, turn, command, seen=False)
+
+    def seen_frame(self, seconds: float, keys: tuple[str, ...] = (), command: dict[str, Any] | None = None) -> Moment:
+        """Let the next frame take `seconds`, and look at it."""
+        return self._exchange(seconds, keys, (0, 0), command, seen=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked for a frame. It is closed by any error, because half an answer leaves nothing to go on with."""
+        return self._end.alive
+
+    def close(self) -> None:
+        """End both processes and remove their files. May be called again."""
+        self._end()
+
+    def _start_x_server(self, programs: Programs) -> str:
+        """Start an X server on whichever display is free, and return its name."""
+        reads, writes = os.pipe()
+        with open(reads, "rb", buffering=0) as number, open(writes, "wb", buffering=0) as theirs:
+            command = [programs.xvfb, "-displayfd", str(writes), "-screen", "0", f"{SIDE}x{SIDE}x24", "-nolisten", "tcp"]
+            self._start("xvfb", command, {"LD_PRELOAD": "./lifeline.so"}, writes)
+            theirs.close()
+            said = b""
+            while not said.endswith(b"\n"):
+                ready = select.select([number], [], [], SECONDS_TO_START)[0]
+                more = number.read(16) if ready else b""
+                if not more:
+                    raise SimulatorDied(self._obituary("xvfb"))
+                said += more
+        return f":{int(said)}"
+
+    def _start_client(self, programs: Programs, display: str) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._resources.callback(self._socket.close)
+        with theirs:
+            environment = {
+                "DISPLAY": display,
+                "LD_PRELOAD": "./lifeline.so:./lockstep.so",
+                "LOCKSTEP_SOCKET": str(theirs.fileno()),
+                "LIBGL_ALWAYS_SOFTWARE": "1",
+                "LP_NUM_THREADS": "0",  # the client's own thread draws
+            }
+            command = [programs.minetest, "--config", "minetest.conf", "--world", "world", "--gameid", "minetest_game", "--go"]
+            self._start("minetest", command, environment, theirs.fileno())
+
+    def _start(self, name: str, command: list[str], environment: dict[str, str], descriptor: int) -> None:
+        """Start a process in the folder that inherits `descriptor`; what it says goes to `<name>.log` there."""
+        ours = {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid()), "LIFELINE_FOLDER": str(self.folder)}
+        with open(self._log(name), "wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | ours | environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(descriptor,),
+                start_new_session=True,  # Ctrl-C in a terminal is for us alone
+            )
+        self._resources.callback(_stop, process, signal.SIGTERM if name == "xvfb" else signal.SIGKILL)
+        self.processes.append(process)
+
+    def _exchange(
+        self, seconds: float, keys: tuple[str, ...], turn: tuple[int, int], command: dict[str, Any] | None, *, seen: bool
+    ) -> Moment:
+        held = sum(1 << KEYS.index(key) for key in keys)
+        text = json.dumps(command).encode() if command else b""
+        try:
+            self._send(REQUEST.pack(held, *turn, round(seconds * 1e6), seen, len(text)) + text)
+            return self._hear()
+        except BaseException:
+            self.close()
+            raise
+
+    def _hear(self) -> Moment:
+        width, height, account_bytes, in_time = ANSWER.unpack(self._receive(ANSWER.size))
+        account = json.loads(self._receive(account_bytes)) if account_bytes else {}
+        if not in_time:
+            logger.warning("the game was not done with a frame in time; this moment may lack a part of the world")
+        pixels = np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1]
+        return Moment(pixels, account)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._died() from error
+
+    def _receive(self, size: int) -> bytearray:
+        buffer, got = bytearray(size), 0
+        while got < size:
+            try:
+                more = self._socket.recv_into(memoryview(buffer)[got:])
+            except OSError as error:  # among them the time-out
+                raise self._died() from error
+            if not more:
+                raise self._died()
+            got += more
+        return buffer
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _died(self) -> Exception:
+        said = self._obituary("minetest")
+        if "No GLX support" in said:
+            return SimulatorUnavailable(f"Luanti can't draw without Mesa's software renderer. On Debian: apt-get install {MESA} ({said})")
+        return SimulatorDied(said)
+
+    def _obituary(self, name: str) -> str:
+        """What became of the process that was started last, and what it said."""
+        process = self.processes[-1]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+        code = process.poll()
+        end = "does not answer" if code is None else f"ended with exit code {code}"
+        lines = self._log(name).read_text(errors="replace").strip().splitlines()
+        return f"{name} {end}; it said: " + (" | ".join(lines[-LOG_LINES:]) or "nothing")
+
+
+def _furnish(folder: Path, map_seed: int) -> None:
+    """Put into the client's folder all that it reads, so that it touches nothing of the user's."""
+    settings = SETTINGS | {"fixed_map_seed": map_seed}
+    (folder / "minetest.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    shutil.copytree(HERE / "mod", folder / "world" / "worldmods" / "lockstep")
+    (folder / "world" / "world.mt").write_text(WORLD)
+
+
+def _stop(process: subprocess.Popen[bytes], politely: signal.Signals) -> None:
+    process.send_signal(politely)
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end(resources: contextlib.ExitStack, owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of it, which has the object but not the processes
+        resources.close()

@@ -1,0 +1,54 @@
+"""A scripted explorer of the block world: it walks out, looks around, comes back the same way, and often goes out on it again.
+
+So places are seen twice and more, which is what a memory needs to learn. It earns nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lssvwm_gym.simulators.luanti.script import TURN, Player, Script
+
+BIOMES, SHARES = ("deciduous_forest", "coniferous_forest", "grassland"), (0.45, 0.3, 0.25)
+TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
+
+
+class Explorer(Player):
+    """See `Player`."""
+
+    name = "explorer"
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__(rng)
+        self.start = {"biome": str(rng.choice(BIOMES, p=SHARES)), "trees": False}
+
+    def play(self) -> Script:
+        while True:
+            yield from self.tilt(TURN * int(self.rng.choice(TILTS)))
+            yield from self.wander(self.count(25, 60))
+            if self.chance(0.35):
+                yield from self.look_about()
+            if self.chance(0.35):
+                yield from self.dig_and_place()
+            way = self.crumbs[-len(self.crumbs) // (1 if self.chance(0.6) else 2) :]
+            yield from self.go_back(len(way))
+            if self.chance(0.3):
+                yield from self.look_about()
+            if self.chance(0.6):
+                yield from self.go_again(way[: self.count(3, 19)])
+
+    def wander(self, steps: int) -> Script:
+        """Not on into the dark."""
+        for _ in range(steps // 5):
+            if self.senses["dark"]:
+                return False
+            yield from super().wander(5)
+        return True
+
+    def go_again(self, way: list[np.ndarray]) -> Script:
+        """Out along a way that it has just come back by."""
+        for crumb in way:
+            self.crumbs.append(crumb)
+            if not (yield from self.go_to(crumb[0], crumb[2], 1.0, 14)):
+                return False
+        return True
