@@ -63,7 +63,7 @@ class WorldTraining:
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.variants`
-    start: Path | None = None  # world.safetensors or checkpoint.safetensors to take the first weights from, where names and shapes agree
+    start: Path | None = None  # world.safetensors, checkpoint.safetensors or shipped model.safetensors to begin with, where names and shapes agree
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000
@@ -178,8 +178,8 @@ class Trainer:
         Raises `TensorFileError` if none does.
         """
         tensors, _ = load_tensors(path)
-        mine, theirs = self.model.state_dict(), under("average", tensors) or tensors
-        taken = {name: tensor for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
+        mine, theirs = self.model.state_dict(), under("average", tensors) or under("world_model", tensors) or tensors
+        taken = {name: tensor.to(mine[name]) for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
         if not taken:
             raise TensorFileError(f"{path}: no tensor of it has the name and shape of one of this model's")
         self.model.load_state_dict(mine | taken)
