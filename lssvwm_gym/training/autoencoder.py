@@ -17,6 +17,7 @@ from lssvwm_gym.data.folder import episode_paths, fingerprint
 from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.precision import chosen_device, mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
@@ -90,7 +91,9 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
 
 
 def load_autoencoder(path: Path) -> Autoencoder:
-    """Load an autoencoder that `train_autoencoder` finished."""
+    """Load an autoencoder that `train_autoencoder` finished, or that of a folder of weights."""
+    if path.is_dir():
+        return load_weights(path).autoencoder
     tensors, header = load_tensors(path)
     config = header["config"]
     model = Autoencoder(AutoencoderConfig(**{**config, "widths": tuple(config["widths"])}))

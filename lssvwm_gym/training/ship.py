@@ -24,7 +24,7 @@ from lssvwm_gym.training.autoencoder import load_autoencoder
 class Shipping:
     """What goes into a folder of weights."""
 
-    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder
+    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
     world_model: Path  # world.safetensors of a finished world model, or checkpoint.safetensors of one under way
     data: Path  # folder with real episodes to begin dreams with
     out: Path  # folder to write

@@ -58,7 +58,7 @@ class WorldTraining:
     """How to train a world model. The same command line goes on exactly where a stopped run was."""
 
     data: Path  # folder with episodes to learn from
-    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder
+    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
     out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
