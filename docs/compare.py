@@ -1,17 +1,20 @@
 """Train every variant on the same clips for the same number of frames, score it, and write what came out to docs/scores/comparison/.
 
-    python docs/compare.py --data DIR          # DIR holds train/, val/ and test/; goes on where it was stopped
+    python docs/compare.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
+    python docs/compare.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
     python docs/compare.py --data DIR --help
 
 `python docs/update_numbers.py` then makes the README's table of it. A variant that is already trained, in --runs, or scored, in
-docs/scores/comparison/, is left as it is.
+the folder of scores, is left as it is. A model that was trained elsewhere is put where it would have been: --runs/NAME/world.safetensors,
+for other worlds than Memory Maze --runs/WORLD-NAME/world.safetensors.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -20,14 +23,54 @@ from lssvwm_gym.data.tensors import load_tensors, save_tensors
 from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.ship import Shipping, ship
 from lssvwm_gym.training.variants import VARIANTS
-from lssvwm_gym.training.world import WorldTraining, train_world
+from lssvwm_gym.training.world import Stage, WorldTraining, train_world
+from lssvwm_gym.worlds import WORLDS
 
 ROOT = Path(__file__).parent.parent
-SCORES = ROOT / "docs" / "scores" / "comparison"
+SCORES = ROOT / "docs" / "scores"
 MEDIA = ROOT / "docs" / "media"
-FRAMES = 400  # of the way that is walked back
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the variants of one world are trained and scored."""
+
+    scores: Path  # folder
+    prefix: str  # of folders of variants and of pictures
+    training: dict[str, Any]  # what differs from `WorldTraining`'s defaults
+    measured: dict[str, Any]  # what differs from `Evaluation`'s
+    pictured: tuple[str, str]  # test and its pictures, by which the variants are shown beside the truth
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    ship: dict[str, int] = field(default_factory=dict)  # what differs from `Shipping`'s
+
+
+PLANS = {
+    "memory-maze": Plan(
+        scores=SCORES / "comparison",
+        prefix="",
+        training=dict(steps=300),
+        measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1),
+        pictured=("retrieval", "own memory"),
+    ),
+    "minecraft": Plan(
+        scores=SCORES / "minecraft_comparison",
+        prefix="minecraft-",
+        training=dict(
+            steps=400,
+            curriculum=(Stage(0.1, 40, 2), Stage(0.2, 40, 6), Stage(0.7, 40, 12)),
+            peeking=0.35,
+            dreaming=0.35,
+            back=0.3,
+        ),
+        measured=dict(tests=("next_frame", "reasoning"), clips=3),
+        pictured=("reasoning", "told poses"),
+        model=WorldModelConfig(actions=14, vector_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), place_scales=((1.0, 0.25), (3.0, 0.5))),
+        ship=dict(walk_frames=100),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +78,38 @@ class Comparison:
     """What to compare, at which expense."""
 
     data: Path  # folder with train/, val/ and test/
-    autoencoder: Path = ROOT / "lssvwm_gym" / "weights" / "memory_maze"
+    world: str = "memory-maze"
+    autoencoder: Path | None = None  # file, or folder of weights; the world's shipped weights if not given
     runs: Path = ROOT / "runs" / "comparison"  # where variants are trained
     variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")
-    steps: int = 300  # of 1,280 frames: a minute each on an H200, hours on a CPU
+    steps: int | None = None  # of 1,280 frames, a minute for 300 of them on an H200, hours on a CPU; the world's own number if not given
     threads: int = 1
     train_only: bool = False  # leave scoring to a later call
+
+    def __post_init__(self) -> None:
+        if self.world not in PLANS:
+            raise ValueError(f"nothing is compared in a world named {self.world}; there are {', '.join(PLANS)}")
+
+    @property
+    def plan(self) -> Plan:
+        return PLANS[self.world]
+
+    @property
+    def seeing(self) -> Path:
+        """The autoencoder."""
+        return self.autoencoder or WORLDS[self.world].weights
+
+    @property
+    def pictures(self) -> str:
+        """What names of pictures begin with."""
+        return self.plan.prefix.replace("-", "_")
+
+    def folder(self, name: str) -> Path:
+        """Where a variant is trained."""
+        return self.runs / f"{self.plan.prefix}{name}"
+
+    def scores(self, name: str) -> Path:
+        return self.plan.scores / f"{name}.json"
 
 
 def main(run: Comparison) -> None:
@@ -48,7 +117,7 @@ def main(run: Comparison) -> None:
     bench: Bench | None = None
     for name in run.variants:
         world = trained(run, name)
-        if not run.train_only and not (SCORES / f"{name}.json").exists():
+        if not run.train_only and not run.scores(name).exists():
             bench = score(run, name, world, bench)
     if not run.train_only:
         draw(run)
@@ -56,53 +125,48 @@ def main(run: Comparison) -> None:
 
 def trained(run: Comparison, name: str) -> Path:
     """The finished world model of a variant, trained now if it isn't yet."""
-    training = WorldTraining(
-        data=run.data / "train",
-        val=run.data / "val",
-        autoencoder=run.autoencoder,
-        out=run.runs / name,
-        variant=name,
-        steps=run.steps,
-        frames_a_step=1280,
-        sight_updates=2,
-        save_every=100,
-        threads=run.threads,
-    )
-    finished = training.out / "world.safetensors"
+    finished = run.folder(name) / "world.safetensors"
     if not finished.exists():
         print(f"{name}: {VARIANTS[name][0]}")
-        train_world(training)
+        settings = run.plan.training | ({} if run.steps is None else {"steps": run.steps})
+        settings |= dict(data=run.data / "train", val=run.data / "val", autoencoder=run.seeing, out=finished.parent, variant=name)
+        train_world(
+            WorldTraining(**settings, model=run.plan.model, frames_a_step=1280, sight_updates=2, save_every=100, threads=run.threads)
+        )
     return finished
 
 
 def score(run: Comparison, name: str, world: Path, opened: Bench | None) -> Bench:
     """Score a variant on the test episodes and write its JSON; returns the bench, whose encoded episodes serve the next one, too."""
-    weights = run.runs / name / "weights"
-    ship(Shipping(run.autoencoder, world, run.data / "val", weights, openings=1, walks=1))
-    tests = ("next_frame", "retrieval", "reasoning")
-    evaluation = Evaluation(run.data / "test", weights=weights, tests=tests, retrieval=(FRAMES,), memories=("own",), clips=1)
+    plan, weights = run.plan, run.folder(name) / "weights"
+    ship(Shipping(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
+    evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
     bench = open_bench(evaluation) if opened is None else Bench(evaluation, opened.world, load_weights(weights), opened.episodes)
     report = evaluate(evaluation, bench)
     tensors, header = load_tensors(world)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     seen = {key: header[key] for key in ("step", "frames", "seconds")}
     report["training"] = {"variant": name, "about": VARIANTS[name][0], "parameters": parameters} | seen
-    pictures = {key: bench.kept["retrieval"][key] for key in ("truth", "own memory")}
-    save_tensors(run.runs / name / "recalled.safetensors", pictures, {})
-    SCORES.mkdir(parents=True, exist_ok=True)
-    (SCORES / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    test, shown = plan.pictured
+    pictures = {key: bench.kept[test][key] for key in ("truth", shown)}
+    save_tensors(run.folder(name) / "recalled.safetensors", pictures, {})
+    plan.scores.mkdir(parents=True, exist_ok=True)
+    run.scores(name).write_text(json.dumps(report, indent=2) + "\n")
     return bench
 
 
 def draw(run: Comparison) -> None:
-    """The variants' revisit curves in one plot, and what they recall of the same ways back in one contact sheet."""
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(SCORES.glob("*.json"))}
-    revisit_curve(MEDIA / "variants_curve.png", reports)
-    recalled = {name: run.runs / name / "recalled.safetensors" for name in reports}
+    """The variants' revisit curves in one plot, where ways are walked back, and what they dream of the same clips in one contact sheet."""
+    plan = run.plan
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(plan.scores.glob("*.json"))}
+    if "retrieval" in plan.measured["tests"]:
+        revisit_curve(MEDIA / f"{run.pictures}variants_curve.png", reports)
+    recalled = {name: run.folder(name) / "recalled.safetensors" for name in reports}
     frames = {name: load_tensors(path)[0] for name, path in recalled.items() if path.exists()}
     if frames:
         truth = next(iter(frames.values()))["truth"]
-        retrieval_sheet(MEDIA / "variants.png", truth, {name: pictures["own memory"] for name, pictures in frames.items()})
+        shown = {name: pictures[plan.pictured[1]] for name, pictures in frames.items()}
+        retrieval_sheet(MEDIA / f"{run.pictures}variants.png", truth, shown)
 
 
 if __name__ == "__main__":

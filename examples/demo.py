@@ -1,14 +1,19 @@
-"""Dream a maze on this machine: how fast that is, and how it looks beside the real maze. This is what `make demo` runs.
+"""Dream a world on this machine: how fast that is, and how it looks beside the real one. This is what `make demo` runs.
 
-A recorded episode of the real maze begins; the dream remembers its opening, then both go on with the same actions, and the
-dream sees nothing of the real maze any more. The map shows where the agent went, and where the dream believes it went.
+A recorded episode of the real world begins; the dream remembers its opening, then both go on with the same actions, and the
+dream sees nothing of the real world any more. The map shows where the agent went, and where the dream believes it went. In a
+world with counts the line below tells what is carried.
+
+    python examples/demo.py --env LSSVWM-Minecraft-v0 --episode DIR/000000.npz    # an episode that `lssvwm-gym collect luanti` made
 """
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -19,7 +24,7 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.data.movie import enlarged, write_movie
 
-HEADER, GAP, SCALE = 26, 8, 4  # pixels, pixels, screen pixels a pixel of the world
+HEADER, GAP, LINE = 26, 8, 14  # pixels
 DARK, LIGHT, WALL, FLOOR = (18, 20, 26), (232, 234, 240), (44, 48, 60), (112, 118, 134)
 TRUE, BELIEVED = (90, 200, 250), (255, 176, 64)
 
@@ -31,24 +36,25 @@ class Demo:
     env: str = "LSSVWM-MemoryMaze-v0"
     profile: str = "balanced"  # fast, balanced or quality
     weights: Path | None = None  # folder of weights; the shipped ones if not given
-    episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real maze
+    episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real world
     context_frames: int = 100  # of the episode that the dream remembers
     steps: int = 100  # of each dream
     many: int = 16  # dreams at once, to see how fast a batch is
+    scale: int = 4  # screen pixels a pixel of the world
     out: Path = Path("demo")  # folder to write to
     seed: int = 0
 
 
 def main(run: Demo) -> None:
-    env = gymnasium.make(run.env, profile=run.profile, weights=run.weights)
+    env = gymnasium.make(run.env, profile=run.profile, weights=run.weights, observation="image")
     frames, speed = wander(env, run.steps, run.seed)
     print(f"one dream, {run.profile}: {speed:.1f} steps/s")
     print(f"{run.many} dreams at once, fast: {speed_of_many(run):.1f} steps/s")
-    write_movie(run.out / "dream.gif", enlarged(frames, SCALE), fps=8)
+    write_movie(run.out / "dream.gif", enlarged(frames, run.scale), fps=8)
     print(f"dreaming along {run.episode.name} ...", flush=True)
     episode = read_episode(run.episode)
-    frames, poses = dream_along(env, run, episode)
-    write_movie(run.out / "dream_vs_real.gif", beside_each_other(run, episode, frames, poses), fps=8)
+    frames, infos = dream_along(env, run, episode)
+    write_movie(run.out / "dream_vs_real.gif", beside_each_other(env, run, episode, frames, infos), fps=8)
     print(f"look at {run.out / 'dream_vs_real.gif'} and {run.out / 'dream.gif'}")
     env.close()
 
@@ -68,7 +74,7 @@ def wander(env: gymnasium.Env, steps: int, seed: int) -> tuple[np.ndarray, float
 
 def speed_of_many(run: Demo) -> float:
     """Steps a second of a batch of dreams, all together."""
-    envs = gymnasium.make_vec(run.env, run.many, profile="fast", weights=run.weights)
+    envs = gymnasium.make_vec(run.env, run.many, profile="fast", weights=run.weights, observation="image")
     envs.reset(seed=run.seed)
     steps = max(1, run.steps // 5)
     began = time.perf_counter()
@@ -77,35 +83,39 @@ def speed_of_many(run: Demo) -> float:
     return run.many * steps / (time.perf_counter() - began)
 
 
-def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """Remember the episode's opening and dream its further actions: frames (T, height, width, 3) and believed poses (T, 4)."""
+def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Remember the episode's opening and dream its further actions: frames (T, height, width, 3) and as many infos."""
     frame, info = env.reset(seed=run.seed, options={"episode": str(run.episode), "context_frames": run.context_frames})
-    frames, poses = [frame], [info["believed_pose"]]
+    frames, infos = [frame], [info]
     for action in episode.action[run.context_frames : run.context_frames + run.steps]:
         frame, _, _, _, info = env.step(int(action))
         frames.append(frame)
-        poses.append(info["believed_pose"])
-    return np.stack(frames), np.stack(poses)
+        infos.append(info)
+    return np.stack(frames), infos
 
 
-def beside_each_other(run: Demo, episode: Episode, dreamed: np.ndarray, believed: np.ndarray) -> np.ndarray:
+def beside_each_other(env: gymnasium.Env, run: Demo, episode: Episode, dreamed: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
     """Pictures (T, height, width, 3): real, dreamed, and the map of both ways. The first shows the last remembered frame."""
-    first = run.context_frames - 1
-    ways = None if episode.pose is None else (episode.pose[:, :2], in_the_world(believed, episode.pose[0]))
+    first, counts = run.context_frames - 1, env.unwrapped.dream.world.counts  # type: ignore[attr-defined]
+    believed = np.stack([info["believed_pose"] for info in infos])
+    ways = None if episode.pose is None else (episode.pose[: first + len(dreamed), :2], in_the_world(believed, episode.pose[0]))
+    ground = None if ways is None else ground_of(episode.extras.get("maze_layout"), np.concatenate(ways))
     pictures = []
     for step, frame in enumerate(dreamed):
         panels = {"real": episode.frames[first + step], "dream": frame}
-        picture = labelled({name: enlarged(panel, SCALE) for name, panel in panels.items()}, f"step {step}")
-        if ways is not None:
-            layout = episode.extras["maze_layout"]
-            picture = np.concatenate([picture, map_of(layout, ways[0][: first + step + 1], ways[1][: step + 1], picture.shape[0])], 1)
+        picture = labelled({name: enlarged(panel, run.scale) for name, panel in panels.items()}, f"step {step}")
+        if ways is not None and ground is not None:
+            picture = np.concatenate([picture, map_of(ground, ways[0][: first + step + 1], ways[1][: step + 1], picture.shape[0])], 1)
+        if counts:
+            bags = episode.vector[first + step], infos[step]["inventory"]
+            picture = np.concatenate([picture, carried(counts, bags, run.scale * frame.shape[1] + GAP, picture.shape[1])])
         pictures.append(picture)
     return np.stack(pictures)
 
 
 def in_the_world(pose: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Positions (T, 2) in the maze of poses (T, 4) that are seen from the pose `origin` (4,)."""
-    x, y, (cos, sin) = pose[:, 0], pose[:, 1], origin[2:]
+    """Positions (T, 2) in the world of poses (T, 4 or 6) that are seen from the pose `origin`, of the same size."""
+    x, y, (cos, sin) = pose[:, 0], pose[:, 1], origin[2:4]
     return origin[:2] + np.stack([cos * x - sin * y, sin * x + cos * y], 1)
 
 
@@ -121,19 +131,46 @@ def labelled(panels: dict[str, np.ndarray], note: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def map_of(layout: np.ndarray, true: np.ndarray, believed: np.ndarray, height: int) -> np.ndarray:
-    """The maze from above with the way that was gone, the one believed in since the dream began, and where both ends are."""
-    size, side = len(layout), height - HEADER
+class Ground(NamedTuple):
+    """What a map shows beneath the ways."""
+
+    cells: np.ndarray  # (N, N), 0 where there is a wall; y points up
+    corner: np.ndarray  # (2,) least x and y, world units
+    size: float  # world units a side
+
+
+def ground_of(layout: np.ndarray | None, ways: np.ndarray) -> Ground:
+    """A maze, or the open ground around all positions (T, 2) of some ways."""
+    if layout is not None:
+        return Ground(layout, np.zeros(2), len(layout))
+    low, high = ways.min(0) - 1, ways.max(0) + 1
+    size = float((high - low).max())
+    return Ground(np.ones((1, 1)), (low + high - size) / 2, size)
+
+
+def map_of(ground: Ground, true: np.ndarray, believed: np.ndarray, height: int) -> np.ndarray:
+    """The ground from above with the way that was gone, the one believed in since the dream began, and where both ends are."""
+    side = height - HEADER
     image = Image.new("RGB", (side, height), DARK)
-    cells = Image.fromarray(np.where(layout[::-1, :, None] > 0, FLOOR, WALL).astype(np.uint8))  # y points up
+    cells = Image.fromarray(np.where(ground.cells[::-1, :, None] > 0, FLOOR, WALL).astype(np.uint8))
     image.paste(cells.resize((side, side), Image.Resampling.NEAREST), (0, HEADER))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for way, colour in ((true, TRUE), (believed, BELIEVED)):
-        points = [(x * side / size, HEADER + side - y * side / size) for x, y in way.tolist()]
+        points = [(x, HEADER + side - y) for x, y in ((way - ground.corner) * side / ground.size).tolist()]
         draw.line(points, colour, 2)
         draw.circle(points[-1], 4, colour)
     draw.text((4, 4), "true way", TRUE, font)
     draw.text((side - 4, 4), "believed way", BELIEVED, font, anchor="ra")
+    return np.asarray(image)
+
+
+def carried(names: tuple[str, ...], bags: tuple[np.ndarray, np.ndarray], panel: int, width: int) -> np.ndarray:
+    """A strip `width` wide that tells under each of two panels, `panel` pixels wide, what is in its bag."""
+    image = Image.new("RGB", (width, 4 * LINE), DARK)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+    for column, bag in enumerate(bags):
+        things = ", ".join(f"{int(count)} {name.replace('_', ' ')}" for name, count in zip(names, bag, strict=True) if count)
+        draw.text((column * panel + 4, 2), textwrap.fill(things or "nothing", panel // 6), LIGHT, font, spacing=2)
     return np.asarray(image)
 
 

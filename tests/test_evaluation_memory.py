@@ -34,6 +34,10 @@ def pose_at(x, y, degrees):
     return torch.tensor([x, y, math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 
 
+def in_space(x, y, degrees, height, tilt):
+    return torch.cat([pose_at(x, y, degrees), torch.tensor([height, math.radians(tilt)])])
+
+
 def test_the_revisit_curve_counts_frames_since_the_view_was_seen():
     since = 2.0 * torch.arange(1, 400).expand(2, -1)  # a way back of 399 frames whose PSNR is the age of the view
     curve = revisit_curve(since)
@@ -69,7 +73,21 @@ def test_single_views_are_far_from_the_turning_point():
 def test_a_view_was_seen_before_where_place_and_heading_were_the_same():
     past = torch.stack([pose_at(0, 0, 0), pose_at(1, 0, 0), pose_at(1, 0, 90), pose_at(0, 0, 5)])[None]
     future = torch.stack([pose_at(0.2, 0, 0), pose_at(1, 0.2, 80), pose_at(1, 0, 200), pose_at(0.3, 0, 0), pose_at(1, 0, 14)])[None]
-    assert frames_since_seen(past, future).tolist() == [[1, 3, 0, 0, 7]]
+    assert frames_since_seen(past, future, 0.25).tolist() == [[1, 3, 0, 0, 7]]
+    assert frames_since_seen(past, future, 0.35).tolist() == [[1, 3, 0, 4, 7]]
+
+
+def test_in_space_a_view_is_seen_again_at_the_same_height_and_tilt_only():
+    past = torch.stack([in_space(0, 0, 0, 5, 0), in_space(0, 0, 0, 5, 30)])[None]
+    future = torch.stack([in_space(0, 0, 0, 5.2, 5), in_space(0, 0, 0, 6, 0), in_space(0, 0, 0, 5, 60), in_space(0, 0, 90, 5, 0)])[None]
+    assert frames_since_seen(past, future, 0.25).tolist() == [[2, 0, 0, 0]]
+
+
+def test_drift_in_space_counts_height_and_tilt():
+    true = torch.stack([in_space(0, 0, 0, 0, 0)] * 11)[None]
+    off = _off(torch.stack([in_space(0.3, 0, 0, 0.4, -20)] * 11)[None], true, "real")
+    assert off["real, step 10: position off (world units)"].mean == pytest.approx(0.5)
+    assert off["real, step 10: tilt off (degrees)"].mean == pytest.approx(20, abs=1e-3)
 
 
 def test_what_was_seen_before_is_scored_apart():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_minecraft import write_real_plays, write_tiny_minecraft
 
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.models.pose import advance, relative_to
@@ -72,10 +73,22 @@ def test_demo_stops_where_the_recording_does_and_does_without_poses(tiny_weights
     assert (shown.shape[0], shown.shape[2]) == (6, 2 * (256 + 8))
 
 
-def test_demo_puts_believed_poses_into_the_maze():
+def test_demo_tells_what_is_carried_in_a_block_world(tmp_path, monkeypatch):
+    weights, episode = write_tiny_minecraft(tmp_path / "weights"), write_real_plays(tmp_path / "real", 1, 20) / "000000.npz"
+    sizes = "--steps", 4, "--many", 2, "--context-frames", 8, "--scale", 3
+    run(monkeypatch, "demo", "--env", "LSSVWM-Minecraft-v0", "--weights", weights, "--episode", episode, "--out", tmp_path, *sizes)
+    shown = pictures(tmp_path / "dream_vs_real.gif")
+    assert shown.shape[:3] == (5, 26 + 192 + 4 * 14, 2 * (192 + 8) + 192)
+    carried = shown[:, -4 * 14 :, :192].astype(int)
+    assert np.abs(carried[1] - carried[0]).max() > 50  # one log less, four planks more
+    assert np.abs(carried[2] - carried[1]).max() < 50
+
+
+@pytest.mark.parametrize(("size", "motions"), [(4, 3), (6, 5)])
+def test_demo_puts_believed_poses_into_the_world(size, motions):
     demo = runpy.run_path(str(EXAMPLES / "demo.py"))
-    origin = torch.tensor([2.0, 3.0, 0.6, 0.8])
-    pose = advance(origin.expand(4, 4), torch.randn(4, 3))
+    origin = torch.tensor([2.0, 3.0, 0.6, 0.8, 1.0, 0.1])[:size]
+    pose = advance(origin.expand(4, size), torch.randn(4, motions))
     assert demo["in_the_world"](relative_to(pose, origin).numpy(), origin.numpy()) == pytest.approx(pose[:, :2].numpy(), abs=1e-5)
 
 

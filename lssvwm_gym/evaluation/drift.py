@@ -10,13 +10,14 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, dream_along, reckon_clips, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.pose import PLANE, relative_to
 
 HORIZONS = (10, 100, 300, 1000)  # steps
 
 
 def drift(bench: Bench) -> dict[str, Any]:
-    """Believed against true poses along each episode from its start, off by world units and degrees after 10, 100, 300, 1000 steps, of
+    """Believed against true poses along each episode from its start, off by world units and degrees after 10, 100, 300, 1000 steps
+    (in space, position counts height too, and tilt has a row of its own), of
 
     real frames: every real frame is committed where the pose head says that its action led, corrected by what it shows;
     real frames, blindly: the same without that correction;
@@ -40,12 +41,15 @@ def drift(bench: Bench) -> dict[str, Any]:
 
 
 def _off(believed: Tensor, true: Tensor, name: str) -> dict[str, Score]:
-    """Errors of poses (B, 1 + steps, 4)."""
+    """Errors of poses (B, 1 + steps, 4 or 6)."""
     steps = true.shape[1] - 1
     seen = relative_to(believed, true)
-    position, heading = seen[..., :2].norm(dim=-1), torch.atan2(seen[..., 3], seen[..., 2]).abs().rad2deg()
+    place = torch.cat([seen[..., :2], seen[..., PLANE : PLANE + 1]], -1)
+    position, heading = place.norm(dim=-1), torch.atan2(seen[..., 3], seen[..., 2]).abs().rad2deg()
     results: dict[str, Score] = {}
     for step in sorted({min(horizon, steps) for horizon in HORIZONS}):
         results[f"{name}, step {step}: position off (world units)"] = score(position[:, step])
         results[f"{name}, step {step}: heading off (degrees)"] = score(heading[:, step])
+        if seen.shape[-1] > PLANE:
+            results[f"{name}, step {step}: tilt off (degrees)"] = score(seen[:, step, PLANE + 1].abs().rad2deg())
     return results

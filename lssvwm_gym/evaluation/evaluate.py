@@ -15,6 +15,7 @@ from rich.table import Table
 from lssvwm_gym.data.folder import fingerprint
 from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.evaluation.cold_start import cold_start
+from lssvwm_gym.evaluation.crafting import crafting, inventory, milestones
 from lssvwm_gym.evaluation.drift import drift
 from lssvwm_gym.evaluation.figures import draw
 from lssvwm_gym.evaluation.identity import identity
@@ -23,7 +24,7 @@ from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.next_frames import next_frame, open_loop, reconstruction, reward
 from lssvwm_gym.evaluation.reasoning import reasoning
 from lssvwm_gym.evaluation.retrieval import retrieval
-from lssvwm_gym.evaluation.workbench import Bench, Evaluation, open_bench
+from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation, open_bench
 
 __all__ = ["TESTS", "Bench", "Evaluation", "evaluate", "open_bench"]
 
@@ -38,6 +39,9 @@ TESTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "interruption": interruption,
     "identity": identity,
     "cold_start": cold_start,
+    "crafting": crafting,
+    "inventory": inventory,
+    "milestones": milestones,
 }
 
 
@@ -46,7 +50,8 @@ def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
     The JSON is written after every test, so that one that fails costs none of those before it. A bench that is already open
-    may be given; what the tests keep is found there.
+    may be given; what the tests keep is found there. Tests that say nothing about the world are named in `skipped`, with the
+    reason.
 
     Raises:
         ValueError: a test or a world that doesn't exist, or episodes too short for a test.
@@ -63,9 +68,14 @@ def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
         "scores": {},
     }
     for name in run.tests:
-        results = TESTS[name](bench)
-        report["scores"][name] = {k: dataclasses.asdict(v) if isinstance(v, Score) else v for k, v in results.items()}
-        _print(name, results)
+        try:
+            results = TESTS[name](bench)
+        except DoesNotApply as reason:
+            report.setdefault("skipped", {})[name] = str(reason)
+            print(f"{name.replace('_', ' ')}: left out, {reason}")
+        else:
+            report["scores"][name] = {k: dataclasses.asdict(v) if isinstance(v, Score) else v for k, v in results.items()}
+            _print(name, results)
         _write(report, run.out)
     if run.figures:
         for path in draw(bench, report, run.figures):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import inner, masked_score
 from lssvwm_gym.evaluation.retrieval import recalled_frames, way_back
 from lssvwm_gym.evaluation.rollouts import decode_clips
-from lssvwm_gym.evaluation.workbench import Bench
+from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply
 
 GRID = 6  # patches a side
 COLOURS = 12  # classes
@@ -24,8 +24,10 @@ def identity(bench: Bench) -> dict[str, Any]:
     A patch is a cell of a 6 x 6 grid over the picture without its border, its colour the mean of its pixels, its class the
     nearest of 12 colours that k-means finds in the context frames of all clips. Patches count whose true class is not one
     of the two most frequent ones. Beside it the same share for the dreamed frames of a clip in another order (chance) and
-    for the autoencoder's reconstruction of the real frames (ceiling).
+    for the autoencoder's reconstruction of the real frames (ceiling). Not for worlds that change.
     """
+    if bench.world.changes:
+        raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
     way = way_back(bench, bench.run.retrieval[0])
     dreamed = recalled_frames(bench, way)
     colours = _found_colours(patches(way.past.frames, bench.world.border).flatten(0, -2))

@@ -62,6 +62,9 @@ def retrieval(bench: Bench) -> dict[str, Any]:
     frames between;
     last frame repeated: the turning point.
 
+    In worlds that change, the same for the clips alone in whose past no count changed, so that nothing was dug or placed:
+    untouched world.
+
     Own memory also has a revisit curve: the frame at step j of the way back was last seen 2 j frames ago. PSNR of the frames
     around some such ages, and how much it falls from 50 to 800 frames, or as far as the size goes, clip by clip.
     """
@@ -107,7 +110,7 @@ def _retrieval(bench: Bench, frames: int, name: str) -> dict[str, Any]:
     pictures = {"truth": truth, "autoencoder": decode_clips(bench.weights, way.back.latent)}
     for memory in sorted(run.memories, key=list(NAMES).index):
         pictures[NAMES[memory]] = dreamed = _dreamed(bench, way, memory)
-        results |= bench.frame_scores(f"{name}, {NAMES[memory]}:", dreamed, truth)
+        results |= _scores(bench, way, f"{name}, {NAMES[memory]}", dreamed)
         quality = bench.quality(dreamed, truth)
         if memory == "own":
             own = quality
@@ -116,7 +119,21 @@ def _retrieval(bench: Bench, frames: int, name: str) -> dict[str, Any]:
             results[f"{name}, cost of {NAMES[memory]} (dB)"] = score(own - quality)
     if frames == max(run.retrieval):
         bench.keep("retrieval", pictures)
-    return results | bench.frame_scores(f"{name}, last frame repeated:", way.past.frames[:, -1:].expand_as(truth), truth)
+    return results | _scores(bench, way, f"{name}, last frame repeated", way.past.frames[:, -1:].expand_as(truth))
+
+
+def untouched(past: Clips) -> Tensor:
+    """Which clips, (B,) bool, have the same counts all along: nothing was dug, placed or crafted."""
+    return (past.vector == past.before[:, :1]).flatten(1).all(1)
+
+
+def _scores(bench: Bench, way: WayBack, name: str, dreamed: Tensor) -> dict[str, Score]:
+    """Scores of frames dreamed on the way back; in worlds that change, also of the clips in which nothing did."""
+    truth = way.back.frames
+    results = bench.frame_scores(f"{name}:", dreamed, truth)
+    if bench.world.changes and (still := untouched(way.past)).any():
+        results |= bench.frame_scores(f"{name}, untouched world:", dreamed[still], truth[still])
+    return results
 
 
 def _dreamed(bench: Bench, way: WayBack, memory: str) -> Tensor:

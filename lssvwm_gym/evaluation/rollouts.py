@@ -18,7 +18,9 @@ from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, 
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to
 from lssvwm_gym.models.weights import Weights
-from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.models.world_model import FrameInputs, WorldModel
+
+TOGETHER = 100  # frames remembered in one go, to bound memory
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Clips:
     latent: Tensor  # (B, T, N, C)
     action: Tensor  # (B, T) int64
     reward: Tensor  # (B, T)
-    pose: Tensor  # (B, T, 4)
-    motion: Tensor  # (B, T, 3)
+    pose: Tensor  # (B, T, 4 or 6)
+    motion: Tensor  # (B, T, 3 or 5)
     before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
     vector: Tensor  # (B, T, V) counts that go with each frame
 
@@ -64,6 +66,11 @@ def cut_clips(episodes: list[RealEpisode], frames: int, per_episode: int) -> Cli
             places += [(episode, int(start)) for start in np.linspace(0, room, per_episode).round()]
     if not places:
         raise ValueError(f"no episode has the {frames} frames that this test needs")
+    return clips_at(places, frames)
+
+
+def clips_at(places: list[tuple[RealEpisode, int]], frames: int) -> Clips:
+    """The clips of `frames` frames that begin at the given frames of episodes."""
     return Clips(*(torch.stack(column) for column in zip(*(_cut(e, s, frames) for e, s in places), strict=True)))
 
 
@@ -82,16 +89,28 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
 
 def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
     """The state after a real past."""
-    state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
-    for start in range(0, len(clips), 100):  # in parts, to bound memory
-        part = clips[start : start + 100]
+    state = _before(model, clips, seed)
+    for start in range(0, len(clips), TOGETHER):
+        part = clips[start : start + TOGETHER]
         state = remember(model, state, part.latent, part.action, part.pose, part.vector)
     return state
 
 
+def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[Tensor, DreamState]:
+    """Features (B, T, FEATURES) of real frames that follow a state, as the heads read them, and the state after."""
+    features = []
+    for start in range(0, len(clips), TOGETHER):
+        part = clips[start : start + TOGETHER]
+        clean, known = torch.zeros_like(part.reward), torch.ones_like(part.reward)
+        inputs = FrameInputs(clean, part.action, part.pose, part.motion, known, part.before)
+        features.append(model(part.latent, inputs, state.world).features)
+        state = remember(model, state, part.latent, part.action, part.pose, part.vector)
+    return torch.cat(features, 1), state
+
+
 def reckon_clips(model: WorldModel, clips: Clips, seed: int = 0, sees: bool = True) -> tuple[DreamState, Tensor]:
-    """The state after a real past whose poses nobody tells (see `follow`), and where the model believed to be, (B, T, 4)."""
-    state, poses = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed), []
+    """The state after a real past whose poses nobody tells (see `follow`), and where the model believed to be, (B, T, 4 or 6)."""
+    state, poses = _before(model, clips, seed), []
     for t in tqdm(range(len(clips)), desc="reckoning", leave=False):
         state = follow(model, state, clips.latent[:, t], clips.action[:, t], sees)
         poses.append(state.pose)
@@ -102,9 +121,10 @@ class Dream(NamedTuple):
     """Dreamed frames; entry t speaks of frame t."""
 
     latent: Tensor  # (B, T, N, C)
-    motion: Tensor  # (B, T, 3)
+    motion: Tensor  # (B, T, 3 or 5)
     uncertainty: Tensor  # (B, T)
-    pose: Tensor  # (B, T, 4) where the model believed to be
+    pose: Tensor  # (B, T, 4 or 6) where the model believed to be
+    vector: Tensor  # (B, T, V) counts that the model believed in
 
 
 def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
@@ -117,7 +137,7 @@ def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, 
         action = clips.action[:, t]
         imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
         state = commit(model, state, action, imagined)
-        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose))
+        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.vector))
     return Dream(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
@@ -148,6 +168,11 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
     """Latents (B, T, N, C) to frames (B, T, height, width, 3) uint8."""
     frames = [weights.autoencoder.decode(part) for part in latent.flatten(0, 1).split(256)]
     return torch.cat(frames).unflatten(0, latent.shape[:2])
+
+
+def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
+    """The state before any frame of the clips, with the counts that were before the first."""
+    return first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)._replace(vector=clips.before[:, 0])
 
 
 def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:

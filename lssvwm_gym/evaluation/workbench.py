@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,38 +16,54 @@ from lssvwm_gym.worlds import WORLDS, World
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward")
 REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
 MEMORIES = ("own", "stranger", "emptied", "shuffled", "believed", "untold")
+COUNTING = ("crafting", "inventory", "milestones")
+SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
+    "memory-maze": {"tests": FOLLOWING + REMEMBERING, "retrieval": (100,), "reasoning": (576, 224)},
+    "minecraft": {
+        "tests": ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *COUNTING, "interruption", "cold_start"),
+        "retrieval": (100,),
+        "reasoning": (100, 50),
+    },
+}
+OTHER_WORLDS: dict[str, Any] = {"tests": FOLLOWING + REMEMBERING + COUNTING, "retrieval": (100,), "reasoning": (100, 50)}
 PICTURED = 3  # clips, of different episodes where there are as many
+
+
+class DoesNotApply(ValueError):
+    """A test that says nothing about this world; the message says why."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to measure, on what."""
+    """What to measure, on what. Tests and sizes that aren't given are the world's own, see `SUITES`."""
 
     data: Path  # folder with real episodes
     world: str = "memory-maze"
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     out: Path | None = None  # where to write the scores as JSON
     figures: Path | None = None  # folder for pictures of what the tests produced
-    tests: tuple[str, ...] = FOLLOWING + REMEMBERING
+    tests: tuple[str, ...] = ()  # all that say something about the world if not given
     steps: int = 1  # denoising steps a frame
     clips: int = 3  # clips an episode, evenly spaced
     context: int = 100  # frames of real past
     ahead: int = 50  # frames of open-loop dream
-    retrieval: tuple[int, ...] = (100,)  # frames of context, walked back
+    retrieval: tuple[int, ...] = ()  # frames of context, walked back
     memories: tuple[str, ...] = MEMORIES  # variants of retrieval, believed of reasoning too; own is enough to compare models
-    reasoning: tuple[int, int] = (576, 224)  # frames of real past, frames dreamed
+    reasoning: tuple[int, int] = (0, 0)  # frames of real past, frames dreamed
     drift: int = 1000  # steps over which poses are reckoned, fewer where episodes are shorter
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
     cold_start: int = 60  # frames dreamed from nothing, then walked back
+    detour: int = 300  # frames dreamed on which nothing is done that changes what is carried
     seed: int = 0
 
     def __post_init__(self) -> None:
         unknown = set(self.memories) - set(MEMORIES)
         if unknown:
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
-        if not self.retrieval:
-            raise ValueError("retrieval needs a size, such as 100")
-        least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2}
+        for name, own in SUITES.get(self.world, OTHER_WORLDS).items():
+            if not any(getattr(self, name)):
+                object.__setattr__(self, name, own)
+        least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2, "detour": 1}
         for name, bound in (least | {"interruption": 1}).items():
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:

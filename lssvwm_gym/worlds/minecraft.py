@@ -37,5 +37,7 @@ MINECRAFT = World(
         ("cobblestone", 16.0),
         ("stone_pickaxe", 32.0),
     ),
+    changes=True,
+    near=0.75,
     real_id="Luanti-Real-v0",
 )

@@ -24,6 +24,8 @@ class World:
     milestones: tuple[
         tuple[str, float], ...
     ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
+    changes: bool = False  # whether the agent can change it, so that a place need not look as it did
+    near: float = 0.25  # units of length within which two views of one direction show about the same
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
     real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
 

@@ -1,0 +1,254 @@
+"""Crafting: what is carried changes as the game's recipes say, stays where nothing is done, and pays once.
+
+Shares here are of cases (crafts, steps, dreams), their number stands where that of clips does, and their standard error is
+that of (hits + 1) of (cases + 2), so that a few cases that all went well don't look certain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
+from lssvwm_gym.evaluation.metrics import Score, score
+from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, remember_clips
+from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply
+from lssvwm_gym.models.dreaming import DreamState, commit, imagine
+from lssvwm_gym.worlds import World
+
+RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
+    "craft_planks": {"log": -1, "planks": 4},
+    "craft_sticks": {"planks": -1, "stick": 4},
+    "craft_wooden_pickaxe": {"planks": -3, "stick": -2, "wooden_pickaxe": 1},
+    "craft_stone_pickaxe": {"cobblestone": -3, "stick": -2, "stone_pickaxe": 1},
+}
+WORK = ("dig", "place")  # what else changes the counts
+SCRIPTS = {  # crafts in an order in which each is possible
+    "wooden pickaxe": ("craft_planks", "craft_sticks", "craft_wooden_pickaxe"),
+    "stone pickaxe": ("craft_stone_pickaxe",),
+}
+PAUSE = "turn_left"  # between two crafts of a script
+LONGEST_SPELL = 8  # steps of a detour that are the same
+
+
+def crafting(bench: Bench) -> dict[str, Any]:
+    """Changes of the counts at each step of whole real episodes, against the recorded ones, on
+
+    real frames: every real frame is seen, with the real counts before it;
+    dreamed frames: the recorded actions are dreamed, `ahead` frames at a time, each time from the real past up to there; counts
+    go on from the dream's own. A craft that was possible then may not be possible in the dream, or the other way round, so
+    that what was crafted is also compared with what the recipe makes of the dream's own counts;
+    crafts tried: each of the crafts in one dreamed frame, after every `ahead` real ones, against the recipe.
+
+    Crafts are right where every count changes as it should. Steps of digging and placing change the counts on few steps
+    only: recall is of those on which they did, exactly right of those on which they did in every count, precision of those
+    on which they were predicted to. All other steps should change nothing.
+    """
+    _check_applies(bench.world)
+    model, run = bench.weights.world_model, bench.run
+    clips = cut_clips(bench.episodes, min(len(episode.frames) for episode in bench.episodes), 1)
+    start = remember_clips(model, clips[:1], run.seed)
+    features, _ = features_along(model, start, clips[1:])
+    told = clips[1:]
+    assert model.vector_head is not None
+    seen = model.vector_head.after(features, told.before, told.action) - told.before
+    before, after, tried = _dreamed(bench, clips)
+    return {
+        **step_scores(bench.world, "real frames", told, seen),
+        **step_scores(bench.world, "dreamed frames", clips[run.ahead :], after - before),
+        **_own_crafts(bench.world, "dreamed frames", clips.action[:, run.ahead :], before, after - before),
+        **tried,
+    }
+
+
+def inventory(bench: Bench) -> dict[str, Any]:
+    """What is left of what is carried after a dream of `detour` frames in which nothing is dug, placed or crafted.
+
+    Each dream begins after `context` real frames at whose end something is carried, `clips` an episode, and goes where
+    actions lead that are drawn at random, each for 1 to 8 steps.
+    """
+    _check_applies(bench.world)
+    model, run = bench.weights.world_model, bench.run
+    places = [(episode, end + 1 - run.context) for episode in bench.episodes for end in _carrying(episode, run.context, run.clips)]
+    if not places:
+        raise ValueError(f"in no episode is anything carried after {run.context} frames")
+    state = remember_clips(model, clips_at(places, run.context), run.seed)
+    begun, results = state.vector, {}
+    walk = detour(bench.world, len(places), run.detour, run.seed)
+    for step, action in enumerate(tqdm(walk.unbind(1), desc="detour", leave=False), 1):
+        state = commit(model, state, action, imagine(model, state, action, run.steps))
+        if step in (100, run.detour):
+            lost, gained = (begun - state.vector).clamp(min=0).sum(1), (state.vector - begun).clamp(min=0).sum(1)
+            results[f"after {step} frames: all counts as they were"] = share((state.vector == begun).all(1))
+            results[f"after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1))
+            results[f"after {step} frames: items from nowhere"] = score(gained)
+    return results
+
+
+def milestones(bench: Bench) -> dict[str, Any]:
+    """Scripts of crafts played in dreams: whether each reward is paid once and in order, and the repeat pays nothing.
+
+    A script is its crafts in order and then all of them again, with a turn after each. A dream begins after the whole real
+    past up to one of `clips` moments an episode at which the crafts are possible and none of what they make was ever there.
+    """
+    _check_applies(bench.world)
+    results: dict[str, Any] = {}
+    for name, crafts in SCRIPTS.items():
+        runs = [_played(bench, past, crafts, number) for number, past in enumerate(_pasts(bench, crafts))]
+        if runs:
+            paid, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
+            once = 2 * len(crafts)  # steps before the crafts are repeated
+            results[f"{name}: rewards paid once each and in order"] = share((paid == due).all(1))
+            results[f"{name}: rewards paid in order the first time"] = share((paid == due)[:, :once].all(1))
+            results[f"{name}: repeated crafts pay nothing"] = share((paid == 0)[:, once:].all(1))
+            results[f"{name}: counts follow the recipes throughout"] = share(followed)
+    if not results:
+        raise ValueError("no episode has a moment at which a script of crafts could begin")
+    return results
+
+
+def share(hits: Tensor) -> Score:
+    """Share of bool cases (cases,); see the head of this module for its standard error."""
+    cases, found = len(hits), int(hits.sum())
+    likely = (found + 1) / (cases + 2)
+    return Score(found / cases, math.sqrt(likely * (1 - likely) / (cases + 2)), cases)
+
+
+def by_recipe(world: World, counts: Tensor, action: Tensor) -> Tensor:
+    """Changes (..., V) that actions (...) make to counts (..., V) by the recipes; zeros for impossible crafts and all other actions."""
+    change = torch.zeros_like(counts)
+    for name, recipe in RECIPES.items():
+        made = torch.tensor([float(recipe.get(count, 0)) for count in world.counts])
+        possible = (counts + made.clamp(max=0) >= 0).all(-1) & (action == world.actions.index(name))
+        change = torch.where(possible.unsqueeze(-1), made, change)
+    return change
+
+
+def step_scores(world: World, name: str, clips: Clips, predicted: Tensor) -> dict[str, Any]:
+    """Scores of predicted changes (B, T, V) of the counts at each step of real clips."""
+    real = clips.vector - clips.before
+    changed, foretold, right = real.any(-1), predicted.any(-1), (predicted == real).all(-1)
+    crafts, work = (_among(world, clips.action, names) for names in (RECIPES, WORK))
+    cases = {
+        "possible crafts right": (right, crafts & changed),
+        "impossible crafts without effect": (~foretold, crafts & ~changed),
+        "digging and placing, recall": (foretold, work & changed),
+        "digging and placing, exactly right": (right, work & changed),
+        "digging and placing, precision": (changed, work & foretold),
+        "false changes in all other steps": (foretold, ~(crafts | work)),
+    }
+    results: dict[str, Any] = {f"{name}: {case}": share(hits[among]) for case, (hits, among) in cases.items() if among.any()}
+    gained = (predicted.clamp(min=0).sum(-1)[work].sum() / real.clamp(min=0).sum(-1)[work].sum().clamp(min=1)).item()
+    return results | {f"{name}: items dug for each that was really dug": gained}
+
+
+def detour(world: World, rows: int, frames: int, seed: int) -> Tensor:
+    """Actions (rows, frames) int64 that change nothing of what is carried: one for some steps, then another."""
+    idle = [number for number, name in enumerate(world.actions) if name not in RECIPES and name not in WORK]
+    walks = []
+    for row in range(rows):
+        rng, walk = np.random.default_rng([seed, row]), list[int]()
+        while len(walk) < frames:
+            walk += [idle[rng.integers(len(idle))]] * int(rng.integers(1, LONGEST_SPELL + 1))
+        walks.append(walk[:frames])
+    return torch.tensor(walks)
+
+
+def _dreamed(bench: Bench, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
+    """A dream's counts before and with each frame from `ahead` on, (B, T, V), dreamed in pieces; scores of crafts tried between them."""
+    model, run, piece = bench.weights.world_model, bench.run, bench.run.ahead
+    state = remember_clips(model, clips[:piece], run.seed)
+    before, after, tries = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
+    for start in range(piece, len(clips), piece):
+        tries += _tried(bench, state)
+        future = clips[start : start + piece]
+        counts = dream_along(model, state, future, run.steps, true_motion=False)[0].vector
+        before.append(torch.cat([state.vector.unsqueeze(1), counts[:, :-1]], 1))
+        after.append(counts)
+        state = features_along(model, state, future)[1]
+    return torch.cat(before, 1), torch.cat(after, 1), _of_tries(tries)
+
+
+def _tried(bench: Bench, state: DreamState) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each craft, as the next frame of every row: changes (B, V) by the recipe, and as dreamed."""
+    model, world = bench.weights.world_model, bench.world
+    for name in RECIPES:
+        action = torch.full_like(state.seed, world.actions.index(name))
+        after = commit(model, state, action, imagine(model, state, action, bench.run.steps))
+        yield by_recipe(world, state.vector, action), after.vector - state.vector
+
+
+def _of_tries(tries: list[tuple[Tensor, Tensor]]) -> dict[str, Score]:
+    due, made = (torch.cat(column) for column in zip(*tries, strict=True))
+    possible, right = due.any(-1), (due == made).all(-1)
+    cases = {"possible ones right": possible, "impossible ones without effect": ~possible}
+    return {f"crafts tried: {case}": share(right[among]) for case, among in cases.items() if among.any()}
+
+
+def _own_crafts(world: World, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Score]:
+    """Changes that a dream made by actions (B, T), against what the recipes make of its own counts before them, both (B, T, V)."""
+    due = by_recipe(world, before, action)
+    crafts, possible, right = _among(world, action, RECIPES), due.any(-1), (due == made).all(-1)
+    cases = {"possible crafts right, by the dream's own counts": possible, "impossible crafts without effect, by its own counts": ~possible}
+    return {f"{name}: {case}": share(right[among & crafts]) for case, among in cases.items() if (among & crafts).any()}
+
+
+def _pasts(bench: Bench, crafts: tuple[str, ...]) -> Iterator[Clips]:
+    """Real pasts, a row each, after which the crafts are possible in order and nothing of what they make was there yet."""
+    world = bench.world
+    made = [world.counts.index(count) for craft in crafts for count, change in RECIPES[craft].items() if change > 0]
+    for episode in bench.episodes:
+        counts = episode.latent.vector
+        ready = (counts[:, made].cummax(0).values == 0).all(1)
+        for craft in crafts:
+            change = by_recipe(world, counts, torch.full((len(counts),), world.actions.index(craft)))
+            counts, ready = counts + change, ready & change.any(1)
+        for end in _spread(ready, bench.run.clips):
+            yield clips_at([(episode, 0)], end + 1)
+
+
+def _played(bench: Bench, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
+    """A script after one past: rewards paid at each step, rewards due, whether all counts followed the recipes."""
+    profiles = {passes: name for name, passes in SAMPLING_STEPS.items()}
+    if bench.run.steps not in profiles:
+        raise ValueError(f"milestones are played in the environment, which has {sorted(profiles)} steps a frame, not {bench.run.steps}")
+    world, dream = bench.world, Dream(bench.world, bench.weights, profiles[bench.run.steps])
+    state = remember_clips(bench.weights.world_model, past, bench.run.seed)._replace(seed=torch.tensor([number]))
+    counts, owned, paid, due, followed = state.vector, set[str](), list[float](), list[float](), True
+    for name in [step for craft in crafts * 2 for step in (craft, PAUSE)]:
+        action = torch.tensor([world.actions.index(name)])
+        change = by_recipe(world, counts, action)
+        new = {count for count, more in zip(world.counts, change[0].tolist(), strict=True) if more > 0} - owned
+        counts, owned = counts + change, owned | new
+        state, _, reward, _, _ = dream.step(state, action)
+        paid.append(float(reward[0]))
+        due.append(sum(pays for count, pays in world.milestones if count in new))
+        followed = followed and torch.equal(state.vector, counts)
+    return paid, due, followed
+
+
+def _carrying(episode: RealEpisode, context: int, most: int) -> list[int]:
+    """Frames after `context` of them at which something is carried, `most` evenly spaced ones."""
+    carried = episode.latent.vector.any(1)
+    return _spread(carried & (torch.arange(len(carried)) >= context - 1), most)
+
+
+def _spread(wanted: Tensor, most: int) -> list[int]:
+    """At most `most` of the frames marked in a bool tensor (T,), evenly spaced."""
+    frames = wanted.nonzero().flatten()
+    return frames[torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()].tolist() if len(frames) else []
+
+
+def _among(world: World, action: Tensor, names: Any) -> Tensor:
+    return torch.isin(action, torch.tensor([world.actions.index(name) for name in names]))
+
+
+def _check_applies(world: World) -> None:
+    if not world.counts or not {*RECIPES, *WORK, PAUSE} <= set(world.actions):
+        raise DoesNotApply("nothing is carried or crafted in this world")
