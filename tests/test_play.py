@@ -1,27 +1,52 @@
-"""Walking by hand: keys become actions, the window shows the dream, and what was seen can be kept."""
+"""Playing by hand: real key events go in; what the dream did, what is on the screen and what is on disk comes out."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pygame
 import pytest
+from tiny_minecraft import write_tiny_minecraft
+from tiny_world import same, write_tiny_weights
 
-from lssvwm_gym import play as play_module
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.data.movie import enlarged, write_movie
 from lssvwm_gym.envs import DreamEnv
-from lssvwm_gym.play import Keyboard, Playing, Walk, Window, chosen_action, on_map, play
+from lssvwm_gym.play import Playing, play, playing
+from lssvwm_gym.play.chart import on_map
+from lssvwm_gym.play.keyboard import BESIDE, COMMANDS, MARK_KEYS, POLICY, Keyboard, chosen_action, meaning
+from lssvwm_gym.play.playing import Pace, Player, open_game
+from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
+W, A, BACK = pygame.K_w, pygame.K_a, pygame.K_BACKSPACE
 
 
-def key(code, down=True):
-    return pygame.event.Event(pygame.KEYDOWN if down else pygame.KEYUP, key=code)
+def down(code):
+    return pygame.event.Event(pygame.KEYDOWN, key=code)
+
+
+def up(code):
+    return pygame.event.Event(pygame.KEYUP, key=code)
+
+
+def tap(code):
+    return [down(code), up(code)]
+
+
+def dropped(path):
+    return pygame.event.Event(pygame.DROPFILE, file=str(path))
+
+
+@pytest.fixture(scope="module")
+def tiny_minecraft(tmp_path_factory):
+    return write_tiny_minecraft(tmp_path_factory.mktemp("minecraft"))
 
 
 @pytest.fixture
@@ -33,29 +58,63 @@ def actions(monkeypatch):
     return taken
 
 
+class Seen:
+    """What a scripted player saw: one entry a redraw."""
+
+    def __init__(self):
+        self.screens, self.moments, self.messages, self.players = [], [], [], []
+
+    @property
+    def player(self):
+        return self.players[-1]
+
+
 @pytest.fixture
 def scripted(monkeypatch):
-    """Gives the player a list of lists of events, one list a redraw; quits at its end. Returns the last picture of the window."""
-    shown = []
+    """Gives the player a list of lists of events, one list a redraw, then quits; returns what was seen at each redraw."""
 
     def give(script):
+        seen = Seen()
+
         class Scripted(Window):
-            def draw(self, walk):
-                super().draw(walk)
-                shown.append(pygame.surfarray.array3d(self.screen).swapaxes(0, 1))
+            def draw(self, player):
+                super().draw(player)
+                seen.screens.append(pygame.surfarray.array3d(self.screen).swapaxes(0, 1))
+                seen.moments.append(player.game.now)
+                seen.messages.append((player.message, player.is_error))
+                seen.players.append(player)
                 for event in script.pop(0) if script else [pygame.event.Event(pygame.QUIT)]:
                     pygame.event.post(event)
 
-        monkeypatch.setattr(play_module, "Window", Scripted)
-        return shown
+        monkeypatch.setattr(playing, "Window", Scripted)
+        return seen
 
     return give
+
+
+@pytest.fixture
+def run(tiny_weights, tmp_path, scripted):
+    """Plays a script; returns the game and what was seen."""
+
+    def run(script, **settings):
+        seen = scripted(script)
+        defaults = dict(weights=tiny_weights, fps=1000, seed=3, scale=2, saves=tmp_path / "saves")
+        return play(Playing(**{**defaults, **settings})), seen
+
+    return run
+
+
+def frames(moments):
+    return [moment.frame for moment in moments]
+
+
+# ---- keys ----
 
 
 @pytest.mark.parametrize(
     ("pressed", "action"),
     [
-        ([], 0),
+        ([], None),
         (["w"], 1),
         (["w", "a"], 4),
         (["a", "w"], 4),
@@ -63,7 +122,7 @@ def scripted(monkeypatch):
         (["a", "d"], 3),
         (["d", "a"], 2),
         (["w", "a", "d"], 5),
-        (["x"], 0),
+        (["x"], None),
     ],
 )
 def test_the_longest_combination_counts_and_the_latest_key_decides(pressed, action):
@@ -80,6 +139,371 @@ def test_a_tap_between_two_steps_is_not_lost():
     assert keyboard.read() == []
 
 
+@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
+def test_commands_leave_the_keys_of_every_world_alone(world):
+    assert not set("".join(world.keys)) & {*COMMANDS, *BESIDE, *POLICY, *MARK_KEYS}
+    assert all(key in COMMANDS or len(meaning(key, world.keys)) == 1 for key in ("space", "up", "escape", "return", "."))
+
+
+@pytest.mark.parametrize("settings", [{}, {"policy": "random"}])
+def test_every_key_that_is_told_of_does_something(tiny_weights, settings):
+    game = open_game(Playing(weights=tiny_weights, **settings))
+    player = Player(game, 4, Path("nowhere"))
+    told = {*COMMANDS, *MARK_KEYS, *(POLICY if settings else {})} - {"backspace"}
+    assert player.commands.keys() == told
+    game.close()
+
+
+def test_keys_drive_the_dream_and_it_is_recorded(tiny_weights, tmp_path, scripted, actions):
+    scripted([[down(W)], [down(A)], [up(W)], [up(A), down(pygame.K_UP)], [up(pygame.K_UP)], []])
+    movie = tmp_path / "new" / "walk.mp4"
+    main(["play", "memory-maze", "--weights", str(tiny_weights), "--fps", "1000", "--seed", "3", "--scale", "4", "--record", str(movie)])
+    assert actions[:6] == [1, 4, 2, 1, 0, 0]
+    assert read_video(movie).shape == (len(actions) + 1, 256, 256, 3)
+
+
+def test_every_key_of_minecraft_is_its_action(run, tiny_minecraft, actions):
+    pygame.display.init()
+    codes = [pygame.key.key_code("space" if key == " " else key) for key in WORLDS["minecraft"].keys]
+    run([tap(code) for code in codes], world="minecraft", weights=tiny_minecraft)
+    assert actions[: len(codes)] == list(WORLDS["minecraft"].keys.values())
+
+
+def test_keys_are_up_when_the_window_is_left(run, actions):
+    run([[down(W)], [pygame.event.Event(pygame.WINDOWFOCUSLOST)], []])
+    assert actions[:3] == [1, 0, 0]
+
+
+# ---- time ----
+
+
+def test_pause_single_step_begin_anew_and_quit(run, actions):
+    game, seen = run(
+        [[], tap(pygame.K_p), [], [down(W), *tap(pygame.K_n), up(W)], [], tap(pygame.K_r), tap(pygame.K_p), [], tap(pygame.K_ESCAPE)]
+    )
+    assert actions == [0, 1, 0, 0]  # one before the pause, a single one in it, two after it was begun anew
+    assert game.now.steps == 2
+    assert seen.moments[-2].begin is not seen.moments[0].begin
+
+
+def test_an_episode_that_ends_waits_for_the_player(run, monkeypatch):
+    monkeypatch.setitem(WORLDS, "memory-maze", WORLD.__class__(**{**WORLD.__dict__, "max_episode_steps": 2}))
+    game, seen = run([[], [], [], []])
+    assert game.now.steps == 2
+    assert "the episode is over" in seen.messages[-1][0]
+    game, _ = run([[], [], [], tap(pygame.K_p), []])
+    assert game.now.steps == 4  # it goes on all the same
+
+
+def test_a_dream_that_ends_says_so(run, tmp_path):
+    game, seen = run([[]] * 60, weights=write_tiny_weights(tmp_path / "mortal", termination=True))
+    assert game.now.over == "the dream has ended"
+    assert "the dream has ended" in seen.messages[-1][0]
+
+
+def test_the_pace_is_kept_and_measured():
+    pace = Pace(4.0)
+    assert [now for now in np.arange(0, 2, 0.01) if pace.is_due(now)] == pytest.approx(np.arange(0, 2, 0.25))
+    assert pace.is_due(10.0)  # long overdue: once, and not for all that was missed
+    assert not pace.is_due(10.01)
+    pace.moments.extend(np.arange(20) * 0.25)
+    assert (pace.measured, pace.is_held) == (pytest.approx(4.0), True)
+    pace.moments.extend(np.arange(20) * 0.5)
+    assert (pace.measured, pace.is_held) == (pytest.approx(2.0), False)
+
+
+def test_steps_come_no_faster_than_asked_for(run):
+    _, seen = run([[]] * 20, fps=20)
+    moments = np.array(seen.player.pace.moments)
+    assert (moments[-1] - moments[0]) / (len(moments) - 1) > 0.045
+
+
+def test_the_speed_is_changed_by_keys(run):
+    _, seen = run([tap(pygame.K_MINUS), tap(pygame.K_EQUALS), tap(pygame.K_EQUALS)], fps=100)
+    assert [player.pace.wanted for player in seen.players][-1] == pytest.approx(125)
+
+
+# ---- going back ----
+
+
+def test_rewinding_shows_the_very_same_frames(run):
+    game, seen = run([[down(W)], [down(A)], [], [], [up(W), up(A), down(BACK)], [], [], [], [], [up(BACK), *tap(pygame.K_p)]])
+    there, back = seen.moments[:5], seen.moments[5:10]
+    assert [moment.steps for moment in there] == [0, 1, 2, 3, 4]
+    assert [moment.steps for moment in back] == [3, 2, 1, 0, 0]
+    assert same(frames(back[:4]), frames(there[3::-1]))
+    assert back[0] is there[3]  # earnings, trail and all
+    assert seen.messages[9][0] == "no earlier moment is kept"
+    assert not game.now.moves
+
+
+def test_after_a_rewind_the_same_keys_lead_to_the_same_dream(run):
+    _, seen = run([[down(W)], [], [], [up(W), down(BACK)], [], [up(BACK), down(W)], [], []])
+    assert [moment.steps for moment in seen.moments[:8]] == [0, 1, 2, 3, 2, 1, 2, 3]
+    assert same(seen.moments[7].frame, seen.moments[3].frame)
+    assert same(seen.moments[7].info, seen.moments[3].info)
+    assert seen.moments[7].moves == seen.moments[3].moves
+
+
+def test_a_branch_comes_back_bit_for_bit(run):
+    """Forward to a mark, two steps on, to the left; back at the mark two steps forward are what they were."""
+    _, seen = run([[down(W)], tap(pygame.K_m), [], [up(W), down(A)], [up(A), *tap(pygame.K_F1), down(W)], [], tap(pygame.K_b)])
+    assert seen.player.game.marks == [seen.moments[1]]
+    assert [moment.steps for moment in seen.moments] == [0, 1, 2, 3, 4, 2, 3, 2]
+    for again, first in ((5, 2), (6, 3), (7, 2)):
+        assert same(seen.moments[again].frame, seen.moments[first].frame)
+        assert same(seen.moments[again].info, seen.moments[first].info)
+        assert seen.moments[again].moves == seen.moments[first].moves
+    assert not same(seen.moments[4].frame, seen.moments[6].frame)
+
+
+def test_only_eight_marks_are_kept_and_one_that_is_missing_is_named(run):
+    _, seen = run([tap(pygame.K_b), tap(pygame.K_F4), *[tap(pygame.K_m)] * 10])
+    assert seen.messages[1][0] == "no moment is marked"
+    assert seen.messages[2][0] == "there is no mark 4: m marks a moment"
+    marks = seen.players[-1].game.marks
+    assert [mark.steps for mark in marks] == [4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_what_can_be_gone_back_to_is_bounded(run):
+    game, _ = run([[]] * 40, rewind_mb=1)
+    assert game.now.steps == 40
+    assert 1 < len(game.past) < 40
+    assert game.past.held <= 10**6
+    nothing, _ = run([[]] * 3, rewind_mb=0)
+    assert len(nothing.past) == 1
+
+
+# ---- profiles ----
+
+
+def test_all_profiles_share_one_state(run, tiny_weights):
+    _, seen = run([tap(pygame.K_p), tap(pygame.K_f), tap(pygame.K_n), tap(pygame.K_f), tap(pygame.K_n)])
+    assert seen.moments[2] is seen.moments[1] is seen.moments[0]
+    assert [move.profile for move in seen.moments[5].moves] == ["quality", "fast"]
+    assert ["uncertainty" in seen.moments[number].info for number in (3, 5)] == [True, False]
+    for profile, before, after in (("quality", 0, 3), ("fast", 3, 5)):
+        env = DreamEnv("memory-maze", profile=profile, weights=tiny_weights)
+        env.restore_state(seen.moments[before].state)
+        assert same(env.step(0)[0], seen.moments[after].frame)
+
+
+# ---- files ----
+
+
+def test_a_saved_game_comes_back_with_its_story(run, tmp_path):
+    script = [[down(W)], [], [up(W), *tap(pygame.K_F9)], tap(pygame.K_r), [], tap(pygame.K_F10), tap(pygame.K_p), []]
+    _, seen = run(script)
+    saved = seen.moments[2]
+    assert sorted(path.name for path in (tmp_path / "saves").iterdir()) == [
+        f"memory-maze-001.{ending}" for ending in ("begin.safetensors", "json", "safetensors")
+    ]
+    loaded = seen.moments[6]  # and a step on from there
+    assert loaded.moves[:-1] == saved.moves
+    assert loaded.steps == saved.steps + 1
+    assert same(list(loaded.trail[:-1]), list(saved.trail))
+    assert loaded.moves == seen.moments[3].moves
+    assert same(loaded.frame, seen.moments[3].frame)
+
+
+@pytest.fixture
+def saved(run, tmp_path):
+    """A game of five steps, its last moment, and its file."""
+    game, _ = run([[down(W)], [down(A)], [up(W)], tap(pygame.K_f), [], [*tap(pygame.K_p), *tap(pygame.K_F9)]])
+    return game.now, tmp_path / "saves" / "memory-maze-001.safetensors"
+
+
+def test_a_saved_file_is_restored_and_any_environment_reads_it(run, saved, tiny_weights):
+    moment, path = saved
+    _, seen = run([tap(pygame.K_p)], load=path)
+    assert same(seen.moments[0].frame, moment.frame)
+    assert seen.moments[0].moves == moment.moves
+    assert seen.moments[0].earned == moment.earned
+    assert same(DreamEnv("memory-maze", weights=tiny_weights).load_state(path), moment.frame)
+
+
+def test_a_replay_shows_the_saved_game_again(run, saved):
+    moment, path = saved
+    game, seen = run([[]] * len(moment.moves), replay=path)
+    again = seen.moments[len(moment.moves)]
+    assert seen.moments[0].steps == 0
+    assert again.moves == moment.moves
+    assert {move.profile for move in again.moves} == {"balanced", "quality"}
+    assert same(again.frame, moment.frame)
+    assert same(again.info, moment.info)
+    assert game.replaying is None
+
+
+def test_a_state_without_a_story_can_be_loaded_too(run, tmp_path, tiny_weights):
+    env = DreamEnv("memory-maze", weights=tiny_weights)
+    env.reset(seed=9)
+    frame = env.step(1)[0]
+    env.save_state(tmp_path / "plain.safetensors")
+    _, seen = run([[*tap(pygame.K_p), dropped(tmp_path / "plain.safetensors")], []])
+    assert same(seen.moments[1].frame, frame)
+    assert not seen.moments[1].moves
+
+
+def broken_files(folder, saved_path, other_weights):
+    """Name of what is wrong: (file to load, what is said)."""
+    (folder / "noise.safetensors").write_bytes(b"\x10" * 64)
+    env = DreamEnv("memory-maze", weights=other_weights)
+    env.reset(seed=0)
+    env.save_state(folder / "other.safetensors")
+    story = saved_path.with_suffix(".json")
+    yield folder / "noise.safetensors", "noise.safetensors: not a safetensors file"
+    yield folder / "missing.safetensors", "missing.safetensors: no such file"
+    yield folder / "other.safetensors", "other.safetensors: a state of LSSVWM-MemoryMaze-v0 with weights"
+    yield other_weights / "model.safetensors", "model.safetensors: not a saved state"
+    whole = json.loads(story.read_text())
+    for wrong in (
+        {"format": "?"},
+        {"world": "minecraft"},
+        {"moves": [[99, "fast"]]},
+        {"moves": [["w", "fast"]]},
+        {"moves": [[1, "slow"]]},
+        {"moves": 3},
+        {"return": None},
+        {"return": "nan"},
+        {"trail": [["x"]]},
+        {"trail": 1},
+    ):
+        story.write_text(json.dumps(whole | wrong))
+        yield saved_path, "memory-maze-001.json: not the story of a game of memory-maze"
+    story.write_text(json.dumps(whole | {"moves": whole["moves"][:-1]}))
+    yield saved_path, "which do not lead from the beginning"
+    story.write_text("[]")
+    yield story, "memory-maze-001.json: not the story"
+    story.write_text(json.dumps(whole))
+    saved_path.with_suffix(".begin.safetensors").unlink()
+    yield saved_path, "memory-maze-001.begin.safetensors: no such file"
+
+
+def test_wrong_files_give_one_clear_error_and_the_game_goes_on(tiny_weights, tmp_path, saved):
+    other = write_tiny_weights(tmp_path / "other_weights", seed=5)
+    game = open_game(Playing(weights=tiny_weights, seed=1))
+    player = Player(game, 4, tmp_path / "empty")
+    for path, said in broken_files(tmp_path, saved[1], other):
+        before = game.now
+        player.obey(dropped(path))
+        assert said in player.message
+        assert player.is_error
+        assert "\n" not in player.message
+        assert game.now is before
+        player.act(1e9)
+        assert game.now.steps == before.steps + 1
+        player.pace.due = 0.0
+    player.obey(down(pygame.K_F10))
+    assert "no game of memory-maze is saved in" in player.message
+    (tmp_path / "a_file").write_text("")
+    player.saves = tmp_path / "a_file"
+    player.obey(down(pygame.K_F9))
+    assert player.is_error
+    game.close()
+
+
+def test_a_wrong_file_on_the_command_line_is_one_line(tmp_path, tiny_weights, capsys):
+    with pytest.raises(SystemExit, match=r"lssvwm-gym play: .*missing.safetensors: no such file"):
+        main(["play", "memory-maze", "--weights", str(tiny_weights), "--load", str(tmp_path / "missing.safetensors")])
+
+
+def test_a_film_has_the_frames_between_two_keys(run, tmp_path):
+    _, seen = run([[down(W)], tap(pygame.K_v), [], [], tap(pygame.K_v), [], tap(pygame.K_v), []])
+    first, second = (read_video(tmp_path / "saves" / f"memory-maze-00{number}.mp4") for number in (1, 2))
+    assert first.shape == (4, 256, 256, 3)
+    wanted = enlarged(np.stack(frames(seen.moments[1:5])), 4)
+    assert np.abs(first.astype(int) - wanted).mean() < 6  # lossy
+    assert len(second) == 3  # one that was not ended is written at the end
+    assert (f"{tmp_path / 'saves' / 'memory-maze-001.mp4'}: 4 frames", False) in seen.messages
+
+
+# ---- policies ----
+
+
+def test_a_policy_steers_until_a_key_is_held_and_gives_the_wheel_back(run, actions):
+    _, seen = run([[], [], [down(A)], [], [up(A), *tap(pygame.K_t)], [], tap(pygame.K_t)], policy="wander")
+    assert actions[2:4] == [2, 2]
+    assert actions[4:6] == [0, 0]
+    assert [player.game.policy_drives for player in seen.players][-1]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("policy", ["random", "wander"])
+def test_policies_that_are_there_know_every_world(world, policy, tiny_weights, tiny_minecraft):
+    weights = tiny_minecraft if world == "minecraft" else tiny_weights
+    game = open_game(Playing(world=world, weights=weights, profile="fast", policy=policy, seed=0))
+    taken = {game.drive() for _ in range(100)}
+    assert len(taken) > 3
+    assert taken <= set(range(len(WORLDS[world].actions)))
+    game.close()
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_policy.py").write_text(
+        "def turn(dream, argument, seed):\n"
+        "    return lambda moment: int(argument or 3)\n"
+        "def fails(dream, argument, seed):\n"
+        "    def act(moment):\n"
+        "        raise RuntimeError('it is lost')\n"
+        "    return act\n"
+        "def nothing(dream, argument, seed):\n"
+        "    return 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("own_policy", None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_policy_of_ones_own_is_found_in_the_current_folder(run, actions):
+    run([[], []], policy="own_policy:turn")
+    run([[], []], policy="own_policy:turn:2")
+    assert actions[0] == 3
+    assert actions[-1] == 2
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(("policy", "said"), [("fails", "RuntimeError: it is lost"), ("turn:77", "the policy chose 77")])
+def test_a_policy_that_fails_leaves_the_wheel_to_the_player(run, policy, said):
+    game, seen = run([[], [], []], policy=f"own_policy:{policy}")
+    assert game.now.steps == 3
+    assert said in seen.messages[1][0]
+    assert not game.policy_drives
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("nobody", "a policy is random, wander, or module:attribute"),
+        ("runs/policy.safetensors", "not 'runs/policy.safetensors'"),
+        ("no_such_module:act", "no module named 'no_such_module'"),
+        ("own_policy:act", "own_policy has no 'act'"),
+        ("own_policy:nothing", "opened 7"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused(tiny_weights, policy, said):
+    with pytest.raises(ValueError, match=said):
+        play(Playing(weights=tiny_weights, policy=policy))
+
+
+def test_a_policy_that_learned_in_dreams_takes_the_wheel(run, tiny_weights, tmp_path):
+    from agents.policy import Policy, PolicyConfig, save_policy
+
+    config = PolicyConfig("memory-maze", "features", (256,), 6, hidden=8)
+    save_policy(tmp_path / "policy.safetensors", Policy(config), {})
+    game, seen = run([[], [], []], policy=f"agents.wheel:from_file:{tmp_path / 'policy.safetensors'}")
+    assert game.policy_drives
+    assert not any(is_error for _, is_error in seen.messages)
+    with pytest.raises(ValueError, match="needs the policy's file"):
+        play(Playing(weights=tiny_weights, policy="agents.wheel:from_file"))
+
+
+# ---- the screen ----
+
+
 def test_the_map_has_ahead_up_and_left_left():
     origin, ahead, left = on_map(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), size=100)
     assert ahead[1] < origin[1]
@@ -87,54 +511,67 @@ def test_the_map_has_ahead_up_and_left_left():
     assert (on_map(np.random.default_rng(0).normal(size=(50, 2)) * 30, size=100) // 100 == 0).all()
 
 
-def test_keys_drive_the_dream_and_it_is_recorded(tiny_weights, tmp_path, scripted, actions):
-    w, a, up = pygame.K_w, pygame.K_a, pygame.K_UP
-    scripted([[key(w)], [key(a)], [key(w, down=False)], [key(a, down=False), key(up)], [key(up, down=False)], []])
-    movie = tmp_path / "new" / "walk.mp4"
-    main(["play", "memory-maze", "--weights", str(tiny_weights), "--fps", "1000", "--seed", "3", "--scale", "4", "--record", str(movie)])
-    assert actions[:6] == [1, 4, 2, 1, 0, 0]
-    assert read_video(movie).shape == (len(actions) + 1, 256, 256, 3)
+def test_the_window_shows_the_frame_and_what_is_known(run):
+    _, seen = run([], seed=1, scale=8)
+    assert np.array_equal(seen.screens[-1][30 : 30 + 512, :512], enlarged(seen.moments[-1].frame, 8))
+    assert len(np.unique(seen.screens[-1][:, 512:].reshape(-1, 3), axis=0)) > 10  # text and map beside it
 
 
-def test_pause_reset_and_quit(tiny_weights, scripted, actions):
-    scripted([[], [key(pygame.K_p)], [], [], [key(pygame.K_r)], [key(pygame.K_p)], [], [key(pygame.K_ESCAPE)]])
-    walk = play(Playing(weights=tiny_weights, fps=1000, start="cold"))
-    assert len(actions) == 3  # one before the pause, two after it
-    assert walk.steps == 2
+def test_help_marks_and_errors_are_on_the_screen(run, tmp_path):
+    _, seen = run([tap(pygame.K_p), [], tap(pygame.K_h), tap(pygame.K_h), tap(pygame.K_m), [dropped(tmp_path / "x.safetensors")]])
+    plain, helped, unhelped, marked, wrong = seen.screens[2:7]
+    assert (plain != helped).any(-1).mean() > 0.2
+    assert np.array_equal(plain, unhelped)
+    assert not np.array_equal(marked, unhelped)
+    red = (wrong == (255, 104, 96)).all(-1)
+    assert red.any()
+    assert not (marked == (255, 104, 96)).all(-1)[:, : red.shape[1] // 2].any()
 
 
-def test_an_episode_that_ends_waits_for_the_player(tiny_weights, scripted):
-    walk = Walk(gymnasium.make(WORLD.id, weights=tiny_weights, profile="fast", max_episode_steps=2), {})
-    walk.reset(0)
-    scripted([[], [], [], []])
-    play_module._walk_until_quit(walk, play_module.Window(WORLD, 4), WORLD.keys, fps=1000)
-    assert (walk.steps, walk.over) == (2, True)
+def test_minecraft_shows_what_is_carried(run, tiny_minecraft):
+    game, seen = run([[], []], world="minecraft", weights=tiny_minecraft, scale=4)
+    assert "inventory" in game.now.info
+    before, after = seen.screens[0][:, 256:], seen.screens[-1][:, 256:]
+    assert before.shape == after.shape
+    assert np.array_equal(seen.screens[-1][30:286, :256], enlarged(seen.moments[-1].frame, 4))
 
 
-def test_the_window_shows_the_frame(tiny_weights, scripted):
-    shown = scripted([])
-    walk = play(Playing(weights=tiny_weights, seed=1, scale=8))
-    assert np.array_equal(shown[-1][:512, :512], enlarged(walk.frame, 8))
-    assert len(np.unique(shown[-1][:, 512:].reshape(-1, 3), axis=0)) > 10  # text and map beside it
+# ---- what is refused, and others' players ----
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"world": "mars"},
+        {"record": Path("walk.avi")},
+        {"fps": 0.0},
+        {"scale": 0},
+        {"rewind_mb": -1},
+        {"beside": True, "start": "cold"},
+        {"beside": True, "context_frames": 0},
+        {"load": Path("a"), "replay": Path("b")},
+    ],
+)
+def test_what_can_not_be_played_is_refused_first(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match="both" if name == "load" else "real" if name == "beside" else str(value)):
+        play(Playing(**wrong))
 
 
 @pytest.mark.filterwarnings("ignore:.*matplotlib is not installed")  # its plots are not used here
-def test_gymnasiums_own_player_works(tiny_weights, actions, monkeypatch):
+@pytest.mark.parametrize("world", WORLDS)
+def test_gymnasiums_own_player_works(world, tiny_weights, tiny_minecraft, actions, monkeypatch):
     from gymnasium.utils.play import play as gymnasium_play
 
-    env = gymnasium.make(WORLD.id, weights=tiny_weights, profile="fast", render_mode="rgb_array")
-    script = [[key(pygame.K_w)], [key(pygame.K_a)], [pygame.event.Event(pygame.QUIT)]]
+    weights = tiny_minecraft if world == "minecraft" else tiny_weights
+    env = gymnasium.make(WORLDS[world].id, weights=weights, profile="fast", render_mode="rgb_array")
+    script = [[down(W)], [up(W), down(A)], [pygame.event.Event(pygame.QUIT)]]
+    observations = []
     monkeypatch.setattr(pygame.event, "get", lambda: script.pop(0))
-    gymnasium_play(env, fps=1000, zoom=4, seed=0)
-    assert 1 in actions
-    assert 4 in actions
-
-
-@pytest.mark.parametrize(("wrong", "said"), [({"world": "mars"}, "mars"), ({"record": "walk.avi"}, "walk.avi")])
-def test_what_can_not_be_played_is_refused_first(wrong, said):
-    run = Playing(**{name: Path(value) if name == "record" else value for name, value in wrong.items()})
-    with pytest.raises(ValueError, match=said):
-        play(run)
+    gymnasium_play(env, fps=1000, zoom=4, seed=0, callback=lambda before, after, *_: observations.append(after))
+    keys = WORLDS[world].keys
+    assert {keys["w"], keys["a"]} <= set(actions)
+    assert all(env.observation_space.contains(observation) for observation in observations)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "A.GIF"])

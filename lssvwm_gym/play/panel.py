@@ -1,0 +1,109 @@
+"""The panel beside the pictures: numbers, bars, what is carried, and the map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pygame
+
+from lssvwm_gym.play.chart import draw_map
+from lssvwm_gym.play.moments import Moment
+from lssvwm_gym.play.pens import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Pens
+
+if TYPE_CHECKING:
+    from lssvwm_gym.play.playing import Player
+
+MARGIN, LINE = 16, 23  # pixels
+MOST_UNCERTAIN = 0.2  # mean square in latent units at which the bar is full
+
+
+def draw_panel(screen: pygame.Surface, pens: Pens, box: pygame.Rect, player: Player) -> None:
+    """From top to bottom; the map takes what height is left."""
+    game, now = player.game, player.game.now
+    left, right, top = box.left + MARGIN, box.right - MARGIN, box.top + MARGIN - 6
+    pens.write(screen, (left, top), game.world.name.replace("-", " ").title(), LIGHT, "title")
+    pens.write(screen, (right, top + 5), game.profile, DIM, "small", right=True)
+    top += 36
+    for name, value, colour in numbers(player):
+        pens.write(screen, (left, top), name, DIM)
+        pens.write(screen, (right, top), value, colour, right=True)
+        top += LINE
+    top += 6
+    for name, share in gauges(now, bool(game.world.milestones)):
+        _draw_gauge(screen, pens, (left, top), right, name, share)
+        top += LINE
+    if game.world.counts:
+        top = _draw_counts(screen, pens, (left, top + 8), right, player)
+    if now.trail:
+        _draw_map(screen, pens, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), player)
+
+
+def numbers(player: Player) -> list[tuple[str, str, tuple[int, int, int]]]:
+    """What the panel says: names, values, colours."""
+    game, now, pace = player.game, player.game.now, player.pace
+    measured = "-" if pace.measured is None else f"{pace.measured:.1f}"
+    told = [
+        ("step", f"{now.steps} of {game.world.max_episode_steps}", LIGHT),
+        ("steps a second", f"{measured} of {pace.wanted:.3g}", LIGHT if pace.is_held else WRONG),
+        ("return", f"{now.earned:g}" + (f"   real {now.real.earned:g}" if now.real else ""), LIGHT),
+        ("action", "-" if now.action is None else game.world.actions[now.action].replace("_", " "), LIGHT),
+        ("can go back", f"{len(game.past)} steps, {game.past.held / 1e6:.0f} MB", LIGHT),
+    ]
+    if not pace.is_held:
+        told.insert(2, ("", "too slow here: " + ("key f" if game.profile != "fast" else "key -"), WRONG))
+    return told
+
+
+def gauges(now: Moment, has_milestones: bool) -> list[tuple[str, float | None]]:
+    """Names and shares 0..1 of the bars; None where the profile doesn't tell."""
+    uncertainty = now.info.get("uncertainty")
+    shown: list[tuple[str, float | None]] = [("uncertain", None if uncertainty is None else min(uncertainty / MOST_UNCERTAIN, 1.0))]
+    if "familiarity" in now.info:
+        shown.append(("familiar", float(now.info["familiarity"])))
+    if not has_milestones:
+        shown.append(("pays", float(now.info["reward_probability"])))
+    return shown
+
+
+def _draw_gauge(screen: pygame.Surface, pens: Pens, at: tuple[int, int], right: int, name: str, share: float | None) -> None:
+    pens.write(screen, at, name, DIM)
+    bar = pygame.Rect(at[0] + 92, at[1] + 3, right - at[0] - 92, 9)
+    pygame.draw.rect(screen, FAINT, bar, border_radius=4)
+    if share is None:
+        pens.write(screen, (bar.left, at[1]), "not with this profile", DIM, "small")
+    elif share * bar.width >= 1:
+        pygame.draw.rect(screen, WRONG if name == "uncertain" else ACCENT, (*bar.topleft, share * bar.width, bar.height), border_radius=4)
+
+
+def _draw_counts(screen: pygame.Surface, pens: Pens, at: tuple[int, int], right: int, player: Player) -> int:
+    """What is carried, and what it earned; the real counts beside it where the real world goes along. Returns where it ends."""
+    game, now = player.game, player.game.now
+    pays, reached = dict(game.world.milestones), now.state.dream.peak[0].tolist()
+    top = at[1]
+    for number, name in enumerate(game.world.counts):
+        count, has_been = int(now.info["inventory"][number]), reached[number] > 0
+        pens.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
+        pens.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
+        if now.real is not None and now.real.counts is not None:
+            pens.write(screen, (right - 60, top), str(int(now.real.counts[number])), REAL, "small", right=True)
+        if name in pays:
+            box = pygame.Rect(right - 10, top + 2, 10, 10)
+            pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)
+            pens.write(screen, (right - 16, top), f"+{pays[name]:g}", ACCENT if has_been else DIM, "small", right=True)
+        top += 18
+    return top
+
+
+def _draw_map(screen: pygame.Surface, pens: Pens, box: pygame.Rect, player: Player) -> None:
+    x, y, cos, sin, *rest = player.game.now.trail[-1].tolist()
+    where = f"ahead {x:+.1f}  left {y:+.1f}  turned {np.degrees(np.arctan2(sin, cos)):+.0f}°"
+    if rest:
+        where += f"  up {rest[0]:+.1f}"
+    pens.write(screen, box.topleft, "where it believes to be", DIM, "small")
+    pens.write(screen, (box.left, box.top + 17), where, LIGHT, "tiny")
+    size = min(box.width, box.height - 36)
+    if size >= 40:
+        square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
+        real = player.game.now.real
+        draw_map(screen, pens, square, player.game.now.trail, real.trail if real is not None else ())

@@ -1,0 +1,158 @@
+"""The window: the dream, the real world beside it, marks below, the panel at the right, keys at the bottom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pygame
+
+from lssvwm_gym.play.game import MARKS, Game
+from lssvwm_gym.play.keyboard import BESIDE, COMMANDS, POLICY, action_help, shown
+from lssvwm_gym.play.panel import MARGIN, draw_panel
+from lssvwm_gym.play.pens import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Pens
+
+if TYPE_CHECKING:
+    from lssvwm_gym.play.playing import Player
+
+SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
+PANEL = 280  # pixels: width of the panel
+CAPTION, THUMBNAIL, MESSAGE, HELP_LINE = 30, 56, 28, 20  # pixels: heights
+LEAST, LEAST_WITH_COUNTS = 540, 640  # pixels: height of the panel, so that all of it can be read
+
+
+class Window:
+    """What is seen of a game."""
+
+    def __init__(self, game: Game, scale: int | None = None) -> None:
+        pygame.display.init()
+        self.pens = Pens()
+        pictures = 1 if game.real is None else 2
+        self.side = game.world.image_size * (scale or (SCALE if pictures == 1 else SCALE_OF_TWO))
+        self.across = self.side * pictures + (pictures - 1) * 4
+        width = self.across + PANEL - 2 * MARGIN
+        self.help = self._flow(action_help(game.world), width) + self._flow(_command_help(game), width)
+        self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, LEAST_WITH_COUNTS if game.world.counts else LEAST)
+        self.screen = pygame.display.set_mode((self.across + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
+        pygame.display.set_caption(f"{game.world.id}: a dream")
+
+    def draw(self, player: Player) -> None:
+        self.screen.fill(DARK)
+        self._draw_pictures(player)
+        self._draw_marks(player.game)
+        draw_panel(self.screen, self.pens, pygame.Rect(self.across, 0, PANEL, self.upper), player)
+        self._draw_message(player)
+        self._draw_keys(player)
+        if player.shows_help:
+            self._draw_all_keys(player)
+        pygame.display.flip()
+
+    def picture_box(self, number: int) -> pygame.Rect:
+        """Where the first or second picture is."""
+        return pygame.Rect(number * (self.side + 4), CAPTION, self.side, self.side)
+
+    def _draw_pictures(self, player: Player) -> None:
+        game, now = player.game, player.game.now
+        pictures: list[tuple[np.ndarray | None, str, str, Colour]] = [(now.frame, "dream", _dream_state(player), ACCENT)]
+        if game.real is not None:
+            pictures.append((None if now.real is None else now.real.frame, "real world", _real_state(game), REAL))
+        for place, (frame, name, state, colour) in enumerate(reversed(pictures) if player.real_first else pictures):
+            box = self.picture_box(place)
+            width = self.pens.write(self.screen, (box.left + 10, 8), name, colour)
+            self.pens.write(self.screen, (box.left + 20 + width, 10), self.pens.cut(state, box.width - width - 40, "small"), DIM, "small")
+            if frame is None:
+                pygame.draw.rect(self.screen, FAINT, box)
+            else:
+                self.screen.blit(self._enlarged(frame, box.size), box.topleft)
+        if player.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
+            pygame.draw.circle(self.screen, WRONG, (self.across - 16, 15), 6)
+
+    def _draw_marks(self, game: Game) -> None:
+        """The marked moments, and how many more there may be."""
+        top = CAPTION + self.side + 10
+        size = min(self.upper - top - 10, (self.across - 10) // MARKS - 8)
+        for number in range(MARKS):
+            box = pygame.Rect(10 + number * (size + 8), top, size, size)
+            marked = number < len(game.marks)
+            if marked:
+                self.screen.blit(self._enlarged(game.marks[number].frame, box.size), box.topleft)
+            else:
+                pygame.draw.rect(self.screen, FAINT, box, border_radius=4)
+            pygame.draw.rect(self.screen, DARK if marked else FAINT, (box.left + 2, box.top + 2, 18, 14), border_radius=3)
+            self.pens.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
+
+    def _draw_message(self, player: Player) -> None:
+        text, colour = (player.message, WRONG if player.is_error else ACCENT) if player.is_said else (_standing(player), ACCENT)
+        self.pens.write(self.screen, (MARGIN, self.upper + 6), self.pens.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
+
+    def _draw_keys(self, player: Player) -> None:
+        action = player.game.now.action
+        acting = "" if action is None else player.game.world.actions[action].replace("_", " ")
+        for row, line in enumerate(self.help):
+            for left, key, name in line:
+                at = (MARGIN + left, self.upper + MESSAGE + 4 + row * HELP_LINE)
+                width = self.pens.write(self.screen, at, key, ACCENT, "small")
+                self.pens.write(self.screen, (at[0] + width + 5, at[1]), name, LIGHT if name == acting else DIM, "small")
+
+    def _draw_all_keys(self, player: Player) -> None:
+        game = player.game
+        lines = [*action_help(game.world), ("arrows", "as w a s d"), *_command_help(game, at_length=True)]
+        width, height = min(560, self.screen.get_width() - 20), len(lines) * 19 + 30
+        box = pygame.Rect(0, 0, width, height)
+        box.center = (self.screen.get_width() // 2, self.screen.get_height() // 2)
+        pygame.draw.rect(self.screen, DARK, box, border_radius=8)
+        pygame.draw.rect(self.screen, DIM, box, width=1, border_radius=8)
+        for row, (key, name) in enumerate(lines):
+            self.pens.write(self.screen, (box.left + 20, box.top + 16 + row * 19), key, ACCENT, "small")
+            self.pens.write(self.screen, (box.left + 90, box.top + 16 + row * 19), name, LIGHT, "small")
+
+    def _flow(self, keys: list[tuple[str, str]], width: int) -> list[list[tuple[int, str, str]]]:
+        """Lines of (left, key, name) that are no wider than `width`."""
+        lines: list[list[tuple[int, str, str]]] = [[]]
+        left = 0
+        for key, name in keys:
+            taken = self.pens.width(key, "small") + 5 + self.pens.width(name, "small")
+            if left + taken > width and lines[-1]:
+                lines.append([])
+                left = 0
+            lines[-1].append((left, key, name))
+            left += taken + 16
+        return lines
+
+    def _enlarged(self, frame: np.ndarray, size: tuple[int, int]) -> pygame.Surface:
+        return pygame.transform.scale(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), size)
+
+
+def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
+    commands = COMMANDS | (BESIDE if game.real is not None else {}) | (POLICY if game.policy is not None else {})
+    return [(shown(key), said[at_length]) for key, said in commands.items()]
+
+
+def _standing(player: Player) -> str:
+    if player.rewinds:
+        return "going back"
+    return "paused: p goes on, n takes one step" if player.paused else ""
+
+
+def _dream_state(player: Player) -> str:
+    """Who is dreaming what, in a few words."""
+    game = player.game
+    if game.replaying is not None:
+        return "replays"
+    eyes = ""
+    if game.eyes:
+        eyes = f"sees {game.eyes} more real frames" if game.eyes < 10**6 else "sees the real frames"
+    elif game.real is not None:
+        eyes = "eyes closed"
+    wheel = "policy at the wheel" if game.policy_drives else ""
+    return ", ".join(filter(None, (eyes, wheel)))
+
+
+def _real_state(game: Game) -> str:
+    if game.now.real is not None and game.now.real.over:
+        return "its episode is over: r begins anew"
+    if game.goes_along:
+        return "on the same actions"
+    if game.now.real is not None:
+        return "as it was: it can't go back"
+    return "stayed behind: r begins anew"
