@@ -32,6 +32,23 @@ BLOCK_COLUMNS = {
     "SSIM ": ("reasoning", "100 then 50, believed poses: SSIM"),
     "last frame repeated PSNR": ("reasoning", "100 then 50, last frame repeated: PSNR"),
 }
+HEADLINES = (  # what a table of one screen says of the maze: test, score, what it is called there
+    ("next_frame", "believed motion PSNR", "the next frame"),
+    ("next_frame", "last frame repeated PSNR", "the last frame repeated instead"),
+    ("retrieval", "400 back, own memory: PSNR", "a way of 400 frames walked back, true poses"),
+    ("retrieval", "400 back, own memory: SSIM", "the same, SSIM"),
+    ("retrieval", "400 back, believed poses: PSNR", "the same, poses that nobody told"),
+    ("retrieval", "400 back, cost of stranger's memory (dB)", "what it costs to have a stranger's memory (dB)"),
+    ("retrieval", "400 back, cost of shuffled poses (dB)", "what it costs to ask for other poses (dB)"),
+    ("retrieval", "400 back, own memory: fall from 50 to 800 frames since seen (dB)", "fall from 50 to 800 frames since seen (dB)"),
+    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, true poses"),
+    ("reasoning", "576 then 224, told poses: PSNR of frames seen before", "of these, views seen before"),
+    ("reasoning", "576 then 224, told poses: PSNR of frames new", "of these, new views"),
+    ("reasoning", "576 then 224, believed poses: PSNR", "224 frames after 576, poses that nobody told"),
+    ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
+    ("reward", "F1", "F1 of rewards, from real frames"),
+    ("reconstruction", "autoencoder PSNR", "the ceiling: the autoencoder alone"),
+)
 BARS = (  # of what is carried: test, score, what it should reach
     ("crafting", "real frames: possible crafts right", 0.9),
     ("crafting", "real frames: impossible crafts without effect", 0.95),
@@ -51,6 +68,7 @@ def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
     tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
+    tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
@@ -65,6 +83,21 @@ def quality(report: dict[str, Any]) -> str:
     for test, scores in report["scores"].items():
         lines += [f"| {test.replace('_', ' ')} | {name.replace(':', '')} | {_shown(v)} |" for name, v in scores.items() if _wanted(name)]
     return "\n".join(lines)
+
+
+def headline(report: dict[str, Any]) -> str:
+    """What matters most, in plain words; decibels of PSNR where nothing else is said."""
+    lines = ["| what | value | clips |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {called} | {_shown(report['scores'][test][name])} |" for test, name, called in HEADLINES])
+
+
+def gpu(report: dict[str, Any]) -> str:
+    """One row a profile and number of environments; what `docs/gpu.py` measured."""
+    lines = ["| profile | envs | eager, steps/s in all | CUDA graph, steps/s in all |", "|---|---|---|---|"]
+    lines += [f"| {s['profile']} | {s['envs']:,} | {s['eager']:,.0f} | {s['graph']:,.0f} |" for s in report["speeds"]]
+    off = report["parity"]["frames_off_by_step"]
+    apart = f"after 40 steps frames differ from the CPU's by {off['40']:.2f} of 255 on average, rewards not at all"
+    return "\n".join(lines) + f"\n\nOn one {report['device']}, torch {report['torch']}, {report['date']}; {apart}."
 
 
 def bars(report: dict[str, Any]) -> str:
@@ -82,12 +115,13 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
     reports = [_read(f"{folder}/{path.name}") for path in (SCORES / folder).glob("*.json")]
     test, name = list(columns.values())[1]
     reports.sort(key=lambda report: -report["scores"][test][name]["mean"])
-    lines = [f"| variant | what it is | weights | minutes | {' | '.join(columns)} |", "|" + "---|" * (4 + len(columns))]
+    lines = [f"| variant | what it is | weights | frames | minutes | {' | '.join(columns)} |", "|" + "---|" * (5 + len(columns))]
     for report in reports:
         training = report["training"]
         scores = [_mean(report["scores"][test][name]) for test, name in columns.values()]
-        size, minutes = f"{training['parameters'] / 1e6:.2f} M", f"{training['seconds'] / 60:.0f}"
-        lines.append(f"| {training['variant']} | {training['about']} | {size} | {minutes} | {' | '.join(scores)} |")
+        size, minutes = f"{training['parameters'] / 1e6:.2f} M", f"{training['seconds'] / 60:.1f}"
+        seen = f"{training['frames'] / 1000:,.0f} k"
+        lines.append(f"| {training['variant']} | {training['about']} | {size} | {seen} | {minutes} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
 

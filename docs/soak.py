@@ -1,0 +1,151 @@
+"""A long dream, watched: numbers stay finite, memory and speed stay flat, pictures stay like real ones.
+
+    python docs/soak.py --world memory-maze --steps 100000 --rows 4 --profile fast --out docs/scores/soak_memory_maze.json
+
+Actions are random and change about every fourth step, as those of somebody who walks. Every part of the run is a line of the table: RSS
+of the process, steps a second, and mean, contrast (standard deviation over the pixels of a frame) and sharpness (mean difference of
+neighbouring pixels) of its frames, all of 0..255; beside them what they are in the frames that dreams of this world start from, as the
+autoencoder shows them. Exits with 1 where something isn't finite, RSS or the time of a step has grown by more than is allowed, or the
+frames' mean or contrast leave the range of the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.envs import DreamVectorEnv
+from lssvwm_gym.envs.dream import Dream
+
+LOOK_EVERY = 10  # steps between two frames that are measured
+REAL_FRAMES = 500
+MOST_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
+MOST_SLOWING = 1.5  # median time of a step, last part over second
+NAMES = ("mean", "contrast", "sharpness")
+
+
+def main() -> int:
+    args = arguments()
+    envs = DreamVectorEnv(args.world, args.rows, weights=args.weights, profile=args.profile, device="cpu")
+    envs.reset(seed=args.seed)
+    real = spread(looks(real_frames(envs.dream)))
+    print(f"{'step':>8} {'RSS MiB':>8} {'steps/s':>8}" + "".join(f" {name:>10}" for name in NAMES) + f" {'finite':>7}")
+    parts: list[dict[str, Any]] = []
+    rng = np.random.default_rng(args.seed)
+    actions = rng.integers(envs.single_action_space.n, size=args.rows)
+    for number in range(args.parts):
+        steps = args.steps * (number + 1) // args.parts - args.steps * number // args.parts
+        part, actions = soaked(envs, steps, actions, rng)
+        parts.append({"step": args.steps * (number + 1) // args.parts, **part})
+        print(line(parts[-1]), flush=True)
+    print("real frames, 1st to 99th percentile: " + ", ".join(f"{name} {low:.1f} to {high:.1f}" for name, (low, high) in real.items()))
+    wrong = judged(parts, real)
+    print("\n".join(wrong) or "nothing is wrong")
+    result = {
+        "command": "python docs/soak.py " + " ".join(sys.argv[1:]),
+        "date": str(date.today()),
+        "machine": machine(),
+        "seed": args.seed,
+    }
+    result |= {"steps": args.steps, "rows": args.rows, "frames": args.steps * args.rows, "parts": parts, "real": real, "wrong": wrong}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(args.out) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return bool(wrong)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="memory-maze")
+    parser.add_argument("--weights", type=Path, help="another folder of weights")
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--profile", default="fast")
+    parser.add_argument("--parts", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.parts < 3 or args.steps < args.parts * LOOK_EVERY:
+        parser.error(f"at least 3 parts of at least {LOOK_EVERY} steps each")
+    return args
+
+
+def soaked(envs: DreamVectorEnv, steps: int, actions: np.ndarray, rng: np.random.Generator) -> tuple[dict[str, Any], np.ndarray]:
+    """Go on for some steps; what was measured, and the last actions."""
+    seconds, seen, finite = [], [], True
+    for step in range(steps):
+        actions = np.where(rng.random(len(actions)) < 0.25, rng.integers(envs.single_action_space.n, size=len(actions)), actions)
+        began = time.perf_counter()
+        observations, rewards, _, _, info = envs.step(actions)
+        seconds.append(time.perf_counter() - began)
+        finite = finite and all(np.isfinite(value).all() for value in (rewards, *info.values()))
+        if step % LOOK_EVERY == 0:
+            seen.append(observations["image"] if isinstance(observations, dict) else observations)
+    finite = finite and all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(envs.clone_state().dream))
+    measured = looks(np.concatenate(seen))
+    part = {"rss_mib": rss_mib(), "seconds_a_step": float(np.median(seconds)), "finite": finite}
+    return {**part, **{name: float(values.mean()) for name, values in measured.items()}}, actions
+
+
+def looks(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, contrast and sharpness of each frame (K, height, width, 3) uint8."""
+    pixels = frames.astype(np.float32)
+    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
+    return dict(zip(NAMES, (pixels.mean((1, 2, 3)), pixels.std((1, 2, 3)), sharpness), strict=True))
+
+
+@torch.no_grad()
+def real_frames(dream: Dream) -> np.ndarray:
+    """Frames of openings and walks, spread evenly, as the autoencoder shows them."""
+    latent = torch.cat([starts.latent.flatten(0, 1) for starts in (dream.weights.openings, dream.weights.walks)])
+    chosen = latent[torch.linspace(0, len(latent) - 1, min(REAL_FRAMES, len(latent))).long()]
+    return np.concatenate([dream.weights.autoencoder.decode(part.float()).numpy() for part in chosen.split(50)])
+
+
+def spread(measured: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: [float(value) for value in np.percentile(values, [1, 99])] for name, values in measured.items()}
+
+
+def judged(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> list[str]:
+    """What is wrong. The first part warms up; sharpness is shown, not judged: a dream in one pass is known to be softer."""
+    wrong = [f"step {part['step']}: numbers that are not finite" for part in parts if not part["finite"]]
+    growth = parts[-1]["rss_mib"] - parts[1]["rss_mib"]
+    if growth > MOST_GROWTH_MIB:
+        wrong.append(f"memory has grown by {growth:.0f} MiB since step {parts[1]['step']}")
+    slowing = parts[-1]["seconds_a_step"] / parts[1]["seconds_a_step"]
+    if slowing > MOST_SLOWING:
+        wrong.append(f"a step takes {slowing:.2f} times as long as at step {parts[1]['step']}")
+    for name in NAMES[:2]:
+        low, high = real[name]
+        wrong += [f"step {part['step']}: {name} {part[name]:.1f}" for part in parts if not low <= part[name] <= high]
+    return wrong
+
+
+def line(part: dict[str, Any]) -> str:
+    numbers = f"{part['step']:>8} {part['rss_mib']:>8.1f} {1 / part['seconds_a_step']:>8.2f}"
+    return numbers + "".join(f" {part[name]:>10.2f}" for name in NAMES) + f" {'yes' if part['finite'] else 'NO':>7}"
+
+
+def rss_mib() -> float:
+    """Memory of this process. Raises `OSError` where there is no /proc."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
