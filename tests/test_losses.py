@@ -8,6 +8,7 @@ from test_training import ACTIONS, RUN, TINY, signalling_episode
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.losses import LOSSES, LossOptions, dreamed_past
 from lssvwm_gym.training.walks import Clip, Episodes, Walk, inputs_of, read_clip
 from lssvwm_gym.training.world import Trainer
@@ -29,8 +30,8 @@ def clip():
     return read_clip(Episodes.of([signalling_episode()]), [Walk(0, 5, FRAMES, FRAMES), Walk(0, 60, FRAMES, FRAMES)], FRAMES, ACTIONS)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def draws(seed=0):
+    return Draws(torch.Generator().manual_seed(seed))
 
 
 def frame_of(inputs, t, noise):
@@ -41,19 +42,19 @@ def frame_of(inputs, t, noise):
 @torch.no_grad()
 def test_a_dreamed_past_is_what_peeking_and_committing_in_turn_gives(model, clip):
     known, state = torch.ones(2, FRAMES), model.initial_state(2)
-    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, known, state, generator())
-    inputs, draws = inputs_of(clip, torch.zeros(2, FRAMES), known), generator()
+    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, known, state, draws())
+    inputs, noises = inputs_of(clip, torch.zeros(2, FRAMES), known), draws()
     for t in range(FRAMES):
         latent = clip.latent[:, t]
         if t >= REAL:
-            noise = torch.randn(latent.shape, generator=draws)
+            noise = noises.normal(*latent.shape)
             latent = model(noise[:, None], frame_of(inputs, t, 1.0), state).clean[:, 0]
         assert torch.allclose(dreamed[:, t], latent, atol=1e-5), t
         state = model(latent[:, None], frame_of(inputs, t, 0.0), state).state
 
 
 def test_no_gradient_goes_through_a_dreamed_past(model, clip):
-    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, torch.ones(2, FRAMES), model.initial_state(2), generator())
+    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, torch.ones(2, FRAMES), model.initial_state(2), draws())
     assert not dreamed.requires_grad
     assert not torch.equal(dreamed[:, REAL:], clip.latent[:, REAL:])
 
@@ -62,8 +63,9 @@ def test_the_state_handed_on_remembers_the_dreamed_frames(model, clip):
     metric, options = torch.eye(TINY.tokens * TINY.latent_channels), LossOptions(context_noise=0, pose_dropout=0)
     states = {}
     for way in ("peeking", "dreaming"):
-        losses, state = LOSSES[way](model, clip, model.initial_state(2), options, metric, generator())
+        losses, counts, state = LOSSES[way](model, clip, model.initial_state(2), options, metric, draws())
         assert all(loss.isfinite() for loss in losses.values())
+        assert counts == {"denoise": 2 * FRAMES, "reward": 2 * FRAMES, "pose": 2 * (FRAMES - 1)}
         states[way] = tree_map(torch.Tensor.detach, state)
     assert states["peeking"].age.tolist() == states["dreaming"].age.tolist() == [FRAMES] * 2
     assert not torch.allclose(states["peeking"].layers[0].keys, states["dreaming"].layers[0].keys, atol=1e-3)
@@ -71,7 +73,7 @@ def test_the_state_handed_on_remembers_the_dreamed_frames(model, clip):
 
 def test_a_past_that_is_all_real_makes_dreaming_peeking(model, clip):
     known = torch.ones(2, FRAMES)
-    assert torch.equal(dreamed_past(model, clip.latent, clip, known, model.initial_state(2), generator()), clip.latent)
+    assert torch.equal(dreamed_past(model, clip.latent, clip, known, model.initial_state(2), draws()), clip.latent)
 
 
 @pytest.mark.parametrize("shares", [{"peeking": 0.7, "dreaming": 0.4}, {"peeking": -0.1, "dreaming": 0.4}])
@@ -89,5 +91,5 @@ def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):
     before = Clip(*(tensor.clone() for tensor in vars(clip).values()))
     metric = torch.eye(TINY.tokens * TINY.latent_channels)
     for way in LOSSES.values():
-        way(model, clip, model.initial_state(2), LossOptions(), metric, generator())
+        way(model, clip, model.initial_state(2), LossOptions(), metric, draws())
     assert all(torch.equal(a, b) for a, b in zip(vars(before).values(), vars(clip).values(), strict=True))

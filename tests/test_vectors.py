@@ -1,5 +1,8 @@
 """Counts that go with frames, poses in space, mirror images: each stays with the moment that it belongs to."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +96,24 @@ def test_given_counts_are_kept_and_the_others_reckoned_frame_by_frame():
             state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
     assert torch.equal(at_once.vector, state.vector)
     assert (at_once.vector >= 0).all()
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_world_without_poses_or_with_continuous_actions_is_learned_too(continuous):
+    episode = trading_episode()
+    action = torch.randn(len(episode.action), 2) if continuous else episode.action
+    episode = replace(episode, action=action, pose=torch.full_like(episode.pose, torch.nan))
+    model = replace(SMALL, actions=0, action_size=2) if continuous else SMALL
+    run = WorldTraining(
+        data="", autoencoder="", out="", model=model, curriculum=(Stage(1.0, 16, 3),), frames_a_step=64, steps=6, warmup=1, device="cpu"
+    )
+    trainer = Trainer(run, [episode, episode])
+    before = copy.deepcopy(trainer.model)
+    losses = [trainer.train_step() for _ in range(run.steps)]
+    assert all(loss.isfinite() for step in losses for loss in step.values())
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    assert all(step["pose"] == 0 for step in losses)
+    assert not torch.equal(before.token_out.weight, trainer.model.token_out.weight)
 
 
 def test_poses_in_space_turn_with_the_heading_and_rise_without_it():

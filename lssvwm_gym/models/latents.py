@@ -19,7 +19,7 @@ class LatentEpisode:
     """An episode as the world model sees it."""
 
     latent: Tensor  # (T, N, C) float16
-    action: Tensor  # (T,) int64
+    action: Tensor  # (T,) int64, or (T, A) float32
     reward: Tensor  # (T,) float32
     pose: Tensor  # (T, 4 or 6) float32, in world units; NaN where not recorded
     vector: Tensor  # (T, V) float32, counts that go with a frame, such as an inventory; V is 0 where there are none
@@ -40,5 +40,6 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     frames = torch.from_numpy(episode.frames[part]).split(100)
     latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
     pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
-    numbers = (episode.action.astype(np.int64), episode.reward, pose, episode.vector)
+    whole = episode.action.dtype.kind in "iu"
+    numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.vector)
     return LatentEpisode(latent.half(), *(torch.from_numpy(array[part]) for array in numbers))

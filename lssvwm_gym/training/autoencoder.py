@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.data.folder import episode_paths, fingerprint
-from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.building import built_autoencoder
 from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from lssvwm_gym.training.precision import chosen_device, mixed_precision
+from lssvwm_gym.training.distributed import assemble
+from lssvwm_gym.training.draws import Draws
+from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
 
 
@@ -32,7 +37,7 @@ class AutoencoderTraining:
     val: Path | None = None  # folder with episodes to choose by
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     steps: int = 9000
-    batch: int = 32  # images
+    batch: int = 32  # images, of all processes together
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
@@ -45,12 +50,14 @@ class AutoencoderTraining:
 
 
 def train_autoencoder(run: AutoencoderTraining) -> Path:
-    """Train, and return the path of the finished autoencoder."""
+    """Train, alone or with the other processes of an `accelerate launch`, and return the path of the finished autoencoder."""
     keep_heap()
     if run.threads:
         torch.set_num_threads(run.threads)
+    team = assemble(run.device)
+    team.refuse_uneven(run.batch, f"--batch {run.batch}")
     torch.manual_seed(run.seed)
-    device = torch.device(chosen_device(run.device))
+    device = team.device
     model = Autoencoder(run.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(
@@ -60,34 +67,48 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
     frames = torch.from_numpy(read_frames(run.data)).to(device)
     val = torch.from_numpy(read_frames(run.val)[::40]).to(device) if run.val else frames[::4000]
-    writer = SummaryWriter(str(run.out / "logs"), purge_step=start)
-    progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05)
+    team.agree(start, f"the step that {saved} goes on from")
+    writer = SummaryWriter(str(run.out / "logs"), purge_step=start) if team.leads else None
+    progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05, disable=not team.leads)
     for step in progress:
         set_learning_rate(optimizer, learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
         rng = np.random.default_rng([run.seed, step])
-        batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)).to(device)]
+        batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[team.share(run.batch)]).to(device)]
+        draws = Draws(torch.Generator(device).manual_seed(int(rng.integers(2**62))), team.number, team.size)
         with mixed_precision(run.precision, device.type):
-            loss, error = model.reconstruction_loss(batch, torch.Generator(device).manual_seed(int(rng.integers(2**62))))
+            shares = [mean / team.size for mean in reconstruction_loss(model, batch, draws)]
         optimizer.zero_grad()
-        loss.backward()
+        shares[0].backward()
+        team.add_gradients(model.parameters())
+        loss, error = team.summed(torch.stack(shares).detach()).unbind()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         update_average(average, model, step, run.average)
-        if step % 50 == 0:
+        if writer is not None and step % 50 == 0:
             writer.add_scalar("train/loss", loss.item(), step)
             writer.add_scalar("train/gradient_norm", norm.item(), step)
             progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{-10 * np.log10(error.item() / 4):.2f}", refresh=False)
-        if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+        if writer is not None and ((step + 1) % run.save_every == 0 or step + 1 == run.steps):
             psnr = reconstruction_psnr(average, val)
             writer.add_scalar("val/psnr", psnr, step + 1)
             tqdm.write(f"step {step + 1}: validation {psnr:.2f} dB")
             _save(saved, run, step + 1, model, average, optimizer)
-    writer.close()
-    set_latent_scale(average, frames[:: max(1, len(frames) // 5000)])
     finished = run.out / "autoencoder.safetensors"
-    header = {"config": asdict(run.model), "steps": run.steps, "data": fingerprint(run.data)}
-    save_tensors(finished, average.state_dict(), header)
+    if writer is not None:
+        writer.close()
+        set_latent_scale(average, frames[:: max(1, len(frames) // 5000)])
+        save_tensors(finished, average.state_dict(), {"config": asdict(run.model), "steps": run.steps, "data": fingerprint(run.data)})
+    team.wait()
     return finished
+
+
+def reconstruction_loss(model: Autoencoder, frames: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
+    latent = model.bounded_latent(frames)
+    image = model.decoder(latent + model.config.latent_noise * draws.normal(*latent.shape))
+    target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
+    error = (image.float() - target).square().mean((1, 2, 3))
+    return (error + 1e-6).sqrt().mean(), error.mean().detach()
 
 
 def load_autoencoder(path: Path) -> Autoencoder:
@@ -95,11 +116,8 @@ def load_autoencoder(path: Path) -> Autoencoder:
     if path.is_dir():
         return load_weights(path).autoencoder
     tensors, header = load_tensors(path)
-    config = header["config"]
-    model = Autoencoder(AutoencoderConfig(**{**config, "widths": tuple(config["widths"])}))
-    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, path)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    model = built_autoencoder(header.get("config"), tensors, path, path)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def read_frames(folder: Path) -> np.ndarray:
@@ -138,7 +156,13 @@ def _save(
 
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
     tensors, header = load_tensors(path)
+    for name, mine in (("config", json.loads(json.dumps(asdict(run.model)))), ("seed", run.seed)):
+        if header.get(name) != mine:
+            raise TensorFileError(f"{path} was made with {name} {str(header.get(name))[:500]}, not {mine}; choose another --out")
+    step = header.get("step")
+    if type(step) is not int or step < 0:
+        raise TensorFileError(f"{path}: was saved at no step, but {str(step)[:100]}")
     load_strictly(model, under("model", tensors), path)
     load_strictly(average, under("average", tensors), path)
-    load_optimizer_tensors(optimizer, under("optimizer", tensors))
-    return int(header["step"])
+    load_optimizer_tensors(optimizer, under("optimizer", tensors), path)
+    return step

@@ -61,7 +61,7 @@ class Looks:
         for t in range(CONTEXT, CONTEXT + AHEAD):
             action, truth = clip.action[:, t], clip.latent[:, t]
             for name, motion in (("next", clip.motion[:, t]), ("next_believed", None)):
-                latent, moved, _ = imagine(model, state, action, 1, motion)
+                latent, moved, *_ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
             state = remember(model, state, *(x[:, t : t + 1] for x in (clip.latent, clip.action, clip.pose, clip.vector)))
@@ -70,12 +70,12 @@ class Looks:
     def _recall(self, model: WorldModel) -> dict[str, float]:
         """Views on the way back, from pure noise with no clean neighbour: from memory, with poses shuffled, without memory."""
         clip = self.returning
-        noise = torch.zeros(clip.action.shape, device=self.device)
+        noise = torch.zeros(clip.reward.shape, device=self.device)
         noise[:, CONTEXT:] = 1
         generator = torch.Generator().manual_seed(0)
         pure = torch.randn(clip.latent.shape, generator=generator).to(self.device)
         latent = torch.where(noise[..., None, None] > 0, pure, clip.latent)
-        known = torch.ones_like(noise)
+        known = clip.placed
         late = slice(CONTEXT + 12, None)
         with_memory = model(latent, inputs_of(clip, noise, known), model.initial_state(len(latent))).clean
         order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])

@@ -1,12 +1,13 @@
 """Three ways to learn from a clip: forcing, peeking, and peeking from a past that the model itself has dreamed.
 
-Each takes (model, clip, state, options, metric, generator) and returns losses to weigh and sum, and the state after the
-clip where it was committed on the way. Gradients stop at the incoming state.
+Each takes (model, clip, state, options, metric, draws) and returns losses to weigh and sum, over how many frames each is a
+mean, and the state after the clip where it was committed on the way. Gradients stop at the incoming state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from lssvwm_gym.models.heads import FrameInputs, VectorHead
 from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
+from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.walks import Clip, inputs_of
 
 
@@ -31,56 +33,55 @@ class LossOptions:
     dreamed_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is dreamed
 
 
-Losses = tuple[dict[str, Tensor], WorldState | None]
+class Losses(NamedTuple):
+    """What a clip teaches."""
+
+    means: dict[str, Tensor]
+    counts: dict[str, Tensor]  # frames that each is a mean over, 0 where there was none
+    committed: WorldState | None  # the state after the clip, if that is known
 
 
-def forcing_losses(
-    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, generator: torch.Generator
-) -> Losses:
+def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
     """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows."""
-    rows, frames = clip.action.shape
-    level = draw_noise_levels(rows, frames, options.noise, generator)
-    inputs = inputs_of(clip, level, _draw_known(options, clip, generator))
-    output = model(_noised(options, clip.latent, level, generator), inputs, state)
+    rows, frames = clip.reward.shape
+    level = draws.mine(draw_noise_levels(rows * draws.shares, frames, options.noise, draws.generator))
+    inputs = inputs_of(clip, level, _draw_known(options, clip, draws))
+    output = model(_noised(options, clip.latent, level, draws), inputs, state)
     denoise = denoising_loss(output.clean, clip.latent, level, metric)
-    return _losses(model, output, clip, level, denoise), None
+    return Losses(*_losses(model, output, clip, level, denoise, (level > 0).sum()), None)
 
 
-def peeking_losses(
-    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, generator: torch.Generator
-) -> Losses:
+def peeking_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
     """As in a dream: every frame is peeked at noisily from a clean past, and then committed; both in one call."""
-    known = _draw_known(options, clip, generator)
-    past = _noised(options, clip.latent, torch.zeros_like(known), generator)
-    return _peeking(model, clip, past, known, state, options, metric, generator)
+    known = _draw_known(options, clip, draws)
+    past = _noised(options, clip.latent, torch.zeros_like(known), draws)
+    return _peeking(model, clip, past, known, state, options, metric, draws)
 
 
-def dreaming_losses(
-    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, generator: torch.Generator
-) -> Losses:
+def dreaming_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
     """Peeking, where from some frame on the past is what the model dreams now, frame by frame; the targets stay the real ones.
 
     It learns what its own frames are worth: blur is not taken for the world's, and errors don't feed on themselves.
     """
-    known = _draw_known(options, clip, generator)
-    past = _noised(options, clip.latent, torch.zeros_like(known), generator)
+    known = _draw_known(options, clip, draws)
+    past = _noised(options, clip.latent, torch.zeros_like(known), draws)
     earliest, latest = (int(share * past.shape[1]) for share in options.dreamed_from)
-    real = int(torch.randint(max(1, earliest), max(2, latest + 1), (), generator=generator, device=generator.device))
-    past = dreamed_past(model, past[:, :real], clip, known, state, generator)
-    return _peeking(model, clip, past, known, state, options, metric, generator)
+    real = draws.whole(max(1, earliest), max(2, latest + 1))
+    past = dreamed_past(model, past[:, :real], clip, known, state, draws)
+    return _peeking(model, clip, past, known, state, options, metric, draws)
 
 
 LOSSES = {"forcing": forcing_losses, "peeking": peeking_losses, "dreaming": dreaming_losses}
 
 
 @torch.no_grad()
-def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, state: WorldState, generator: torch.Generator) -> Tensor:
+def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, state: WorldState, draws: Draws) -> Tensor:
     """Go on from real latents (B, R, N, C) to the clip's end (B, T, N, C), one step a frame, at the clip's actions and poses.
 
     A frame is committed in the same call that peeks at the next one.
     """
     inputs = inputs_of(clip, torch.zeros_like(known), known)
-    noise = torch.randn(known.shape[1] - real.shape[1], *real.shape[:1], *real.shape[2:], generator=generator, device=real.device)
+    noise = draws.normal(known.shape[1] - real.shape[1], *real.shape[:1], *real.shape[2:], axis=1)
     latest, begun, past = real, 0, [real]
     step = replayed(_committed_and_peeked, model)
     for fresh in noise:
@@ -110,40 +111,44 @@ def _peeking(
     state: WorldState,
     options: LossOptions,
     metric: Tensor,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Losses:
     """Peek at every frame of the clip from the committed latents `past` (B, T, N, C)."""
-    drawn = torch.rand(2, *known.shape, generator=generator, device=known.device)
+    drawn = draws.uniform(2, *known.shape, axis=1)
     level = torch.where(drawn[0] < options.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
     inputs = inputs_of(clip, torch.zeros_like(level), known)
     both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
-    peeked = _noised(options, clip.latent, level, generator)
+    peeked = _noised(options, clip.latent, level, draws)
     peeks = (True, False) * level.shape[1]
     output = model(_interleaved(peeked, past), both, state, peeks)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
-    return _losses(model, output._replace(features=output.features[:, 1::2]), clip, inputs.noise, denoise), output.state
+    committed = output._replace(features=output.features[:, 1::2])
+    return Losses(*_losses(model, committed, clip, inputs.noise, denoise, (level > 0).sum()), output.state)
 
 
-def _losses(model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor) -> dict[str, Tensor]:
+def _losses(
+    model: WorldModel, output: WorldOutput, clip: Clip, level: Tensor, denoise: Tensor, noisy: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All losses and what each is a mean over; `denoise` is one over `noisy` frames."""
     committed = (level == 0).float()
-    reward = _reward_loss(model, output, clip, committed * clip.recorded)
-    losses = {"denoise": denoise, "reward": reward, "pose": _pose_loss(model, output, clip, committed)}
+    known, followed = committed * clip.recorded, committed[:, :-1] * (clip.recorded * clip.placed)[:, 1:]
+    means = {"denoise": denoise, "reward": _reward_loss(model, output, clip, known), "pose": _pose_loss(model, output, clip, followed)}
+    counts = {"denoise": noisy.float(), "reward": known.sum(), "pose": followed.sum()}
     if model.vector_head is not None:
-        losses["vector"] = _vector_loss(model.vector_head, output, clip, committed * clip.recorded)
-    return losses
+        means["vector"], counts["vector"] = _vector_loss(model.vector_head, output, clip, known), known.sum()
+    return means, counts
 
 
-def _noised(options: LossOptions, latent: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+def _noised(options: LossOptions, latent: Tensor, level: Tensor, draws: Draws) -> Tensor:
     """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
-    unannounced = torch.rand(len(level), 1, generator=generator, device=level.device) * options.context_noise * (level == 0)
-    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+    unannounced = draws.uniform(len(level), 1) * options.context_noise * (level == 0)
+    noise = draws.normal(*latent.shape)
     return add_noise(latent, noise, torch.maximum(level, unannounced))
 
 
-def _draw_known(options: LossOptions, clip: Clip, generator: torch.Generator) -> Tensor:
+def _draw_known(options: LossOptions, clip: Clip, draws: Draws) -> Tensor:
     """Whether a clip's poses are told, (B, T) float."""
-    rows = clip.action.shape[0]
-    return (torch.rand(rows, 1, generator=generator, device=clip.reward.device) >= options.pose_dropout).float().expand_as(clip.reward)
+    return (draws.uniform(len(clip.action), 1) >= options.pose_dropout).float() * clip.placed
 
 
 def _interleaved(first: Tensor, second: Tensor) -> Tensor:
@@ -157,9 +162,8 @@ def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Ten
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, committed: Tensor) -> Tensor:
-    """Frame t predicts the motion to frame t+1, where t is clean and the action to t+1 is known."""
-    weight = committed[:, :-1] * clip.recorded[:, 1:]
+def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
+    """Frame t predicts the motion to frame t+1, where t is clean and the action to t+1 is known: weight (B, T - 1)."""
     predicted = model.pose_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
     scale = model.pose_head.motion_scale
     loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode
 
@@ -21,7 +21,10 @@ STEP = 0.1  # of the finite differences, in latent units
 def picture_metric(autoencoder: Autoencoder, episodes: list[LatentEpisode], cache: Path, frames: int = 24) -> Tensor:
     """E[J^T J] over frames spread over the episodes, scaled to a mean of 1 on the diagonal: (N * C, N * C) float32."""
     if cache.exists():
-        return load_tensors(cache)[0]["metric"]
+        stored, _ = load_tensors(cache)
+        if stored.keys() != {"metric"}:
+            raise TensorFileError(f"{cache}: not the metric of an autoencoder; delete it, and it is measured again")
+        return stored["metric"]
     spread = torch.linspace(0, len(episodes) - 1, frames).round().long().tolist()
     latents = [episodes[number].latent[len(episodes[number]) // 2].float() for number in spread]
     metric = torch.stack([_of_frame(autoencoder, latent) for latent in latents]).mean(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lssvwm_gym.models.packing import multiplies_bfloat16
+
 
 def chosen_device(name: str) -> str:
     """`auto` is cuda where there is one and cpu elsewhere. Raises `ValueError` for a device that isn't there."""
@@ -24,12 +26,5 @@ def mixed_precision(name: str, device: str = "cpu") -> torch.autocast:
     """
     if name not in ("auto", "bfloat16", "float32"):
         raise ValueError(f"precision must be auto, bfloat16 or float32, not {name!r}")
-    wanted = _has_bfloat16(device) if name == "auto" else name == "bfloat16"
+    wanted = multiplies_bfloat16(device) if name == "auto" else name == "bfloat16"
     return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
-
-
-def _has_bfloat16(device: str) -> bool:
-    if device != "cpu":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, and so optional
-    return bool(supported and supported())

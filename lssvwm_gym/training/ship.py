@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths, fingerprint
-from lssvwm_gym.data.tensors import load_strictly, load_tensors, under
+from lssvwm_gym.data.tensors import load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.building import built_world_model
 from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.weights import Starts, Weights, save_weights
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.autoencoder import load_autoencoder
 
 
@@ -53,10 +54,8 @@ def ship(run: Shipping) -> Weights:
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
     """The average weights of a finished or an unfinished training run, and its header."""
     tensors, header = load_tensors(path)
-    model = WorldModel(WorldModelConfig.from_json(header["config"]))
-    average = under("average", tensors)
-    load_strictly(model, average or tensors, path)
-    return model.eval().requires_grad_(False), {k: v for k, v in header.items() if k not in ("config", "walks")}
+    model = built_world_model(header.get("config"), under("average", tensors) or tensors, path, path)
+    return model, {k: v for k, v in header.items() if k not in ("config", "walks")}
 
 
 def _starts(paths: list[Path], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator) -> Starts:

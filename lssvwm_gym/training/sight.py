@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lssvwm_gym.models.pose import motion_between
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.distributed import ALONE, Team
 from lssvwm_gym.training.walks import Episodes
 
 SURE, CONFUSED = 0.6, 0.25  # shares of motions told nearly right, and told as another pair's; the rest is off by much
@@ -17,20 +18,26 @@ PAIRS = 512  # of an update
 BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
 
 
-def learn_to_see(model: WorldModel, optimizer: torch.optim.Optimizer, episodes: Episodes, updates: int, rng: np.random.Generator) -> Tensor:
+def learn_to_see(
+    model: WorldModel, optimizer: torch.optim.Optimizer, episodes: Episodes, updates: int, rng: np.random.Generator, team: Team = ALONE
+) -> Tensor:
     """Some updates of the sight head, each by a few hundred pairs of frames; returns the mean loss."""
     losses = torch.zeros(max(1, updates), device=episodes.device)
     for update in range(updates):
         optimizer.zero_grad()
-        loss = sight_loss(model, episodes, PAIRS, rng)
+        loss = sight_loss(model, episodes, PAIRS, rng, team)
         loss.backward()
+        team.add_gradients(model.sight_head.parameters())
         optimizer.step()
         losses[update] = loss.detach()
-    return losses.mean()
+    return team.summed(losses.mean())
 
 
-def sight_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random.Generator) -> Tensor:
-    """How far off the seen motions of some random pairs of frames are, in typical motions; zero where no poses are recorded."""
+def sight_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random.Generator, team: Team = ALONE) -> Tensor:
+    """How far off the seen motions of some random pairs of frames are, in typical motions; zero where no poses are recorded.
+
+    A process of a team looks at its share of the pairs; their losses add up to that of all.
+    """
     number = rng.integers(len(episodes), size=pairs)
     index = episodes.index(episodes.start[number] + rng.integers(2, np.array(episodes.lengths)[number]))
     whole, generator = episodes.whole, torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
@@ -38,14 +45,17 @@ def sight_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random
     known = poses.isfinite().flatten(1).all(1, keepdim=True)
     last, motion = motion_between(poses[:, :2], poses[:, 1:]).where(known.unsqueeze(1), 0).unbind(1)
     scale, head = model.sight_head.motion_scale, model.sight_head
-    before, latent = (_blurred(whole.latent[index - ago], generator) for ago in (1, 0))
-    seen = head(before, latent, whole.action[index], _told(motion, scale, generator), _told(last, scale, generator))
-    loss = F.smooth_l1_loss(seen / scale, motion / scale, beta=TINY, reduction="none")
-    return (loss * known).sum() / (known.sum() * len(scale)).clamp(min=1)
+    mine = team.share(pairs)
+    before, latent = (_blurred(whole.latent, index - ago, mine, generator) for ago in (1, 0))
+    told, told_last = (_told(true, scale, generator)[mine] for true in (motion, last))
+    seen = head(before, latent, whole.action[index[mine]], told, told_last)
+    loss = F.smooth_l1_loss(seen / scale, motion[mine] / scale, beta=TINY, reduction="none")
+    return (loss * known[mine]).sum() / (known.sum() * len(scale)).clamp(min=1)
 
 
-def _blurred(latent: Tensor, generator: torch.Generator) -> Tensor:
-    return latent.float() + BLUR * torch.randn(latent.shape, generator=generator, device=latent.device)
+def _blurred(latent: Tensor, index: Tensor, mine: slice, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(len(index), *latent.shape[1:], generator=generator, device=latent.device)
+    return latent[index[mine]].float() + BLUR * noise[mine]
 
 
 def _told(motion: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

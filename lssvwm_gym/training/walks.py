@@ -6,6 +6,7 @@ say where it is, so the frames on the way back can be known from memory alone. A
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
-from lssvwm_gym.models.pose import motion_between, relative_to
+from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
 from lssvwm_gym.models.world_model import FrameInputs
+from lssvwm_gym.training.distributed import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Clip:
     motion: Tensor  # (B, T, 3 or 5) since the frame before; zeros at the first frame of a walk
     before: Tensor  # (B, T, V) counts before the frame; on the way back those that the frame was recorded with
     vector: Tensor  # (B, T, V) counts that go with the frame
+    placed: Tensor  # (B, T) float; 1 where poses were recorded, 0 where pose and motion mean nothing
 
 
 def inputs_of(clip: Clip, level: Tensor, pose_known: Tensor) -> FrameInputs:
@@ -118,25 +121,41 @@ def read_clip(episodes: Episodes, walks: list[Walk], frames: int, unknown_action
     index, recorded = episodes.index(offset + numbers), episodes.index(known)
     whole = episodes.whole
     pose = relative_to(whole.pose[episodes.index(offset + np.concatenate([last, numbers], 1))], whole.pose[episodes.index(offset + origin)])
+    placed = pose.isfinite().flatten(1).all(1)[:, None, None]
+    pose = torch.where(placed, pose, start_pose(1, pose.shape[-1], pose.device))
     earlier = episodes.index(offset + np.where(known, np.maximum(numbers - 1, 0), numbers))
     return Clip(
         whole.latent[index].float(),
-        torch.where(recorded, whole.action[index], unknown_action),
+        _told(whole.action[index], recorded, unknown_action),
         whole.reward[index] * recorded,
         recorded.float(),
         pose[:, 1:],
         motion_between(pose[:, :-1], pose[:, 1:]),
         whole.vector[earlier],
         whole.vector[index],
+        placed.squeeze(2).float().expand(index.shape),
     )
 
 
-def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path) -> list[LatentEpisode]:
-    """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights."""
-    cache = cache / autoencoder_hash(autoencoder)
-    return [
-        _latent_episode(path, autoencoder, cache) for path in tqdm(episode_paths(folder), desc=f"latents of {folder.name}", leave=False)
-    ]
+def _told(action: Tensor, recorded: Tensor, unknown: int) -> Tensor:
+    """Actions (B, T) or, continuous, (B, T, A), as the model is told them where they were not the recorded ones."""
+    if action.is_floating_point():
+        return torch.where(recorded.unsqueeze(-1), action, torch.nan)
+    return torch.where(recorded, action, unknown)
+
+
+def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path, team: Team = ALONE) -> list[LatentEpisode]:
+    """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights.
+
+    Each process of a team encodes its share of the episodes, and reads what the others have encoded.
+    """
+    cache, paths = cache / autoencoder_hash(autoencoder), episode_paths(folder)
+    progress = functools.partial(tqdm, desc=f"latents of {folder.name}", leave=False, disable=not team.leads)
+    if team.size > 1:
+        for path in progress(paths[team.share(len(paths))]):
+            _latent_episode(path, autoencoder, cache)
+        team.wait()
+    return [_latent_episode(path, autoencoder, cache) for path in progress(paths)]
 
 
 def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> LatentEpisode:
@@ -145,10 +164,17 @@ def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> Latent
     if stored.exists():
         tensors, header = load_tensors(stored)
         if header == stamp:
-            return LatentEpisode(**tensors)
+            return _stored_episode(tensors, stored)
     episode = encode_episode(path, autoencoder)
     save_tensors(stored, vars(episode), stamp)
     return episode
+
+
+def _stored_episode(tensors: dict[str, Tensor], stored: Path) -> LatentEpisode:
+    frames = {name: tensor.shape[:1] for name, tensor in tensors.items()}
+    if frames.keys() != {field.name for field in fields(LatentEpisode)} or len(set(frames.values())) != 1:
+        raise TensorFileError(f"{stored}: not the latents of an episode; delete it, and they are made again")
+    return LatentEpisode(**tensors)
 
 
 def autoencoder_hash(autoencoder: Autoencoder) -> str:

@@ -1,0 +1,129 @@
+"""Several processes that train one model together, as `accelerate launch` starts them; one alone needs no accelerate.
+
+Every process has the same weights and an equal share of the rows. Random numbers are drawn for all rows and a process keeps
+those of its own, losses are weighed by how much of the whole batch they speak of, and gradients are added up: so the
+weights become the same, up to rounding, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lssvwm_gym.training.precision import chosen_device
+
+PATIENCE = timedelta(hours=3)  # how long a process waits for another, which may be reading episodes or scoring
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that train together. All of them must call what exchanges something, in the same order."""
+
+    device: torch.device
+    number: int = 0  # of this process, from 0
+    size: int = 1  # number of processes
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that writes files, shows progress and scores."""
+        return self.number == 0
+
+    def share(self, count: int) -> slice:
+        """Which of `count` things are this process's."""
+        return slice(self.number * count // self.size, (self.number + 1) * count // self.size)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size == 1:
+            return tensor
+        from accelerate.utils import reduce
+
+        return reduce(tensor, "sum")
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """The rows (B, ...) of all processes in their order, (size * B, ...)."""
+        if self.size == 1:
+            return tensor
+        if not tensor.numel():
+            return tensor.new_zeros(self.size * len(tensor), *tensor.shape[1:])
+        from accelerate.utils import gather
+
+        return gather(tensor)
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the sum of all gradients, in one exchange."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = self.summed(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = total.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)])
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    @contextlib.contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """A block that the leading process has been through when the others begin it, and find what it left on disk."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise `ValueError` for what is wrong in all processes alike; of several, the leading one says it and all end with status 1."""
+        if self.size == 1:
+            raise ValueError(message)
+        if self.leads:
+            print(f"lssvwm-gym: {message}", file=sys.stderr, flush=True)
+        self.wait()
+        raise SystemExit(1)
+
+    def refuse_uneven(self, rows: int, what: str) -> None:
+        """Refuse rows that can't be divided among the processes in equal shares; `what` says where they come from."""
+        if rows % self.size:
+            self.refuse(f"{what} can't be divided evenly among {self.size} processes: choose a multiple of {self.size}")
+
+    def agree(self, number: int, what: str) -> None:
+        """Refuse to go on where processes have come to different numbers."""
+        numbers = self.gathered(torch.tensor([number], device=self.device)).tolist()
+        if len(set(numbers)) > 1:
+            self.refuse(f"{what} differs between processes ({numbers}): they must see the same files, in folders that all machines share")
+
+
+ALONE = Team(torch.device("cpu"))
+
+
+def assemble(device: str) -> Team:
+    """The team that this process was launched into, on `device`: auto, cpu, cuda.
+
+    Each process of a machine gets a GPU of its own. Raises `ImportError` if several processes were launched without accelerate
+    being installed, `ValueError` if they are all to use one and the same GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team(torch.device(chosen_device(device)))
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"of several processes each takes a GPU of its own: device must be auto, cpu or cuda, not {device!r}")
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        message = f"{os.environ['WORLD_SIZE']} processes were launched, and without accelerate each would train for itself"
+        raise ImportError(f"{message}: pip install accelerate, or 'lssvwm_gym[train]', or launch one process") from None
+    state = PartialState(cpu=chosen_device(device) == "cpu", timeout=PATIENCE)
+    atexit.unregister(state.destroy_process_group)
+    atexit.register(state.destroy_process_group)
+    return Team(state.device, state.process_index, state.num_processes)
