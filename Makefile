@@ -12,6 +12,7 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadfile
 DATA ?=
+BLOCKS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,12 +34,15 @@ demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
 test: $(BIN)/.ready-dev graphics luanti ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-results: $(BIN)/.ready-dev ## every number and picture of the README, in hours: make results DATA=<folder with train, val, test>
-	@[ -d "$(DATA)/test" ] || { echo "results needs real episodes: make results DATA=<folder with train, val and test>" >&2; exit 1; }
+results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make results DATA=<mazes> BLOCKS=<block world>
+	@for folder in "$(DATA)" "$(BLOCKS)"; do [ -d "$$folder/test" ] || { echo "results needs real episodes: make results DATA=<mazes> \
+	BLOCKS=<block world>, folders with train, val and test" >&2; exit 1; }; done
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	$(BIN)/lssvwm-gym bench --steps 200 --ages 50 1000 3000 --out $(SCORES)_speed.json
-	$(BIN)/python docs/compare.py --data $(DATA) --variants ours sliding-window mamba mamba-attention
+	$(BIN)/python docs/compare.py --data $(DATA)
+	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
+	$(BIN)/python docs/compare.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
 	$(BIN)/python docs/update_numbers.py
 
 lint: $(BIN)/.ready-dev ## style: ruff format and ruff check

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
         )
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, CrewError) as error:
+    except (ValueError, OSError, ImportError, CrewError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")
 
 

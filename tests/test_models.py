@@ -9,7 +9,8 @@ from lssvwm_gym.models.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 
-SMALL = WorldModelConfig(latent_channels=4, width=32, head_width=16, d_state=8, place_width=4, place_features=16, window=3, d_conv=4)
+SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, place=(False, True, False, True), place_width=4, place_features=16)
+SMALL = WorldModelConfig(window=3, d_conv=4, **SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.tensors import TensorFileError
+from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
@@ -92,6 +92,17 @@ def test_walks_stay_inside_their_episode(episodes):
         index, _ = walk.frames(walk.length)
         assert index.min() >= 0
         assert index.max() < len(episodes[walk.episode])
+
+
+@pytest.mark.parametrize("wrong", [{"step": "4"}, {"walks": [{}]}, {"walks": []}, {"frames": None}, {"walks": 3}])
+def test_a_checkpoint_with_a_strange_header_is_refused(episodes, tmp_path, wrong):
+    trainer, path = Trainer(RUN, episodes), tmp_path / "checkpoint.safetensors"
+    trainer.train_step()
+    trainer.save(path)
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, header | wrong)
+    with pytest.raises(TensorFileError, match="checkpoint"):
+        Trainer(RUN, episodes).load(path)
 
 
 def test_motion_is_the_inverse_of_advance():

@@ -1,16 +1,20 @@
 """Baselines and ablations: as many weights as ours, one thing different, trained by the same trainer."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from test_training import RUN, signalling_episode
 
 from lssvwm_gym.data.tensors import TensorFileError, save_tensors
+from lssvwm_gym.evaluation.workbench import Evaluation
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.training.variants import VARIANTS, variant
-from lssvwm_gym.training.world import Stage, Trainer
+from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.worlds import WORLDS
 
 TINY_PRESET = replace(RUN, model=preset("tiny"))
 
@@ -54,6 +58,17 @@ def test_each_variant_lacks_what_it_says():
     assert set(models["small-blocks"].blocks) == {(1, 1)}
     assert variant("no-long-context", TINY_PRESET).noising.noise.prefix == 0
     assert {stage.clips for stage in variant("no-hand-over", TINY_PRESET).curriculum} == {1}
+
+
+def test_what_is_compared_fits_its_world():
+    compare = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "compare.py"))
+    for name, plan in compare["PLANS"].items():
+        run, world = compare["Comparison"](Path("data"), world=name), WORLDS[name]
+        assert (plan.model.actions, plan.model.vector_size) == (len(world.actions), len(world.counts))
+        assert plan.pictured[0] in Evaluation(run.data, world=name, **plan.measured).tests
+        assert WorldTraining(run.data, run.seeing, run.folder("ours"), model=plan.model, **plan.training).steps == plan.training["steps"]
+    with pytest.raises(ValueError, match="nothing is compared in a world named mars; there are memory-maze, minecraft"):
+        compare["Comparison"](Path("data"), world="mars")
 
 
 def test_a_scan_reaches_further_than_a_window():

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.crew import Done, Failed, Message, Progress, work_off
 from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
+from lssvwm_gym.data.whole_file import discard
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
 REPORT_FRAMES = 20  # between two movements of the progress bar
@@ -250,4 +251,4 @@ def _remove_leftovers(collecting: Collecting) -> None:
     """Of this collection's seeds only: another collection may be writing to the same folder."""
     for seed in collecting.seeds:
         for unfinished in Path(collecting.out).glob(f".{seed:06d}.*.part"):
-            unfinished.unlink(missing_ok=True)
+            discard(unfinished)

@@ -6,19 +6,22 @@ array speak of the moment of frame t. action[0] is a placeholder.
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.data.whole_file import renamed_when_whole, replaced_together
 
 VIDEO_CODEC = "libx264rgb"  # H.264 without chroma subsampling
 VIDEO_CRF = 20  # about 44 dB against the simulator's frames
+LARGEST = 2**30  # bytes of all arrays of a file, and of all frames of a video, once they are unpacked: 87,000 frames of 64 pixels
+LARGEST_FRAME = 2**24  # pixels: 4096 x 4096
+CONTAINER = "mp4"  # the only one that is read, with its relatives such as mov: others can point to files elsewhere
 
 
 class EpisodeError(ValueError):
@@ -40,13 +43,17 @@ class Episode:
         if len(self.frames) == 0:
             raise EpisodeError("an episode has at least one frame")
         for name, array in (("action", self.action), ("reward", self.reward)):
+            if array.ndim == 0 or array.dtype.kind not in "biuf":
+                raise EpisodeError(f"{name} must be numbers (T, ...), got {array.dtype} {array.shape}")
             if len(array) != len(self.frames):
                 raise EpisodeError(
                     f"{name} has {len(array)} entries for {len(self.frames)} frames; action[t] led to frame t, "
                     "so both have the same length and action[0] is a placeholder"
                 )
-        if not np.isfinite(self.reward).all():
-            raise EpisodeError("reward has entries that are not finite")
+            if not np.isfinite(array).all():
+                raise EpisodeError(f"{name} has entries that are not finite")
+        if self.reward.ndim != 1:
+            raise EpisodeError(f"reward must be (T,), got {self.reward.shape}")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -56,86 +63,160 @@ class Episode:
         """Where the agent is, where that was recorded; float32 in world units.
 
         From `agent_pos` and `agent_dir`: x, y and unit heading, (T, 4). From `pos` (x, height, z), `yaw` (rad, counter-clockwise,
-        ahead is -sin, cos in x, z) and `pitch` (rad): x, z, unit heading, height, pitch, (T, 6).
+        ahead is -sin, cos in x, z) and `pitch` (rad): x, z, unit heading, height, pitch, (T, 6). Raises `EpisodeError` for arrays of
+        these names that are something else.
         """
         if {"agent_pos", "agent_dir"} <= self.extras.keys():
-            return np.concatenate([self.extras["agent_pos"], self.extras["agent_dir"]], axis=1).astype(np.float32)
+            return np.concatenate([self._numbers("agent_pos", 2), self._numbers("agent_dir", 2)], axis=1).astype(np.float32)
         if {"pos", "yaw", "pitch"} <= self.extras.keys():
-            (x, height, z), yaw = self.extras["pos"].T, self.extras["yaw"]
-            return np.stack([x, z, -np.sin(yaw), np.cos(yaw), height, self.extras["pitch"]], 1).astype(np.float32)
+            (x, height, z), yaw = self._numbers("pos", 3).T, self._numbers("yaw")
+            return np.stack([x, z, -np.sin(yaw), np.cos(yaw), height, self._numbers("pitch")], 1).astype(np.float32)
         return None
 
     @property
     def vector(self) -> np.ndarray:
-        """Counts that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded."""
-        counts = self.extras.get("inventory", np.zeros((len(self), 0)))
-        return counts.astype(np.float32)
+        """Counts that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded.
+
+        Raises `EpisodeError` for an inventory that is something else.
+        """
+        if "inventory" not in self.extras:
+            return np.zeros((len(self), 0), np.float32)
+        counts = self._numbers("inventory", None)
+        if not (np.isfinite(counts).all() and (counts >= 0).all()):
+            raise EpisodeError("inventory has counts that are not finite or below 0")
+        return counts
+
+    def _numbers(self, name: str, *axes: int | None) -> np.ndarray:
+        """An extra of shape (T, *axes), None standing for any length, as float32."""
+        array, shape = self.extras[name], (len(self), *axes)
+        fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+        if not fits or array.dtype.kind not in "biuf":
+            raise EpisodeError(f"{name} must be numbers {str(shape).replace('None', 'any')}, got {array.dtype} {array.shape}")
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
 
 
 def read_episode(path: str | Path) -> Episode:
-    """Read an episode by either of its two files. Raises `EpisodeError` for anything that is not whole."""
+    """Read an episode by either of its two files. Raises `EpisodeError` for anything that is not whole, and for more than `LARGEST`."""
     arrays = read_arrays(path)
-    frames = read_video(Path(path).with_suffix(".mp4"))
     missing = {"action", "reward"} - arrays.keys()
     if missing:
         raise EpisodeError(f"{path}: no array named {', '.join(sorted(missing))}")
+    frames = read_video(Path(path).with_suffix(".mp4"))
     try:
-        return Episode(frames, arrays.pop("action"), arrays.pop("reward").astype(np.float32), arrays)
+        episode = Episode(frames, arrays.pop("action"), arrays.pop("reward"), arrays)
+        with np.errstate(over="ignore"):
+            episode = replace(episode, reward=episode.reward.astype(np.float32))  # looked at again: what was finite may no longer be
+        _ = episode.pose, episode.vector  # raise where they can't be told
+        return episode
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from None
 
 
 def write_episode(path: str | Path, episode: Episode, fps: int, crf: int = VIDEO_CRF) -> None:
-    """Write `path` with endings .mp4 and .npz; each appears whole or not at all, the npz last."""
+    """Write `path` with endings .mp4 and .npz, together: whatever happens, there are the old ones, the new ones, or no npz."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(path.with_suffix(".mp4")) as unfinished:
-        write_video(unfinished, episode.frames, fps, crf)
-    write_arrays(path, {"action": episode.action, "reward": episode.reward, **episode.extras})
+    _check_plain(path, arrays := {"action": episode.action, "reward": episode.reward, **episode.extras})
+    with replaced_together(path.parent, last=path.with_suffix(".npz").name) as unfinished:
+        write_video(unfinished / path.with_suffix(".mp4").name, episode.frames, fps, crf)
+        np.savez_compressed(unfinished / path.with_suffix(".npz").name, **arrays)  # type: ignore[arg-type]
 
 
 def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz that `read_arrays` reads; it appears whole or not at all. Raises `EpisodeError` for arrays of objects."""
     path = Path(path).with_suffix(".npz")
-    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
-    if objects:
-        raise EpisodeError(f"{path}: {', '.join(objects)} would need pickle; only arrays of numbers or text are written")
+    _check_plain(path, arrays)
     with renamed_when_whole(path) as unfinished, open(unfinished, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
+def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
+    if objects:
+        raise EpisodeError(f"{path}: {', '.join(objects)} would need pickle; only arrays of numbers or text are written")
+
+
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read every array of an episode's npz, without pickle."""
+    """Read every array of an episode's npz, without pickle. Raises `EpisodeError` for all else, and for more than `LARGEST` bytes."""
     path = Path(path).with_suffix(".npz")
     try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if len(set(names)) < len(names):
+                raise ValueError("two arrays of one name")
+            if sum(member.file_size for member in members) > LARGEST:
+                raise ValueError(f"more than {LARGEST} bytes of arrays; cut the episode into shorter ones")
+            return {name: _read_array(file, member) for name, member in zip(names, members, strict=True)}
     except FileNotFoundError:
         raise EpisodeError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise EpisodeError(f"{path}: not a readable npz of plain arrays ({error})") from None
+    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such npz
+        raise EpisodeError(f"{path}: not a readable npz of plain arrays ({str(error)[:300] or type(error).__name__})") from None
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, for which memory is taken only once the file turns out to hold as much as it claims."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is packed in a way that NumPy never does")
+    with archive.open(member) as file:
+        shape, fortran, dtype = _read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} is of objects, which would need pickle")
+        left = member.file_size - file.tell()
+        if min(shape, default=0) < 0 or max(shape, default=0) > LARGEST or math.prod(shape) * dtype.itemsize != left:
+            raise ValueError(f"{member.filename} claims to be {dtype} {shape} but has {left} bytes")
+        content = bytearray(left)
+        if _filled(file, memoryview(content)) < left or file.read(1):
+            raise ValueError(f"{member.filename} is cut short")
+    return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+
+
+def _filled(file: IO[bytes], content: memoryview) -> int:
+    """Bytes read into `content`."""
+    done = 0
+    while done < len(content) and (read := file.readinto(content[done:])):  # type: ignore[attr-defined]
+        done += read
+    return done
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version {version} of NumPy's format is not read")
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Decode a video to uint8 (T, height, width, 3)."""
-    return np.stack(list(video_frames(path)))
+    """Decode a video to uint8 (T, height, width, 3). Raises `EpisodeError`, also for more than `LARGEST` bytes of frames."""
+    frames: list[np.ndarray] = []
+    for frame in video_frames(path):
+        if frames and frame.shape != frames[0].shape:
+            raise EpisodeError(f"{path}: frames of {frames[0].shape} and of {frame.shape}")
+        if (len(frames) + 1) * frame.nbytes > LARGEST:
+            raise EpisodeError(f"{path}: more than {LARGEST} bytes of frames; cut the episode into shorter ones")
+        frames.append(frame)
+    return np.stack(frames)
 
 
 def video_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Decode a video frame by frame, uint8 (height, width, 3) each. Raises `EpisodeError`, perhaps only after some frames."""
+    """Decode an mp4 frame by frame, uint8 (height, width, 3) each. Raises `EpisodeError`, perhaps only after some frames."""
     av = _import_av()
     count = 0
     try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
+        with open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
+            for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgb24")
                 count += 1
         if count == 0:
             raise ValueError("it has no frames")
     except FileNotFoundError:
         raise EpisodeError(f"{path}: no such file") from None
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise EpisodeError(f"{path}: not a readable video ({error})") from None
+    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such video
+        raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: int = VIDEO_CRF) -> None:

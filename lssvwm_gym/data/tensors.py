@@ -1,20 +1,26 @@
-"""Tensors on disk: a safetensors file with a JSON header, written whole or not at all.
+"""Tensors on disk: a safetensors file with a JSON header and a checksum, written whole or not at all.
 
-Nothing here is pickled, so a file from a stranger can do no more than be wrong.
+Nothing here is pickled, so a file from a stranger can do no more than be wrong; and what is wrong is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.whole_file import renamed_when_whole
+
+# what is ever written; others can't be compared, moved or checked on every device
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool}
 
 
 class TensorFileError(ValueError):
@@ -25,21 +31,65 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     """Write tensors and a JSON header to `path` through a temporary name, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(path) as unfinished:
-        unfinished.write_bytes(save({k: v.detach().contiguous().clone() for k, v in tensors.items()}, {"header": json.dumps(header)}))
+    plain, text = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, json.dumps(header)
+    head, content = _with_checksum(save(plain, {"header": text}), checksum(plain, text))
+    with renamed_when_whole(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(head)
+        file.write(content)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote. Raises `TensorFileError` for a file that is missing, cut short or foreign."""
+    """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
+
+    Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
+    """
+    if not Path(path).exists():
+        raise TensorFileError(f"{path}: no such file")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["header"])
-            # copied into memory that torch has aligned: products of tensors that lie elsewhere differ in their last bit
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
-    except FileNotFoundError:
-        raise TensorFileError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise TensorFileError(f"{path}: not a safetensors file written by lssvwm_gym ({error})") from None
+        return _loaded(str(path))
+    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is not one of ours
+        raise TensorFileError(f"{path}: not a safetensors file written by lssvwm_gym ({_short(error)})") from None
+
+
+def checksum(tensors: Mapping[str, Tensor], header: str) -> str:
+    """A hash of names, types, shapes and contents of tensors on the CPU, and of the header."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _with_checksum(whole: bytes, sha256: str) -> tuple[bytes, memoryview]:
+    """A safetensors file with one more entry, as its head and its contents. Left to safetensors, two entries come in any order."""
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    header["__metadata__"]["sha256"] = sha256
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # contents begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, memoryview(whole)[end:]
+
+
+def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        # copied into memory that torch has aligned: products of tensors that lie elsewhere differ in their last bit
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    header = parsed(metadata["header"])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    strange = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPES}
+    if strange:
+        raise ValueError(f"tensors of a type that is never written: {dict(list(strange.items())[:4])}")
+    if metadata.get("sha256", expected := checksum(tensors, metadata["header"])) != expected:
+        raise ValueError("its contents have changed since it was written")
+    return tensors, header
+
+
+def _short(error: Exception) -> str:
+    said = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return said if len(said) <= 300 else f"{said[:300]}..."
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,12 +101,31 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load weights whose names and shapes are exactly the module's. Raises `TensorFileError` naming the difference."""
+    """Load weights whose names, shapes and kinds of number are exactly the module's, and that are all finite.
+
+    Raises `TensorFileError` naming the difference.
+    """
     expected = module.state_dict()
+    check_names_and_shapes(expected, tensors, source)
+    kinds = [f"{k} {tensors[k].dtype}, not {v.dtype}" for k, v in expected.items() if not _same_kind(tensors[k].dtype, v.dtype)]
+    if kinds:
+        raise TensorFileError(f"{source}: wrong type of {'; '.join(kinds[:4])}")
+    fitting = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    not_finite = [name for name, tensor in fitting.items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise TensorFileError(f"{source}: numbers that are not finite in {', '.join(not_finite[:4])}")
+    module.load_state_dict(fitting)
+
+
+def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises `TensorFileError` where tensors have other names or shapes than expected."""
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
         raise TensorFileError(f"{source}: missing {sorted(missing)[:4]}, unknown {sorted(unknown)[:4]}; is this another model's file?")
     wrong = [f"{k} {tuple(tensors[k].shape)}, not {tuple(v.shape)}" for k, v in expected.items() if tensors[k].shape != v.shape]
     if wrong:
         raise TensorFileError(f"{source}: wrong shape of {'; '.join(wrong[:4])}")
-    module.load_state_dict(dict(tensors))
+
+
+def _same_kind(found: torch.dtype, needed: torch.dtype) -> bool:
+    return found == needed or (found.is_floating_point and needed.is_floating_point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -37,7 +38,8 @@ def observed(space: Space[Any], state: DreamState, frame: Tensor) -> Any:
     image = frame.cpu().numpy().copy()
     if not isinstance(space, Dict):
         return image
-    return {"image": image, "inventory": state.vector.cpu().numpy().astype(np.int32)}
+    most = int(space["inventory"].high.max())  # type: ignore[attr-defined]
+    return {"image": image, "inventory": state.vector.clamp(max=most).cpu().numpy().astype(np.int32)}
 
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
@@ -63,7 +65,10 @@ def checked_render_mode(render_mode: str | None) -> str | None:
 
 def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
     """Whole numbers of shape `rows` within the action space, as int64 (B,). Raises `ValueError` for anything else."""
-    array = np.asarray(action)
+    try:
+        array = np.asarray(action)
+    except (TypeError, ValueError):  # lists of different lengths, or tensors on a GPU
+        array = np.empty(0, object)
     if array.shape != rows or array.dtype.kind not in "iu":
         wanted = "a whole number" if rows == () else f"an array of {rows[0]} whole numbers"
         raise ValueError(f"an action must be {wanted}, not {action!r}")
@@ -71,6 +76,18 @@ def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.T
         names = ", ".join(f"{number} {name}" for number, name in enumerate(world.actions))
         raise ValueError(f"{action!r} is no action; there are {names}")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is a whole number, Python's or NumPy's; True and False are none."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def checked_options(options: Any) -> dict[str, Any]:
+    """Options of reset as a dictionary of the caller's own. Raises `ValueError` where they are none."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"the options of reset are a dict, not {options!r}")
+    return dict(options or {})
 
 
 def draw_seed(random: np.random.Generator) -> int:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lssvwm_gym.envs.starting import Past, choose_past
 from lssvwm_gym.heap import keep_heap
+from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
-from lssvwm_gym.models.weights import Weights, load_weights
+from lssvwm_gym.models.weights import Weights
 from lssvwm_gym.worlds import WORLDS, World
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
@@ -38,6 +39,7 @@ class Dream:
     world: World
     weights: Weights
     profile: str
+    arithmetic: Arithmetic = FLOAT32
 
     @property
     def device(self) -> torch.device:
@@ -78,12 +80,13 @@ class Dream:
         """
         before, state = state, self._next(state, action.to(self.device))
         model, frame = self.weights.world_model, self.weights.autoencoder.decode(state.latent)
-        reward = self._reward(before, state)
+        judged = model.reward_head(state.features)
+        reward = self._reward(before, state, judged)
         if model.termination_head is None:
             terminated = torch.zeros(len(reward), dtype=torch.bool)
         else:
             terminated = model.termination_head(state.features)[:, 0].cpu() > 0
-        return state, frame, reward, terminated, self.info(state)
+        return state, frame, reward, terminated, self._info(state, judged)
 
     @torch.no_grad()
     def info(self, state: DreamState) -> dict[str, np.ndarray]:
@@ -96,8 +99,11 @@ class Dream:
         disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
         profiles of more than one pass. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
+        return self._info(state, self.weights.world_model.reward_head(state.features))
+
+    def _info(self, state: DreamState, judged: Tensor) -> dict[str, np.ndarray]:
         pays = torch.tensor([value != 0 for value in self.world.reward_values])
-        probability = self.weights.world_model.reward_head(state.features).softmax(-1).cpu()[:, pays].sum(-1)
+        probability = judged.softmax(-1).cpu()[:, pays].sum(-1)
         numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
         if self.weights.world_model.config.has_places:
             numbers["believed_pose"] = state.pose.cpu().numpy()
@@ -108,14 +114,13 @@ class Dream:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
 
-    def _reward(self, before: DreamState, state: DreamState) -> Tensor:
-        """What the last step paid, (B,) float64 on the CPU."""
+    def _reward(self, before: DreamState, state: DreamState, judged: Tensor) -> Tensor:
+        """What the last step paid, (B,) float64 on the CPU; `judged` are logits of the reward values, (B, K)."""
         if self.world.milestones:
             pays = dict(self.world.milestones)
             values = torch.tensor([pays.get(name, 0.0) for name in self.world.counts], dtype=torch.float64)
             return ((before.peak == 0) & (state.peak > 0)).cpu().double() @ values
-        classes = self.weights.world_model.reward_head(state.features).argmax(-1)
-        return torch.tensor(self.world.reward_values, dtype=torch.float64)[classes.cpu()]
+        return torch.tensor(self.world.reward_values, dtype=torch.float64)[judged.argmax(-1).cpu()]
 
     def _next(self, state: DreamState, action: Tensor) -> DreamState:
         model = self.weights.world_model
@@ -144,13 +149,18 @@ class Dream:
         return self  # nothing in it changes, so copies of an environment share it
 
     def __repr__(self) -> str:
-        return f"Dream(world={self.world.name!r}, profile={self.profile!r}, device={str(self.device)!r})"
+        return f"Dream(world={self.world.name!r}, profile={self.profile!r}, device={str(self.device)!r}, dtype={str(self.arithmetic)!r})"
 
 
-def open_dream(world: str | World, profile: str = "balanced", device: str = "auto", weights: str | Path | None = None) -> Dream:
+def open_dream(
+    world: str | World, profile: str = "balanced", device: str = "auto", weights: str | Path | None = None, dtype: str = "auto"
+) -> Dream:
     """Load a world's weights, once a process, or those in another folder.
 
-    Raises `ValueError` for a world, profile or device that doesn't exist and for weights that don't fit the world.
+    `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
+    in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write
+    a folder of them. Raises `ValueError` for a world, profile, device or dtype that doesn't exist and for weights that don't
+    fit the world.
     """
     world = _known(world)
     if profile not in SAMPLING_STEPS:
@@ -159,7 +169,8 @@ def open_dream(world: str | World, profile: str = "balanced", device: str = "aut
     if chosen == "cpu":
         keep_heap()
     folder = world.weights if weights is None else Path(weights)
-    dream = Dream(world, load_weights(folder, chosen), profile)
+    arithmetic = chosen_arithmetic(dtype, chosen)
+    dream = Dream(world, load_arranged(folder, chosen, arithmetic), profile, arithmetic)
     _check_fit(dream, folder)
     _announce(chosen)
     return dream

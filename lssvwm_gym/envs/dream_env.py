@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
     | `weights`     | `None`       | another folder of weights                                                                     |
     | `observation` | `"all"`      | `"image"` leaves out the counts                                                               |
+    | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
 
     ## State
-    `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile and device;
+    `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile, device and dtype;
     `save_state(path)` and `load_state(path)` do it across processes; `branch(n)` goes on in n ways at once. They belong to
     the dream and so are found on `env.unwrapped`. A `TimeLimit` around it counts on by itself.
 
@@ -109,9 +111,10 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         device: str = "auto",
         weights: str | Path | None = None,
         observation: str = "all",
+        dtype: str = "auto",
     ) -> None:
         self.render_mode = contract.checked_render_mode(render_mode)
-        self.dream = open_dream(world, profile, device, weights)
+        self.dream = open_dream(world, profile, device, weights, dtype)
         self.metadata = contract.metadata(self.dream.world)
         self.observation_space = contract.observation_space(self.dream.world, contract.checked_observation(observation))
         self.action_space = contract.action_space(self.dream.world)
@@ -119,8 +122,13 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._now = self.dream.reset(torch.tensor([contract.draw_seed(self.np_random)]), options)
+        before = copy.deepcopy(self._np_random), self._np_random_seed
+        try:
+            super().reset(seed=seed)
+            self._now = self.dream.reset(torch.tensor([contract.draw_seed(self.np_random)]), options)
+        except Exception:  # a reset that is refused has not happened: it draws no seed either
+            self._np_random, self._np_random_seed = before
+            raise
         self._steps = 0
         return self._observation(), _single(self.dream.info(self._now[0]))
 
@@ -148,7 +156,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observation. Raises `ValueError` for a state of other weights."""
-        state = state.checked_for(self.dream, rows=1)
+        state = EnvState.checked_for(state, self.dream, rows=1)
         self._now, self._steps = (state.dream, state.frame), state.steps[0]
         self.np_random = generator(state.random[0])
         return self._observation()

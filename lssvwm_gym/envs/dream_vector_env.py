@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     | `world`             |         | as for `DreamEnv`                                                                    |
     | `num_envs`          | 1       | rows                                                                                 |
     | `max_episode_steps` | `None`  | steps after which a row is truncated; `gymnasium.make_vec` passes the registered one |
-    | `render_mode`, `profile`, `device`, `weights`, `observation` | | as for `DreamEnv`                                     |
+    | `render_mode`, `profile`, `device`, `weights`, `observation`, `dtype` | | as for `DreamEnv`                            |
     """
 
     metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -49,8 +50,9 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         device: str = "auto",
         weights: str | Path | None = None,
         observation: str = "all",
+        dtype: str = "auto",
     ) -> None:
-        self._set_up(open_dream(world, profile, device, weights), num_envs, max_episode_steps, render_mode, observation)
+        self._set_up(open_dream(world, profile, device, weights, dtype), num_envs, max_episode_steps, render_mode, observation)
 
     @classmethod
     def continuing(
@@ -89,13 +91,18 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
         An integer seeds row i with `seed + i`; a list has a seed, or None, a row. All other options are `DreamEnv`'s.
         """
-        options = dict(options or {})
+        options = contract.checked_options(options)
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
         seeds = self._checked_seeds(seed)
-        for row in np.flatnonzero(mask):
-            if seeds[row] is not None:
-                self._random[row], _ = seeding.np_random(seeds[row])
-        state, frames = self._begin(mask, options)
+        before = copy.deepcopy(self._random)
+        try:
+            for row in np.flatnonzero(mask):
+                if seeds[row] is not None:
+                    self._random[row], _ = seeding.np_random(seeds[row])
+            state, frames = self._begin(mask, options)
+        except Exception:  # a reset that is refused has not happened: it draws no seed either
+            self._random = before
+            raise
         return self._observed(state, frames), _masked(self.dream.info(state), mask)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -129,7 +136,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
     def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
-        state = state.checked_for(self.dream, self.num_envs)
+        state = EnvState.checked_for(state, self.dream, self.num_envs)
         self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
         self._random = [generator(random) for random in state.random]
         self._begun[:] = True
@@ -171,14 +178,21 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise contract.reset_needed(method)
         return self._now
 
-    def _checked_seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
+    def _checked_seeds(self, seed: Any) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} rows")
-        return list(seed)
+        if contract.is_whole(seed):
+            seeds: list[Any] = [int(seed) + row for row in range(self.num_envs)]
+        elif isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
+            seeds = [int(one) if contract.is_whole(one) else one for one in seed]
+        else:
+            raise ValueError(f"seed must be None, a whole number, or a list of them, not {seed!r}")
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
+        wrong = [one for one in seeds if not (one is None or (contract.is_whole(one) and one >= 0))]
+        if wrong:
+            raise ValueError(f"a seed must be None or a whole number, not below 0, but there is {wrong[0]!r}")
+        return seeds
 
     def _checked_mask(self, mask: Any) -> np.ndarray:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.data.tensors import TensorFileError, check_names_and_shapes, load_tensors, save_tensors
 from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.models.state import take_rows
 
 FORMAT = "lssvwm_gym EnvState 1"
+MOST_STEPS = 2**53  # that a file can claim; every JSON reader knows numbers up to here
+MOST_COUNTED = 2**24  # floats count no further
+HUGE = 2.0**24  # above all that a model ever computes; far from where sums of squares overflow
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class EnvState:
 
     def checked_for(self, dream: Dream, rows: int) -> EnvState:
         """Itself, on the dream's device. Raises `ValueError` where it belongs to another model or number of rows."""
+        if not isinstance(self, EnvState):
+            raise ValueError(f"a state is what clone_state gave, not {self!r}")
         if self.weights != dream.fingerprint:
             raise ValueError(f"a state of other weights ({self.weights}) than this environment's ({dream.fingerprint})")
         if len(self) != rows:
@@ -91,11 +96,26 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
             f"{path}: a state of {header['world']} with weights {header['weights']}, but this environment dreams "
             f"{dream.world.id} with weights {dream.fingerprint}"
         )
-    blank = dream.empty(torch.zeros(len(header["steps"]), dtype=torch.int64))
-    expected = {**_named(blank), "frame": dream.weights.autoencoder.decode(blank.latent)}
-    if _shapes(tensors) != _shapes(expected):
-        raise TensorFileError(f"{path}: not the tensors of {len(header['steps'])} dreams of this model")
-    state = tree_unflatten([tensors[name] for name in _named(blank)], tree_flatten_with_path(blank)[1])
+    rows = len(header["steps"])
+    blank = dream.empty(torch.zeros(1, dtype=torch.int64))
+    size = dream.world.image_size
+    expected = {**_named(blank), "frame": torch.zeros(1, size, size, 3, dtype=torch.uint8)}
+    check_names_and_shapes({k: v.expand(rows, *v.shape[1:]) for k, v in expected.items()}, tensors, path)
+    wrong = [f"{name} {tensors[name].dtype}" for name, tensor in expected.items() if tensors[name].dtype != tensor.dtype]
+    wrong += [f"{name} has numbers that are not finite or huge" for name, tensor in tensors.items() if not _moderate(tensor)]
+    if wrong:
+        raise TensorFileError(f"{path}: not the tensors of {rows} dreams of this model: {'; '.join(wrong[:4])}")
+    state: DreamState = tree_unflatten([tensors[name] for name in _named(blank)], tree_flatten_with_path(blank)[1])
+    for name, number, most in (
+        ("seed", state.seed, 2**32 - 1),
+        ("age", state.world.age, MOST_STEPS),
+        ("vector", state.vector, MOST_COUNTED),
+        ("peak", state.peak, MOST_COUNTED),
+        ("pose_known", state.pose_known, 1),
+        ("place.known", state.world.place.known.abs(), 2),  # 1 at most, but for rounding
+    ):
+        if not ((number >= 0) & (number <= most)).all():
+            raise TensorFileError(f"{path}: {name} is {number.flatten()[:4].tolist()}, not 0..{most}")
     return _on(dream.device, EnvState(state, tensors["frame"], tuple(header["steps"]), tuple(header["random"]), header["weights"]))
 
 
@@ -104,23 +124,24 @@ def _is_header(header: Any) -> bool:
     if not isinstance(header, dict) or header.get("format") != FORMAT or not {"world", "weights", "steps", "random"} <= header.keys():
         return False
     steps, random = header["steps"], header["random"]
-    return isinstance(steps, list) and isinstance(random, list) and len(steps) == len(random) and all(map(_counts_on, steps, random))
+    return isinstance(steps, list) and isinstance(random, list) and 0 < len(steps) == len(random) and all(map(_counts_on, steps, random))
 
 
 def _counts_on(steps: Any, random: Any) -> bool:
     try:
-        generator(random)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        same = generator(random).bit_generator.state == random
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return False
-    return isinstance(steps, int)
+    return same and type(steps) is int and 0 <= steps <= MOST_STEPS
+
+
+def _moderate(tensor: Tensor) -> bool:
+    """Whether a model can compute with it; no NaN is."""
+    return not tensor.is_floating_point() or bool((tensor.abs() <= HUGE).all())
 
 
 def _named(state: DreamState) -> dict[str, Tensor]:
     return {"".join(str(key) for key in path).lstrip("."): leaf for path, leaf in tree_flatten_with_path(state)[0]}
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _on(device: torch.device, state: EnvState) -> EnvState:

@@ -43,6 +43,8 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
     of range.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"the options of reset are a dict, not {options!r}")
     options = {name: value for name, value in (options or {}).items() if value is not None}
     if tuple(sorted(map(str, options))) not in COMBINATIONS:
         allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
@@ -58,7 +60,7 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
 
 
 def _check_start(start: Any) -> None:
-    if start != "cold":
+    if not isinstance(start, str) or start != "cold":
         raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from an opening")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.pose import advance, motion_between, start_pose
 from lssvwm_gym.models.state import WorldState
-from lssvwm_gym.models.world_model import FEATURES, FrameInputs, WorldModel
+from lssvwm_gym.models.world_model import FEATURES, Foreknown, FrameInputs, WorldModel
 
 LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
@@ -57,12 +57,20 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
 
 
 def remember(
-    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor | None = None
+    model: WorldModel,
+    state: DreamState,
+    latent: Tensor,
+    action: Tensor,
+    pose: Tensor,
+    vector: Tensor | None = None,
+    *,
+    foreknown: Foreknown | None = None,
 ) -> DreamState:
     """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6) seen from the state's origin.
 
     The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose. Counts that
     go with the frames, (B, T, V), are reckoned from the last ones where they aren't given; that takes frames one by one.
+    `foreknown`: what the model foresaw for this very frame and state, where T is 1.
     """
     if vector is None and model.vector_head is not None and latent.shape[1] > 1:
         for t in range(latent.shape[1]):
@@ -72,7 +80,7 @@ def remember(
     known = state.pose_known[:, None].expand(pose.shape[:2])
     vectors = state.vector.unsqueeze(1) if vector is None else torch.cat([state.vector.unsqueeze(1), vector], 1)
     inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, vectors[:, : latent.shape[1]])
-    output = model(latent, inputs, state.world)
+    output = model(latent, inputs, state.world, None, foreknown)
     if vector is None and model.vector_head is not None:
         vectors = model.vector_head.after(output.features, vectors, action)
     return DreamState(
@@ -107,12 +115,27 @@ def believed_motion(model: WorldModel, state: DreamState, action: Tensor) -> Ten
     return model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
 
 
+class Foreseen(NamedTuple):
+    """What passes over a frame share, and the very tensors that it was worked out from: it holds for no others."""
+
+    foreknown: Foreknown
+    world: WorldState
+    action: Tensor
+    motion: Tensor
+
+    def for_commit(self, state: DreamState, action: Tensor, motion: Tensor) -> Foreknown | None:
+        """The part that a commit shares: it is told the motion between poses that have been rounded, so its condition is its own."""
+        same = self.world is state.world and self.action is action and self.motion is motion
+        return self.foreknown._replace(condition=None) if same else None
+
+
 class Imagined(NamedTuple):
     """A frame that has not happened yet."""
 
     latent: Tensor  # (B, N, C)
     motion: Tensor  # (B, 3 or 5) that leads there
     uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
+    foreseen: Foreseen | None = None  # what was worked out on the way and committing it needs again
 
 
 def imagine(
@@ -134,18 +157,22 @@ def imagine(
         motion = believed_motion(model, state, action)
     there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
 
+    inputs = FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, there, motion, state.pose_known, state.vector)))
+    foreknown = model.foresee(inputs, state.world)
+
     def denoise(x: Tensor, level: Tensor) -> Tensor:
-        inputs = FrameInputs(*(known.unsqueeze(1) for known in (level, action, there, motion, state.pose_known, state.vector)))
-        return model(x[:, None], inputs, state.world, peeks=(True,)).clean[:, 0]
+        return model(x[:, None], inputs._replace(noise=level.unsqueeze(1)), state.world, (True,), foreknown).clean[:, 0]
 
     latent, uncertainty = sample(denoise, frame_noise(state, model) if noise is None else noise, steps)
-    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty)
+    foreseen = Foreseen(foreknown, state.world, action, motion) if pose is None else None
+    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, foreseen)
 
 
 def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagined) -> DreamState:
     """Make an imagined frame, to which actions (B,) led, part of the past."""
     pose = _rounded(advance(state.pose, imagined.motion), POSE_STEPS)
-    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None])
+    foreknown = imagined.foreseen and imagined.foreseen.for_commit(state, action, imagined.motion)
+    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None], foreknown=foreknown)
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -40,9 +41,14 @@ class Conditioning(nn.Module):
         self.pose = head(2 * places * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
         self.vector = VectorEmbedding(config.vector_size, width) if config.vector_size else None
 
-    def forward(self, inputs: FrameInputs) -> Tensor:
-        condition = self.noise(self._of_noise(inputs.noise)) + self.action(inputs.action) + self.pose(self._of_pose(inputs))
-        return condition if self.vector is None else condition + self.vector(inputs.vector)
+    def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
+        """`known`: what `but_noise` gave for these inputs, where it has been asked before."""
+        return self.noise(self._of_noise(inputs.noise)) + (self.but_noise(inputs) if known is None else known)
+
+    def but_noise(self, inputs: FrameInputs) -> Tensor:
+        """The part that does not depend on the noise level, (B, T, D)."""
+        known = self.action(inputs.action) + self.pose(self._of_pose(inputs))
+        return known if self.vector is None else known + self.vector(inputs.vector)
 
     def _of_noise(self, noise: Tensor) -> Tensor:
         return _waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
@@ -155,5 +161,11 @@ def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
 
 def _waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
     """Sines and cosines of x (..., K) at `count` growing frequencies: (..., 2 * K * count)."""
-    angle = x.unsqueeze(-1) * (lowest * growth ** torch.arange(count, device=x.device))
+    angle = x.unsqueeze(-1) * _frequencies(lowest, count, growth, x.device)
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training, too
+def _frequencies(lowest: float, count: int, growth: float, device: torch.device) -> Tensor:
+    return lowest * growth ** torch.arange(count, device=device)

@@ -17,9 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
-from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.data.whole_file import replaced_together
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.building import built_autoencoder, built_world_model
+from lssvwm_gym.models.world_model import WorldModel
+
+LARGEST_CONFIG = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -47,35 +52,37 @@ class Weights:
 
 
 def save_weights(folder: Path, weights: Weights) -> None:
-    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16."""
+    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16.
+
+    If that fails, what was in the folder stays. Its files are replaced together: a folder with a config.json is of one model.
+    """
     models: dict[str, nn.Module] = {"autoencoder": weights.autoencoder, "world_model": weights.world_model}
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, _halved(model)).items()}
-    save_tensors(folder / "model.safetensors", tensors, {})
     starts = {"openings": weights.openings, "walks": weights.walks}
-    save_tensors(folder / "starts.safetensors", {k: v for name, part in starts.items() for k, v in prefixed(name, vars(part)).items()}, {})
     config = {
         "autoencoder": asdict(weights.autoencoder.config),
         "world_model": asdict(weights.world_model.config),
         "info": weights.info,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with replaced_together(folder, last="config.json") as unfinished:
+        save_tensors(unfinished / "model.safetensors", tensors, {})
+        parts = {k: v for name, part in starts.items() for k, v in prefixed(name, vars(part)).items()}
+        save_tensors(unfinished / "starts.safetensors", parts, {})
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=4)
 def load_weights(folder: Path, device: str = "cpu") -> Weights:
     """Read a folder of weights, once a process. Raises `TensorFileError` if anything is missing, foreign or broken."""
     config = _read_config(folder / "config.json")
-    try:
-        autoencoder_config = AutoencoderConfig(**{**config["autoencoder"], "widths": tuple(config["autoencoder"]["widths"])})
-        world_config = WorldModelConfig.from_json(config["world_model"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TensorFileError(f"{folder / 'config.json'}: not a configuration of this version ({error})") from None
-    tensors, _ = load_tensors(folder / "model.safetensors")
-    autoencoder = _filled(Autoencoder(autoencoder_config), "autoencoder", tensors, folder).to(device, memory_format=torch.channels_last)
-    world_model = _filled(WorldModel(world_config), "world_model", tensors, folder).to(device)
+    file, source = folder / "model.safetensors", folder / "config.json"
+    tensors, _ = load_tensors(file)
+    autoencoder = built_autoencoder(config.get("autoencoder"), under("autoencoder", tensors), file, source)
+    world_model = built_world_model(config.get("world_model"), under("world_model", tensors), file, source)
     starts, _ = load_tensors(folder / "starts.safetensors")
-    openings, walks = (_starts(under(name, starts), folder, device) for name in ("openings", "walks"))
-    return Weights(autoencoder, world_model, openings, walks, config.get("info", {}))
+    openings, walks = (_starts(under(name, starts), world_model, name, folder / "starts.safetensors") for name in ("openings", "walks"))
+    autoencoder = autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Weights(autoencoder, world_model.to(device), _on(device, openings), _on(device, walks), config.get("info", {}))
 
 
 def _halved(model: nn.Module) -> dict[str, Tensor]:
@@ -84,24 +91,41 @@ def _halved(model: nn.Module) -> dict[str, Tensor]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
+        config = parsed(path.read_bytes())
     except FileNotFoundError:
         raise TensorFileError(f"{path}: no such file; a folder of weights is written by `lssvwm-gym ship`") from None
     except (OSError, ValueError) as error:
         raise TensorFileError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise TensorFileError(f"{path}: not a JSON object")
+    if not isinstance(config, dict) or not isinstance(config.get("info", {}), dict):
+        raise TensorFileError(f"{path}: not a JSON object, or its info is none")
     return config
 
 
-def _filled(model: nn.Module, name: str, tensors: dict[str, Tensor], folder: Path) -> Any:
-    load_strictly(model, under(name, tensors), folder / "model.safetensors")
-    return model.eval().requires_grad_(False)
+def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Starts:
+    """A bank of starts that this model can begin with."""
+    if "latent" in tensors and "vector" not in tensors:  # older weights, of worlds without counts
+        tensors = {**tensors, "vector": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
+    config = model.config
+    rest = {"latent": (config.tokens, config.latent_channels), "action": (), "pose": (config.pose_size,), "vector": (config.vector_size,)}
+    if tensors.keys() != rest.keys():
+        raise TensorFileError(f"{path}: {name} are {sorted(tensors)}, not {sorted(rest)}")
+    first = tensors["action"].shape
+    wrong = [f"{k} {tuple(tensors[k].shape)}" for k, shape in rest.items() if tensors[k].shape != (*first, *shape)]
+    if len(first) != 2 or wrong or (first[0] and not first[1]):
+        raise TensorFileError(f"{path}: {name} don't fit this model or each other: {', '.join(wrong) or tuple(first)}")
+    types = {"latent": torch.float16, "action": torch.int64, "pose": torch.float32, "vector": torch.float32}
+    if any(tensors[k].dtype != kind for k, kind in types.items()):
+        raise TensorFileError(f"{path}: {name} are of other types than {types}")
+    known = tensors["action"] if config.actions else tensors["action"].new_zeros(0)
+    counted = tensors["vector"]
+    if not tensors["latent"].isfinite().all() or not (counted.isfinite() & (counted >= 0)).all():
+        raise TensorFileError(f"{path}: {name} with latents or counts that are not finite, or counts below 0")
+    if not ((known >= 0) & (known <= config.actions)).all():
+        raise TensorFileError(f"{path}: {name} with actions other than 0..{config.actions}")
+    return Starts(**tensors)
 
 
-def _starts(tensors: dict[str, Tensor], folder: Path, device: str) -> Starts:
-    try:
-        tensors = {"vector": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float(), **tensors}
-        return Starts(**{name: tensor.to(device) for name, tensor in tensors.items()})
-    except (KeyError, TypeError) as error:
-        raise TensorFileError(f"{folder / 'starts.safetensors'}: not a bank of starts ({error})") from None
+def _on(device: str, starts: Starts) -> Starts:
+    return Starts(**{name: tensor.to(device) for name, tensor in vars(starts).items()})

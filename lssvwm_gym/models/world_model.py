@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
+from lssvwm_gym.models.gradients import is_recorded
 from lssvwm_gym.models.heads import Conditioning, FrameInputs, PoseHead, SightHead, VectorHead, head
 from lssvwm_gym.models.layers import BlockScan, FrameAttention, Peeks, committed_mask
 from lssvwm_gym.models.place import Asked, PlaceHeads, PlaceLatents, PoseKeys, ask, exchange
 from lssvwm_gym.models.state import LayerState, PlaceState, WorldState
+from lssvwm_gym.models.stepping import SteppedLayers
 
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 
@@ -27,6 +29,15 @@ class WorldOutput(NamedTuple):
     features: Tensor  # (B, T, FEATURES) summary of each frame and its past, for the heads and for agents
     unknown: Tensor  # (B, T) how little the memory of places knew of each frame's pose before it: 1 nothing, 0 all
     state: WorldState  # after the last frame
+
+
+class Foreknown(NamedTuple):
+    """What all passes over one frame share: it depends neither on the frame's latent nor on its noise level."""
+
+    condition: Tensor | None  # (B, 1, D) without the noise level
+    asked: Asked | None  # of the memory of places before the frame; nothing is written
+    recalled: Tensor | None  # (B, 1, N, C) what the memory answers
+    tokens: Tensor | None  # (B, 1, N, D) what that adds to the tokens
 
 
 class WorldModel(nn.Module):
@@ -52,6 +63,7 @@ class WorldModel(nn.Module):
         self.sight_head = SightHead(config)
         self.termination_head = head(FEATURES, 1) if config.termination else None
         self.vector_head = VectorHead(config) if config.vector_size else None
+        self.stepped: SteppedLayers | None = None  # a quicker way through the layers for one frame without gradients
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""
@@ -61,24 +73,26 @@ class WorldModel(nn.Module):
         place = PlaceState(zeros(rows, features, features), zeros(rows, self.config.tokens * self.config.latent_channels, features))
         return WorldState(layers, place, age)
 
-    def forward(self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Peeks = None) -> WorldOutput:
+    def forward(
+        self, latent: Tensor, inputs: FrameInputs, state: WorldState, peeks: Peeks = None, foreknown: Foreknown | None = None
+    ) -> WorldOutput:
         """latent (B, T, N, C), as noisy as `inputs.noise` says.
 
         Frames marked in `peeks`, a bool a frame, see the frames before them that are not marked, and themselves, and are seen
-        by none: what a call with that frame alone and the state before it would give.
+        by none: what a call with that frame alone and the state before it would give. `foreknown` is what `foresee` gave for
+        this very frame and state, where several passes are made over one frame.
         """
-        condition = F.silu(self.condition(inputs))
+        condition = F.silu(self.condition(inputs, foreknown and foreknown.condition))
         x = self.token_in(latent) + self.token_position
         asked, place, recalled = None, state.place, None
         if self.place_latents is not None:
-            asked, known = self._ask(inputs, state.place.known, peeks)
-            recalled, latents = exchange(asked, latent.flatten(2), state.place.latents)
+            asked, known = self._ask(inputs, state.place.known, peeks, foreknown and foreknown.asked)
+            recalled = foreknown and foreknown.recalled
+            recalled, latents = exchange(asked, latent.flatten(2), state.place.latents, None if recalled is None else recalled.flatten(2))
             recalled, place = recalled.view_as(latent), PlaceState(known, latents)
-            x = x + self.place_latents.into_tokens(recalled, asked.unknown)
-        after = []
-        for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = layer(x, condition, asked, before, peeks)
-            after.append(layer_state)
+            tokens = foreknown and foreknown.tokens
+            x = x + (self.place_latents.into_tokens(recalled, asked.unknown) if tokens is None else tokens)
+        x, after = self._through_layers(x, condition, asked, state, peeks)
         committed = latent.shape[1] if peeks is None else peeks.count(False)
         x = F.layer_norm(x, x.shape[-1:])
         features = F.layer_norm(self.summary(x).flatten(2), (FEATURES,))
@@ -88,15 +102,39 @@ class WorldModel(nn.Module):
         unknown = torch.ones_like(inputs.noise) if asked is None else asked.unknown
         return WorldOutput(clean, features, unknown, WorldState(tuple(after), place, state.age + committed))
 
-    def _ask(self, inputs: FrameInputs, known: Tensor, peeks: Peeks) -> tuple[Asked, Tensor]:
+    def foresee(self, inputs: FrameInputs, state: WorldState) -> Foreknown:
+        """What passes over one frame share, for inputs (B, 1) of any noise level and the state before the frame."""
+        condition = self.condition.but_noise(inputs)
+        if self.place_latents is None:
+            return Foreknown(condition, None, None, None)
+        asked, _ = self._ask(inputs, state.place.known, (True,))
+        recalled, _ = exchange(asked, state.place.latents.new_empty(0), state.place.latents)
+        recalled = recalled.unflatten(2, (self.config.tokens, -1))
+        return Foreknown(condition, asked, recalled, self.place_latents.into_tokens(recalled, asked.unknown))
+
+    def _through_layers(
+        self, x: Tensor, condition: Tensor, asked: Asked | None, state: WorldState, peeks: Peeks
+    ) -> tuple[Tensor, list[LayerState]]:
+        if self.stepped is not None and x.shape[1] == 1 and not is_recorded(self.layers, x, condition, state.layers):
+            return self.stepped(x, condition, asked, state.layers, commits=peeks is None or not all(peeks))
+        after = []
+        for layer, before in zip(self.layers, state.layers, strict=True):
+            x, layer_state = layer(x, condition, asked, before, peeks)
+            after.append(layer_state)
+        return x, after
+
+    def _ask(self, inputs: FrameInputs, known: Tensor, peeks: Peeks, before: Asked | None = None) -> tuple[Asked, Tensor]:
         """How each frame reads from the memory of places, and what is known after; noisy frames and unknown poses leave no trace."""
         assert self.pose_keys is not None
         writes = None
         if peeks is None or not all(peeks):
             writes = (inputs.noise == 0).to(known.dtype) * inputs.pose_known
             writes = writes if peeks is None else writes * committed_mask(peeks, writes.device)
+        elif before is not None:
+            return before, known
         with torch.autocast(known.device.type, enabled=False):
-            asked, known = ask(self.pose_keys(inputs.pose) * inputs.pose_known.unsqueeze(-1), writes, known)
+            keys = self.pose_keys(inputs.pose) * inputs.pose_known.unsqueeze(-1)
+            asked, known = ask(keys, writes, known, before and before.query)
         return asked._replace(unknown=1 - inputs.pose_known * (1 - asked.unknown)), known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -262,16 +263,25 @@ class Trainer:
         tensors, header = load_tensors(path)
         for name, mine in (("config", json.loads(json.dumps(asdict(self.run.model)))), ("seed", self.run.seed)):
             if header.get(name) != mine:
-                raise TensorFileError(f"{path} was made with {name} {header.get(name)}, not {mine}; choose another --out")
+                raise TensorFileError(f"{path} was made with {name} {header.get(name)!s:.500}, not {mine}; choose another --out")
+        try:
+            self._take(path, tensors, header)
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise TensorFileError(f"{path}: not a whole checkpoint of such a run ({type(error).__name__}: {error})") from None
+
+    def _take(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         load_strictly(self.model, under("model", tensors), path)
         load_strictly(self.average, under("average", tensors), path)
         for number, optimizer in enumerate(self.optimizers):
-            load_optimizer_tensors(optimizer, under(f"optimizer{number}", tensors))
-        self.step, self.walks = header["step"], [Walk(**walk) for walk in header["walks"]]
-        self.frames, self.seconds = header["frames"], header["seconds"]
-        shape = tree_flatten(self.model.initial_state(0))[1]
-        leaves = under("state", tensors)
-        self.state = tree_unflatten([leaves[str(i)][self._mine].clone().to(self.device) for i in range(len(leaves))], shape)
+            load_optimizer_tensors(optimizer, under(f"optimizer{number}", tensors), path)
+        walks = [Walk(**{name: operator.index(value) for name, value in walk.items()}) for walk in header["walks"]]
+        self.step, self.walks = operator.index(header["step"]), walks
+        self.frames, self.seconds = operator.index(header["frames"]), float(header["seconds"])
+        blank, shape = tree_flatten(self.model.initial_state(len(walks)))
+        saved = under("state", tensors)
+        if [saved[str(i)].shape for i in range(len(saved))] != [leaf.shape for leaf in blank]:
+            raise TensorFileError(f"{path}: its memory is not that of {len(walks)} walks of such a run")
+        self.state = tree_unflatten([saved[str(i)][self._mine].clone().to(self.device) for i in range(len(blank))], shape)
 
 
 def train_world(run: WorldTraining) -> Path:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, read_episode
 from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.public import memory_maze, minari, teco, vpt
 from lssvwm_gym.data.public.recording import Found, Framing, Recording, write_recording
 from lssvwm_gym.data.whole_file import renamed_when_whole
@@ -162,7 +163,7 @@ def _convert_back(converting: Converting) -> int:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parsed(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); convert into another folder") from None
 

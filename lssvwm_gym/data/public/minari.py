@@ -10,7 +10,6 @@ JPEG; then they come out as such.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from lssvwm_gym.data.episode import EpisodeError
+from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.public.recording import Found, Recording
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _dataset(folder: Path) -> MinariDataset:
     except ImportError:
         raise ImportError("reading Minari datasets needs Minari: pip install 'lssvwm_gym[minari]'") from None
     try:
-        missing = {"observation_space", "action_space"} - json.loads((folder / METADATA).read_text(encoding="utf-8")).keys()
+        missing = {"observation_space", "action_space"} - parsed((folder / METADATA).read_text(encoding="utf-8")).keys()
         if missing:  # Minari would run the environment to find out
             raise ValueError(f"it doesn't describe its {' and '.join(sorted(missing))}")
         return MinariDataset(folder)

@@ -18,7 +18,6 @@ What is known to be wrong in the recordings, and what is done about it:
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from lssvwm_gym.data.episode import EpisodeError, video_frames
+from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.public.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
 from lssvwm_gym.data.public.recording import Found, Recording, files_below, named
 
@@ -110,7 +110,7 @@ def read_ticks(path: Path) -> Ticks:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 number += 1
-                stuck = _add(ticks, json.loads(line), stuck)
+                stuck = _add(ticks, parsed(line), stuck)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise EpisodeError(f"{path}: line {max(number, 1)} is not a tick of a recording ({what})") from None
@@ -210,7 +210,7 @@ def _pose(rows: np.ndarray) -> dict[str, np.ndarray]:
 def _relpaths(index: Path) -> list[Path]:
     """The recordings that an index lists, without ending and each once."""
     try:
-        listed = json.loads(Path(index).read_text(encoding="utf-8"))["relpaths"]
+        listed = parsed(Path(index).read_text(encoding="utf-8"))["relpaths"]
         paths = [PurePosixPath(path.removesuffix(".mp4").removesuffix(".jsonl")) for path in listed]
     except FileNotFoundError:
         raise EpisodeError(f"{index}: no such file") from None

@@ -1,0 +1,102 @@
+"""Weights in the order in which a CPU multiplies with them, laid out once instead of at every call, in float32 or bfloat16.
+
+What is packed is a copy: later changes to the weights are not seen. All of it is without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssvwm_gym.models.autoencoder import ResidualBlock
+
+oneDNN = torch.ops.mkldnn  # what torch.compile's frozen graphs call, too; not in every build
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a processor multiplies in bfloat16: AVX-512 BF16, AMX, or a GPU of Ampere's generation and later.
+
+    Others emulate it, some fifty times slower than float32.
+    """
+    if device != "cpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, and so optional
+    return bool(supported and supported())
+
+
+class Product:
+    """`nn.Linear` without gradients: x (..., in) of any type to (..., out) of the weights' type."""
+
+    @torch.no_grad()
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.bias = None if bias is None else bias.to(dtype)
+        self.packs = dtype == torch.bfloat16 and _packs("_linear")
+        if self.packs:
+            self.weight = oneDNN._reorder_linear_weight(weight.to(dtype), None)
+        else:  # lies in memory as (in, out): up to seven times faster for few rows where it has to come from afar
+            self.weight = weight.T.to(dtype).contiguous().T
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if x.dtype == self.dtype else x.to(self.dtype)
+        if self.packs:
+            return cast(Tensor, oneDNN._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+        return F.linear(x, self.weight, self.bias)
+
+
+class Convolution:
+    """`nn.Conv2d` without gradients, and SiLU after it if wanted: x (B, C, height, width) of the weights' type, channels last."""
+
+    @torch.no_grad()
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, silu: bool = False) -> None:
+        self.silu, self.shape = silu, [list(map(int, x)) for x in (convolution.padding, convolution.stride, convolution.dilation)]
+        weight = convolution.weight.to(dtype, memory_format=torch.channels_last)
+        self.bias = None if convolution.bias is None else convolution.bias.to(dtype)
+        self.packs = _packs("_convolution") and convolution.groups == 1
+        self.weight = oneDNN._reorder_convolution_weight(weight, *self.shape, 1, None) if self.packs else weight
+        self.groups = convolution.groups
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packs:
+            after = "swish" if self.silu else "none"
+            return cast(Tensor, oneDNN._convolution_pointwise(x, self.weight, self.bias, *self.shape, 1, after, [], ""))
+        padding, stride, dilation = self.shape
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        return F.silu(y) if self.silu else y
+
+
+class PackedDecoder:
+    """The decoder of an autoencoder: latents (B, C, grid, grid) of any type to images (B, 3, height, width) float32."""
+
+    def __init__(self, decoder: nn.Sequential, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.parts = [_packed(part, dtype) for part in decoder]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        for part in self.parts:
+            x = part(x)
+        return x.float()
+
+
+class _PackedResidual:
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+        self.inner, self.outer = Convolution(block.inner, dtype, silu=True), Convolution(block.outer, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.outer(self.inner(F.silu(x)))
+
+
+def _packed(part: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    if isinstance(part, nn.Conv2d):
+        return Convolution(part, dtype)
+    return _PackedResidual(part, dtype) if isinstance(part, ResidualBlock) else part
+
+
+def _packs(what: str) -> bool:
+    """Whether this build of torch has the operations that lay out a weight and multiply with it."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(oneDNN, name) for name in (f"_reorder{what}_weight", f"{what}_pointwise"))

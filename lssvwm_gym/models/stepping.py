@@ -1,0 +1,171 @@
+"""One frame through the layers of a world model, without gradients, in two thirds of the operations: what a dream on a CPU does.
+
+A step of a few rows is bound by the number of operations and by the way of the weights from memory, less by arithmetic. The
+mathematics is that of `Layer`, and tests hold both to the same outputs and states. Products with weights are done in
+float32 or bfloat16; norms, scans, attention and all states are float32 in either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssvwm_gym.models.layers import BlockScan, FrameAttention
+from lssvwm_gym.models.packing import Product
+from lssvwm_gym.models.place import Asked
+from lssvwm_gym.models.state import LayerState
+
+if TYPE_CHECKING:
+    from lssvwm_gym.models.world_model import Layer
+
+SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are told as differences from 1
+
+
+class SteppedLayers:
+    """All layers for one frame; a copy of their weights as they are now, so later changes to those are not seen."""
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
+        offset = torch.zeros(9, layers[0].modulation.in_features)
+        offset[list(SCALES_AND_GATES)] = 1
+        self.modulation = Product(torch.cat([layer.modulation.weight for layer in layers]), None, dtype)
+        self.modulation_bias = torch.cat([layer.modulation.bias + offset.flatten() for layer in layers])
+        self.layers = [SteppedLayer(layer, dtype) for layer in layers]
+
+    def __call__(
+        self, x: Tensor, condition: Tensor, asked: Asked | None, states: Sequence[LayerState], commits: bool
+    ) -> tuple[Tensor, list[LayerState]]:
+        """x (B, 1, N, D), condition (B, 1, D); returns x of the same shape and the states after, those before where nothing commits."""
+        modulation = self.modulation(condition) + self.modulation_bias  # the sum is float32
+        x, after = x.squeeze(1), []
+        for layer, parts, state in zip(self.layers, modulation.chunk(len(self.layers), -1), states, strict=True):
+            x, state = layer(x, parts.chunk(9, -1), asked, state, commits)
+            after.append(state)
+        return x.unsqueeze(1), after
+
+
+class SteppedLayer:
+    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
+        self.place = layer.place
+        self.scan = None if layer.scan is None else SteppedScan(layer.scan, dtype)
+        self.attention = None if layer.attention is None else SteppedAttention(layer.attention, dtype)
+        into, _, out = cast(list[nn.Linear], list(layer.mlp))
+        self.one, self.zero = torch.ones_like(out.bias), torch.zeros_like(out.bias)
+        self.into, self.out = Product(into.weight, into.bias, dtype), Product(out.weight, out.bias, dtype)
+
+    def __call__(
+        self, x: Tensor, modulation: Sequence[Tensor], asked: Asked | None, state: LayerState, commits: bool
+    ) -> tuple[Tensor, LayerState]:
+        """x (B, N, D), modulation nine times (B, 1, D)."""
+        shift, scale, gate, shift2, scale2, gate2, shift3, scale3, gate3 = modulation
+        ssm, conv, place, keys, values = state
+        y = self._modulated(x, shift, scale)
+        mixed = None
+        if self.scan is not None:
+            mixed, ssm, conv = self.scan(y, ssm, conv, commits)
+        if self.place is not None and asked is not None:
+            recalled, place = self.place(y.unsqueeze(1), asked, place)
+            mixed = recalled.squeeze(1) if mixed is None else mixed + recalled.squeeze(1)
+        if mixed is not None:
+            x = torch.addcmul(x, mixed, gate)
+        if self.attention is not None:
+            seen, keys, values = self.attention(self._modulated(x, shift2, scale2), keys, values, commits)
+            x = torch.addcmul(x, seen, gate2)
+        x = torch.addcmul(x, self.out(F.silu(self.into(self._modulated(x, shift3, scale3)))).float(), gate3)
+        return x, LayerState(ssm, conv, place, keys, values)
+
+    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        # a norm that scales by 1 takes half the time of one that doesn't scale
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
+
+
+class SteppedScan:
+    """`BlockScan` for one frame. A frame reads from the state before it and from its own tokens, so peek and commit give the
+    same; what the tokens add to the state is a product apart."""
+
+    def __init__(self, scan: BlockScan, dtype: torch.dtype) -> None:
+        self.reference = scan if scan.conv1d is not None else None
+        self.sizes = (scan.inner, scan.inner + 2 * scan.d_state, scan.heads)
+        self.parts = (scan.inner, scan.d_state, scan.d_state)
+        self.blocks, self.block_tokens = scan.blocks, scan.block[0] * scan.block[1]
+        self.head_sizes = (scan.heads, scan.inner // scan.heads)
+        self.into = Product(scan.in_proj.weight, None, dtype)
+        self.dt_bias, self.A, self.D = scan.dt_bias.clone(), -scan.A_log.exp(), scan.D[:, None].clone()
+        # the mean under the norm's root is a sum here, and what divides it is in the weights
+        self.out = Product(scan.out_proj.weight * scan.norm.weight * math.sqrt(scan.inner), None, dtype)
+        self.eps = (scan.norm.eps or 0.0) * scan.inner
+        order = scan._to_blocks(torch.arange(scan.grid**2).view(1, 1, -1, 1)).flatten()
+        self.order = None if bool((order == order.sort()[0]).all()) else order.to(self.A.device)
+        self.back = order.argsort().to(self.A.device)
+        size = self.block_tokens
+        self.future = torch.full((size, size), -torch.inf).triu(1).to(self.A.device)
+
+    def __call__(self, x: Tensor, ssm: Tensor, conv: Tensor, commits: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D); states as `BlockScan` has them."""
+        if self.reference is not None:
+            y, ssm, conv = self.reference(x.unsqueeze(1), ssm, conv, None if commits else (True,))
+            return y.squeeze(1), ssm, conv
+        x = x if self.order is None else x.index_select(1, self.order)
+        x = self.into(x).float().view(len(x) * self.blocks, self.block_tokens, -1)  # (b, s, ...)
+        z, mixed, dt = x.split(self.sizes, -1)
+        values, B, C = F.silu(mixed).split(self.parts, -1)
+        values, dt = values.unflatten(-1, self.head_sizes), F.softplus(dt + self.dt_bias)  # (b, s, H, P), (b, s, H)
+        decay = dt * self.A if self.block_tokens == 1 else (dt * self.A).cumsum(1)  # log, from the frame's start
+        own = self._own_token(values, dt, B, C) if self.block_tokens == 1 else self._own_tokens(values, dt, decay, B, C)
+        past = torch.bmm(C, ssm.view(len(x), -1, self.parts[-1]).transpose(1, 2)).view_as(values)
+        y = torch.addcmul(own, past, decay.exp().unsqueeze(-1)).flatten(2)
+        gated = y * F.silu(z)
+        norm = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_().add_(self.eps).rsqrt_()
+        y = (self.out(gated).float() * norm).view(*ssm.shape[:1], self.blocks * self.block_tokens, -1)
+        y = y if self.order is None else y.index_select(1, self.back)
+        return y, self._after(ssm.flatten(0, 1), values, dt, decay, B).view_as(ssm) if commits else ssm, conv
+
+    def _own_token(self, values: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return values * torch.addcmul(self.D, dt.unsqueeze(-1), torch.bmm(C, B.transpose(1, 2)).unsqueeze(-1))
+
+    def _own_tokens(self, values: Tensor, dt: Tensor, decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """What each token of a block reads from those up to itself, (b, s, H, P)."""
+        decay, values, dt = decay.transpose(1, 2), values.transpose(1, 2), dt.transpose(1, 2).unsqueeze(2)
+        between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).add_(self.future).exp_()  # (b, H, s, s)
+        weights = between.mul_(torch.bmm(C, B.transpose(1, 2)).unsqueeze(1)).mul_(dt)
+        return torch.addcmul(weights @ values, values, self.D.unsqueeze(1)).transpose(1, 2)
+
+    def _after(self, state: Tensor, values: Tensor, dt: Tensor, decay: Tensor, B: Tensor) -> Tensor:
+        """The state (b, H, P, S) after the frame's tokens."""
+        survives = decay[:, -1].exp()[..., None, None]
+        if self.block_tokens == 1:
+            written = values.squeeze(1) * dt.squeeze(1).unsqueeze(-1)  # (b, H, P)
+            return (state * survives).addcmul_(written.unsqueeze(-1), B.unsqueeze(1))
+        written = values * (dt * (decay[:, -1:] - decay).exp()).unsqueeze(-1)
+        added = torch.bmm(written.flatten(2).transpose(1, 2), B).view_as(state)
+        return added.addcmul_(state, survives)
+
+
+class SteppedAttention:
+    """`FrameAttention` for one frame and a chunk of 1."""
+
+    def __init__(self, attention: FrameAttention, dtype: torch.dtype) -> None:
+        self.heads = attention.heads
+        self.qkv, self.out = Product(attention.qkv.weight, None, dtype), Product(attention.out.weight, None, dtype)
+        self.head_width = attention.out.weight.shape[1] // self.heads
+        self.query_scale = torch.full((self.head_width,), 1 / math.sqrt(self.head_width), device=attention.bias.device)
+        self.query_mean = self.key_scale = torch.ones_like(self.query_scale)
+        self.key_mean = torch.zeros_like(self.query_scale)
+        self.bias = attention._visible_bias((0,), attention.window).unsqueeze(0)  # (1, H, N, (W + 1) * N)
+
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, commits: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D); keys and values (B, W, H, N, P), which lie in memory as (B, H, W, N, P) after the first frame."""
+        q, k, v = self.qkv(x).float().unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # (B, H, N, P)
+        q = F.layer_norm(q, (self.head_width,), self.query_scale, self.query_mean)
+        k = F.layer_norm(k, (self.head_width,), self.key_scale, self.key_mean)
+        keys_now = torch.cat([keys.transpose(1, 2), k.unsqueeze(2)], 2)  # (B, H, W + 1, N, P)
+        values_now = torch.cat([values.transpose(1, 2), v.unsqueeze(2)], 2)
+        y = F.scaled_dot_product_attention(q, keys_now.flatten(2, 3), values_now.flatten(2, 3), self.bias, scale=1.0)
+        if commits:
+            keys, values = keys_now[:, :, 1:].transpose(1, 2), values_now[:, :, 1:].transpose(1, 2)
+        return self.out(y.transpose(1, 2).flatten(2)).float(), keys, values
