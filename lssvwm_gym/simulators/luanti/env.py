@@ -53,6 +53,7 @@ LONG = 0.2 - SETTLE
 LONG_DIG = 0.2  # a little more, so that what takes a whole number of steps to dig is gone in the last of them
 TAKE, CLICK = 0.1, 0.2 - 0.1 - 2 * SETTLE  # placing: a block into the hand, then the mouse button
 SEARCH, SEARCH_FRAMES = 0.05, 4000  # while a start is looked for
+TELLINGS = 200  # of what is wanted of the game's account, before it is given up
 LANDING, LANDING_FRAMES = 0.1, 14  # falls to the ground, and all that is around comes into view
 FADE_FRAMES, FADES, FADED = 20, 15, 0.25  # the sky fades a little in every frame from what it was, mostly a cave's; levels of 255
 ATTEMPTS = 3  # to start a client
@@ -214,13 +215,22 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             try:
                 if self._client is None or not self._client.is_running:
                     self._client = Client(self._programs, self.map_seed)
-                    self._client.frame(SEARCH, command={"name": "sense", "wanted": self.senses})
+                    self._open_senses(self._client)
                 return self._land(self._client, start)
             except SimulatorDied as error:
                 if attempt == ATTEMPTS:
                     raise
                 logger.warning("Luanti's client died while it began an episode and is started again (%s)", error)
         raise AssertionError
+
+    def _open_senses(self, client: Client) -> None:
+        """Have the game tell what scripted players need, or not. A game that is out of time can miss what it is told: tell it again."""
+        for _ in range(TELLINGS):
+            moment = client.seen_frame(SEARCH, command={"name": "sense", "wanted": self.senses})
+            if ("senses" in moment.account) == self.senses:
+                return
+        client.close()
+        raise SimulatorDied("the game does not answer in time: is the machine very busy?")
 
     def _land(self, client: Client, start: dict[str, Any]) -> Moment:
         moment = client.seen_frame(SEARCH, command=start)
