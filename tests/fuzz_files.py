@@ -35,6 +35,7 @@ from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.training import autoencoder as seeing
+from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.walks import latent_episodes
 from lssvwm_gym.training.world import Trainer
 
@@ -141,7 +142,7 @@ def seeing_family(folder: Path) -> Family:
 
     def step(model: Autoencoder, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-        loss = model.reconstruction_loss(frames, torch.Generator().manual_seed(0))[0]
+        loss = seeing.reconstruction_loss(model, frames, Draws(torch.Generator().manual_seed(0)))[0]
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lssvwm_gym.models.building import checked_sizes
 from lssvwm_gym.models.layers import BlockScan, FrameAttention
 from lssvwm_gym.models.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
@@ -185,7 +186,7 @@ def test_config_survives_json():
     import dataclasses
     import json
 
-    assert WorldModelConfig.from_json(json.loads(json.dumps(dataclasses.asdict(SMALL)))) == SMALL
+    assert WorldModelConfig(**checked_sizes(WorldModelConfig, json.loads(json.dumps(dataclasses.asdict(SMALL))))) == SMALL
 
 
 def test_config_refuses_contradictions():

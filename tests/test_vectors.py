@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_training import TINY
 
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -14,28 +15,13 @@ from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.place import PoseKeys
 from lssvwm_gym.models.pose import advance, motion_between, relative_to, start_pose
 from lssvwm_gym.models.replay import Replay, replayed
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.mirror import mirrored
 from lssvwm_gym.training.walks import Episodes, Walk, read_clip
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
 
 ACTIONS = 3  # wait, gather, spend
-SMALL = WorldModelConfig(
-    latent_channels=4,
-    grid=2,
-    width=32,
-    blocks=((2, 2), (1, 1)),
-    place=(False, False),
-    heads=2,
-    head_width=16,
-    d_state=8,
-    place_features=32,
-    actions=ACTIONS,
-    window=2,
-    motion_scale=(0.1, 0.1, 0.1, 0.1, 0.1),
-    vector_size=2,
-    vector_change=2,
-)
+SMALL = replace(TINY, place=(False, False), actions=ACTIONS, motion_scale=(0.1,) * 5, vector_size=2, vector_change=2)
 
 
 def trading_episode(frames=160, seed=0):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from lssvwm_gym.data.crew import Done, Failed, Message, Progress, work_off
 from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
 from lssvwm_gym.data.whole_file import discard
+from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
 REPORT_FRAMES = 20  # between two movements of the progress bar
@@ -99,9 +100,8 @@ def make_explorer(rng: np.random.Generator) -> Policy:
 
 def make_luanti(collecting: Collecting) -> gym.Env:
     from lssvwm_gym.simulators.luanti import LuantiEnv
-    from lssvwm_gym.simulators.luanti.env import EPISODE_STEPS
 
-    return LuantiEnv(max_episode_steps=collecting.steps or EPISODE_STEPS, senses=True)
+    return LuantiEnv(max_episode_steps=collecting.steps or MINECRAFT.max_episode_steps, senses=True)
 
 
 def make_player(rng: np.random.Generator) -> Policy:
@@ -123,10 +123,10 @@ SOURCES = {
     "luanti": Source(
         make_luanti,
         make_player,
-        fps=5,
+        fps=MINECRAFT.fps,
         every_frame=("pos", "yaw", "pitch", "hp"),
         once=("seed", "biome"),
-        steps=500,
+        steps=MINECRAFT.max_episode_steps,
         frame="image",
         start=attrgetter("start"),
         facts=attrgetter("facts"),

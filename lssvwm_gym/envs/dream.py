@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lssvwm_gym.device import chosen_device
 from lssvwm_gym.envs.starting import Past, choose_past
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
@@ -165,7 +166,7 @@ def open_dream(
     world = _known(world)
     if profile not in SAMPLING_STEPS:
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
-    chosen = _existing(device)
+    chosen = chosen_device(device)
     if chosen == "cpu":
         keep_heap()
     folder = world.weights if weights is None else Path(weights)
@@ -182,16 +183,6 @@ def _known(world: str | World) -> World:
     if world not in WORLDS:
         raise ValueError(f"world must be one of {', '.join(WORLDS)} or a World, not {world!r}")
     return WORLDS[world]
-
-
-def _existing(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch says "no such device" in all three
-        raise ValueError(f"device must be 'auto', 'cpu' or a device of this machine such as 'cuda', not {device!r} ({error})") from None
-    return str(device)
 
 
 def _check_fit(dream: Dream, folder: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.data.episode import Episode, read_episode
+from lssvwm_gym.envs.contract import checked_options
 from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.pose import relative_to, start_pose
 from lssvwm_gym.models.weights import Starts, Weights
@@ -43,9 +44,7 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
     of range.
     """
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f"the options of reset are a dict, not {options!r}")
-    options = {name: value for name, value in (options or {}).items() if value is not None}
+    options = {name: value for name, value in checked_options(options).items() if value is not None}
     if tuple(sorted(map(str, options))) not in COMBINATIONS:
         allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
         raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")

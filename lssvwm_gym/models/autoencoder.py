@@ -81,15 +81,6 @@ class Autoencoder(nn.Module):
         image = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
         return 3 * torch.tanh(self.encoder(image.contiguous(memory_format=torch.channels_last)) / 3)
 
-    def reconstruction_loss(self, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
-        latent = self.bounded_latent(frames)
-        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
-        image = self.decoder(latent + self.config.latent_noise * noise)
-        target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
-        error = (image.float() - target).square().mean((1, 2, 3))
-        return (error + 1e-6).sqrt().mean(), error.mean().detach()
-
 
 class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:

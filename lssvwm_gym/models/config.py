@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from lssvwm_gym.models.pose import PLANE, SPACE
 
@@ -67,12 +66,3 @@ class WorldModelConfig:
     def has_places(self) -> bool:
         """Whether there is a memory of places, asked by pose."""
         return self.place_features > 0
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> WorldModelConfig:
-        """Rebuild from a parsed JSON object, where tuples have become lists. Unknown keys raise `TypeError`."""
-        return cls(**{k: _tuples(v) for k, v in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -21,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lssvwm_gym.simulators import SimulatorUnavailable
+from lssvwm_gym.simulators import SimulatorUnavailable, shown
 
 ACTIONS = ("noop", "forward", "left", "right", "forward_left", "forward_right")
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}  # the standard task's, by maze size
@@ -129,11 +129,7 @@ class MemoryMazeEnv(gym.Env[np.ndarray, np.int64]):
 
     def render(self) -> np.ndarray | None:
         """The current frame, (image_size, image_size, 3) uint8, or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._frame is None:
-            raise ResetNeeded("there is no frame yet: call reset() before render()")
-        return self._frame.copy()
+        return shown(self._frame, self.render_mode)
 
     def close(self) -> None:
         if self._simulation is not None:

@@ -1,21 +1,10 @@
-"""Which device and which arithmetic a training step uses."""
+"""Which arithmetic a training step uses."""
 
 from __future__ import annotations
 
 import torch
 
 from lssvwm_gym.models.packing import multiplies_bfloat16
-
-
-def chosen_device(name: str) -> str:
-    """`auto` is cuda where there is one and cpu elsewhere. Raises `ValueError` for a device that isn't there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be auto, cpu or a device of this machine such as cuda, not {name!r} ({error})") from None
-    return name
 
 
 def mixed_precision(name: str, device: str = "cpu") -> torch.autocast:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.folder import fingerprint
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.device import chosen_device
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode
@@ -34,7 +35,7 @@ from lssvwm_gym.training.losses import LOSSES, LossOptions
 from lssvwm_gym.training.metric import picture_metric
 from lssvwm_gym.training.mirror import mirrored
 from lssvwm_gym.training.optimizer import make_optimizer
-from lssvwm_gym.training.precision import chosen_device, mixed_precision
+from lssvwm_gym.training.precision import mixed_precision
 from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
 from lssvwm_gym.training.sight import learn_to_see
 from lssvwm_gym.training.variants import variant
@@ -277,9 +278,9 @@ class Trainer:
         walks = [Walk(**{name: operator.index(value) for name, value in walk.items()}) for walk in header["walks"]]
         self.step, self.walks = operator.index(header["step"]), walks
         self.frames, self.seconds = operator.index(header["frames"]), float(header["seconds"])
-        blank, shape = tree_flatten(self.model.initial_state(len(walks)))
+        blank, shape = tree_flatten(self.model.initial_state(1))
         saved = under("state", tensors)
-        if [saved[str(i)].shape for i in range(len(saved))] != [leaf.shape for leaf in blank]:
+        if [saved[str(i)].shape for i in range(len(saved))] != [(len(walks), *leaf.shape[1:]) for leaf in blank]:
             raise TensorFileError(f"{path}: its memory is not that of {len(walks)} walks of such a run")
         self.state = tree_unflatten([saved[str(i)][self._mine].clone().to(self.device) for i in range(len(blank))], shape)
 

@@ -10,36 +10,19 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lssvwm_gym.simulators import SimulatorDied
+from lssvwm_gym.simulators import SimulatorDied, shown
 from lssvwm_gym.simulators.luanti.client import SIDE, Client, Moment
 from lssvwm_gym.simulators.luanti.programs import find_programs
+from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 logger = logging.getLogger(__name__)
 
-ACTIONS = (
-    "noop",
-    "forward",
-    "back",
-    "turn_left",
-    "turn_right",
-    "look_up",
-    "look_down",
-    "jump_forward",
-    "dig",
-    "place",
-    "craft_planks",
-    "craft_sticks",
-    "craft_wooden_pickaxe",
-    "craft_stone_pickaxe",
-)
-ITEMS = ("log", "planks", "stick", "wooden_pickaxe", "cobblestone", "stone_pickaxe", "dirt", "sand", "other")
-REWARDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # for the first of each of the first six items
+ACTIONS, ITEMS, MOST_ITEMS = MINECRAFT.actions, MINECRAFT.counts, MINECRAFT.most_counted  # the dream's, so that policies move between them
+REWARDS = tuple(value for _, value in MINECRAFT.milestones)  # for the first of each of the first six items
 BIOMES = ("deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest")
 FORESTS = BIOMES[:2]
-EPISODE_STEPS = 500
-FPS = 5
+EPISODE_STEPS, FPS = MINECRAFT.max_episode_steps, MINECRAFT.fps
 IMAGE_SIZE = SIDE // 2
-MOST_ITEMS = 33 * 99  # slots of bag and hand, and what fits into each
 SEEDS = 2**32  # of starts that are told apart
 
 STEEPEST = 60.5  # degrees of look up or down, with room for rounding
@@ -187,11 +170,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def render(self) -> np.ndarray | None:
         """The current frame, (64, 64, 3) uint8, or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._frame is None:
-            raise ResetNeeded("there is no frame yet: call reset() before render()")
-        return self._frame.copy()
+        return shown(self._frame, self.render_mode)
 
     def close(self) -> None:
         if self._client is not None:
