@@ -6,16 +6,19 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test results lint types graphics luanti
+.PHONY: help demo test results lint types versions docs graphics luanti
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PIP_ARGS ?=
+OLDEST ?= python3.10
+NEWEST ?= python3.13
 PYTEST_ARGS ?= -n auto --dist loadfile
 DATA ?=
 BLOCKS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
 SCRIPTS = $(wildcard agents/*.py examples/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
@@ -31,7 +34,7 @@ help: ## this list
 demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
 	$(BIN)/python examples/demo.py
 
-test: $(BIN)/.ready-dev graphics luanti ## the whole test suite
+test: $(BIN)/.ready-dev $(KERNELS)/.ready graphics luanti ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make results DATA=<mazes> BLOCKS=<block world>
@@ -52,6 +55,13 @@ lint: $(BIN)/.ready-dev ## style: ruff format and ruff check
 types: $(BIN)/.ready-dev ## types: mypy over the package and the scripts
 	$(BIN)/mypy lssvwm_gym $(SCRIPTS)
 
+docs: $(BIN)/.ready-dev ## the site of the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+versions: $(BIN)/.ready-dev ## a part of the tests at the lowest and the newest releases: make versions OLDEST=python3.10 NEWEST=python3.13
+	$(BIN)/python docs/versions.py lowest --python $(OLDEST) --pip-args="$(PIP_ARGS)"
+	$(BIN)/python docs/versions.py newest --python $(NEWEST) --pip-args="$(PIP_ARGS)"
+
 # What each target installs. labmaze, which the simulator needs, has no wheel for Python 3.13 yet.
 $(BIN)/.ready-demo: EXTRAS = play
 $(BIN)/.ready-dev: EXTRAS = dev$(shell $(BIN)/python -c 'import sys; print(",memory-maze" if sys.version_info < (3, 13) else "")')
@@ -68,6 +78,16 @@ $(BIN)/.pip: | constraints.txt
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --upgrade pip
 	@touch $@
+
+# What CUDA devices can compute scans with, for tests of it in Triton's interpreter. In a folder of its own, so that nothing else
+# sees Triton, and without dependencies, so that no other torch comes with it. mamba-ssm is built without its compiled extension.
+$(KERNELS)/.ready: constraints.txt | $(BIN)/.ready-dev
+	@echo "Installing mamba-ssm's kernels into $(KERNELS), for their tests ..."
+	@rm -rf $(KERNELS) && mkdir -p $(KERNELS)
+	@if { $(call into_kernels,wheel triton) && export PYTHONPATH=$(KERNELS) MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE && \
+		$(call into_kernels,--no-build-isolation mamba-ssm); } >$(KERNELS)/install.log 2>&1; \
+	then touch $@; else echo "could not install them, see $(KERNELS)/install.log: their tests will be skipped"; fi
+into_kernels = $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps --target $(KERNELS) $(1)
 
 graphics:
 	$(call apt_install,$(GRAPHICS),software rendering)

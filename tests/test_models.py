@@ -212,3 +212,20 @@ def test_an_unknown_preset_names_the_known_ones():
 
     with pytest.raises(ValueError, match="tiny, base, paper"):
         preset("huge")
+
+
+@pytest.mark.parametrize("peeks", [None, (True, False) * 6])
+def test_gradients_of_long_windows_are_the_same_though_less_is_kept(peeks, monkeypatch):
+    torch.manual_seed(0)
+    attention, x = FrameAttention(32, 4, 2, window=20), torch.randn(2, 12, 4, 32, requires_grad=True)
+    keys, values = attention.initial_state(2)
+    gradients, kept = [], []
+    for longest in (20, 19):
+        monkeypatch.setattr(FrameAttention, "kept", longest)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            y, *_ = attention(x, keys, values, peeks)
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, attention.bias, attention.qkv.weight]))
+        kept.append(sum(saved))
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lssvwm_gym.models.backends import PLAIN, Backend, on_backend
 from lssvwm_gym.models.packing import PackedDecoder, multiplies_bfloat16
 from lssvwm_gym.models.stepping import SteppedLayers
 from lssvwm_gym.models.weights import Weights, load_weights
@@ -52,9 +53,11 @@ def chosen_arithmetic(dtype: str, device: str) -> Arithmetic:
 
 
 @functools.lru_cache(maxsize=8)
-def load_arranged(folder: Path, device: str, arithmetic: Arithmetic) -> Weights:
-    """`load_weights`, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
+def load_arranged(folder: Path, device: str, arithmetic: Arithmetic, backend: Backend = PLAIN) -> Weights:
+    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
     weights = load_weights(folder, device)
+    if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
+        return replace(weights, world_model=world_model)
     return arranged(weights, arithmetic) if device == "cpu" else weights
 
 

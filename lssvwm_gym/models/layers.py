@@ -13,8 +13,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lssvwm_gym.models.ssd import ssd_alone, ssd_read, ssd_scan
+from lssvwm_gym.models.flex import attend
+from lssvwm_gym.models.ssd import Scan, ssd_alone, ssd_read, ssd_scan
 
 Peeks = tuple[bool, ...] | None  # which of a call's frames are peeked at; None: all are committed
 
@@ -44,6 +46,7 @@ class BlockScan(nn.Module):
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(self.inner, eps=1e-5)
         self.out_proj = nn.Linear(self.inner, width, bias=False)
+        self.scan: Scan = ssd_scan  # of what is committed; `backends` may put another here
 
     def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
         """Zeros: ssm (B, blocks, H, P, S) and conv (B, blocks, d_conv - 1, conv width)."""
@@ -80,13 +83,13 @@ class BlockScan(nn.Module):
         A = -self.A_log.exp()
         chunk = 32 if x.device.type == "cpu" else 128  # a GPU would rather do more arithmetic than more steps
         if peeks is None:
-            return ssd_scan(x, dt, A, B, C, chunk, initial_state=state)
+            return self.scan(x, dt, A, B, C, chunk, initial_state=state)
         size = self.block[0] * self.block[1]
         if all(peeks):
             y, index = ssd_read(C, state).to(x.dtype), None
         else:
             writes = committed_mask(peeks, x.device).repeat_interleave(size).unsqueeze(-1)
-            y, state = ssd_scan(x, dt * writes, A, B, C, chunk, initial_state=state)
+            y, state = self.scan(x, dt * writes, A, B, C, chunk, initial_state=state)
             index = peeked_frames(peeks, x.device)
         # peeks have only read so far; now each frame's own tokens, in their order
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
@@ -134,6 +137,7 @@ class FrameAttention(nn.Module):
 
     far = 8  # frames; all that are further away share one bias
     hidden = -30.0  # logit of frames before the first
+    kept = 64  # frames; what is seen of longer windows is worked out again for the gradient instead of being kept: gigabytes
 
     def __init__(self, width: int, tokens: int, heads: int, window: int, chunk: int = 1, chunks_together: int = 8) -> None:
         super().__init__()
@@ -141,6 +145,7 @@ class FrameAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(heads, min(window, self.far) + 2 * chunk - 1, tokens, tokens))  # by distance, query, key
+        self.flex = False  # whether FlexAttention computes calls of several chunks; `backends` may say so
 
     def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
         """Hidden keys and zeros as values, (B, W, H, N, P)."""
@@ -150,17 +155,30 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
-        rows, frames = x.shape[:2]
+        frames = x.shape[1]
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
         if peeks is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
+        past = keys, values
         if peeks is None or not all(peeks):
             kept = slice(None) if peeks is None else committed_frames(peeks, x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
+        if self.flex and frames > self.chunk:
+            k, v = (torch.cat(both, 1) for both in zip(past, (k, v), strict=True))
+            y = attend(q, k, v, self.bias, self.window, self.chunk, peeks)
+        elif self.window > self.kept and torch.is_grad_enabled():
+            y = checkpoint(self._folded, q, k, v, keys, values, peeks, use_reentrant=False)
+        else:
+            y = self._folded(q, k, v, keys, values, peeks)
+        committed = keys.shape[1] - self.window
+        return self.out(y.flatten(-2)), keys[:, committed:], values[:, committed:]
 
+    def _folded(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, peeks: Peeks) -> Tensor:
+        """What all frames see, (B, T, N, H, P): q, k, v (B, T, H, N, P), keys and values of the window and what is committed behind it."""
+        rows, frames, _, tokens, _ = q.shape
         together, start, before = _groups(peeks or (False,) * (frames // self.chunk), self.chunk, self.chunks_together)
         length = self.window + before[-1]
         q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
@@ -174,9 +192,7 @@ class FrameAttention(nn.Module):
             weights = (torch.cat([seen, own.flatten(2, 3)], -1) + bias).softmax(-1)
             seen, own = weights.split([seen.shape[-1], own.shape[-1]], -1)
             y = seen @ past_values + (own.view(*q.shape[:-1], -1) @ v).flatten(2, 3)  # (B * groups, H, together * chunk * N, P)
-        y = y.unflatten(2, (-1, x.shape[2])).permute(0, 2, 3, 1, 4).reshape(rows, -1, *x.shape[2:])[:, :frames]
-        committed = keys.shape[1] - self.window
-        return self.out(y), keys[:, committed:], values[:, committed:]
+        return y.unflatten(2, (-1, tokens)).permute(0, 2, 3, 1, 4).reshape(rows, -1, tokens, self.heads, y.shape[-1])[:, :frames]
 
     def _chunks(self, x: Tensor, together: int) -> Tensor:
         """(B, T, H, N, P) to (B * groups, H, together, chunk * N, P); the last group is filled with zeros."""

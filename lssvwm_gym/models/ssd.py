@@ -9,9 +9,13 @@ heads that share B and C, n state size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Scan = Callable[..., tuple[Tensor, Tensor]]  # of the signature of `ssd_scan`
 
 
 def ssd_scan(

@@ -22,6 +22,7 @@ from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors
 from lssvwm_gym.device import chosen_device
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.backends import Backend, chosen_backend, use_backend
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
@@ -30,6 +31,7 @@ from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.distributed import Team, assemble
 from lssvwm_gym.training.draws import Draws
+from lssvwm_gym.training.fitting import refuse_unfit
 from lssvwm_gym.training.looks import Looks
 from lssvwm_gym.training.losses import LOSSES, LossOptions
 from lssvwm_gym.training.metric import picture_metric
@@ -93,12 +95,15 @@ class WorldTraining:
     mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     device: str = "auto"  # auto: cuda where there is one, else cpu
+    backend: str = "auto"  # of scans: torch; on CUDA also mamba, mamba-ssm's kernels, which auto takes if they are installed
+    attention: str = "auto"  # fold; on CUDA also flex, FlexAttention; auto: fold
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
 
     def __post_init__(self) -> None:
         if self.peeking < 0 or self.dreaming < 0 or self.peeking + self.dreaming > 1:
             raise ValueError(f"peeking and dreaming are shares of the steps, together at most 1; got {self.peeking} and {self.dreaming}")
+        Backend(self.backend, self.attention)
 
     def stage(self, step: int) -> Stage:
         """The stage of the curriculum that a step belongs to."""
@@ -146,6 +151,7 @@ class Trainer:
         self.episodes = Episodes.of(episodes, self.device)
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
         self.model = WorldModel(run.model).to(self.device)
+        use_backend(self.model, chosen_backend(Backend(run.backend, run.attention), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
         self.data = data or {}
@@ -308,8 +314,11 @@ def train_world(run: WorldTraining) -> Path:
 def _prepared(run: WorldTraining, autoencoder: Autoencoder, team: Team) -> Trainer:
     """A trainer with all episodes, where the run's last checkpoint was."""
     episodes = latent_episodes(run.data, autoencoder, run.out / "latents", team)
-    with team.leader_first():
-        metric = picture_metric(autoencoder, episodes, run.out / "latents" / autoencoder_hash(autoencoder) / "metric.safetensors")
+    refuse_unfit(run.model, episodes)
+    metric = None
+    if run.picture_weight:
+        with team.leader_first():
+            metric = picture_metric(autoencoder, episodes, run.out / "latents" / autoencoder_hash(autoencoder) / "metric.safetensors")
     if run.mirror:
         progress = tqdm(episodes, desc="mirror images", leave=False, disable=not team.leads)
         episodes = episodes + [mirrored(episode, autoencoder, run.mirror) for episode in progress]
