@@ -24,7 +24,7 @@ class AtTheWheel:
 
 
 def from_file(dream: Dream, argument: str | None, seed: int) -> AtTheWheel:
-    """The policy in a file, .safetensors or .zip. Raises `ValueError` for one that plays in another world or is none."""
+    """The policy in a file, .safetensors. Raises `ValueError` for one that plays in another world or is none."""
     if argument is None:
         raise ValueError("agents.wheel:from_file needs the policy's file behind it: agents.wheel:from_file:policy.safetensors")
     return AtTheWheel(dream, argument, seed)

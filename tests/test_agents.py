@@ -1,4 +1,4 @@
-"""The agents' scripts, run as a user would."""
+"""The agents' scripts on Stable-Baselines3, run as a user would, and the files they leave."""
 
 from __future__ import annotations
 
@@ -8,43 +8,144 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
+pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
+
+from agents.sb3_policy import load_sb3_policy
 from lssvwm_gym.data.episode import read_video
+from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.envs import DreamEnv, open_dream
 
 ROOT = Path(__file__).parent.parent
+DREAM, REAL = "LSSVWM-MemoryMaze-v0", "MemoryMaze9x9-Real-v0"
+SCRIPTS = ("ppo", "recurrent_ppo")
 SMALL = {"--num-envs": 2, "--rollout-steps": 8, "--minibatch": 8, "--epochs": 1, "--episode-steps": 6, "--evaluation-episodes": 3}
+SMALL |= {"--hidden": 16, "--profile": "fast", "--video-frames": 5}
 
 
-def run_ppo(*arguments):
+def run(script, *arguments):
     small = [word for option in SMALL.items() for word in option]
-    command = [sys.executable, ROOT / "agents" / "ppo.py", *small, *arguments]
+    small += ["--lstm", 8] if script == "recurrent_ppo" else []
+    command = [sys.executable, ROOT / "agents" / f"{script}.py", *small, *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-def test_ppo_learns_in_a_dream_is_tried_and_goes_on(tiny_weights, tmp_path):
-    here = "--weights", tiny_weights, "--out", tmp_path
-    first = run_ppo(*here, "--total-timesteps", 32, "--save-every", 16)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_learns_in_a_dream_is_tried_and_goes_on(script, tiny_weights, tmp_path):
+    here = "--weights", tiny_weights, "--out", tmp_path, "--evaluate-in", DREAM
+    first = run(script, *here, "--total-timesteps", 32, "--save-every", 16)
     assert first.returncode == 0, first.stderr
     assert "32 of 32 steps" in first.stdout
-    tried = json.loads((tmp_path / "evaluation.json").read_text())
-    assert (tried["steps"], tried["lengths"]) == (32, [6, 6, 6])
-    assert read_video(tmp_path / "policy.mp4").shape == (6, 256, 256, 3)
+    (tried,) = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (tried["env"], tried["steps"], tried["lengths"]) == (DREAM, 32, [6, 6, 6])
+    assert f"{tried['mean']:.2f} ± {tried['standard_error']:.2f} mean return of 3 episodes in {DREAM}" in first.stdout
+    assert read_video(tmp_path / f"{DREAM}.mp4").shape == (5, 256, 256, 3)
     assert list(tmp_path.rglob("events.out.tfevents.*"))
+    before, header = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert header["config"]["observation"] == "features"
+    assert before["policy.features_extractor.norm.seen"] == 2 + 16  # the first observations and all rollouts but the last
 
-    again = run_ppo(*here, "--total-timesteps", 64)
+    again = run(script, *here, "--total-timesteps", 64)
     assert again.returncode != 0
     assert "--resume" in again.stderr
 
-    second = run_ppo(*here, "--total-timesteps", 64, "--resume", "--evaluation-episodes", 0)
+    second = run(script, *here, "--total-timesteps", 64, "--resume", "--evaluation-episodes", 0)
     assert second.returncode == 0, second.stderr
-    assert "policy.zip: 32 steps so far" in second.stdout
-    assert "64 of 64 steps" in second.stdout
+    assert "checkpoint.safetensors: 32 steps so far" in second.stdout
+    assert "48 of 64 steps" in second.stdout
+    after, header = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert header["about"]["steps"] == 64
+    assert after["optimizer.0.step"] == 2 * before["optimizer.0.step"]
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("policy.action_net"))
+
+    other = run(script, *here, "--total-timesteps", 96, "--resume", "--observation", "latent")
+    assert other.returncode != 0
+    assert "of another policy or world model" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_pictures_are_learned_from_too(script, tiny_weights, tmp_path):
+    done = run(
+        script, "--weights", tiny_weights, "--out", tmp_path, "--total-timesteps", 16, "--evaluate-in", DREAM, "--observation", "image"
+    )
+    assert done.returncode == 0, done.stderr
+    policy, config = load_sb3_policy(tmp_path / "policy.safetensors", open_dream("memory-maze", "fast", "cpu", tiny_weights))
+    assert config.frame_stack == (4 if script == "ppo" else 1)
+    assert policy.observation_space.shape == (3 * config.frame_stack, 64, 64)
 
 
 @pytest.mark.slow
 @pytest.mark.simulator
-def test_ppo_learns_in_the_real_maze(tmp_path):
-    done = run_ppo("--env", "MemoryMaze9x9-Real-v0", "--out", tmp_path, "--total-timesteps", 16, "--evaluation-episodes", 0)
+def test_learns_in_the_real_maze_seen_through_the_model(tiny_weights, tmp_path):
+    few = "--total-timesteps", 16, "--evaluation-episodes", 1
+    done = run("ppo", "--env", REAL, "--weights", tiny_weights, "--out", tmp_path, *few)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "policy.zip").exists()
+    tried = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [(one["env"], one["lengths"], one["standard_error"]) for one in tried] == [(DREAM, [6], None), (REAL, [6], None)]
+    assert read_video(tmp_path / f"{REAL}.mp4").shape == (5, 256, 256, 3)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_weights, tmp_path_factory):
+    """A policy and the dream it is of, made without learning anything."""
+    from agents.sb3_policy import SB3PolicyConfig, policy_arguments, save_sb3_policy
+    from agents.sb3_run import Run, opened_envs, opened_model
+
+    folder, dream = tmp_path_factory.mktemp("run"), open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    args = Run(weights=tiny_weights, profile="fast", device="cpu", num_envs=2, rollout_steps=4, minibatch=4)
+    config = SB3PolicyConfig("memory-maze", "recurrent_ppo", "features", hidden=16, lstm=8)
+    model = opened_model(args, config, dream, opened_envs(args, dream, args.env, 2, 1), folder)
+    assert policy_arguments(config)["lstm_hidden_size"] == 8
+    save_sb3_policy(folder / "policy.safetensors", model.policy, config, {"steps": 0})
+    return folder / "policy.safetensors", dream, model
+
+
+def test_a_policy_from_a_file_acts_as_it_did(saved, tiny_weights):
+    path, dream, model = saved
+    policy, config = load_sb3_policy(path, dream)
+    env, memory, remembered = DreamEnv("memory-maze", weights=tiny_weights, profile="fast", observation=config.observation), None, None
+    seen, _ = env.reset(seed=0)
+    for step in range(4):
+        first = [step == 0]
+        mine, memory = policy.predict(seen[None], memory, first, deterministic=True)
+        theirs, remembered = model.predict(seen[None], remembered, first, deterministic=True)
+        assert mine == theirs
+        assert all((a == b).all() for a, b in zip(memory, remembered, strict=True))
+        seen, *_ = env.step(int(mine[0]))
+
+
+def test_files_of_others_are_refused(saved, tmp_path):
+    path, dream, model = saved
+    model.save(tmp_path / "policy.zip")
+    with pytest.raises(TensorFileError, match="not a safetensors file"):
+        load_sb3_policy(tmp_path / "policy.zip", dream)
+    tensors, header = load_tensors(path)
+    for name, change, message in (
+        ("kind", "something else", "not a policy of agents/ppo.py"),
+        ("config", {**header["config"], "hidden": 10**9}, "hidden must be a whole number"),
+        ("config", {**header["config"], "hidden": 17}, "wrong shape"),
+        ("config", {**header["config"], "algorithm": "os.system"}, "algorithm must be one of ppo"),
+    ):
+        save_tensors(tmp_path / "wrong.safetensors", tensors, {**header, name: change})
+        with pytest.raises(TensorFileError, match=message):
+            load_sb3_policy(tmp_path / "wrong.safetensors", dream)
+
+
+def test_what_is_wrong_with_a_command_line_is_said_at_once():
+    from agents.sb3_run import Run, check, world_of
+
+    for wrong, message in (
+        (dict(observation="smell"), "observation must be one of all, image, features"),
+        (dict(num_envs=0), "num_envs must be at least 1"),
+        (dict(env="MemoryMaze9x9-Real-v7"), "MemoryMaze9x9-Real"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            check(Run(**wrong))
+    assert world_of(Run(env=REAL)).name == "memory-maze"
+    assert world_of(Run(env="MemoryMaze11x11-Real-v0", world="memory-maze")).name == "memory-maze"
+    with pytest.raises(SystemExit, match="name the world that MemoryMaze11x11-Real-v0 is"):
+        world_of(Run(env="MemoryMaze11x11-Real-v0"))

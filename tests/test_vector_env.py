@@ -1,14 +1,22 @@
 """Many dreams in one batch: every row is a `DreamEnv`, whatever its neighbours do."""
 
+import contextlib
+import copy
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same, write_tiny_weights
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
+from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -231,3 +239,131 @@ def test_every_row_must_have_been_reset(envs):
         envs.step(actions(1)[0])
     envs.reset(options={"reset_mask": np.array([False, True, True])})
     envs.step(actions(1)[0])
+
+
+def tensors_of(arguments, **settings):
+    return DreamVectorEnv(**{"num_envs": ROWS, "max_episode_steps": LIMIT, **arguments, **settings}, output="torch")
+
+
+def told(value):
+    """What was returned as tensors, as arrays."""
+    return {key: told(part) for key, part in value.items()} if isinstance(value, dict) else value.numpy()
+
+
+def whole(info, rows=ROWS):
+    """An info of arrays with last observations as they are in one of tensors: zeros where there are none."""
+    info = {key: whole(value) if isinstance(value, dict) else value for key, value in info.items()}
+    if "final_obs" in info:
+        blank = tree_map(np.zeros_like, next(row for row in info["final_obs"] if row is not None))
+        last = [blank if row is None else row for row in info["final_obs"]]
+        info["final_obs"] = {key: np.stack([row[key] for row in last]) for key in blank} if isinstance(blank, dict) else np.stack(last)
+    return info
+
+
+def as_doubles(value):
+    if isinstance(value, dict):
+        return {key: as_doubles(part) for key, part in value.items()}
+    return value.astype(float) if value.dtype.kind == "f" else value
+
+
+def same_numbers(tensors, arrays):
+    return alike(as_doubles(told(tensors)), as_doubles(arrays))
+
+
+@pytest.mark.parametrize("observation", ["all", "features"])
+def test_tensors_say_what_arrays_say(arguments, observation):
+    """Over several episodes, of which one row's begins at another time; then from a moment restored."""
+    arrays = DreamVectorEnv(**{**arguments, "num_envs": ROWS, "max_episode_steps": LIMIT, "observation": observation})
+    tensors = tensors_of(arguments, observation=observation)
+    for options in (
+        {},
+        {"reset_mask": np.array([True, False, False])},
+        {"reset_mask": np.array([False, False, True]), "context_frames": 9},
+    ):
+        (seen, info), (frames, known) = tensors.reset(seed=5, options=options), arrays.reset(seed=5, options=options)
+        assert same_numbers(seen, frames)
+        assert same_numbers(info, known)
+        for action in actions(LIMIT // 2):
+            after, expected = tensors.step(torch.from_numpy(action)), arrays.step(action)
+            assert all(same_numbers(a, b) for a, b in zip(after[:4], expected[:4], strict=True))
+            assert same_numbers(after[4], whole(expected[4]))
+    for envs in (tensors, arrays):
+        envs.restore_state(arrays.clone_state())
+    assert same_numbers(tensors.step(torch.tensor([1, 2, 3]))[0], arrays.step(np.array([1, 2, 3]))[0])
+    branches = tensors.branch(2)
+    assert isinstance(branches.step(torch.zeros(2 * ROWS, dtype=torch.int64))[0], torch.Tensor)
+
+
+def test_tensors_of_a_world_with_counts_and_milestones(tmp_path):
+    settings = dict(world="minecraft", num_envs=2, max_episode_steps=3, weights=write_tiny_minecraft(tmp_path), device="cpu")
+    tensors, arrays = DreamVectorEnv(**settings, output="torch"), DreamVectorEnv(**settings)
+    assert same_numbers(tensors.reset(seed=1)[0], arrays.reset(seed=1)[0])
+    for action in np.random.default_rng(0).integers(0, 14, (6, 2)):
+        after, expected = tensors.step(torch.from_numpy(action)), arrays.step(action)
+        assert all(same_numbers(a, b) for a, b in zip(after[:4], expected[:4], strict=True))
+        assert same_numbers(after[4], whole(expected[4]))
+
+
+def test_tensors_where_the_model_ends_an_episode(tmp_path, arguments):
+    envs = tensors_of({**arguments, "weights": write_tiny_weights(tmp_path, termination=True)})
+    envs.dream.weights.world_model.termination_head[-1].bias.fill_(50)
+    envs.reset(seed=0)
+    _, _, terminated, truncated, info = envs.step(torch.zeros(ROWS, dtype=torch.int64))
+    assert terminated.all()
+    assert not truncated.any()
+    assert (info["age"] < info["final_info"]["age"]).all()
+
+
+def test_nothing_that_is_a_tensor_is_shared(arguments):
+    envs = tensors_of(arguments)
+    seen, info = envs.reset(seed=0)
+    before = seen.clone()
+    for tensor in tree_leaves((seen, info)):
+        tensor.fill_(1)
+    assert torch.equal(envs.restore_state(envs.clone_state()), before)
+    again = tensors_of(arguments)
+    again.reset(seed=0)
+    action = torch.zeros(ROWS, dtype=torch.int64)
+    assert all(torch.equal(a, b) for a, b in zip(tree_leaves(envs.step(action)), tree_leaves(again.step(action)), strict=True))
+
+
+def test_a_step_needs_no_number_of_its_device(arguments, monkeypatch):
+    """On the device `meta` tensors have no numbers: whoever copied one to the CPU, or asked for one, would fail here."""
+    envs = tensors_of(arguments, profile="balanced")
+    envs.reset(seed=0)
+    loaded = load_weights(arguments["weights"])
+    there = {name: copy.deepcopy(getattr(loaded, name)).to("meta") for name in ("autoencoder", "world_model")}
+    envs.dream = replace(envs.dream, weights=replace(loaded, **there))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none on meta
+    envs._now = tree_map(lambda tensor: tensor.to("meta"), envs._now)
+    for _ in range(LIMIT - 1):
+        returned = envs.step(torch.zeros(ROWS, dtype=torch.int64, device="meta"))
+        assert {tensor.device.type for tensor in tree_leaves(returned)} == {"meta"}
+    assert [tensor.dtype for tensor in returned[:4]] == [torch.uint8, torch.float32, torch.bool, torch.bool]
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        returned[1].cpu()
+
+
+def test_make_vec_takes_output(tiny_weights):
+    envs = gymnasium.make_vec(WORLD.id, num_envs=2, weights=tiny_weights, profile="fast", device="cpu", output="torch")
+    observations, _ = envs.reset(seed=0)
+    assert observations.shape == (2, 64, 64, 3)
+    with pytest.raises(ValueError, match="output must be one of numpy, torch, not 'jax'"):
+        gymnasium.make_vec(WORLD.id, num_envs=2, weights=tiny_weights, output="jax")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros(ROWS, int), "actions are a tensor .3,. of whole numbers"),
+        (torch.zeros(ROWS), r"not \(3,\) torch.float32"),
+        (torch.zeros(2, dtype=torch.int64), r"not \(2,\) torch.int64"),
+        (torch.zeros(ROWS, dtype=torch.bool), "torch.bool"),
+        (torch.tensor([0, 6, 0]), "is no action; there are 0 noop"),
+    ],
+)
+def test_wrong_actions_as_tensors_are_refused(arguments, wrong, message):
+    envs = tensors_of(arguments)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        envs.step(wrong)

@@ -4,5 +4,6 @@ from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.env_state import EnvState
+from lssvwm_gym.envs.seen import SeenThroughModel, SeenThroughModelVec
 
-__all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "open_dream"]
+__all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "SeenThroughModel", "SeenThroughModelVec", "open_dream"]

@@ -12,11 +12,14 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete, Space
 from torch import Tensor
 
+from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.worlds import World
 
 RENDER_MODES = ["rgb_array"]
-OBSERVATIONS = ("all", "image")
+OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
+MOST_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
+MOST_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
 
 def checked_observation(observation: str) -> str:
@@ -25,16 +28,34 @@ def checked_observation(observation: str) -> str:
     return observation
 
 
-def observation_space(world: World, observation: str = "all") -> Box | Dict:
-    """The picture, and beside it the counts of worlds that have any."""
+def needs_frame(observation: str) -> bool:
+    """Whether it shows the decoded frame; all others spare the decoder."""
+    return observation in ("all", "image")
+
+
+def observation_space(world: World, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
+    """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
+    if not needs_frame(observation):
+        most = {"latent": (MOST_LATENT, model.tokens * model.latent_channels), "features": (MOST_FEATURE, FEATURES)}
+        high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(most.__getitem__, observation.split("+"))])
+        return Box(-high, high, dtype=np.float32)
     image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
     if not world.counts or observation == "image":
         return image
     return Dict({"image": image, "inventory": Box(0, world.most_counted, (len(world.counts),), np.int32)})
 
 
-def observed(space: Space[Any], state: DreamState, frame: Tensor) -> Any:
-    """The observations of all rows: frames (B, height, width, 3) uint8, in a `Dict` space beside int32 counts (B, V)."""
+def numbers_of(state: DreamState, observation: str) -> Tensor:
+    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, and its features."""
+    parts = {"latent": state.latent.flatten(1).clamp(-MOST_LATENT, MOST_LATENT), "features": state.features}
+    return torch.cat([parts[part] for part in observation.split("+")], -1)
+
+
+def observed(space: Space[Any], observation: str, state: DreamState, frame: Tensor | None) -> Any:
+    """The observations of all rows in `space`: frames (B, height, width, 3) uint8, in a `Dict` beside int32 counts (B, V); or numbers."""
+    if not needs_frame(observation):
+        return numbers_of(state, observation).float().cpu().numpy().copy()
+    assert frame is not None
     image = frame.cpu().numpy().copy()
     if not isinstance(space, Dict):
         return image
@@ -49,7 +70,9 @@ def row_of(observations: Any, row: int | np.integer) -> Any:
     return observations[row].copy()
 
 
-def action_space(world: World) -> Discrete:
+def action_space(world: World) -> Discrete | Box:
+    if world.continuous:
+        return Box(np.array(world.low, np.float32), np.array(world.high, np.float32))
     return Discrete(len(world.actions))
 
 
@@ -64,7 +87,12 @@ def checked_render_mode(render_mode: str | None) -> str | None:
 
 
 def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
-    """Whole numbers of shape `rows` within the action space, as int64 (B,). Raises `ValueError` for anything else."""
+    """Whole numbers of shape `rows` within the action space, as int64 (B,); float32 (B, A) where it is a Box.
+
+    Raises `ValueError` for anything else.
+    """
+    if world.continuous:
+        return _checked_numbers(action, world, rows)
     try:
         array = np.asarray(action)
     except (TypeError, ValueError):  # lists of different lengths, or tensors on a GPU
@@ -76,6 +104,21 @@ def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.T
         names = ", ".join(f"{number} {name}" for number, name in enumerate(world.actions))
         raise ValueError(f"{action!r} is no action; there are {names}")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def _checked_numbers(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
+    shape = (*rows, len(world.actions))
+    try:
+        array = np.asarray(action)
+    except (TypeError, ValueError):
+        array = np.empty(0, object)
+    if array.shape != shape or array.dtype.kind not in "iuf":
+        raise ValueError(f"an action must be numbers {shape}: {', '.join(world.actions)}; not {action!r}")
+    low, high = np.array(world.low, np.float32), np.array(world.high, np.float32)
+    numbers = array.astype(np.float32)
+    if not ((numbers >= low) & (numbers <= high)).all():
+        raise ValueError(f"{action!r} is no action: its numbers are {', '.join(world.actions)}, within {world.low} and {world.high}")
+    return torch.from_numpy(numbers.reshape(-1, len(world.actions)))
 
 
 def is_whole(number: Any) -> bool:

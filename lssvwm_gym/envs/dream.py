@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from lssvwm_gym.device import chosen_device
 from lssvwm_gym.envs.starting import Past, choose_past
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
+from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
+from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.weights import Weights
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, World
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
@@ -41,9 +44,11 @@ class Dream:
     weights: Weights
     profile: str
     arithmetic: Arithmetic = FLOAT32
+    backend: Backend = PLAIN
 
     @property
     def device(self) -> torch.device:
+        """Where its weights lie, and its states."""
         return self.weights.world_model.token_in.weight.device
 
     @functools.cached_property
@@ -67,10 +72,8 @@ class Dream:
         seeds (B,) int64, 0..2**32-1, decide each row's start and noise. The options are the same for all rows; see
         `lssvwm_gym.envs.starting`. Raises `ValueError` for options that can't be met.
         """
-        past = choose_past(self.weights, seeds, options)
-        state = self.empty(seeds)
-        state = self._first_imagined(state) if past is None else self._remembering(state, past)
-        return state, self.weights.autoencoder.decode(state.latent)
+        state = self.begin(seeds, options)
+        return state, self.frame(state)
 
     @torch.no_grad()
     def step(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, Tensor, dict[str, np.ndarray]]:
@@ -79,15 +82,40 @@ class Dream:
         Returns the next state, the frame (B, height, width, 3) uint8, and on the CPU the reward (B,) float64, whether the
         episode ended (B,) bool, and `info`.
         """
-        before, state = state, self._next(state, action.to(self.device))
-        model, frame = self.weights.world_model, self.weights.autoencoder.decode(state.latent)
-        judged = model.reward_head(state.features)
+        state, reward, terminated, info = self.go_on(state, action)
+        return state, self.frame(state), reward, terminated, info
+
+    @torch.no_grad()
+    def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
+        """`reset` without the frame, which spares the decoder."""
+        past = choose_past(self.weights, seeds, options)
+        state = self.empty(seeds)
+        return self._first_imagined(state) if past is None else self._remembering(state, past)
+
+    @torch.no_grad()
+    def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
+        """`step` without the frame, which spares the decoder: the next state, reward, whether the episode ended, and `info`."""
+        model = self.weights.world_model
+        before, (state, judged) = state, self.advance(state, action.to(self.device), frame_noise(state, model))
         reward = self._reward(before, state, judged)
         if model.termination_head is None:
             terminated = torch.zeros(len(reward), dtype=torch.bool)
         else:
             terminated = model.termination_head(state.features)[:, 0].cpu() > 0
-        return state, frame, reward, terminated, self._info(state, judged)
+        return state, reward, terminated, self._info(state, judged)
+
+    @torch.no_grad()
+    def advance(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
+        """The next state and logits of the reward values (B, K), for actions and noise (B, N, C) on the device; waits for nothing."""
+        model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
+        if self.backend.graphs == "on":
+            step = replayed(step, model)
+        return step(model, state, action, noise)
+
+    @torch.no_grad()
+    def frame(self, state: DreamState) -> Tensor:
+        """The picture of the last committed frame, uint8 (B, height, width, 3)."""
+        return self.weights.autoencoder.decode(state.latent)
 
     @torch.no_grad()
     def info(self, state: DreamState) -> dict[str, np.ndarray]:
@@ -110,7 +138,7 @@ class Dream:
             numbers["believed_pose"] = state.pose.cpu().numpy()
             numbers["familiarity"] = 1 - state.unknown.double().cpu().numpy()
         if self.world.counts:
-            numbers["inventory"] = state.vector.cpu().numpy().astype(np.int32)
+            numbers["inventory"] = state.vector.clamp(max=self.world.most_counted).cpu().numpy().astype(np.int32)
         if SAMPLING_STEPS[self.profile] > 1:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
@@ -128,7 +156,7 @@ class Dream:
         return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
 
     def _first_imagined(self, state: DreamState) -> DreamState:
-        unknown = torch.full_like(state.seed, self.weights.world_model.config.actions)
+        unknown = unknown_action(self.weights.world_model, len(state.seed))
         return self._next(
             state._replace(pose_known=torch.full_like(state.pose_known, float(self.weights.world_model.config.has_places))), unknown
         )
@@ -150,18 +178,42 @@ class Dream:
         return self  # nothing in it changes, so copies of an environment share it
 
     def __repr__(self) -> str:
-        return f"Dream(world={self.world.name!r}, profile={self.profile!r}, device={str(self.device)!r}, dtype={str(self.arithmetic)!r})"
+        how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.arithmetic, backend=self.backend)
+        return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
+
+
+Step = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
+
+
+@functools.cache  # a recording is known by its function
+def step_of(passes: int) -> Step:
+    """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
+
+    Returns the next state and the logits of the reward values, (B, K).
+    """
+
+    def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
+        state = commit(model, state, action, imagine(model, state, action, passes, noise=noise))
+        return state, model.reward_head(state.features)
+
+    return step
 
 
 def open_dream(
-    world: str | World, profile: str = "balanced", device: str = "auto", weights: str | Path | None = None, dtype: str = "auto"
+    world: str | World,
+    profile: str = "balanced",
+    device: str = "auto",
+    weights: str | Path | None = None,
+    dtype: str = "auto",
+    backend: str | Backend = "auto",
 ) -> Dream:
     """Load a world's weights, once a process, or those in another folder.
 
     `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
     in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write
-    a folder of them. Raises `ValueError` for a world, profile, device or dtype that doesn't exist and for weights that don't
-    fit the world.
+    a folder of them. `backend`, of scans: "torch", "mamba" for mamba-ssm's kernels on CUDA, or "auto", which takes those where
+    they are installed; a `Backend` says more. Raises `ValueError` for a world, profile, device, dtype or backend that doesn't
+    exist here and for weights that don't fit the world, `ImportError` for "mamba" where mamba-ssm is missing.
     """
     world = _known(world)
     if profile not in SAMPLING_STEPS:
@@ -170,8 +222,8 @@ def open_dream(
     if chosen == "cpu":
         keep_heap()
     folder = world.weights if weights is None else Path(weights)
-    arithmetic = chosen_arithmetic(dtype, chosen)
-    dream = Dream(world, load_arranged(folder, chosen, arithmetic), profile, arithmetic)
+    arithmetic, computed = chosen_arithmetic(dtype, chosen), chosen_backend(backend, chosen)
+    dream = Dream(world, load_arranged(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
     _check_fit(dream, folder)
     _announce(chosen)
     return dream
@@ -188,7 +240,7 @@ def _known(world: str | World) -> World:
 def _check_fit(dream: Dream, folder: Path) -> None:
     world, image, model = dream.world, dream.weights.autoencoder.config, dream.weights.world_model.config
     for what, found, needed in (
-        ("actions", model.actions, len(world.actions)),
+        ("numbers an action" if world.continuous else "actions", *_actions(world, model)),
         ("reward values", model.reward_values, len(world.reward_values)),
         ("pixels a side", image.image_size, world.image_size),
         ("tokens a frame in the world model", model.tokens, image.tokens),
@@ -198,6 +250,11 @@ def _check_fit(dream: Dream, folder: Path) -> None:
     ):
         if found != needed:
             raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
+
+
+def _actions(world: World, model: WorldModelConfig) -> tuple[int, int]:
+    """Actions, or numbers of a continuous one, that the model has, and that the world needs."""
+    return model.action_size if world.continuous else model.actions, len(world.actions)
 
 
 @functools.cache

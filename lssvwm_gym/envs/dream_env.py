@@ -9,13 +9,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Space
 from torch import Tensor
 
 from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import open_dream
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
+from lssvwm_gym.models.backends import Backend
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.worlds import World
 
@@ -44,6 +45,15 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     `Box(0, 255, (64, 64, 3), uint8)`: what is seen now, RGB. `render()` gives the same picture. In worlds with counts, such as
     `minecraft`, a `Dict` of that `image` and `inventory`, `Box(0, 3267, (9,), int32)`, in the order of
     `env.unwrapped.dream.world.counts`; with `observation="image"` the picture alone.
+
+    Three more observations are numbers that the model has anyway, float32; they spare the decoder, and `render()` still shows the
+    picture. `lssvwm_gym.envs.SeenThroughModel` makes the same of a real environment.
+
+    | `observation`       | Space                               | Meaning                                                          |
+    |---------------------|-------------------------------------|------------------------------------------------------------------|
+    | `"features"`        | `Box(-16, 16, (256,))`              | summary of this frame and of all before it, the world's memory   |
+    | `"latent"`          | `Box(-32, 32, (tokens * channels,))` | the frame's latent, of which the picture is decoded              |
+    | `"latent+features"` |                                     | both, one behind the other                                       |
 
     `info`, after `reset` and after every `step`:
 
@@ -89,8 +99,9 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
     | `weights`     | `None`       | another folder of weights                                                                     |
-    | `observation` | `"all"`      | `"image"` leaves out the counts                                                               |
+    | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
+    | `backend`     | `"auto"`     | scans: `"torch"`; on CUDA also `"mamba"`, mamba-ssm's kernels, which `"auto"` takes if installed |
 
     ## State
     `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile, device and dtype;
@@ -112,30 +123,32 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         weights: str | Path | None = None,
         observation: str = "all",
         dtype: str = "auto",
+        backend: str | Backend = "auto",
     ) -> None:
         self.render_mode = contract.checked_render_mode(render_mode)
-        self.dream = open_dream(world, profile, device, weights, dtype)
+        self.dream = open_dream(world, profile, device, weights, dtype, backend)
         self.metadata = contract.metadata(self.dream.world)
-        self.observation_space = contract.observation_space(self.dream.world, contract.checked_observation(observation))
-        self.action_space = contract.action_space(self.dream.world)
-        self._now: tuple[DreamState, Tensor] | None = None  # and the frame (1, height, width, 3)
+        self.kind = contract.checked_observation(observation)
+        self.observation_space = contract.observation_space(self.dream.world, self.dream.weights.world_model.config, self.kind)
+        self.action_space: Space[Any] = contract.action_space(self.dream.world)
+        self._now: tuple[DreamState, Tensor | None] | None = None  # and the frame (1, height, width, 3), None until it is asked for
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         before = copy.deepcopy(self._np_random), self._np_random_seed
         try:
             super().reset(seed=seed)
-            self._now = self.dream.reset(torch.tensor([contract.draw_seed(self.np_random)]), options)
+            state = self.dream.begin(torch.tensor([contract.draw_seed(self.np_random)]), options)
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._np_random, self._np_random_seed = before
             raise
-        self._steps = 0
-        return self._observation(), _single(self.dream.info(self._now[0]))
+        self._now, self._steps = (state, None), 0
+        return self._observation(), _single(self.dream.info(state))
 
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        state, _ = self._begun("step")
-        state, frame, reward, terminated, info = self.dream.step(state, contract.checked_actions(action, self.dream.world, ()))
-        self._now = state, frame
+        state = self._begun("step")
+        state, reward, terminated, info = self.dream.go_on(state, contract.checked_actions(action, self.dream.world, ()))
+        self._now = state, None
         self._steps += 1
         return self._observation(), float(reward[0]), bool(terminated[0]), False, _single(info)
 
@@ -143,15 +156,15 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         if self.render_mode is None:
             contract.warn_no_render_mode(self.dream.world.id)
             return None
-        return self._begun("render")[1][0].cpu().numpy().copy()
+        return self._frame("render")[0].cpu().numpy().copy()
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], int]:
         """Codes of the keys held down together, and the action they mean, for `gymnasium.utils.play.play`."""
         return {tuple(sorted(map(ord, keys))): action for keys, action in self.dream.world.keys.items()}
 
     def clone_state(self) -> EnvState:
-        """This moment as a value. Costs next to nothing: nothing is copied."""
-        state, frame = self._begun("clone_state")
+        """This moment as a value. Costs next to nothing: nothing is copied, but its picture is decoded where it has not been yet."""
+        state, frame = self._begun("clone_state"), self._frame("clone_state")
         return EnvState(state, frame, (self._steps,), (dict(self.np_random.bit_generator.state),), self.dream.fingerprint)
 
     def restore_state(self, state: EnvState) -> Any:
@@ -168,8 +181,8 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         that only actions tell them apart. They are truncated, and begin anew, when `max_episode_steps` are reached, of which
         those taken here count; by default never.
         """
-        state, kind = self.clone_state().branched(n, same_noise), "image" if isinstance(self.observation_space, Box) else "all"
-        return DreamVectorEnv.continuing(self.dream, state, max_episode_steps, self.render_mode, kind)
+        state = self.clone_state().branched(n, same_noise)
+        return DreamVectorEnv.continuing(self.dream, state, max_episode_steps, self.render_mode, self.kind)
 
     def save_state(self, path: str | Path) -> None:
         """Write this moment to a safetensors file."""
@@ -180,12 +193,22 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         return self.restore_state(load_state(path, self.dream))
 
     def _observation(self) -> Any:
-        return contract.row_of(contract.observed(self.observation_space, *self._begun("reset")), 0)
+        state, frame = self._begun("reset"), self._frame("reset") if contract.needs_frame(self.kind) else None
+        return contract.row_of(contract.observed(self.observation_space, self.kind, state, frame), 0)
 
-    def _begun(self, method: str) -> tuple[DreamState, Tensor]:
+    def _begun(self, method: str) -> DreamState:
         if self._now is None:
             raise contract.reset_needed(method)
-        return self._now
+        return self._now[0]
+
+    def _frame(self, method: str) -> Tensor:
+        """The picture of now, decoded once."""
+        state = self._begun(method)
+        frame = self._now[1] if self._now else None
+        if frame is None:
+            frame = self.dream.frame(state)
+            self._now = state, frame
+        return frame
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dream!r})"

@@ -13,15 +13,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lssvwm_gym.envs import contract
+from lssvwm_gym.envs import contract, on_device
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
+from lssvwm_gym.models.backends import Backend
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.models.state import put_rows
 from lssvwm_gym.worlds import World
 
 
-class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
+class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` dreams that share every pass through the model; see `DreamEnv` for what one of them is.
 
     Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal
@@ -35,7 +36,16 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     | `world`             |         | as for `DreamEnv`                                                                    |
     | `num_envs`          | 1       | rows                                                                                 |
     | `max_episode_steps` | `None`  | steps after which a row is truncated; `gymnasium.make_vec` passes the registered one |
-    | `render_mode`, `profile`, `device`, `weights`, `observation`, `dtype` | | as for `DreamEnv`                            |
+    | `output`            | `"numpy"` | `"torch"`: tensors on the dream's device, see below                                |
+    | `render_mode`, `profile`, `device`, `weights`, `observation`, `dtype`, `backend` | | as for `DreamEnv`                 |
+
+    ## Tensors
+    With `output="torch"` the same dreams never leave their device. `step` takes actions as a tensor (num_envs,) of whole numbers, best
+    of that device, and all that it and `reset` return are tensors there, copies that are yours: observations of the spaces' shapes and
+    dtypes, rewards float32, `terminated` and `truncated` bool, infos and their masks, floats as float32. `info["final_obs"]` has the
+    shape of the observations, with zeros for rows that go on. Noise is drawn on the CPU and sent, so that a row dreams what its seed
+    alone would. A step in which no row ends waits for nothing, but in worlds whose model can end an episode: there one bool a row is
+    read back. `reset_mask` stays an array, and `render` shows arrays.
     """
 
     metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -51,8 +61,11 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         weights: str | Path | None = None,
         observation: str = "all",
         dtype: str = "auto",
+        backend: str | Backend = "auto",
+        output: str = "numpy",
     ) -> None:
-        self._set_up(open_dream(world, profile, device, weights, dtype), num_envs, max_episode_steps, render_mode, observation)
+        self.output = on_device.checked_output(output)
+        self._set_up(open_dream(world, profile, device, weights, dtype, backend), num_envs, max_episode_steps, render_mode, observation)
 
     @classmethod
     def continuing(
@@ -62,9 +75,11 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         observation: str = "all",
+        output: str = "numpy",
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
+        envs.output = on_device.checked_output(output)
         envs._set_up(dream, len(state), max_episode_steps, render_mode, observation)
         envs.restore_state(state)
         return envs
@@ -77,14 +92,15 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.render_mode = contract.checked_render_mode(render_mode)
         self.metadata = {**contract.metadata(dream.world), "autoreset_mode": AutoresetMode.SAME_STEP}
         self.kind = contract.checked_observation(observation)
-        self.single_observation_space = contract.observation_space(dream.world, self.kind)
+        self.single_observation_space = contract.observation_space(dream.world, dream.weights.world_model.config, self.kind)
         self.single_action_space = contract.action_space(dream.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._now: tuple[DreamState, Tensor] | None = None  # and the frames (num_envs, height, width, 3)
+        self._now: tuple[DreamState, Tensor | None] | None = None  # and the frames (num_envs, height, width, 3), None where spared
         self._begun = np.zeros(num_envs, bool)
         self._steps = np.zeros(num_envs, np.int64)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin all rows anew, or those in `options["reset_mask"]`, a bool array (num_envs,).
@@ -103,13 +119,14 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._random = before
             raise
-        return self._observed(state, frames), _masked(self.dream.info(state), mask)
+        return self._observed(state, frames), self._told(state, mask)
 
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        state, _ = self._all_begun("step")
-        state, frames, rewards, terminated, info = self.dream.step(
-            state, contract.checked_actions(actions, self.dream.world, (self.num_envs,))
-        )
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        state = self._all_begun("step")
+        if self.output == "torch":
+            return self._step_on_device(state, actions)
+        state, rewards, terminated, info = self.dream.go_on(state, contract.checked_actions(actions, self.dream.world, (self.num_envs,)))
+        frames = self._seen_frames(state)
         self._now = state, frames
         self._steps += 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
@@ -121,16 +138,35 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             info = self.dream.info(state)
         return self._observed(state, frames), rewards.numpy(), terminated.numpy(), truncated, {**ended, **_masked(info, np.ones_like(done))}
 
+    @torch.no_grad()
+    def _step_on_device(self, before: DreamState, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
+        dream = self.dream
+        action = on_device.checked_actions(actions, dream, self.num_envs)
+        state, judged = dream.advance(before, action, on_device.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
+        rewards, terminated = on_device.paid(dream, before, state, judged), on_device.terminated(dream, state)
+        frames = self._seen_frames(state)
+        self._now = state, frames
+        self._steps, self._ages = self._steps + 1, self._ages + 1
+        truncated = self._steps >= (self.max_episode_steps or np.inf)
+        done = on_device.read_back(dream, terminated) | truncated
+        seen, info = self._observed(state, frames), on_device.known(dream, state, judged)
+        ended: dict[str, Any] = {}
+        if done.any():
+            ended = on_device.final(seen, info, self._sent(done))
+            state, frames = self._begin(done, {})
+            seen, info = self._observed(state, frames), on_device.known(dream, state, dream.weights.world_model.reward_head(state.features))
+        return seen, rewards, terminated, self._sent(truncated), {**ended, **on_device.masked(info, torch.ones_like(terminated))}
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
         if self.render_mode is None:
             contract.warn_no_render_mode(self.dream.world.id)
             return None
-        return tuple(self._all_begun("render")[1].cpu().numpy().copy())
+        return tuple(self._frames("render").cpu().numpy().copy())
 
     def clone_state(self) -> EnvState:
-        """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied."""
-        state, frames = self._all_begun("clone_state")
+        """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied; see `DreamEnv.clone_state`."""
+        state, frames = self._all_begun("clone_state"), self._frames("clone_state")
         random = tuple(dict(random.bit_generator.state) for random in self._random)
         return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
 
@@ -140,12 +176,14 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
         self._random = [generator(random) for random in state.random]
         self._begun[:] = True
+        if self.output == "torch":
+            self._seeds, self._ages = (np.array(numbers.tolist(), np.int64) for numbers in (state.dream.seed, state.dream.world.age))
         return self._observed(state.dream, state.frame)
 
     def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
         state = self.clone_state().branched(n, same_noise)
-        return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind)
+        return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind, self.output)
 
     def save_state(self, path: str | Path) -> None:
         """Write this moment of all rows to a safetensors file."""
@@ -155,28 +193,60 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
 
-    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> tuple[DreamState, Tensor]:
+    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> tuple[DreamState, Tensor | None]:
         """Start new dreams in the rows of the mask and leave all others as they are."""
         rows = np.flatnonzero(mask)
-        fresh = self.dream.reset(torch.tensor([contract.draw_seed(self._random[row]) for row in rows]), options)
+        seeds = torch.tensor([contract.draw_seed(self._random[row]) for row in rows])
+        state = self.dream.begin(seeds, options)
+        if self.output == "torch":  # an opening's age is known; after a reset that asks for another start it is read back
+            self._seeds[rows] = seeds.numpy()
+            self._ages[rows] = int(state.world.age[0]) if options else self.dream.weights.openings.action.shape[1]
+        frames = self._seen_frames(state)
         if len(rows) < self.num_envs:
-            fresh = put_rows(self._now or self._blank(), torch.from_numpy(rows).to(self.dream.device), fresh)
-        self._now = fresh
+            (before, shown), index = self._now or self._blank(), torch.from_numpy(rows).to(self.dream.device)
+            state = put_rows(before, index, state)
+            frames = None if frames is None or shown is None else put_rows(shown, index, frames)
+        self._now = state, frames
         self._steps[rows], self._begun[rows] = 0, True
-        return fresh
+        return self._now
 
     def _blank(self) -> tuple[DreamState, Tensor]:
         size = self.dream.world.image_size
         frames = torch.zeros((self.num_envs, size, size, 3), dtype=torch.uint8, device=self.dream.device)
         return self.dream.empty(torch.zeros(self.num_envs, dtype=torch.int64)), frames
 
-    def _observed(self, state: DreamState, frames: Tensor) -> Any:
-        return contract.observed(self.single_observation_space, state, frames)
+    def _told(self, state: DreamState, mask: np.ndarray) -> dict[str, Any]:
+        """What is known of the rows of the mask after a reset."""
+        if self.output == "numpy":
+            return _masked(self.dream.info(state), mask)
+        with torch.no_grad():
+            judged = self.dream.weights.world_model.reward_head(state.features)
+            return on_device.masked(on_device.known(self.dream, state, judged), self._sent(mask))
 
-    def _all_begun(self, method: str) -> tuple[DreamState, Tensor]:
+    def _sent(self, array: np.ndarray) -> Tensor:
+        return on_device.sent(torch.from_numpy(array.copy()), self.dream.device)
+
+    def _observed(self, state: DreamState, frames: Tensor | None) -> Any:
+        if self.output == "torch":
+            return on_device.observed(self.single_observation_space, self.kind, state, frames)
+        return contract.observed(self.single_observation_space, self.kind, state, frames)
+
+    def _seen_frames(self, state: DreamState) -> Tensor | None:
+        return self.dream.frame(state) if contract.needs_frame(self.kind) else None
+
+    def _all_begun(self, method: str) -> DreamState:
         if self._now is None or not self._begun.all():
             raise contract.reset_needed(method)
-        return self._now
+        return self._now[0]
+
+    def _frames(self, method: str) -> Tensor:
+        """The pictures of now, decoded once."""
+        state = self._all_begun(method)
+        frames = self._now[1] if self._now else None
+        if frames is None:
+            frames = self.dream.frame(state)
+            self._now = state, frames
+        return frames
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
         if seed is None:

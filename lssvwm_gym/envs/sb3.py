@@ -9,12 +9,14 @@ import gymnasium
 import numpy as np
 
 try:
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 except ImportError:
     raise ImportError("the SB3 adapter needs Stable-Baselines3: pip install 'lssvwm_gym[agents]'") from None
 
+from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.seen import Onlooker
 from lssvwm_gym.worlds import WORLDS, World
 
 # What `env_method` can ask of a single row.
@@ -27,7 +29,8 @@ ROW_METHODS: dict[str, Callable[[DreamVectorEnv, int], Any]] = {
 def make_sb3_vec_env(world: str | World, num_envs: int = 1, **kwargs: Any) -> DreamVecEnv:
     """`num_envs` dreams of a world (its id, its name, or a `World`) in one batch, truncated as the world says.
 
-    `kwargs` are those of `DreamVectorEnv`; give render_mode="rgb_array" for `VecVideoRecorder`.
+    `kwargs` are those of `DreamVectorEnv`: give observation="features" for a policy with the world model's memory, and
+    render_mode="rgb_array" for `VecVideoRecorder`.
     """
     if isinstance(world, str) and world not in WORLDS:
         envs: Any = gymnasium.make_vec(world, num_envs, **kwargs)
@@ -41,7 +44,7 @@ class DreamVecEnv(VecEnv):
     """A `DreamVectorEnv` as SB3's `VecEnv`. The rows share one batch, so attributes are read and set for all of them alike."""
 
     def __init__(self, envs: DreamVectorEnv) -> None:
-        if not isinstance(envs, DreamVectorEnv):
+        if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind `lssvwm_gym.envs.guard`
             raise ValueError(f"DreamVecEnv adapts a DreamVectorEnv, not {envs!r}")
         self.envs = envs
         self._actions = np.zeros(envs.num_envs, np.int64)
@@ -104,6 +107,36 @@ class DreamVecEnv(VecEnv):
             if all(options != known for known, _ in groups):
                 groups.append((options, np.array([other == options for other in self._options])))
         return groups
+
+
+class SeenThroughModelVecEnv(VecEnvWrapper):
+    """`lssvwm_gym.envs.SeenThroughModel` over an SB3 `VecEnv` of real environments; all rows go through the model in one batch.
+
+    A row that ends begins anew with an empty state; `terminal_observation` holds its last numbers.
+
+    Raises:
+        ValueError: the environments' frames or actions are not the dreamed world's, or the observation doesn't exist.
+    """
+
+    def __init__(self, venv: VecEnv, dream: Dream, observation: str = "features") -> None:
+        self.onlooker = Onlooker(dream, venv.num_envs, observation, venv.observation_space, venv.action_space)
+        self._actions = np.zeros(venv.num_envs, np.int64)
+        super().__init__(venv, observation_space=self.onlooker.space)
+
+    def reset(self) -> np.ndarray:
+        return self.onlooker.begin(self.venv.reset(), np.arange(self.num_envs))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        seen, rewards, done, infos = self.venv.step_wait()
+        rows = np.flatnonzero(done)
+        numbers, ends = self.onlooker.go_on_to_the_end(seen, self._actions, done, [infos[row]["terminal_observation"] for row in rows])
+        for row, end in zip(rows, ends, strict=True):
+            infos[row]["terminal_observation"] = end
+        return numbers, rewards, done, infos
 
 
 def _row(info: dict[str, Any], row: int | np.integer) -> dict[str, Any]:

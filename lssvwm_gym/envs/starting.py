@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.envs.contract import checked_options
+from lssvwm_gym.models.dreaming import unknown_action
 from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.pose import relative_to, start_pose
 from lssvwm_gym.models.weights import Starts, Weights
@@ -32,7 +33,7 @@ class Past(NamedTuple):
     """Real frames to remember, a row an environment."""
 
     latent: Tensor  # (B, T, N, C) float
-    action: Tensor  # (B, T) int64; the action that led to frame t
+    action: Tensor  # (B, T) int64, or (B, T, A) float; the action that led to frame t
     pose: Tensor  # (B, T, 4 or 6) seen from the first frame
     pose_known: Tensor  # (B,) float, 0 where no poses were recorded
     vector: Tensor  # (B, T, V) counts that go with each frame
@@ -92,22 +93,24 @@ def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Pas
 
 
 def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None:
-    side, actions = weights.autoencoder.config.image_size, weights.world_model.config.actions
+    side, model = weights.autoencoder.config.image_size, weights.world_model.config
     if episode.frames.shape[1:3] != (side, side):
         raise ValueError(f"{path}: frames of {episode.frames.shape[1:3]} pixels; this world's are {(side, side)}")
-    counts = weights.world_model.config.vector_size
-    if episode.vector.shape[1] != counts:
-        raise ValueError(f"{path}: an inventory of {episode.vector.shape[1]} counts a frame; this world's has {counts}")
-    taken = episode.action[1:]
-    if taken.ndim != 1 or taken.dtype.kind not in "iu" or (len(taken) and not 0 <= taken.min() <= taken.max() < actions):
+    if episode.vector.shape[1] != model.vector_size:
+        raise ValueError(f"{path}: an inventory of {episode.vector.shape[1]} counts a frame; this world's has {model.vector_size}")
+    taken, actions = episode.action[1:], model.actions
+    if model.action_size:
+        if taken.ndim != 2 or taken.shape[1] != model.action_size:
+            raise ValueError(f"{path}: actions must be {model.action_size} numbers a frame, not {taken.shape[1:]}")
+    elif taken.ndim != 1 or taken.dtype.kind not in "iu" or (len(taken) and not 0 <= taken.min() <= taken.max() < actions):
         raise ValueError(f"{path}: actions must be whole numbers 0..{actions - 1}, a frame one")
 
 
 def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents, actions, world poses and counts of the first frames; NaN where the episode has no poses."""
     part = encoded(episode, weights.autoencoder, slice(frames))
-    action = part.action.clone()
-    action[0] = weights.world_model.config.actions  # the first is a placeholder: unknown
+    action = part.action.float() if weights.world_model.config.action_size else part.action.clone()
+    action[0] = unknown_action(weights.world_model, 1)[0]  # the first is a placeholder
     device = weights.world_model.token_in.weight.device
     size = weights.world_model.config.pose_size
     pose = part.pose if part.pose.shape[1] == size else part.pose.new_full((frames, size), torch.nan)

@@ -7,6 +7,7 @@ state = commit(model, state, action, imagined)                         # now it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,14 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_full((rows,), float(pose_known)),
         seed,
     )
+
+
+def unknown_action(model: WorldModel, rows: int) -> Tensor:
+    """What the model is told of an action that nobody knows: (B,) int64, or for continuous ones (B, A) of NaN."""
+    config, device = model.config, model.token_in.weight.device
+    if config.action_size:
+        return torch.full((rows, config.action_size), torch.nan, device=device)
+    return torch.full((rows,), config.actions, dtype=torch.int64, device=device)
 
 
 def remember(
@@ -178,12 +187,17 @@ def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagi
 
 def frame_noise(state: DreamState, model: WorldModel) -> Tensor:
     """Noise (B, N, C) for the next frame of every row; it depends on the row's seed and age and on nothing else."""
+    return drawn_noise(model, state.seed.tolist(), state.world.age.tolist()).to(state.latent)
+
+
+def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) -> Tensor:
+    """`frame_noise` on the CPU, float32, for rows whose seeds and ages are known without asking a device."""
     shape = (model.config.tokens, model.config.latent_channels)
     rows = []
-    for seed, age in zip(state.seed.tolist(), state.world.age.tolist(), strict=True):
+    for seed, age in zip(seeds, ages, strict=True):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + age) % 2**63)
         rows.append(torch.randn(shape, generator=generator))
-    return torch.stack(rows).to(state.latent)
+    return torch.stack(rows)
 
 
 def _rounded(x: Tensor, steps: int) -> Tensor:

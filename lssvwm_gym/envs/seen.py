@@ -1,0 +1,228 @@
+"""The real world as a dream sees it: each real frame is encoded and committed to a state of the world model.
+
+env = SeenThroughModel(gymnasium.make("MemoryMaze9x9-Real-v0"), open_dream("memory-maze"), "features")
+envs = SeenThroughModelVec(gymnasium.make_vec("MemoryMaze9x9-Real-v0", 8), open_dream("memory-maze"), "features")
+
+A policy that learned in dreams of the same `observation` acts in them unchanged. The like for Stable-Baselines3 is
+`lssvwm_gym.envs.sb3.SeenThroughModelVecEnv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Space
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from lssvwm_gym.envs import contract
+from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.models.dreaming import DreamState, follow, remember, unknown_action
+from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.state import put_rows
+
+NUMBERS = tuple(name for name in contract.OBSERVATIONS if not contract.needs_frame(name))
+
+
+def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
+    """What a dream shows of a state, on its device: float32 (B, numbers), or for "image" the frame, uint8 (B, height, width, 3)."""
+    return dream.frame(state) if observation == "image" else contract.numbers_of(state, observation).float()
+
+
+def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
+    """Shape of one row of `observed`. Raises `ValueError` for an observation that doesn't exist."""
+    if observation not in ("image", *NUMBERS):
+        raise ValueError(f"observation must be one of image, {', '.join(NUMBERS)}, not {observation!r}")
+    return contract.observation_space(dream.world, dream.weights.world_model.config, observation).shape or ()
+
+
+class Onlooker:
+    """States of a world model that watches real environments, a row each; what the wrappers below share.
+
+    The model reckons its own pose from the actions and from what it sees. Counts, in worlds that have any, are told it by
+    observations with an `inventory`, and reckoned where there is none.
+    """
+
+    def __init__(self, dream: Dream, rows: int, observation: str, frames: Space[Any], actions: Space[Any]) -> None:
+        """`frames` and `actions` are the spaces of one environment. Raises `ValueError` where they are not the dreamed world's."""
+        if observation not in NUMBERS:
+            raise ValueError(f"observation must be one of {', '.join(NUMBERS)}, not {observation!r}")
+        _check_fit(frames, actions, dream)
+        self.dream, self.rows, self.observation = dream, rows, observation
+        self.space = contract.observation_space(dream.world, dream.weights.world_model.config, observation)
+        self.state = self._empty(rows)
+
+    def begin(self, seen: Any, rows: np.ndarray) -> np.ndarray:
+        """These rows (K,) begin new episodes with what all rows (B, ...) have just seen; all rows' numbers, (B, n) float32."""
+        fresh = self._watched(self._empty(len(rows)), _rows(seen, rows), None, np.ones(len(rows), bool))
+        self.state = put_rows(self.state, self._index(rows), fresh)
+        return self.numbers()
+
+    def go_on(self, seen: Any, actions: np.ndarray, begins: np.ndarray | None = None) -> np.ndarray:
+        """All rows see what their actions (B,) led to; those marked in `begins`, bool (B,), the first frame of a new episode instead."""
+        state, mask = self.state, np.zeros(self.rows, bool) if begins is None else begins
+        if mask.any():
+            state = put_rows(state, self._index(np.flatnonzero(mask)), self._empty(int(mask.sum())))
+        self.state = self._watched(state, seen, actions, mask)
+        return self.numbers()
+
+    def go_on_to_the_end(
+        self, seen: Any, actions: np.ndarray, done: np.ndarray, last: Sequence[Any]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`go_on` where rows that are `done` have begun anew in `seen`, and `last` are their last observations: numbers of both."""
+        rows = np.flatnonzero(done)
+        numbers = self.go_on(_replaced(seen, rows, last), actions)
+        ends = [numbers[row].copy() for row in rows]
+        return (self.begin(seen, rows) if len(rows) else numbers), ends
+
+    def numbers(self) -> np.ndarray:
+        return contract.numbers_of(self.state, self.observation).float().cpu().numpy().copy()
+
+    def latents(self, seen: Any) -> Tensor:
+        """Observations (B, ...) as latents (B, N, C), rounded like a remembered past."""
+        image = seen["image"] if isinstance(seen, dict) else seen
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.dream.device)
+        return self.dream.weights.autoencoder.encode(pixels).half().float()
+
+    @torch.no_grad()
+    def _watched(self, state: DreamState, seen: Any, actions: np.ndarray | None, begins: np.ndarray) -> DreamState:
+        model, device = self.dream.weights.world_model, self.dream.device
+        led = unknown_action(model, len(begins))  # no action led to a beginning
+        if actions is not None:
+            led[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=led.dtype, device=device)
+        if not isinstance(seen, dict):
+            return follow(model, state, self.latents(seen), led)
+        told = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
+        before = torch.where(self._index(begins)[:, None], told, state.vector)
+        after = follow(model, state._replace(vector=before), self.latents(seen), led)
+        return after._replace(vector=told, peak=torch.maximum(state.peak, told))
+
+    def _empty(self, rows: int) -> DreamState:
+        state = self.dream.empty(torch.zeros(rows, dtype=torch.int64))
+        return state._replace(pose_known=torch.full_like(state.pose_known, float(self.dream.weights.world_model.config.has_places)))
+
+    def _index(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.dream.device)
+
+
+class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
+    """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
+
+    The model reckons its own pose; with `told_poses` it is told by `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
+    the real world could know. The real frame is in `render()`, as before.
+
+    Raises:
+        ValueError: the environment's frames or actions are not the dreamed world's, or the observation doesn't exist.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, np.int64], dream: Dream, observation: str = "features", told_poses: bool = False) -> None:
+        super().__init__(env)
+        self.onlooker = Onlooker(dream, 1, observation, env.observation_space, env.action_space)
+        self.observation_space: Space[Any] = self.onlooker.space
+        self.told_poses = told_poses
+        self.frame = np.zeros((0, 0, 3), np.uint8)  # the last real one, (height, width, 3)
+        self._origin: Tensor | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        seen, info = self.env.reset(seed=seed, options=options)
+        self._origin = None
+        return self._see(seen, None, True, info), info
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(seen, action, False, info), reward, terminated, truncated, info
+
+    def _see(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
+        self.frame = seen["image"] if isinstance(seen, dict) else seen
+        batch = {name: part[None] for name, part in seen.items()} if isinstance(seen, dict) else seen[None]
+        if self.told_poses:
+            return self._told(batch, action, begins, info)[0]
+        if begins:
+            return self.onlooker.begin(batch, np.array([0]))[0]
+        return self.onlooker.go_on(batch, np.asarray(action)[None])[0]
+
+    @torch.no_grad()
+    def _told(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
+        dream, onlooker = self.onlooker.dream, self.onlooker
+        pose = torch.tensor(np.concatenate([info["agent_pos"], info["agent_dir"]])[None], dtype=torch.float32, device=dream.device)
+        if isinstance(seen, dict) or pose.shape != onlooker.state.pose.shape:
+            raise ValueError(f"{dream.world.name} can't be told poses: agent_pos and agent_dir are {pose.shape[1]} numbers together")
+        self._origin = pose if self._origin is None else self._origin
+        state = dream.empty(torch.zeros(1, dtype=torch.int64)) if begins else onlooker.state
+        led = unknown_action(dream.weights.world_model, 1)
+        led = led if begins else torch.as_tensor(np.asarray(action)[None], dtype=led.dtype, device=dream.device)
+        here = relative_to(pose, self._origin)[:, None]
+        onlooker.state = remember(dream.weights.world_model, state, onlooker.latents(seen)[:, None], led[:, None], here)
+        return onlooker.numbers()
+
+
+class SeenThroughModelVec(VectorWrapper[np.ndarray, np.ndarray, np.ndarray]):
+    """`SeenThroughModel` over a Gymnasium vector environment; all rows go through the model in one batch.
+
+    A row that begins anew begins with an empty state, in each of the three ways that Gymnasium has of it. With
+    `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too.
+
+    Raises:
+        ValueError: the environment's frames or actions are not the dreamed world's, the observation doesn't exist, or the
+            environment doesn't say in its metadata how its rows begin anew.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], dream: Dream, observation: str = "features") -> None:
+        super().__init__(envs)
+        if not isinstance(envs.metadata.get("autoreset_mode"), AutoresetMode):
+            raise ValueError(f"{envs} doesn't say how its rows begin anew: its metadata needs an autoreset_mode")
+        self.onlooker = Onlooker(dream, envs.num_envs, observation, envs.single_observation_space, envs.single_action_space)
+        self.single_observation_space: Space[Any] = self.onlooker.space
+        self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
+        self._done = np.zeros(envs.num_envs, bool)  # whose next step is the first of a new episode
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool))).copy()
+        seen, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type] # lists are what batches take, too
+        self._done[mask] = False
+        return self.onlooker.begin(seen, np.flatnonzero(mask)), info
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = self.env.step(actions)
+        done, mode = np.asarray(terminated) | np.asarray(truncated), self.env.metadata["autoreset_mode"]
+        if mode is AutoresetMode.SAME_STEP:
+            last = list(info["final_obs"][done]) if done.any() else []
+            numbers, ends = self.onlooker.go_on_to_the_end(seen, actions, done, last)
+            if ends:
+                info = {**info, "final_obs": np.full(self.num_envs, None, object)}
+                for row, end in zip(np.flatnonzero(done), ends, strict=True):
+                    info["final_obs"][row] = end
+            return numbers, reward, terminated, truncated, info
+        begins = self._done if mode is AutoresetMode.NEXT_STEP else None
+        numbers = self.onlooker.go_on(seen, actions, begins)
+        self._done = done
+        return numbers, reward, terminated, truncated, info
+
+
+def _rows(seen: Any, rows: np.ndarray) -> Any:
+    return {name: part[rows] for name, part in seen.items()} if isinstance(seen, dict) else seen[rows]
+
+
+def _replaced(seen: Any, rows: np.ndarray, by: Sequence[Any]) -> Any:
+    """Observations of all rows in which those of some are others."""
+    if isinstance(seen, dict):
+        return {name: _replaced(part, rows, [one[name] for one in by]) for name, part in seen.items()}
+    if len(rows):
+        seen = seen.copy()
+        seen[rows] = np.stack(by)
+    return seen
+
+
+def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:
+    world = dream.world
+    fitting = contract.observation_space(world, dream.weights.world_model.config)
+    image = contract.observation_space(world, dream.weights.world_model.config, "image")
+    if frames not in (fitting, image):
+        raise ValueError(f"{world.name} is seen in {fitting} or {image}; the environment's observations are {frames}")
+    if actions != contract.action_space(world):
+        raise ValueError(f"{world.name} has the actions {contract.action_space(world)}; the environment's are {actions}")
