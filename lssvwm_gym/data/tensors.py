@@ -16,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lssvwm_gym.data.eight_bits import out_of_eight_bits
 from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.whole_file import renamed_when_whole
 
 # what is ever written; others can't be compared, moved or checked on every device
-DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool}
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
 
 
 class TensorFileError(ValueError):
@@ -40,6 +41,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
+
+    What was stored in 8 bits, `lssvwm_gym.data.eight_bits`, is float32 again.
 
     Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
@@ -84,7 +87,7 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"tensors of a type that is never written: {dict(list(strange.items())[:4])}")
     if metadata.get("sha256", expected := checksum(tensors, metadata["header"])) != expected:
         raise ValueError("its contents have changed since it was written")
-    return tensors, header
+    return out_of_eight_bits(tensors), header
 
 
 def _short(error: Exception) -> str:

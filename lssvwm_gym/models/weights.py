@@ -1,7 +1,7 @@
 """A folder of weights: everything a dream needs, as safetensors and JSON.
 
-config.json         sizes of both models, and where they come from
-model.safetensors   float16 weights of autoencoder and world model
+config.json         sizes of both models, and where they come from; in folders whose files have no checksum in them, that of each
+model.safetensors   float16 weights of autoencoder and world model, or the larger ones in 8 bits
 starts.safetensors  real openings (short) and walks (long), as latents
 README.md           the model card
 """
@@ -9,6 +9,7 @@ README.md           the model card
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lssvwm_gym.data.eight_bits import in_eight_bits
 from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.data.whole_file import replaced_together
@@ -32,7 +34,7 @@ class Starts:
     """Real pasts for a dream to begin with. Entry t speaks of frame t; the pose is in world units."""
 
     latent: Tensor  # (K, T, N, C) float16
-    action: Tensor  # (K, T) int64
+    action: Tensor  # (K, T) int64, or (K, T, A) float32
     pose: Tensor  # (K, T, 4 or 6) float32
     vector: Tensor  # (K, T, V) float32, counts that go with a frame
 
@@ -51,13 +53,15 @@ class Weights:
     info: dict[str, Any]  # provenance, as in config.json
 
 
-def save_weights(folder: Path, weights: Weights) -> None:
-    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16.
+def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> None:
+    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16, or of products' weights to 8 bits.
 
     If that fails, what was in the folder stays. Its files are replaced together: a folder with a config.json is of one model.
     """
     models: dict[str, nn.Module] = {"autoencoder": weights.autoencoder, "world_model": weights.world_model}
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, _halved(model)).items()}
+    if eight_bits:
+        tensors = in_eight_bits(tensors, [f"{name}.{weight}" for name, model in models.items() for weight in _multiplied(model)])
     starts = {"openings": weights.openings, "walks": weights.walks}
     config = {
         "autoencoder": asdict(weights.autoencoder.config),
@@ -75,6 +79,7 @@ def save_weights(folder: Path, weights: Weights) -> None:
 def load_weights(folder: Path, device: str = "cpu") -> Weights:
     """Read a folder of weights, once a process. Raises `TensorFileError` if anything is missing, foreign or broken."""
     config = _read_config(folder / "config.json")
+    _check_files(folder, config.get("sha256", {}))
     file, source = folder / "model.safetensors", folder / "config.json"
     tensors, _ = load_tensors(file)
     autoencoder = built_autoencoder(config.get("autoencoder"), under("autoencoder", tensors), file, source)
@@ -83,6 +88,11 @@ def load_weights(folder: Path, device: str = "cpu") -> Weights:
     openings, walks = (_starts(under(name, starts), world_model, name, folder / "starts.safetensors") for name in ("openings", "walks"))
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Weights(autoencoder, world_model.to(device), _on(device, openings), _on(device, walks), config.get("info", {}))
+
+
+def _multiplied(model: nn.Module) -> list[str]:
+    """Names of the weights of products and convolutions, whose first axis is the output channel."""
+    return [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
 
 
 def _halved(model: nn.Module) -> dict[str, Tensor]:
@@ -103,20 +113,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def _check_files(folder: Path, sha256: Any) -> None:
+    """Compare files with the hashes that config.json has of them: those written before tensors had checksums have them there."""
+    if not isinstance(sha256, dict) or sha256.keys() - {"model.safetensors", "starts.safetensors"}:
+        raise TensorFileError(f"{folder / 'config.json'}: its sha256 is not that of model.safetensors and starts.safetensors")
+    for path, expected in ((folder / name, expected) for name, expected in sha256.items()):
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise TensorFileError(f"{path}: its contents have changed since config.json was written")
+
+
 def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Starts:
     """A bank of starts that this model can begin with."""
     if "latent" in tensors and "vector" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "vector": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
-    rest = {"latent": (config.tokens, config.latent_channels), "action": (), "pose": (config.pose_size,), "vector": (config.vector_size,)}
+    rest: dict[str, tuple[int, ...]] = {
+        "latent": (config.tokens, config.latent_channels),
+        "action": (config.action_size,) if config.action_size else (),
+        "pose": (config.pose_size,),
+        "vector": (config.vector_size,),
+    }
     if tensors.keys() != rest.keys():
         raise TensorFileError(f"{path}: {name} are {sorted(tensors)}, not {sorted(rest)}")
-    first = tensors["action"].shape
+    first = tensors["action"].shape[:2]
     wrong = [f"{k} {tuple(tensors[k].shape)}" for k, shape in rest.items() if tensors[k].shape != (*first, *shape)]
     if len(first) != 2 or wrong or (first[0] and not first[1]):
         raise TensorFileError(f"{path}: {name} don't fit this model or each other: {', '.join(wrong) or tuple(first)}")
-    types = {"latent": torch.float16, "action": torch.int64, "pose": torch.float32, "vector": torch.float32}
-    if any(tensors[k].dtype != kind for k, kind in types.items()):
+    kind = torch.float32 if config.action_size else torch.int64
+    types = {"latent": torch.float16, "action": kind, "pose": torch.float32, "vector": torch.float32}
+    if any(tensors[k].dtype != wanted for k, wanted in types.items()):
         raise TensorFileError(f"{path}: {name} are of other types than {types}")
     known = tensors["action"] if config.actions else tensors["action"].new_zeros(0)
     counted = tensors["vector"]
@@ -124,6 +149,8 @@ def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path
         raise TensorFileError(f"{path}: {name} with latents or counts that are not finite, or counts below 0")
     if not ((known >= 0) & (known <= config.actions)).all():
         raise TensorFileError(f"{path}: {name} with actions other than 0..{config.actions}")
+    if tensors["action"].is_floating_point() and tensors["action"].isinf().any():
+        raise TensorFileError(f"{path}: {name} with actions that are not finite")
     return Starts(**tensors)
 
 

@@ -1,0 +1,72 @@
+"""The models that a benchmark steps and trains: ours as shipped in size, and its variants, with random weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lssvwm_gym.device import chosen_device
+from lssvwm_gym.evaluation.bench.settings import Benchmark
+from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.stepping import SteppedLayers
+from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.models.world_model import Layer, WorldModel, WorldModelConfig
+from lssvwm_gym.training.variants import variant
+from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.worlds import WORLDS
+
+NOWHERE = Path()  # a run that reads and writes no files
+
+
+def config_of(run: Benchmark) -> WorldModelConfig:
+    """The sizes of the world model that is measured."""
+    return load_weights(run.weights or WORLDS[run.world].weights).world_model.config
+
+
+def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
+    """How a variant is trained on clips of so many frames, every step in the way that is asked for."""
+    settings: dict[str, Any] = dict(peeking=float(run.way == "peeking"), dreaming=float(run.way == "dreaming"), steps=1_000_000)
+    settings |= dict(model=config_of(run), curriculum=(Stage(1.0, frames, 1),), frames_a_step=frames_a_step, warmup=1)
+    settings |= dict(precision=run.precision, device=run.device, back=0.0)
+    if run.threads is not None:
+        settings["threads"] = run.threads
+    return variant(name, WorldTraining(data=NOWHERE, autoencoder=NOWHERE, out=NOWHERE, **settings))
+
+
+def trainer_of(training: WorldTraining) -> Trainer:
+    """A trainer whose episodes are random: what a step costs does not depend on what is in them."""
+    frames = max(stage.frames for stage in training.curriculum)
+    return Trainer(training, [random_episode(training.model, frames + 1)])
+
+
+def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> LatentEpisode:
+    """Latents of unit variance and a walk at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    heading = (0.2 * normal(frames)).cumsum(0)
+    position = (0.2 * torch.stack([heading.cos(), heading.sin()], -1)).cumsum(0)
+    pose = torch.cat([position, heading.cos()[:, None], heading.sin()[:, None], 0.1 * normal(frames, config.pose_size - 4)], -1)
+    if config.actions:
+        action = torch.randint(config.actions, (frames,), generator=generator)
+    else:
+        action = normal(frames, config.action_size)
+    reward = (torch.rand(frames, generator=generator) < 0.05).float()
+    return LatentEpisode(
+        normal(frames, config.tokens, config.latent_channels).half(), action, reward, pose, torch.zeros(frames, config.vector_size)
+    )
+
+
+def dreaming_model(config: WorldModelConfig, device: str) -> WorldModel:
+    """A random model as dreams use it: on a CPU with its layers laid out for one frame at a time."""
+    model = WorldModel(config).eval().requires_grad_(False).to(chosen_device(device))
+    if chosen_device(device) == "cpu":
+        model = copy.copy(model)
+        model.stepped = SteppedLayers([layer for layer in model.layers if isinstance(layer, Layer)], torch.float32)
+    return model

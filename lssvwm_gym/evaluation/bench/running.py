@@ -1,0 +1,85 @@
+"""Run the parts of a benchmark, print their tables, write JSON and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.device import chosen_device
+from lssvwm_gym.evaluation.bench.caching import measure_cache
+from lssvwm_gym.evaluation.bench.peak import measure_peak
+from lssvwm_gym.evaluation.bench.plots import draw
+from lssvwm_gym.evaluation.bench.scans import measure_scans
+from lssvwm_gym.evaluation.bench.settings import PARTS, Benchmark
+from lssvwm_gym.evaluation.bench.simulators import measure_simulators
+from lssvwm_gym.evaluation.bench.stepping import measure_ages, measure_speed
+from lssvwm_gym.evaluation.bench.tables import print_part
+from lssvwm_gym.evaluation.bench.timing import machine, peak_memory_bytes
+from lssvwm_gym.evaluation.bench.training import measure_training
+from lssvwm_gym.worlds import WORLDS
+
+__all__ = ["PARTS", "Benchmark", "bench"]
+
+MEASURES: dict[str, tuple[str, Callable[[Benchmark], Any]]] = {  # part: (its name in the report, what measures it)
+    "speed": ("speeds", measure_speed),
+    "ages": ("ages", measure_ages),
+    "cache": ("cache", measure_cache),
+    "training": ("training", measure_training),
+    "peak": ("peak", measure_peak),
+    "simulators": ("simulators", measure_simulators),
+    "scan": ("scan", measure_scans),
+}
+
+
+def bench(run: Benchmark) -> dict[str, Any]:
+    """Measure, print tables, write JSON and plots, and return what was written.
+
+    Raises:
+        ValueError: an unknown world, part, profile, variant, precision or device, or nothing to measure.
+    """
+    run.check()
+    chosen_device(run.device)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    report: dict[str, Any] = {
+        "world": WORLDS[run.world].id,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(run).items()},
+        "machine": machine(run.device),
+        "speeds": [],
+        "ms_by_age": {},
+    }
+    for part in run.chosen:
+        if (part == "ages" and not run.ages) or (part == "cache" and not run.cache_ages):
+            continue
+        if sys.stderr.isatty():
+            print(f"measuring {part} ...", file=sys.stderr)
+        name, measure = MEASURES[part]
+        report[name] = measure(run)
+        if part == "ages":
+            report["ms_by_age"] = {row["age"]: row["ms"] for row in report["ages"]}
+        print_part(part, report)
+    report["peak_memory_bytes"] = peak_memory_bytes()
+    _write(run, report)
+    return report
+
+
+def _write(run: Benchmark, report: dict[str, Any]) -> None:
+    on = report["machine"]
+    busy = "" if on["load"] is None else f", load {on['load']:.1f} before"
+    print(f"\n{on['device']} ({on['processor']}, {on['cores']} cores, {on['threads']} threads{busy}), torch {on['torch']}, {on['date']}")
+    if report["peak_memory_bytes"]:
+        print(f"peak memory of the process: {report['peak_memory_bytes'] / 2**20:.0f} MiB")
+    if run.out:
+        run.out.parent.mkdir(parents=True, exist_ok=True)
+        with renamed_when_whole(run.out) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    if run.plots:
+        for path in draw(report, run.plots):
+            print(path)

@@ -1,0 +1,148 @@
+"""The scan of Mamba-2 alone, and a layer of it, beside the public ones in plain PyTorch of Hugging Face's transformers.
+
+Shapes are those of the layers of the world model in training, float32. Both get the same numbers; how far their outputs and gradients
+are apart shows that they compute the same. transformers' function is taken as it is written, without the CUDA kernels that it
+would look for. It is tried with its own chunk length and with shorter ones, as short ones suit a CPU; with none that is longer than
+the sequences, which it would fill up.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lssvwm_gym.device import chosen_device
+from lssvwm_gym.evaluation.bench.models import config_of
+from lssvwm_gym.evaluation.bench.settings import Benchmark
+from lssvwm_gym.evaluation.bench.timing import Times, seconds_of
+from lssvwm_gym.models.layers import BlockScan
+from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.world_model import WorldModelConfig
+
+OURS, THEIRS = "ours", "transformers"
+CHUNKS = (256, 64, 32)  # the first is transformers' own
+NEEDED = "transformers 5.24 or newer is not installed: pip install 'lssvwm_gym[bench]'"
+
+Scan = Callable[..., Tensor]
+
+
+def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
+    """Rows of what, shape, implementation, chunk, milliseconds forward and with backward, and how far off ours; or the reason alone."""
+    try:
+        from transformers import logging
+        from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+    except ImportError:
+        return [{"skipped": NEEDED}]
+    logging.set_verbosity_error()  # it would say that its kernels are missing
+    theirs, config, device = inspect.unwrap(mamba2_chunk_scan), config_of(run), chosen_device(run.device)
+    if not config.d_state:
+        return [{"skipped": "the world model of these weights has no scan"}]
+    rows: list[dict[str, Any]] = []
+    for block in dict.fromkeys(config.blocks):
+        shape = _shape(config, block, run)
+        given = scan_inputs(*shape, device=device)
+        calls = {(OURS, 32 if device == "cpu" else 128): ours_scan} | {(THEIRS, chunk): _their_scan(theirs) for chunk in _chunks(shape[1])}
+        what = f"scan, blocks of {block[0]}x{block[1]}"
+        rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
+    return rows + _layers(config, run, device)
+
+
+def scan_inputs(sequences: int, tokens: int, heads: int, width: int, size: int, device: str = "cpu") -> tuple[Tensor, ...]:
+    """x (b, l, h, p), dt (b, l, h), A (h,), B and C (b, l, 1, n), as a layer has them, each with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    dt = nn.functional.softplus(normal(sequences, tokens, heads) - 3)
+    A = -torch.linspace(1, 8, heads)
+    x, B, C = normal(sequences, tokens, heads, width), normal(sequences, tokens, 1, size), normal(sequences, tokens, 1, size)
+    return tuple(tensor.to(device).requires_grad_() for tensor in (x, dt, A, B, C))
+
+
+def ours_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+    return ssd_scan(x, dt, A, B, C, chunk)[0]
+
+
+def _their_scan(theirs: Any) -> Scan:
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+        return theirs(x, dt, A, B, C, chunk_size=chunk)
+
+    return scan
+
+
+def _chunks(tokens: int) -> list[int]:
+    return list(dict.fromkeys(min(chunk, tokens) for chunk in CHUNKS))
+
+
+def _shape(config: WorldModelConfig, block: tuple[int, int], run: Benchmark) -> tuple[int, int, int, int, int]:
+    size = block[0] * block[1]
+    inner = 2 * config.width
+    heads, width = inner // config.head_width, config.head_width
+    return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, width, config.d_state
+
+
+def _layers(config: WorldModelConfig, run: Benchmark, device: str) -> list[dict[str, Any]]:
+    """A whole layer of one block and a short convolution, with the same weights."""
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    ours = BlockScan(config.width, config.grid, (config.grid, config.grid), config.d_state, config.head_width, d_conv=4).to(device)
+    frames = run.scan_frames
+    x = torch.randn(run.scan_rows, frames, config.tokens, config.width, generator=torch.Generator().manual_seed(0)).to(device)
+    x.requires_grad_()
+    state = ours.initial_state(run.scan_rows)
+    calls: dict[tuple[str, int], tuple[Scan, tuple[Any, ...]]] = {
+        (OURS, 32 if device == "cpu" else 128): (lambda x: ours(x, *state)[0], (x,))
+    }
+    for chunk in _chunks(frames * config.tokens):
+        settings: dict[str, Any] = dict(
+            num_heads=ours.heads, head_dim=config.head_width, hidden_size=config.width, state_size=config.d_state
+        )
+        mixer = Mamba2Mixer(Mamba2Config(**settings, n_groups=1, num_hidden_layers=1, chunk_size=chunk), layer_idx=0).to(device)
+        mixer.load_state_dict(ours.state_dict())
+        calls[THEIRS, chunk] = (_folded(mixer), (x,))
+    shape = (run.scan_rows, frames * config.tokens, ours.heads, config.head_width, config.d_state)
+    return _compared("layer, one block", shape, calls, (x,), run, device)
+
+
+def _folded(mixer: nn.Module) -> Scan:
+    return lambda x: mixer(x.flatten(1, 2)).view_as(x)
+
+
+def _compared(
+    what: str,
+    shape: tuple[int, ...],
+    calls: dict[tuple[str, int], tuple[Scan, tuple[Any, ...]]],
+    learned: tuple[Tensor, ...],
+    run: Benchmark,
+    device: str,
+) -> list[dict[str, Any]]:
+    """A row a call; the first is ours, from which the others' outputs and gradients are so far, relative to the largest number."""
+    rows: list[dict[str, Any]] = []
+    outcomes: list[list[Tensor]] = []
+    for (name, chunk), (call, given) in calls.items():
+        output = call(*given)
+        outcomes.append([output.detach(), *torch.autograd.grad(output.sum(), learned)])
+        with torch.no_grad():
+            forward = Times.of(seconds_of(functools.partial(call, *given), run.repeats, 1, device, f"{what}, {name}"))
+        whole = Times.of(seconds_of(functools.partial(_both, call, given, learned), run.repeats, 1, device, f"{what}, {name}, backward"))
+        off = max(_apart(mine, theirs) for mine, theirs in zip(outcomes[0], outcomes[-1], strict=True))
+        rows.append(
+            {"what": what, "shape": shape, "by": name, "chunk": chunk, "forward": asdict(forward), "both": asdict(whole), "off": off}
+        )
+    return rows
+
+
+def _both(call: Scan, given: tuple[Any, ...], learned: tuple[Tensor, ...]) -> None:
+    torch.autograd.grad(call(*given).sum(), learned)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

@@ -1,0 +1,78 @@
+"""What a benchmark measures, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lssvwm_gym.envs.dream import SAMPLING_STEPS
+from lssvwm_gym.training.variants import VARIANTS
+from lssvwm_gym.worlds import WORLDS
+
+PARTS = ("speed", "ages", "cache", "training", "peak", "simulators", "scan")
+QUICK = PARTS[:2]  # what is measured where nothing else is asked for
+WAYS = ("forcing", "peeking", "dreaming")  # of learning from a clip
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to measure, and for how long."""
+
+    world: str = "memory-maze"
+    weights: Path | None = None  # folder of weights; the shipped ones if not given
+    parts: tuple[str, ...] = QUICK  # of speed, ages, cache, training, peak, simulators, scan; or all
+    profiles: tuple[str, ...] = ("fast", "balanced", "quality")  # speed: measured with one environment each
+    many: int = 16  # speed: environments in one batch, measured at the profile fast; 0 for none
+    steps: int = 100  # speed, simulators: measured a case
+    warm_up: int = 10  # speed, simulators: steps before them
+    ages: tuple[int, ...] = (50, 1000)  # ages: steps since the reset at which a step of balanced is measured
+    rounds: int = 25  # ages: steps at each age, measured in turns so that a busy minute hits all ages alike
+    cache_ages: tuple[int, ...] = (10, 100, 300, 1000)  # cache: frames in memory; 3000 take attention 2 GB, 10000 take it 5
+    repeats: int = 10  # cache, training, peak, scan: measured calls a case
+    clips: tuple[int, ...] = (100, 200, 400, 1000)  # training: frames of a clip
+    frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
+    variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.variants`
+    way: str = "forcing"  # training, peak: how a step learns from its clips: forcing, peeking, dreaming
+    precision: str = "auto"  # training, peak: of matrix products: bfloat16 where the processor has it; or float32, bfloat16
+    peak_frames: int = 320  # peak: frames of a step, in clips of 80
+    peak_size: int = 2048  # peak: rows and columns of the matrices that measure it
+    processes: tuple[int, ...] = (1, 2)  # simulators
+    scan_rows: int = 4  # scan: sequences, of as many tokens as `scan_frames` have
+    scan_frames: int = 80  # scan
+    memory: float = 0.5  # of the free memory that a step of training may take; what would take more is left out
+    threads: int | None = None  # of torch; its own choice if not given
+    device: str = "auto"
+    out: Path | None = None  # where to write the numbers as JSON
+    plots: Path | None = None  # folder for pictures
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The parts to measure, in their order."""
+        return tuple(part for part in PARTS if part in self.parts or "all" in self.parts)
+
+    def check(self) -> None:
+        """Raises `ValueError` for names that there are not, and for numbers with which nothing can be measured."""
+        for what, names, known in (
+            ("world", (self.world,), WORLDS),
+            ("part", self.parts, (*PARTS, "all")),
+            ("profile", self.profiles, SAMPLING_STEPS),
+            ("variant", self.variants, VARIANTS),
+            ("way of learning", (self.way,), WAYS),
+            ("precision", (self.precision,), DTYPES),
+        ):
+            unknown = [repr(name) for name in names if name not in known]
+            if unknown:
+                raise ValueError(f"no {what} named {', '.join(unknown)}; there are {', '.join(known)}")
+        least = {"steps": 1, "rounds": 1, "repeats": 1, "clips": 2, "frames_a_step": 2, "peak_frames": 2, "peak_size": 16, "processes": 1}
+        least |= {"warm_up": 0, "many": 0, "ages": 1, "cache_ages": 1, "scan_rows": 1, "scan_frames": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            smallest = min(value, default=bound) if isinstance(value, tuple) else value
+            if smallest < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {smallest}")
+        if not 0 < self.memory <= 1:
+            raise ValueError(f"memory is a share of what is free, above 0 and at most 1, not {self.memory}")
+        too_long = [clip for clip in self.clips if clip > self.frames_a_step]
+        if "training" in self.chosen and too_long:
+            raise ValueError(f"clips of {too_long[0]} frames are longer than a step of {self.frames_a_step}: raise frames_a_step")

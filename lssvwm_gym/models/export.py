@@ -1,0 +1,108 @@
+"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym export --out DIR --bits 8`.
+
+The weights of products and convolutions are stored in 8 bits, `lssvwm_gym.data.eight_bits`, all else as it was. What is written is
+an ordinary folder of weights: `weights="DIR"` takes it, wherever weights can be given. It saves disk and download alone. Once
+loaded the weights are float32, so a dream takes the memory and the time that it takes of the full ones, and is not quite
+the same dream: states saved with the full weights are refused.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lssvwm_gym.models.weights import Starts, Weights, load_weights, save_weights
+from lssvwm_gym.worlds import WORLDS, has_record, read_world, write_world
+
+CARD = "README.md"
+REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym export`. The scores are those of the full weights.*\n\n"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to make smaller."""
+
+    out: Path  # folder to write
+    world: str = "memory-maze"
+    weights: Path | None = None  # folder of weights; the world's shipped ones if not given
+    bits: int = 8  # of the weights of products and convolutions
+    openings: int | None = None  # real openings to keep; all if not given
+    walks: int | None = None  # real walks to keep, which are the larger part of the starts; all if not given
+
+
+def export(run: Export) -> dict[str, Any]:
+    """Write the folder; print and return what it came to.
+
+    Raises:
+        ValueError: other bits than 8, an unknown world, more starts than there are, or an `out` that is the folder itself;
+            `TensorFileError` for a folder that can't be read.
+    """
+    folder = _checked(run)
+    full, seconds = _timed(folder)
+    info = full.info | {"bits": run.bits}
+    kept = replace(full, openings=_first(full.openings, run.openings, "openings"), walks=_first(full.walks, run.walks, "walks"), info=info)
+    save_weights(run.out, kept, eight_bits=True)
+    if (folder / CARD).exists():
+        (run.out / CARD).write_text(REMARK + (folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
+    if has_record(folder):
+        write_world(run.out, read_world(folder))
+    compact, seconds_compact = _timed(run.out)
+    report = {
+        "bytes": {"full": _bytes(folder), "compact": _bytes(run.out)},
+        "load_seconds": {"full": seconds, "compact": seconds_compact},
+        "relative_error": _relative_error(full, compact),
+    }
+    _print(run, report)
+    return report
+
+
+def _checked(run: Export) -> Path:
+    if run.bits != 8:
+        raise ValueError(f"bits must be 8, not {run.bits}: full weights have 16, and nothing else is stored")
+    if run.world not in WORLDS:
+        raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
+    folder = run.weights or WORLDS[run.world].weights
+    if run.out.exists() and run.out.resolve() == folder.resolve():
+        raise ValueError(f"out is {run.out}, the folder of the full weights, which an export would overwrite; name another")
+    return folder
+
+
+def _timed(folder: Path) -> tuple[Weights, float]:
+    """Weights, read anew, and seconds."""
+    began = time.perf_counter()
+    return load_weights.__wrapped__(folder), time.perf_counter() - began
+
+
+def _first(starts: Starts, count: int | None, name: str) -> Starts:
+    if count is None:
+        return starts
+    if not 0 <= count <= len(starts):
+        raise ValueError(f"{name} must be 0..{len(starts)}, as many as these weights come with, not {count}")
+    return Starts(**{name: tensor[:count] for name, tensor in vars(starts).items()})
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _relative_error(full: Weights, compact: Weights) -> float:
+    """By how much the weights of both models are off: root mean square of the difference over that of the weights."""
+
+    def flat(model: nn.Module) -> torch.Tensor:
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    before, after = (torch.cat([flat(weights.autoencoder), flat(weights.world_model)]) for weights in (full, compact))
+    return float((after - before).norm() / before.norm())
+
+
+def _print(run: Export, report: dict[str, Any]) -> None:
+    size, seconds = report["bytes"], report["load_seconds"]
+    print(f"{run.out}: {size['compact'] / 1e6:.1f} MB instead of {size['full'] / 1e6:.1f}")
+    print(f"read in {seconds['compact']:.2f} s instead of {seconds['full']:.2f}; weights off by {report['relative_error']:.2%}")
+    print("in memory, and as quick, as before; see what the dream lost with")
+    print(f"  lssvwm-gym evaluate --world {run.world} --weights {run.out} --data DIR")
