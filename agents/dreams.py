@@ -7,7 +7,7 @@ seed alone would: noise is drawn for all rows at once. New episodes begin from a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 from torch.utils._pytree import tree_structure as structure
+from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
 from lssvwm_gym.data.tensors import TensorFileError
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.pose import relative_to, start_pose
 from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import take_rows
 
 REWARDS = ("likeliest", "expected")
 MOST_ROWS = 64  # that are remembered in one go
+MOST_FRAMES = 1600  # of recorded walks; a GB or two of work
 
 
 class Moment(NamedTuple):
@@ -50,9 +54,56 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0) -> D
         starts += [dream.reset(rows, {"context_frames": frames})[0] for frames in lengths]
     if not starts:
         starts = [dream.reset(torch.arange(MOST_ROWS), {"start": "cold"})[0]]
-    bank: DreamState = tree_map(lambda *parts: torch.cat(parts), *starts)
+    bank = joined(starts)
     chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
     return take_rows(bank, chosen.to(dream.device))
+
+
+@torch.no_grad()
+def bank_before_rewards(
+    dream: Dream, episodes: Sequence[LatentEpisode], lead: tuple[int, int], context: int, most: int, seed: int = 0
+) -> DreamState:
+    """States of recorded walks from which a reward is near: what the recording paid is so many frames ahead, drawn between
+    the two numbers of `lead`.
+
+    A dream can begin anywhere that was ever recorded, so that an agent meets what pays from its first hour on; the further leads
+    then ask it to find the way. The last `context` frames are remembered, at their recorded poses where there are any. At most
+    `most` states, drawn by the seed where there are more.
+
+    Raises:
+        ValueError: no episode has a reward with that much before it.
+    """
+    rng = np.random.default_rng(seed)
+    paid = [(episode, int(t)) for episode in episodes for t in torch.nonzero(episode.reward > 0)[:, 0].tolist()]
+    ahead = rng.integers(lead[0], lead[1], len(paid), endpoint=True)
+    moments = [(episode, t + 1 - int(away)) for (episode, t), away in zip(paid, ahead, strict=True) if t + 1 - away >= context]
+    if not moments:
+        raise ValueError(f"none of {len(episodes)} episodes is paid for anything after {context} frames of context and {lead[0]} of lead")
+    chosen = [moments[number] for number in rng.permutation(len(moments))[:most]]
+    together = max(1, MOST_FRAMES // context)
+    parts = [chosen[at : at + together] for at in range(0, len(chosen), together)]
+    return joined([_remembered(dream, part, context) for part in tqdm(parts, desc="moments before rewards", leave=False)])
+
+
+def joined(states: Sequence[DreamState]) -> DreamState:
+    """The rows of several states as one."""
+    together: DreamState = tree_map(lambda *parts: torch.cat(parts), *states)
+    return together
+
+
+def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context: int) -> DreamState:
+    """The states after the last `context` frames before frame t, for these episodes and t."""
+    model = dream.weights.world_model
+    cut = [(episode, slice(t - context, t)) for episode, t in moments]
+    latent, action, pose, vector = (
+        torch.stack([getattr(episode, name)[part] for episode, part in cut]).to(dream.device)
+        for name in ("latent", "action", "pose", "vector")
+    )
+    action[:, 0] = model.config.actions  # what led to the first is not part of the past: unknown
+    known = bool(pose.isfinite().all())
+    pose = relative_to(pose, pose[:, :1]) if known else start_pose(1, model.config.pose_size, dream.device).expand(*pose.shape[:2], -1)
+    state = first_state(model, torch.arange(len(moments), device=dream.device), known)
+    return remember(model, state, latent.float(), action, pose, vector)
 
 
 class DreamRows:
@@ -117,6 +168,18 @@ class DreamRows:
             ended.index_fill_(0, rows, 1.0)
             self._begin_anew(rows, done)
         return Moment(reward, ended, rows, last, terminated)
+
+    @property
+    def kind(self) -> str:
+        """What the rows are, in a few words."""
+        return f"dreams from {len(self.bank.seed)} starts"
+
+    def begin_anew(self, seed: int) -> None:
+        """New draws from here on: of starts and of noise."""
+        self.generator.manual_seed(seed)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def take_totals(self) -> tuple[float, int]:
         """Return and number of the whole episodes that ended since the last call. Waits for the device."""

@@ -22,11 +22,14 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.dreams import DreamRows, Moment, bank_of_starts
-from agents.policy import Policy, PolicyConfig, RunningNorm, draw, save_policy
+from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts, joined
+from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
+from agents.real_rows import RealRows
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.training.walks import latent_episodes
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Args:
     world: str = "memory-maze"
     out: Path | None = None  # folder to write to; runs/ppo_torch/WORLD if not given
     resume: bool = False  # go on from out/checkpoint.safetensors
+    start: Path | None = None  # policy.safetensors to begin with, such as that of `agents.imitate`
     total_steps: int = 10_000_000  # of all dreams together
     time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
     seed: int = 0
@@ -50,6 +54,12 @@ class Args:
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     walk_every: int = 100  # frames between two moments of the long walks that are such states; 0 for openings only
+    real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
+    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before what those were paid for
+    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    rewarding: float = 0.75  # share of the bank that begins so
+    lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
+    context: int = 150  # frames remembered before it
     reward: str = (
         "likeliest"  # to learn from: what a frame most likely paid, as the environment does, or the mean: expected; returns are as paid
     )
@@ -59,6 +69,7 @@ class Args:
     rollout_steps: int = 32  # of each dream between two updates
     minibatches: int = 4  # into which a rollout is cut
     epochs: int = 4  # over each rollout
+    critic_first: int = 0  # updates that teach the critic alone, where the actor has a start that it shouldn't forget
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip: float = 0.2
@@ -105,13 +116,15 @@ def main(args: Args) -> None:
     torch.set_float32_matmul_precision("high")
     dream = open_dream(args.world, args.profile, args.device, args.weights)
     args = with_defaults(args, dream.device.type)
-    envs = opened_dreams(args, dream)
+    envs = opened_envs(args, dream)
     learner = Learner(args, PolicyConfig(dream.world.name, args.observation, envs.shape, envs.actions, args.hidden), dream.device)
     if args.resume:
         resume(args, learner, envs, dream)
     elif (args.folder / "checkpoint.safetensors").exists():
         raise SystemExit(f"{args.folder} holds a run already: add --resume to go on with it, or name another folder with --out")
-    print(f"{dream}: {len(envs):,} dreams from {len(envs.bank.seed)} starts, ready after {time.perf_counter() - began:.0f} s", flush=True)
+    elif args.start is not None:
+        begin_with(learner, args.start)
+    print(f"{dream}: {len(envs):,} {envs.kind}, ready after {time.perf_counter() - began:.0f} s", flush=True)
     writer = SummaryWriter(str(args.folder / "log"), purge_step=learner.steps)
     for numbers in learner.learn(envs, began):
         report(args, learner, numbers, writer)
@@ -120,6 +133,7 @@ def main(args: Args) -> None:
         if args.keep_every and learner.updates % args.keep_every == 0:
             save_policy(args.folder / f"policy-{learner.steps:011d}.safetensors", learner.policy, about(args, learner))
     save(args, learner, envs, dream)
+    envs.close()
     writer.close()
     print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
 
@@ -139,14 +153,28 @@ def with_defaults(args: Args, device: str) -> Args:
     return args
 
 
-def opened_dreams(args: Args, dream: Dream) -> DreamRows:
-    bank = bank_of_starts(dream, args.walk_every, args.bank or 1, args.seed)
+def opened_envs(args: Args, dream: Dream) -> DreamRows | RealRows:
+    """What is learned in. Ends the program with what is wrong with the settings."""
     try:
+        if args.real is not None:
+            return RealRows(args.real, dream, args.num_envs or 1, args.observation, args.episode_steps, args.seed + 1)
+        bank = opened_bank(args, dream, args.bank or 1)
         return DreamRows(
             dream, bank, args.num_envs or 1, args.observation, args.episode_steps, args.reward, args.seed + 1, args.compile, args.graphs
         )
     except ValueError as error:
         raise SystemExit(str(error)) from None
+
+
+def opened_bank(args: Args, dream: Dream, most: int) -> DreamState:
+    """The states that episodes begin with. Raises `ValueError` for recordings that pay nothing."""
+    if args.data is None:
+        return bank_of_starts(dream, args.walk_every, most, args.seed)
+    autoencoder = dream.weights.autoencoder
+    episodes = latent_episodes(args.data, autoencoder, args.latents or args.folder / "latents")
+    rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
+    others = most - len(rewarding.seed)
+    return joined([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed)]) if others else rewarding
 
 
 class Learner:
@@ -237,11 +265,20 @@ class Learner:
         value_loss = (value - target).square().mean()
         entropy = -(log_probability.exp() * log_probability).sum(-1).mean()
         self.optimizer.zero_grad()
-        (policy_loss + args.value * value_loss - args.entropy * entropy).backward()
+        acts = float(self.updates >= args.critic_first)
+        (acts * (policy_loss - args.entropy * entropy) + args.value * value_loss).backward()
         gradient = nn.utils.clip_grad_norm_(self.policy.parameters(), args.max_gradient)
         self.optimizer.step()
         kl, clipped = (ratio - 1 - ratio_log).mean(), ((ratio - 1).abs() > args.clip).float().mean()
         return torch.stack([policy_loss, value_loss, entropy, kl, clipped, gradient]).detach()
+
+
+def begin_with(learner: Learner, path: Path) -> None:
+    """Take over a policy's weights. Ends the program where it sees or does something else."""
+    start, _ = load_policy(path, next(learner.policy.parameters()).device)
+    if start.config != learner.policy.config:
+        raise SystemExit(f"{path} is a policy of {start.config}; this run needs one of {learner.policy.config}")
+    learner.policy.load_state_dict(start.state_dict())
 
 
 def report(args: Args, learner: Learner, numbers: dict[str, float], writer: SummaryWriter) -> None:
@@ -261,7 +298,7 @@ def about(args: Args, learner: Learner) -> dict[str, object]:
     return {"steps": learner.steps, "updates": learner.updates, "settings": settings}
 
 
-def save(args: Args, learner: Learner, envs: DreamRows, dream: Dream) -> None:
+def save(args: Args, learner: Learner, envs: DreamRows | RealRows, dream: Dream) -> None:
     """Write the policy, and all that a run needs to go on; each file whole or not at all."""
     dreams = envs.tensors()
     if sum(tensor.numel() * tensor.element_size() for tensor in dreams.values()) > args.save_dreams * 1e9:
@@ -277,7 +314,7 @@ def save(args: Args, learner: Learner, envs: DreamRows, dream: Dream) -> None:
     save_tensors(args.folder / "checkpoint.safetensors", tensors, header)
 
 
-def resume(args: Args, learner: Learner, envs: DreamRows, dream: Dream) -> None:
+def resume(args: Args, learner: Learner, envs: DreamRows | RealRows, dream: Dream) -> None:
     """Go on from a checkpoint, exactly where it holds the dreams. Ends the program where it is of another policy or model."""
     path = args.folder / "checkpoint.safetensors"
     tensors, header = load_tensors(path)
@@ -292,7 +329,7 @@ def resume(args: Args, learner: Learner, envs: DreamRows, dream: Dream) -> None:
         envs.load(under("dreams", tensors))
         episodes = "in the midst of its episodes"
     except TensorFileError:
-        envs.generator.manual_seed(args.seed + 1 + learner.steps)
+        envs.begin_anew(args.seed + 1 + learner.steps)
         episodes = "with new episodes"
     print(f"{path}: {learner.steps:,} steps so far; goes on {episodes}")
 

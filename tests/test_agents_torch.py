@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,13 +15,18 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents.dreams import DreamRows, Moment, bank_of_starts
+from agents import imitate as imitation
+from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts
+from agents.imitate import leads_to_reward, watched
 from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo_torch import Args, Learner, Rollout, main, with_defaults
+from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_bank, resume, save, with_defaults
+from agents.real_rows import RealRows
 from agents.seen import OBSERVATIONS
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, open_dream
-from lssvwm_gym.models.dreaming import commit, imagine
+from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
+from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.pose import relative_to
 from lssvwm_gym.models.state import take_rows
 
 ROWS, LIMIT = 4, 8
@@ -372,3 +379,185 @@ def test_a_file_that_is_no_policy_gives_one_clear_error(tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(TensorFileError, match="not a safetensors file written by"):
         load_policy(path)
+
+
+# beginnings
+
+
+def walked(rewards, frames=30):
+    """An episode of noise that is paid at the given frames."""
+    generator = torch.Generator().manual_seed(frames)
+    latent = torch.randn(frames, 16, 4, generator=generator)
+    heading = torch.linspace(0, 3, frames)
+    pose = torch.stack([heading, heading.square(), heading.cos(), heading.sin()], -1)
+    reward = torch.zeros(frames).index_fill(0, torch.tensor(rewards, dtype=torch.int64), 1.0)
+    return LatentEpisode(latent.half(), torch.arange(frames) % 6, reward, pose, torch.zeros(frames, 0))
+
+
+def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
+    episode = walked([12])
+    bank = bank_before_rewards(dream, [episode], (4, 4), 5, 10)
+    assert torch.equal(bank.latent[0], episode.latent[8].float())  # 4 frames on it is paid
+    assert bank.world.age.tolist() == [5]
+    expected = remember(
+        dream.weights.world_model,
+        first_state(dream.weights.world_model, torch.tensor([0])),
+        episode.latent[None, 4:9].float(),
+        torch.tensor([[6, 5, 0, 1, 2]]),  # what led to the first is unknown
+        relative_to(episode.pose[None, 4:9], episode.pose[None, 4:5]),
+    )
+    assert torch.allclose(bank.features, expected.features, atol=1e-5)
+
+
+def test_beginnings_before_rewards_are_many_and_no_more_than_wanted(dream):
+    episodes = [walked([3, 15, 25]), walked([14, 28], frames=31)]
+    every = bank_before_rewards(dream, episodes, (2, 6), 8, 10)
+    assert every.world.age.tolist() == [8] * 4  # too little comes before the reward at frame 3
+    assert len(bank_before_rewards(dream, episodes, (2, 6), 8, 2).seed) == 2
+
+
+@pytest.mark.parametrize("rewards", [[], [11]])
+def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
+    with pytest.raises(ValueError, match="none of 1 episodes is paid for anything after 8 frames of context and 5 of lead"):
+        bank_before_rewards(dream, [walked(rewards)], (5, 9), 8, 10)
+
+
+def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
+    monkeypatch.setattr("agents.ppo_torch.latent_episodes", lambda *_: [walked([14, 20, 27])])
+    args = replace(SMALL, data=tmp_path, rewarding=0.5, lead=(2, 5), context=5)
+    bank = opened_bank(args, dream, 6)
+    assert len(bank.seed) == 6
+    assert (bank.world.age == 5).sum() == 3
+
+
+# real environments
+
+
+class Corridor(gymnasium.Env):
+    """Frames as bright as the steps taken since the seed's first brightness; pays for going forward and ends after `over` such steps."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(6)
+    over = 5
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.bright, self.gone = int(self.np_random.integers(100)), 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.gone += int(action == 1)
+        self.bright += 20
+        return self._frame(), float(action == 1), self.gone == self.over, False, {}
+
+    def _frame(self):
+        return np.full((64, 64, 3), self.bright, np.uint8)
+
+
+@pytest.fixture
+def corridors(dream):
+    gymnasium.register("Corridor-v0", Corridor)
+    envs = RealRows("Corridor-v0", dream, 2, "features", 7, seed=3)
+    yield envs
+    envs.close()
+    del gymnasium.registry["Corridor-v0"]
+
+
+def test_real_rows_end_by_themselves_and_when_their_time_is_up(corridors):
+    moments = [corridors.step(torch.tensor([1, 0])) for _ in range(7)]
+    assert [moment.rows.tolist() for moment in moments] == [[], [], [], [], [0], [], [1]]
+    assert moments[4].terminated.tolist() == [1]  # the corridor's end
+    assert moments[6].terminated.tolist() == [0]  # out of time
+    assert moments[4].ended.tolist() == [1, 0]
+    assert [moment.reward.tolist() for moment in moments] == [[1, 0]] * 7
+    assert corridors.take_totals() == (5, 2)
+    assert corridors.take_totals() == (0, 0)
+
+
+def test_real_rows_show_the_last_observation_of_what_ended_and_the_first_of_what_follows(corridors, dream):
+    for _ in range(5):
+        moment = corridors.step(torch.tensor([1, 0]))
+    follows = corridors.observation[0]
+    assert moment.last.shape == (1, *corridors.shape)
+    assert not torch.equal(moment.last[0], follows)
+    state = corridors.envs.onlooker.state
+    assert state.world.age.tolist() == [1, 6]
+    assert torch.equal(state.features[0], follows)
+
+
+def test_a_learner_learns_in_real_rows_and_goes_on_with_new_episodes(corridors, dream, tmp_path):
+    args = replace(SMALL, num_envs=2, out=tmp_path, total_steps=32)
+    learner = Learner(args, PolicyConfig("memory-maze", "features", corridors.shape, 6, 16), torch.device("cpu"))
+    numbers = list(learner.learn(corridors, 0.0))
+    assert learner.steps == 32
+    assert sum(update["episodes"] for update in numbers) >= 4
+    save(args, learner, corridors, dream)
+    resume(args, learner, corridors, dream)
+    assert corridors.envs.onlooker.state.world.age.tolist() == [1, 1]
+
+
+def test_real_rows_are_seen_through_the_model(dream):
+    with pytest.raises(ValueError, match="seen through the model: observation must be one of"):
+        RealRows("Corridor-v0", dream, 2, "pixels", 7)
+
+
+# imitation
+
+
+def test_frames_that_lead_to_a_reward():
+    reward = torch.tensor([0.0, 1, 0, 0, 0, 1, 0])
+    assert leads_to_reward(reward, 2).tolist() == [True, False, False, True, True, False, False]
+    assert leads_to_reward(reward, 0).all()
+
+
+def test_what_is_imitated_is_what_a_dream_would_show(dream):
+    """Frame by frame, from an empty state, at the recorded poses."""
+    episode = walked([12])
+    seen = watched(dream, episode, "latent+features")
+    assert seen.shape == (30, 64 + 256)
+    state = first_state(dream.weights.world_model, torch.tensor([0]))
+    pose = relative_to(episode.pose[None], episode.pose[None, :1])
+    for t in range(4):
+        led = torch.tensor([[6 if t == 0 else int(episode.action[t])]])
+        state = remember(dream.weights.world_model, state, episode.latent[None, t : t + 1].float(), led, pose[:, t : t + 1])
+        assert torch.allclose(seen[t], torch.cat([state.latent.flatten(), state.features.flatten()]), atol=1e-4)
+
+
+def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weights):
+    """The action to come is told by the last one, which the features know of."""
+    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: [walked([12, 27]), walked([9], frames=40)])
+    args = imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path, within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3)
+    imitation.main(args)
+    policy, about = load_policy(tmp_path / "policy.safetensors")
+    seen, action = imitation.examples(args, dream, tmp_path)
+    assert about["frames"] == len(seen) == 12 + 15 + 9
+    assert imitation.agreement(policy, seen, action) > 0.8
+    learner = Learner(SMALL, policy.config, torch.device("cpu"))
+    begin_with(learner, tmp_path / "policy.safetensors")
+    assert torch.equal(learner.policy.actor[0].weight, policy.actor[0].weight)
+
+
+def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
+    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: [walked([])])
+    with pytest.raises(SystemExit, match=r"no frame in .* is followed by a reward within 60: imitate all with --within 0"):
+        imitation.main(imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path))
+
+
+def test_a_start_of_another_kind_is_refused(tmp_path):
+    save_policy(tmp_path / "policy.safetensors", Policy(CONFIG), {})
+    with pytest.raises(SystemExit, match=r"is a policy of .*; this run needs one of"):
+        begin_with(Learner(SMALL, replace(CONFIG, hidden=8), torch.device("cpu")), tmp_path / "policy.safetensors")
+
+
+def test_the_critic_learns_alone_at_first(rows):
+    learner = Learner(replace(SMALL, critic_first=1), PolicyConfig("memory-maze", "features", rows.shape, 6, 16), torch.device("cpu"))
+    before = [p.detach().clone() for p in learner.policy.parameters()]
+    moved = []
+    for _ in range(2):
+        rollout = learner.rollout(rows)
+        learner.update(rollout, learner.advantages(rollout, torch.zeros(ROWS)))
+        learner.updates += 1
+        moved.append([not torch.equal(a, b) for a, b in zip(before, learner.policy.parameters(), strict=True)])
+    actor = [name.startswith("actor") for name, _ in learner.policy.named_parameters()]
+    assert moved[0] == [not acts for acts in actor]
+    assert all(moved[1])

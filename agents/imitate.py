@@ -1,0 +1,162 @@
+"""A policy that does as recorded walks did shortly before they were paid: a beginning for `agents.ppo_torch`.
+
+python -m agents.imitate --data DIR/train --val DIR/val                              runs/imitate/WORLD/policy.safetensors
+python -m agents.ppo_torch --start runs/imitate/memory-maze/policy.safetensors       learn on from there, in dreams
+
+What the policy sees of each recorded frame is what it will see of dreams and of the real world: the model's numbers. Recordings without
+rewards are imitated throughout with `--within 0`. Needs `pip install 'lssvwm_gym[agents,train]'`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
+from agents.seen import observed_shape
+from lssvwm_gym.envs.contract import numbers_of
+from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.seen import NUMBERS
+from lssvwm_gym.models.dreaming import first_state
+from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
+from lssvwm_gym.models.world_model import FrameInputs
+from lssvwm_gym.training.walks import latent_episodes
+
+TOGETHER = 100  # frames that go through the model in one go
+
+
+@dataclass(frozen=True)
+class Args:
+    """Whom to imitate, and how."""
+
+    data: Path  # folder of recorded episodes with discrete actions
+    val: Path | None = None  # folder of others, to say how often the policy would have done the same
+    world: str = "memory-maze"
+    weights: Path | None = None  # of the world model that sees; the shipped ones if not given
+    out: Path | None = None  # folder to write to; runs/imitate/WORLD if not given
+    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    observation: str = "latent+features"  # latent, features or both
+    within: int = 60  # imitate those frames alone that are followed by a reward within so many; 0: all
+    hidden: int = 256
+    epochs: int = 6
+    batch: int = 256
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / "imitate" / self.world
+
+
+def main(args: Args) -> None:
+    began = time.perf_counter()
+    torch.manual_seed(args.seed)
+    dream = open_dream(args.world, "fast", "cpu", args.weights)
+    try:
+        if args.observation not in NUMBERS:
+            raise ValueError(f"observation must be one of {', '.join(NUMBERS)}, not {args.observation!r}")
+        seen, action = examples(args, dream, args.data)
+        unknown = examples(args, dream, args.val) if args.val else None
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    config = PolicyConfig(
+        dream.world.name, args.observation, observed_shape(dream, args.observation), len(dream.world.actions), args.hidden
+    )
+    policy = Policy(config)
+    for epoch, loss in enumerate(imitate(policy, args, seen, action), 1):
+        alike = f", {agreement(policy, *unknown):.3f} of the actions in val" if unknown else ""
+        print(
+            f"epoch {epoch} of {args.epochs}: loss {loss:.3f}, does as was done in {agreement(policy, seen, action):.3f}{alike}", flush=True
+        )
+    about = {"frames": len(seen), "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}}
+    save_policy(args.folder / "policy.safetensors", policy, about)
+    print(f"{len(seen):,} frames in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
+
+
+def examples(args: Args, dream: Dream, folder: Path) -> tuple[Tensor, Tensor]:
+    """What was seen, (K, numbers) float32, and what was done then, (K,) int64, in all that is to be imitated.
+
+    Raises `ValueError` where that is nothing.
+    """
+    episodes = latent_episodes(folder, dream.weights.autoencoder, args.latents or args.folder / "latents")
+    parts = [example(args, dream, episode) for episode in tqdm(episodes, desc=f"seeing {folder.name}", leave=False)]
+    seen, action = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not len(seen):
+        raise ValueError(f"no frame in {folder} is followed by a reward within {args.within}: imitate all with --within 0")
+    return seen, action
+
+
+def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, Tensor]:
+    """What one episode has to show; the action that follows frame t is the one that led to frame t + 1."""
+    if episode.action.dtype != torch.int64:
+        raise ValueError("only discrete actions can be imitated")
+    wanted = leads_to_reward(episode.reward, args.within)[:-1]
+    return watched(dream, episode, args.observation)[:-1][wanted], episode.action[1:][wanted]
+
+
+def leads_to_reward(reward: Tensor, within: int) -> Tensor:
+    """Which frames (T,) are followed by a reward at most so many frames later; all, where within is 0."""
+    if not within:
+        return torch.ones_like(reward, dtype=torch.bool)
+    paid = torch.nonzero(reward > 0)[:, 0]
+    ahead = paid[None] - torch.arange(len(reward), device=reward.device)[:, None]
+    return ((ahead > 0) & (ahead <= within)).any(1)
+
+
+@torch.no_grad()
+def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
+    """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
+    model, pose = dream.weights.world_model, episode.pose[None]
+    known = bool(pose.isfinite().all()) and pose.shape[-1] == model.config.pose_size
+    state = first_state(model, torch.zeros(1, dtype=torch.int64), known)
+    pose = relative_to(pose, pose[:, :1]) if known else start_pose(1, model.config.pose_size, pose.device).expand(1, len(episode), -1)
+    motion = motion_between(torch.cat([pose[:, :1], pose[:, :-1]], 1), pose)
+    action = torch.cat([torch.full((1,), model.config.actions), episode.action[1:]])[None]
+    vector = torch.cat([episode.vector[:1], episode.vector[:-1]])[None]
+    world, numbers = state.world, []
+    for start in range(0, len(episode), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        latent = episode.latent[None, part].float()
+        told = state.pose_known[:, None].expand(1, latent.shape[1])
+        inputs = FrameInputs(torch.zeros_like(told), action[:, part], pose[:, part], motion[:, part], told, vector[:, part])
+        output = model(latent, inputs, world)
+        world = output.state
+        numbers.append(numbers_of(state._replace(latent=latent[0], features=output.features[0]), observation))
+    return torch.cat(numbers)
+
+
+def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:
+    """Train the actor; yields the mean loss of each epoch."""
+    assert isinstance(policy.eyes, RunningNorm)
+    policy.eyes.count(seen)
+    generator = torch.Generator().manual_seed(args.seed)
+    optimizer = torch.optim.AdamW(policy.actor.parameters(), args.learning_rate, weight_decay=args.weight_decay)
+    for _ in range(args.epochs):
+        losses = []
+        for rows in torch.randperm(len(seen), generator=generator).split(args.batch):
+            loss = F.nll_loss(policy(seen[rows])[0], action[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        yield torch.stack(losses).mean().item()
+
+
+@torch.no_grad()
+def agreement(policy: Policy, seen: Tensor, action: Tensor) -> float:
+    """Share of the frames in which the policy's likeliest action is the one that was taken."""
+    return (policy(seen)[0].argmax(-1) == action).float().mean().item()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
