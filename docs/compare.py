@@ -1,6 +1,7 @@
 """Train every variant on the same clips for the same number of frames, score it, and write what came out to docs/scores/comparison/.
 
     python docs/compare.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
+    python docs/compare.py --short --data DIR              # short walks, on which full-causal can be trained, into short_comparison/
     python docs/compare.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
     python docs/compare.py --data DIR --help
 
@@ -38,6 +39,7 @@ MEDIA = ROOT / "docs" / "media"
 class Plan:
     """How the variants of one world are trained and scored."""
 
+    world: str
     scores: Path  # folder
     prefix: str  # of folders of variants and of pictures
     training: dict[str, Any]  # what differs from `WorldTraining`'s defaults
@@ -45,17 +47,31 @@ class Plan:
     pictured: tuple[str, str]  # test and its pictures, by which the variants are shown beside the truth
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     ship: dict[str, int] = field(default_factory=dict)  # what differs from `Shipping`'s
+    variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")  # if no others are asked for
 
 
+SHORT = "memory-maze, short walks"
 PLANS = {
     "memory-maze": Plan(
+        world="memory-maze",
         scores=SCORES / "comparison",
         prefix="",
         training=dict(steps=300),
         measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1),
         pictured=("retrieval", "own memory"),
     ),
+    SHORT: Plan(
+        world="memory-maze",
+        scores=SCORES / "short_comparison",
+        prefix="short-",
+        training=dict(steps=200, frames_a_step=320, curriculum=(Stage(1.0, 80, 1),)),
+        measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(40,), reasoning=(50, 30), memories=("own",), clips=2),
+        pictured=("retrieval", "own memory"),
+        ship=dict(walk_frames=100),
+        variants=("ours", "no-places", "sliding-window", "full-causal"),
+    ),
     "minecraft": Plan(
+        world="minecraft",
         scores=SCORES / "minecraft_comparison",
         prefix="minecraft-",
         training=dict(
@@ -79,20 +95,24 @@ class Comparison:
 
     data: Path  # folder with train/, val/ and test/
     world: str = "memory-maze"
+    short: bool = False  # walks of 80 frames, which attention over all frames can be trained on, too
     autoencoder: Path | None = None  # file, or folder of weights; the world's shipped weights if not given
     runs: Path = ROOT / "runs" / "comparison"  # where variants are trained
-    variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")
+    variants: tuple[str, ...] = ()  # all that are compared in the world if not given
     steps: int | None = None  # of 1,280 frames, a minute for 300 of them on an H200, hours on a CPU; the world's own number if not given
     threads: int = 1
     train_only: bool = False  # leave scoring to a later call
 
     def __post_init__(self) -> None:
-        if self.world not in PLANS:
-            raise ValueError(f"nothing is compared in a world named {self.world}; there are {', '.join(PLANS)}")
+        worlds = list(dict.fromkeys(plan.world for plan in PLANS.values()))
+        if self.world not in worlds:
+            raise ValueError(f"nothing is compared in a world named {self.world}; there are {', '.join(worlds)}")
+        if self.short and self.world != PLANS[SHORT].world:
+            raise ValueError(f"short walks are compared in {PLANS[SHORT].world} alone, not in {self.world}")
 
     @property
     def plan(self) -> Plan:
-        return PLANS[self.world]
+        return PLANS[SHORT if self.short else self.world]
 
     @property
     def seeing(self) -> Path:
@@ -115,7 +135,7 @@ class Comparison:
 def main(run: Comparison) -> None:
     torch.set_num_threads(run.threads)
     bench: Bench | None = None
-    for name in run.variants:
+    for name in run.variants or run.plan.variants:
         world = trained(run, name)
         if not run.train_only and not run.scores(name).exists():
             bench = score(run, name, world, bench)
@@ -128,11 +148,9 @@ def trained(run: Comparison, name: str) -> Path:
     finished = run.folder(name) / "world.safetensors"
     if not finished.exists():
         print(f"{name}: {VARIANTS[name][0]}")
-        settings = run.plan.training | ({} if run.steps is None else {"steps": run.steps})
+        settings = dict(frames_a_step=1280) | run.plan.training | ({} if run.steps is None else {"steps": run.steps})
         settings |= dict(data=run.data / "train", val=run.data / "val", autoencoder=run.seeing, out=finished.parent, variant=name)
-        train_world(
-            WorldTraining(**settings, model=run.plan.model, frames_a_step=1280, sight_updates=2, save_every=100, threads=run.threads)
-        )
+        train_world(WorldTraining(**settings, model=run.plan.model, sight_updates=2, save_every=100, threads=run.threads))
     return finished
 
 

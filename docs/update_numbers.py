@@ -24,6 +24,13 @@ MAZE_COLUMNS = {  # of the table of variants: title to test and score
     "576 then 224 PSNR": ("reasoning", "576 then 224, told poses: PSNR"),
     "SSIM ": ("reasoning", "576 then 224, told poses: SSIM"),
 }
+SHORT_COLUMNS = {
+    "next frame PSNR": ("next_frame", "true motion PSNR"),
+    "way back of 40 PSNR": ("retrieval", "40 back, own memory: PSNR"),
+    "SSIM": ("retrieval", "40 back, own memory: SSIM"),
+    "50 then 30 PSNR": ("reasoning", "50 then 30, told poses: PSNR"),
+    "SSIM ": ("reasoning", "50 then 30, told poses: SSIM"),
+}
 BLOCK_COLUMNS = {
     "next frame PSNR": ("next_frame", "true motion PSNR"),
     "100 then 50, told poses PSNR": ("reasoning", "100 then 50, told poses: PSNR"),
@@ -69,6 +76,7 @@ def main() -> None:
     tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
+    tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:

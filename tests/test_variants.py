@@ -63,12 +63,23 @@ def test_each_variant_lacks_what_it_says():
 def test_what_is_compared_fits_its_world():
     compare = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "compare.py"))
     for name, plan in compare["PLANS"].items():
-        run, world = compare["Comparison"](Path("data"), world=name), WORLDS[name]
+        run, world = compare["Comparison"](Path("data"), world=plan.world, short="short" in name), WORLDS[plan.world]
+        assert run.plan is plan
         assert (plan.model.actions, plan.model.vector_size) == (len(world.actions), len(world.counts))
-        assert plan.pictured[0] in Evaluation(run.data, world=name, **plan.measured).tests
+        assert plan.pictured[0] in Evaluation(run.data, world=plan.world, **plan.measured).tests
         assert WorldTraining(run.data, run.seeing, run.folder("ours"), model=plan.model, **plan.training).steps == plan.training["steps"]
     with pytest.raises(ValueError, match="nothing is compared in a world named mars; there are memory-maze, minecraft"):
         compare["Comparison"](Path("data"), world="mars")
+    with pytest.raises(ValueError, match="short walks are compared in memory-maze alone, not in minecraft"):
+        compare["Comparison"](Path("data"), world="minecraft", short=True)
+
+
+def test_what_sees_all_frames_sees_whole_short_walks():
+    compare = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "compare.py"))
+    plan = compare["PLANS"][compare["SHORT"]]
+    run = variant("full-causal", WorldTraining(Path("data"), Path("autoencoder"), Path("out"), model=plan.model, **plan.training))
+    assert run.model.window >= max(stage.frames * stage.clips for stage in run.curriculum)
+    assert run.model.window >= max(2 * max(plan.measured["retrieval"]), sum(plan.measured["reasoning"]))
 
 
 def test_a_scan_reaches_further_than_a_window():
