@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from PIL import Image
 from tiny_minecraft import write_real_plays, write_tiny_minecraft
@@ -56,6 +59,39 @@ def test_hello(tiny_weights, monkeypatch, capsys):
     assert "(64, 64, 3)" in capsys.readouterr().out
 
 
+def test_memory_probe_tells_own_memory_from_none(tiny_weights, real_episode, tmp_path, monkeypatch, capsys):
+    sheet, sizes = tmp_path / "new" / "memory.png", ("--frames", 12, "--shown", 4)
+    run(monkeypatch, "memory_probe", "--weights", tiny_weights, "--episode", real_episode, "--out", sheet, *sizes)
+    assert re.findall(r"(\w+) memory: [\d.]+ dB", capsys.readouterr().out) == ["own", "emptied"]
+    with Image.open(sheet) as image:
+        rows = np.asarray(image).reshape(3, 128, 4, 128, 3)
+    assert rows[0, 64, :, 64, 0].astype(int) == pytest.approx(40 * np.array([10, 7, 3, 0]) % 256, abs=15)  # the last seen first
+    assert (rows[1] != rows[2]).any()
+
+
+def test_memory_probe_finds_that_the_shipped_maze_remembers(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "memory_probe", "--frames", 40, "--out", tmp_path / "memory.png")
+    own, emptied = map(float, re.findall(r"memory: ([\d.]+) dB", capsys.readouterr().out))
+    assert own > 28
+    assert own > emptied + 8
+
+
+def test_memory_probe_needs_poses(tiny_weights, real_episode, tmp_path, monkeypatch):
+    arrays = dict(np.load(real_episode))
+    np.savez(real_episode, action=arrays["action"], reward=arrays["reward"])
+    with pytest.raises(SystemExit, match="no poses"):
+        run(monkeypatch, "memory_probe", "--weights", tiny_weights, "--episode", real_episode, "--out", tmp_path / "memory.png")
+
+
+def test_ppo_learns_and_keeps_its_policy(tiny_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gymnasium.registry[WORLD.id].kwargs, "weights", tiny_weights)
+    monkeypatch.setattr(stable_baselines3, "PPO", functools.partial(stable_baselines3.PPO, n_epochs=1, batch_size=256))
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "ppo", 1)
+    assert "after 512 steps in dreams" in capsys.readouterr().out  # one rollout of 8 dreams
+    assert (tmp_path / "demo" / "policy.zip").is_file()
+
+
 def test_demo_writes_the_dream_beside_the_real_maze(tiny_weights, real_episode, tmp_path, monkeypatch, capsys):
     sizes = "--steps", 3, "--many", 2, "--context-frames", 3
     run(monkeypatch, "demo", "--weights", tiny_weights, "--episode", real_episode, "--out", tmp_path / "demo", *sizes)
@@ -100,3 +136,10 @@ def test_branches_part_on_one_sheet(tiny_weights, tmp_path, monkeypatch, capsys)
         rows = np.asarray(image).reshape(8, 128, 3, 128, 3)
     assert (rows[:, :, 0] == rows[:1, :, 0]).all()  # all begin with the same moment
     assert all((rows[i, :, -1] != rows[j, :, -1]).any() for i in range(8) for j in range(i))
+
+
+def test_own_world_goes_from_an_environment_to_a_dream(tmp_path, monkeypatch, capsys):
+    """CartPole: collect, train, ship, make, by the commands of the command line."""
+    run(monkeypatch, "own_world", "--out", tmp_path, "--episodes", 3, "--steps", 2)
+    assert "a dream of cartpole: (64, 64, 3), Discrete(2), 0, 1" in capsys.readouterr().out
+    assert (tmp_path / "weights" / "world.json").exists()
