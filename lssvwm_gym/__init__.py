@@ -5,30 +5,20 @@ Importing this package registers the ids and loads neither torch nor a simulator
 
 import gymnasium
 
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.hub import from_hub, load, push_to_hub
+from lssvwm_gym.worlds import DREAM_ID, WORLDS, World, register
 
 __version__ = "0.1.0"
-__all__ = ["WORLDS", "World", "register"]
-
-
-def register(world: World) -> None:
-    """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
-
-    Raises `ValueError` if another world already has this name.
-    """
-    if WORLDS.setdefault(world.name, world) != world:
-        raise ValueError(f"there is another world named {world.name!r} already: {WORLDS[world.name]}")
-    gymnasium.register(
-        world.id,
-        entry_point="lssvwm_gym.envs.dream_env:DreamEnv",
-        vector_entry_point="lssvwm_gym.envs.dream_vector_env:DreamVectorEnv",
-        max_episode_steps=world.max_episode_steps,
-        kwargs={"world": world.name},
-    )
+__all__ = ["WORLDS", "World", "from_hub", "load", "push_to_hub", "register"]
 
 
 for _world in tuple(WORLDS.values()):
     register(_world)
+gymnasium.register(
+    DREAM_ID,
+    entry_point="lssvwm_gym.envs.folder_env:make_dream",
+    vector_entry_point="lssvwm_gym.envs.folder_env:make_dreams",
+)
 for _size in (9, 11, 13, 15):
     gymnasium.register(
         f"MemoryMaze{_size}x{_size}-Real-v0",

@@ -8,15 +8,25 @@ import sys
 from lssvwm_gym.data.crew import CrewError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
+    "collect gym": ("lssvwm_gym.data.gym_env", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
-    "convert": ("lssvwm_gym.data.public", "Converting", "convert", "turn public recordings into episodes: Memory Maze, TECO, VPT, Minari"),
+    "convert": (
+        "lssvwm_gym.data.public",
+        "Converting",
+        "convert",
+        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",
+    ),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
     "train world": ("lssvwm_gym.training.world", "WorldTraining", "train_world", "learn to dream"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
     "bench": ("lssvwm_gym.evaluation.bench", "Benchmark", "bench", "measure the speed of a dream"),
     "ship": ("lssvwm_gym.training.ship", "Shipping", "ship", "make a folder of weights from finished models"),
+    "export": ("lssvwm_gym.models.export", "Export", "export", "make a folder of weights smaller: 8 bits"),
+    "generate": ("lssvwm_gym.generate", "Generating", "generate", "go on with a video of which nobody knows the actions"),
     "play": ("lssvwm_gym.play", "Playing", "play", "walk in a dream by hand"),
 }
+
+FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what may stand without its name
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,8 +52,8 @@ def _run(command: str, arguments: list[str]) -> None:
 
     module_name, settings, function, _ = COMMANDS[command]
     module = importlib.import_module(module_name)
-    if command in ("collect", "play") and arguments and not arguments[0].startswith("-"):
-        arguments = ["--world", *arguments]  # lssvwm-gym play memory-maze
+    if command in FIRST and arguments and not arguments[0].startswith("-"):
+        arguments = [FIRST[command], *arguments]  # lssvwm-gym play memory-maze
     outcome = getattr(module, function)(tyro.cli(getattr(module, settings), args=arguments, prog=f"lssvwm-gym {command}"))
     if getattr(outcome, "failed", None):
         sys.exit(f"lssvwm-gym {command}: {len(outcome.failed)} of the jobs failed, see above; the same command tries them again")

@@ -213,7 +213,7 @@ def test_one_test_can_be_run_by_a_script(folder, tiny_weights):
 def test_bad_settings_say_what_there_is(folder, tiny_weights):
     with pytest.raises(ValueError, match="no test named dance; there are reconstruction"):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("dance",)))
-    with pytest.raises(ValueError, match="no world named mars; there are memory-maze"):
+    with pytest.raises(ValueError, match="no world named 'mars'; there are memory-maze"):
         evaluate(Evaluation(data=folder, world="mars"))
     with pytest.raises(ValueError, match="no memory named good; there are own, stranger"):
         Evaluation(data=folder, memories=("own", "good"))

@@ -1,4 +1,5 @@
 """Collect episodes from a real simulator, with several processes: `lssvwm-gym collect memory-maze --out DIR`, or `luanti`.
+Any other Gymnasium environment: `lssvwm-gym collect gym`, see `gym_env`.
 
 Episode `<seed>` depends on its seed alone, as far as the world repeats itself. Whatever ends a collection, only whole episodes remain, and
 the same command goes on where it was. Another world is one more entry in `SOURCES`.
@@ -20,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from lssvwm_gym.data.crew import Done, Failed, Message, Progress, work_off
+from lssvwm_gym.data.crew import Done, Failed, Message, Progress, Work, work_off
 from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
 from lssvwm_gym.data.whole_file import discard
 from lssvwm_gym.worlds.minecraft import MINECRAFT
@@ -147,13 +148,18 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         CrewError: the simulator can't be started; the message says why.
     """
     source = source or _source(collecting.world)
+    return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
+
+
+def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:
+    """`collect` with any work that writes the episode of a seed, of at most `frames` frames; importable by name."""
     Path(collecting.out).mkdir(parents=True, exist_ok=True)
     _remove_leftovers(collecting)
     whole = {seed for seed in collecting.seeds if _is_whole(collecting.path(seed))}
     missing = [seed for seed in collecting.seeds if seed not in whole]
     collected = Collected(skipped=sorted(whole))
     try:
-        _work_off(collecting, source, missing, collected)
+        _work_off(collecting, open_work, frames, missing, collected)
     except KeyboardInterrupt:
         collected = replace(collected, stopped=True)
     finally:
@@ -162,9 +168,8 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
     return collected
 
 
-def _work_off(collecting: Collecting, source: Source, seeds: list[int], collected: Collected) -> None:
-    frames = (collecting.steps or source.steps) + 1
-    messages = work_off(seeds, partial(Recorder, collecting, source), collecting.workers)
+def _work_off(collecting: Collecting, open_work: Callable[[], Work], frames: int, seeds: list[int], collected: Collected) -> None:
+    messages = work_off(seeds, open_work, collecting.workers)
     bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes", disable=not seeds)
     with contextlib.closing(messages), bar:
         seen = dict.fromkeys(seeds, 0)

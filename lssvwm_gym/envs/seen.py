@@ -161,7 +161,7 @@ class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
         return onlooker.numbers()
 
 
-class SeenThroughModelVec(VectorWrapper[np.ndarray, np.ndarray, np.ndarray]):
+class SeenThroughModelVec(VectorWrapper):  # not generic in Gymnasium 1.2
     """`SeenThroughModel` over a Gymnasium vector environment; all rows go through the model in one batch.
 
     A row that begins anew begins with an empty state, in each of the three ways that Gymnasium has of it. With

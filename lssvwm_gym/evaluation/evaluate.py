@@ -69,6 +69,7 @@ def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
     }
     for name in run.tests:
         try:
+            bench.refuse_untold(name)
             results = TESTS[name](bench)
         except DoesNotApply as reason:
             report.setdefault("skipped", {})[name] = str(reason)

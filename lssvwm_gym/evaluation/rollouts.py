@@ -16,7 +16,7 @@ from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
-from lssvwm_gym.models.pose import motion_between, relative_to
+from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
 from lssvwm_gym.models.weights import Weights
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 
@@ -37,9 +37,9 @@ class Clips:
 
     frames: Tensor  # (B, T, height, width, 3) uint8
     latent: Tensor  # (B, T, N, C)
-    action: Tensor  # (B, T) int64
+    action: Tensor  # (B, T) int64, or (B, T, A) float
     reward: Tensor  # (B, T)
-    pose: Tensor  # (B, T, 4 or 6)
+    pose: Tensor  # (B, T, 4 or 6); that of the first frame throughout where none were recorded
     motion: Tensor  # (B, T, 3 or 5)
     before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
     vector: Tensor  # (B, T, V) counts that go with each frame
@@ -101,7 +101,7 @@ def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[
     features = []
     for start in range(0, len(clips), TOGETHER):
         part = clips[start : start + TOGETHER]
-        clean, known = torch.zeros_like(part.reward), torch.ones_like(part.reward)
+        clean, known = torch.zeros_like(part.reward), state.pose_known[:, None].expand_as(part.reward)
         inputs = FrameInputs(clean, part.action, part.pose, part.motion, known, part.before)
         features.append(model(part.latent, inputs, state.world).features)
         state = remember(model, state, part.latent, part.action, part.pose, part.vector)
@@ -172,12 +172,15 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
 
 def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
     """The state before any frame of the clips, with the counts that were before the first."""
-    return first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)._replace(vector=clips.before[:, 0])
+    state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
+    known = (clips.pose != clips.pose[:, :1]).flatten(1).any(1)
+    return state._replace(vector=clips.before[:, 0], pose_known=known.float())
 
 
 def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
     part, real = slice(start, start + frames), episode.latent
     pose = relative_to(real.pose[part], real.pose[start])
+    pose = pose if pose.isfinite().all() else start_pose(frames, pose.shape[1])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
     vector = real.vector[max(0, start - 1) : start + frames]
     vector = torch.cat([vector[:1], vector]) if start == 0 else vector

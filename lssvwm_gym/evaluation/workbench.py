@@ -11,7 +11,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
 from lssvwm_gym.models.weights import Weights, load_weights
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.worlds import World, chosen_world
 
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward")
 REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
@@ -38,7 +38,7 @@ class Evaluation:
     """What to measure, on what. Tests and sizes that aren't given are the world's own, see `SUITES`."""
 
     data: Path  # folder with real episodes
-    world: str = "memory-maze"
+    world: str = ""  # its name; what the weights say that they dream if not given, else memory-maze
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     out: Path | None = None  # where to write the scores as JSON
     figures: Path | None = None  # folder for pictures of what the tests produced
@@ -60,7 +60,8 @@ class Evaluation:
         unknown = set(self.memories) - set(MEMORIES)
         if unknown:
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
-        for name, own in SUITES.get(self.world, OTHER_WORLDS).items():
+        named = self.world or chosen_world("", self.weights).name
+        for name, own in SUITES.get(named, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
         least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2, "detour": 1}
@@ -80,6 +81,13 @@ class Bench:
     episodes: list[RealEpisode]
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
     recalled: dict[int, Tensor] = field(default_factory=dict)  # frames dreamed on the way back, by frames of context; several tests ask
+
+    def refuse_untold(self, test: str) -> None:
+        """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
+        if test in (*REMEMBERING, "inventory") and not any(bool(one.latent.pose.isfinite().all()) for one in self.episodes):
+            raise DoesNotApply("the episodes tell no poses")
+        if test in REMEMBERING and self.world.continuous:
+            raise DoesNotApply("it walks back, where actions are unknown, and is for discrete ones")
 
     def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
         """PSNR and SSIM of latents (B, T, N, C) against real frames, beside the autoencoder's ceiling being known apart."""
@@ -104,8 +112,6 @@ def open_bench(run: Evaluation) -> Bench:
     Raises:
         ValueError: a world that doesn't exist; `TensorFileError` or `EpisodeError` for files that can't be read.
     """
-    if run.world not in WORLDS:
-        raise ValueError(f"no world named {run.world}; there are {', '.join(WORLDS)}")
-    world = WORLDS[run.world]
+    world = chosen_world(run.world, run.weights)
     weights = load_weights(run.weights or world.weights)
     return Bench(run, world, weights, read_real_episodes(run.data, weights))

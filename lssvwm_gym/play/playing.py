@@ -20,7 +20,7 @@ from lssvwm_gym.play.keyboard import MARK_KEYS, REWIND, Keyboard, chosen_action,
 from lssvwm_gym.play.saved_game import free_name, latest
 from lssvwm_gym.play.wheel import open_driver
 from lssvwm_gym.play.window import Window
-from lssvwm_gym.worlds import WORLDS
+from lssvwm_gym.worlds import chosen_world
 
 REDRAWS = 30  # a second at least, so that keys are read in time while a step waits for its moment
 REWIND_SPEED = 3  # times as fast as forward
@@ -35,7 +35,7 @@ MEASURED = 20  # steps over which the speed is measured
 class Playing:
     """Which dream to walk in, and how it is shown."""
 
-    world: str = "memory-maze"  # its name may also stand first, without --world
+    world: str = ""  # its name may also stand first, without --world; if not given, what the weights say, else memory-maze
     profile: Literal["fast", "balanced", "quality"] = "balanced"  # how carefully each frame is dreamed; key f changes it
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     seed: int | None = None  # of the first dream; the same seed and keys, the same dream
@@ -279,11 +279,12 @@ def play(run: Playing) -> Game:
         ValueError: an unknown world, a policy, game or recording that can't be what it is said to be, or options that don't fit.
         SimulatorUnavailable: `beside` where the real world can't run; the message says what to install.
     """
-    if run.world not in WORLDS:
-        raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
+    world = chosen_world(run.world, run.weights)
+    if world.continuous:
+        raise ValueError(f"an action of {world.name} is {len(world.actions)} numbers, for which there are no keys; step it from Python")
     if run.record:
         check_movie(run.record)
-    fps = run.fps or WORLDS[run.world].fps
+    fps = run.fps or world.fps
     game = open_game(run)
     try:
         film = [game.picture()]
@@ -301,7 +302,7 @@ def play(run: Playing) -> Game:
 
 def open_game(run: Playing) -> Game:
     """The game that the settings describe, at its first moment. Raises as `play` does."""
-    world = WORLDS[run.world]
+    world = chosen_world(run.world, run.weights)
     env = DreamEnv(world, profile=run.profile, weights=run.weights)
     real = RealWorld(world) if run.beside else None
     try:

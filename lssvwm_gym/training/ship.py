@@ -1,16 +1,21 @@
-"""Make a folder of weights from finished models: `lssvwm-gym ship --autoencoder F --world-model F --data DIR --out DIR`."""
+"""Make a folder of weights from finished models: `lssvwm-gym ship --autoencoder F --world-model F --data DIR --out DIR`.
+
+Where the data or the settings say what the world is called, its record goes with them (`world.json`), and so does a model card: then
+`gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` needs to know no more.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
 from tqdm import tqdm
 
-from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.data.episode import read_arrays, read_episode
 from lssvwm_gym.data.folder import episode_paths, fingerprint
 from lssvwm_gym.data.tensors import load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
@@ -19,6 +24,9 @@ from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.weights import Starts, Weights, save_weights
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.autoencoder import load_autoencoder
+from lssvwm_gym.training.describing import Naming, card, described, write_card
+from lssvwm_gym.worlds import write_world
+from lssvwm_gym.worlds.record import RECORD
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,9 @@ class Shipping:
     openings: int = 64
     opening_frames: int = 16
     walks: int = 4
-    walk_frames: int = 500
+    walk_frames: int = 500  # fewer where no recording is as long
     seed: int = 0
+    naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
 
 def ship(run: Shipping) -> Weights:
@@ -43,11 +52,18 @@ def ship(run: Shipping) -> Weights:
     paths = episode_paths(run.data)
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
-    openings = _starts(paths, run.openings, run.opening_frames, autoencoder, rng)
-    walks = _starts(paths[::-1], run.walks, run.walk_frames, autoencoder, rng)
+    lengths = {path: len(read_arrays(path)["action"]) for path in paths}
+    openings = _starts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
+    walks = _starts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
     info = {"training": trained, "starts_from": fingerprint(run.data)}
     weights = Weights(autoencoder, world_model, openings, walks, info)
+    world = described(run.naming, run.data, weights)
     save_weights(run.out, weights)
+    if world is None:
+        (run.out / RECORD).unlink(missing_ok=True)  # of what was in the folder before
+    else:
+        write_world(run.out, world)
+        write_card(run.out, card(world, weights, run.out))
     return weights
 
 
@@ -58,8 +74,13 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
     return model, {k: v for k, v in header.items() if k not in ("config", "walks")}
 
 
-def _starts(paths: list[Path], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator) -> Starts:
-    """`count` pieces of `frames` frames at random places, one an episode as far as they go."""
+def _starts(
+    paths: list[Path], lengths: dict[Path, int], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator
+) -> Starts:
+    """`count` pieces of `frames` frames at random places, one an episode as far as they go, of those that are long enough."""
+    paths = [path for path in paths if lengths[path] >= frames]
+    if not paths:
+        raise ValueError(f"no episode has the {frames} frames of an opening: choose fewer with --opening-frames")
     pieces = []
     for number in tqdm(range(count), desc=f"starts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])

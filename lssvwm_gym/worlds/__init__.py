@@ -1,11 +1,67 @@
-"""The worlds that can be dreamed, one small file each."""
+"""The worlds that can be dreamed, one small file each, and how others become known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
+from lssvwm_gym.worlds.record import WorldError, has_record, read_world, write_world
 from lssvwm_gym.worlds.world import World
 
+DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, World] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
-__all__ = ["WORLDS", "World"]
+__all__ = ["DREAM_ID", "WORLDS", "World", "WorldError", "chosen_world", "has_record", "read_world", "register", "world_of", "write_world"]
+
+
+def register(world: World | str | Path) -> World:
+    """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
+
+    Args:
+        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym ship` writes it).
+
+    Raises:
+        ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
+    """
+    world = world if isinstance(world, World) else read_world(world)
+    known = WORLDS.get(world.name)
+    if known not in (None, world):
+        raise ValueError(f"there is another world named {world.name!r} already: {known}")
+    if world.id in gymnasium.registry:
+        if known is None:
+            raise ValueError(f"there is another environment of the id {world.id} already")
+        return world
+    WORLDS[world.name] = world
+    gymnasium.register(
+        world.id,
+        entry_point="lssvwm_gym.envs.dream_env:DreamEnv",
+        vector_entry_point="lssvwm_gym.envs.dream_vector_env:DreamVectorEnv",
+        max_episode_steps=world.max_episode_steps,
+        kwargs={"world": world.name},
+    )
+    return world
+
+
+def chosen_world(name: str, weights: str | Path | None = None) -> World:
+    """The world of a name; without one (""), the one that the weights say they dream, else Memory Maze.
+
+    Raises `ValueError` for a name that there isn't, `WorldError` for a folder with a broken record.
+    """
+    if name in WORLDS:
+        return WORLDS[name]
+    if name:
+        raise ValueError(f"no world named {name!r}; there are {', '.join(WORLDS)}")
+    if weights is not None and has_record(weights):
+        return world_of(weights)
+    return WORLDS[MEMORY_MAZE.name]
+
+
+def world_of(weights: str | Path) -> World:
+    """The world that a folder of weights says it dreams, with the `real_id` of one that is known. Raises as `read_world`."""
+    world = read_world(weights)
+    known = WORLDS.get(world.name)
+    return replace(world, real_id=known.real_id) if known is not None and known.id == world.id else world

@@ -8,12 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class World:
-    """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none."""
+    """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none.
+
+    Raises `ValueError` where its parts contradict each other.
+    """
 
     id: str  # of the dream, for gymnasium.make
     name: str  # on the command line
     image_size: int  # pixels a side of the square observation
-    actions: tuple[str, ...]  # names of the discrete actions
+    actions: tuple[str, ...]  # names of the discrete actions; of the numbers of an action, where it is a Box
     keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
     fps: int  # frames a second of world time
     reward_values: tuple[float, ...]  # what the classes of the reward head pay
@@ -28,6 +31,27 @@ class World:
     near: float = 0.25  # units of length within which two views of one direction show about the same
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
     real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
+    low: tuple[float, ...] = ()  # bounds of actions that are a Box, a number each; none where actions are discrete
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.actions or len(set(self.actions)) < len(self.actions):
+            raise ValueError(f"{self.name}: actions need names, each its own, got {self.actions}")
+        if self.low or self.high:
+            if not len(self.low) == len(self.high) == len(self.actions) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+                raise ValueError(
+                    f"{self.name}: low {self.low} and high {self.high} don't bound the {len(self.actions)} numbers of an action"
+                )
+            if self.keys:
+                raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {len(self.actions)} numbers")
+        strange = [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]
+        if strange:
+            raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether an action is numbers within `low` and `high`."""
+        return bool(self.low)
 
 
 WEIGHTS = Path(__file__).parent.parent / "weights"

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, read_episode
 from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.data.plain_json import parsed
-from lssvwm_gym.data.public import memory_maze, minari, teco, vpt
+from lssvwm_gym.data.public import memory_maze, minari, teco, videos, vpt
 from lssvwm_gym.data.public.recording import Found, Framing, Recording, write_recording
 from lssvwm_gym.data.whole_file import renamed_when_whole
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
-BELOW = ("teco", "vpt")  # layouts whose recordings are looked for in all folders below the source
+BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source
 SHOWN = 10  # broken files that an error names
 
 
@@ -35,17 +35,19 @@ class Converting:
 
     source: Path  # folder of the recordings
     out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
-    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari"] = "memory-maze"  # of the source; vpt: BASALT too
+    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = (
+        "memory-maze"  # of the source; vpt: BASALT too
+    )
     to: Literal["episodes", "public"] = "episodes"  # episodes: <name>.mp4 + <name>.npz; public: one npz of Memory Maze with images
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
-    frame_skip: int = 1  # teco-*, vpt: keep every so many frames; the actions between become one
+    frame_skip: int = 1  # teco-*, vpt, videos: keep every so many frames; the actions between become one
     fps: int = 0  # of the video; 0: the layout's own over frame_skip
     episodes: int = 0  # convert the first so many only; 0: all
     workers: int = 1  # processes
     skip_broken: bool = False  # warn of recordings that can't be converted and go on, instead of failing at the end
-    outgoing: bool = False  # teco-*: the source's action t is the one taken at frame t, not the one that led to it
+    outgoing: bool = False  # teco-*, videos: the source's action t is the one taken at frame t, not the one that led to it
     cut: bool = False  # vpt: where video and lines end at different times, take what both have
     index: Path | None = None  # vpt: JSON with the recordings to take, {"basedir": ..., "relpaths": [...]}
     images: str = ""  # minari: the entry of the observations that is the picture
@@ -73,8 +75,8 @@ class Converting:
 
 ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
     "to": "memory-maze",
-    "frame_skip": ("teco", "vpt"),
-    "outgoing": "teco",
+    "frame_skip": ("teco", "vpt", "videos"),
+    "outgoing": ("teco", "videos"),
     "cut": "vpt",
     "index": "vpt",
     "images": "minari",
@@ -97,6 +99,7 @@ LAYOUTS = {
     "teco-dmlab": Layout(lambda c: teco.find_dmlab(c.source), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
     "vpt": Layout(lambda c: vpt.find_vpt(c.source, c.index), lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut)),
     "minari": Layout(lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images)),
+    "videos": Layout(lambda c: videos.find_videos(c.source), lambda found, c: videos.read_video_file(found, c.frame_skip, c.outgoing)),
 }
 
 

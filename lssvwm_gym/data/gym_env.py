@@ -1,0 +1,336 @@
+"""Collect episodes from any Gymnasium environment: `lssvwm-gym collect gym --env CartPole-v1 --out DIR`.
+
+Frames are the observations where those are pictures, else what the environment renders as `rgb_array`; actions are Discrete or Box, and
+drawn at random. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym ship` takes the world's record from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from gymnasium.spaces import Box, Discrete
+
+from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
+from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, write_episode
+from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.public.recording import Framing, framed
+from lssvwm_gym.data.whole_file import renamed_when_whole
+
+SETTINGS = "collecting.json"
+FPS = 15  # where the environment doesn't say how fast it runs
+TRIES = 50  # seeds that are tried for an episode that is long enough
+UNITS = {"radians": 1.0, "degrees": np.pi / 180, "quarters": np.pi / 2}
+HEADLESS = {"PYGLET_HEADLESS": "true", "SDL_VIDEODRIVER": "dummy", "MUJOCO_GL": "egl"}  # where there is no screen
+
+
+@dataclass(frozen=True)
+class GymCollecting:
+    """What to collect from which environment."""
+
+    env: str  # its id
+    out: Path  # folder of the episodes
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules that register environments, such as miniworld
+    kwargs: str = "{}"  # JSON object, for gymnasium.make
+    episodes: int = 100
+    workers: int = 2  # processes
+    first_seed: int = 0  # the seeds are first_seed, first_seed + 1, ...
+    steps: int = 250  # an episode at most, which has one frame more
+    least: int = 81  # frames of an episode; shorter ones are played anew with another seed. Training needs more than its clips have: 80
+    sticky: float = 0.75  # chance that an action is taken again
+    odds: tuple[float, ...] = ()  # how often each Discrete action is drawn beside the others; all alike if not given
+    pixels: Literal["auto", "observation", "render"] = "auto"  # auto: observations where they are pictures
+    size: int = 64  # pixels a side of the square frames
+    crop: bool = False  # take the middle square of a frame; otherwise all of it is squeezed into the square
+    fps: int = 0  # frames a second of world time; 0: what the environment says
+    position: str = ""  # where the agent is: a key of info, or an attribute of the environment such as agent.pos
+    plane: tuple[int, int] = (1, 2)  # which two of its numbers span the floor, from 1; negative: mirrored
+    angle: str = ""  # where it looks, likewise: counter-clockwise in that plane
+    unit: Literal["radians", "degrees", "quarters"] = "radians"  # of the angle
+    crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("least", 2), ("size", 8), ("fps", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.least > self.steps + 1:
+            raise ValueError(f"an episode of {self.steps} steps has {self.steps + 1} frames: least can't be {self.least}")
+        if not 0 <= self.sticky < 1:
+            raise ValueError(f"sticky is a chance from 0 to below 1, got {self.sticky}")
+        if self.odds and (min(self.odds) < 0 or not 0 < sum(self.odds) < np.inf):
+            raise ValueError(f"odds are not negative and one of them is above 0, got {self.odds}")
+        if bool(self.position) != bool(self.angle):
+            raise ValueError("position and angle make a pose together: give both or none")
+        if 0 in self.plane:
+            raise ValueError(f"plane counts from 1, got {self.plane}")
+        _ = self.arguments, self.plain
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For `gymnasium.make`."""
+        try:
+            return dict(parsed(self.kwargs))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"kwargs must be a JSON object, not {self.kwargs!r} ({error})") from None
+
+    @property
+    def plain(self) -> Collecting:
+        """What all collections have in common."""
+        return Collecting(self.env, self.out, self.episodes, self.workers, self.first_seed, steps=self.steps, crf=self.crf)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """How the episodes of a folder were made, as `collecting.json` says it."""
+
+    env: str
+    kwargs: str
+    pixels: str
+    size: int
+    crop: bool
+    fps: int
+    steps: int
+    poses: bool
+    actions: list[str] = field(default_factory=list)  # names of the Discrete actions
+    low: list[float | None] = field(default_factory=list)  # bounds of a Box, flat; None where there is none
+    high: list[float | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise `TypeError` for what a file may say but `described` never does."""
+        kinds = {"env": str, "kwargs": str, "pixels": str, "size": int, "crop": bool, "fps": int, "steps": int, "poses": bool}
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        wrong += [] if _all(self.actions, (str,)) else ["actions"]
+        wrong += [name for name in ("low", "high") if not _all(getattr(self, name), (float, type(None)))]
+        if wrong or min(self.fps, self.steps) < 1:
+            raise TypeError(f"{', '.join(wrong) or 'fps or steps'} can't be {[getattr(self, name) for name in wrong]}"[:300])
+
+
+def collect_gym(run: GymCollecting) -> Collected:
+    """Collect the episodes that are not yet in `run.out`, as `lssvwm_gym.data.collect.collect` does.
+
+    Raises:
+        ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
+        EpisodeError: the folder holds episodes that were made in another way.
+        CrewError: it can't be made in another process.
+    """
+    env = make(run)
+    try:
+        _draw(env.action_space, np.random.default_rng(0), run.odds)
+        env.reset(seed=run.first_seed)
+        _keep_settings(run.out / SETTINGS, collection := env.described())
+    finally:
+        env.close()
+    collected = gather(run.plain, partial(GymRecorder, run), run.steps + 1)
+    sizes = f"--model.actions {len(collection.actions)}" + (f" --model.action-size {len(collection.low)}" if collection.low else "")
+    print(f"{run.out}: `train world` needs {sizes}{'' if collection.poses else ' --variant no-places'}")
+    return collected
+
+
+def read_collection(folder: Path) -> Collection | None:
+    """How a folder's episodes were collected; None where they were not collected here. Raises `EpisodeError` for a broken file."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        return Collection(**parsed(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); collect into another folder") from None
+
+
+class GymRecorder:
+    """A worker's work: one environment, kept open, and an episode written for every seed."""
+
+    def __init__(self, run: GymCollecting) -> None:
+        self._run, self._env = run, make(run)
+        env, policy = self._env, partial(Sticky, self._env.action_space, run.odds, run.sticky)
+        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else ())
+
+    def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
+        run, longest = self._run, 0
+        for attempt in range(TRIES):
+            tried = seed if attempt == 0 else int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) // 2
+            policy = self._source.make_policy(np.random.default_rng([tried, 1]))
+            report = report if attempt == 0 else lambda frames: None
+            episode = record(self._env, policy, self._source, tried, run.steps, report)
+            if len(episode) >= run.least:
+                write_episode(run.plain.path(seed), episode, self._source.fps, run.crf)
+                return
+            longest = max(longest, len(episode))
+        raise EpisodeError(
+            f"{run.env} ends early: of {TRIES} episodes the longest has {longest} frames, not {run.least}. Choose a smaller --least, "
+            "and then clips that are shorter still in `train world` (--curriculum.0.frames and so on), or other --odds and --sticky"
+        )
+
+    def close(self) -> None:
+        self._env.close()
+
+
+POSE = ("agent_pos", "agent_dir")
+
+
+class Framed(gym.Wrapper):
+    """Any environment as one whose observations are square pictures, with actions counted from 0 or flat, and poses in info."""
+
+    def __init__(self, env: gym.Env, run: GymCollecting, key: str | None) -> None:
+        """`key` of the picture in a Dict; "" where observations are pictures; None where they are rendered."""
+        super().__init__(env)
+        self._run, self._key, self._framing = run, key, Framing(run.size, run.crop)
+        self.observation_space = Box(0, 255, (run.size, run.size, 3), np.uint8)
+        inner, self._start = env.action_space, 0
+        if isinstance(inner, Discrete):
+            self.action_space, self._start = Discrete(inner.n), int(inner.start)
+        elif isinstance(inner, Box) and inner.dtype.kind == "f":
+            self.action_space = Box(inner.low.ravel(), inner.high.ravel(), dtype=inner.dtype.type)
+        else:
+            raise ValueError(f"{run.env}: actions are {inner}; an episode has Discrete actions or a Box of floats")
+
+    @property
+    def fps(self) -> int:
+        return self._run.fps or max(1, round(self.metadata.get("render_fps") or FPS))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._frame(observation), self._poses(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        inner = self.env.action_space
+        told = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
+        observation, reward, terminated, truncated, info = self.env.step(told)
+        return self._frame(observation), reward, terminated, truncated, self._poses(info)
+
+    def described(self) -> Collection:
+        """After a reset."""
+        run, space = self._run, self.action_space
+        common = (run.env, run.kwargs, "render" if self._key is None else "observation", run.size, run.crop, self.fps, run.steps)
+        if isinstance(space, Discrete):
+            return Collection(*common, bool(run.position), action_names(self.env, int(space.n)))
+        low, high = ([float(x) if np.isfinite(x) else None for x in bound] for bound in (space.low, space.high))  # type: ignore[attr-defined]
+        return Collection(*common, bool(run.position), [], low, high)
+
+    def _frame(self, observation: Any) -> np.ndarray:
+        shown = self.env.render() if self._key is None else observation[self._key] if self._key else observation
+        frame = np.asarray(shown)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"{self._run.env}: frames are {frame.dtype} {frame.shape}, not uint8 (height, width, 3)")
+        return framed(frame, self._framing)
+
+    def _poses(self, info: dict[str, Any]) -> dict[str, Any]:
+        run = self._run
+        if not run.position:
+            return info
+        position = np.ravel(self._told(run.position, info))
+        if max(map(abs, run.plane)) > len(position):
+            raise ValueError(f"{run.env}: {run.position} has {len(position)} numbers, of which --plane {run.plane} takes none such")
+        place = [np.sign(axis) * position[abs(axis) - 1] for axis in run.plane]
+        angle = float(np.ravel(self._told(run.angle, info))[0]) * UNITS[run.unit]
+        return {"agent_pos": np.array(place, np.float32), "agent_dir": np.array([np.cos(angle), np.sin(angle)], np.float32)}
+
+    def _told(self, name: str, info: dict[str, Any]) -> np.ndarray:
+        if name in info:
+            return np.asarray(info[name], np.float64)
+        found: Any = self.env.unwrapped
+        for part in name.split("."):
+            if part.startswith("_") or not hasattr(found, part):
+                raise ValueError(f"{self._run.env}: neither info nor the environment has {name}; info has {', '.join(info) or 'nothing'}")
+            found = getattr(found, part)
+        return np.asarray(found, np.float64)
+
+
+class Sticky:
+    """Acts at random, and often again as before."""
+
+    def __init__(self, space: gym.Space, odds: tuple[float, ...], sticky: float, rng: np.random.Generator) -> None:
+        self._space, self._odds, self._sticky, self._rng = space, odds, sticky, rng
+        self._last: Any = None
+
+    def __call__(self, observation: Any, info: dict[str, Any]) -> Any:
+        if self._last is None or self._rng.random() >= self._sticky:
+            self._last = _draw(self._space, self._rng, self._odds)
+        return self._last
+
+
+def _draw(space: gym.Space, rng: np.random.Generator, odds: tuple[float, ...]) -> Any:
+    if not isinstance(space, Discrete):
+        if odds:
+            raise ValueError(f"odds are those of Discrete actions, but there is {space}")
+        space.seed(int(rng.integers(2**31)))
+        return space.sample()
+    if odds and len(odds) != space.n:
+        raise ValueError(f"{len(odds)} odds for {space.n} actions")
+    return int(rng.choice(int(space.n), p=np.array(odds) / sum(odds) if odds else None))
+
+
+def make(run: GymCollecting) -> Framed:
+    """The environment as one of pictures. Raises `ValueError` where it is none, with what to do."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering must not use the other workers' cores
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        for name, value in HEADLESS.items():
+            os.environ.setdefault(name, value)
+    for module in run.imports:
+        importlib.import_module(module)
+    if run.pixels != "render":
+        env = _made(run)
+        key = _picture(env, run)
+        if key is not None:
+            return Framed(env, run, key)
+        env.close()
+    return Framed(_made(run, render_mode="rgb_array"), run, None)
+
+
+def _made(run: GymCollecting, **more: Any) -> gym.Env:
+    try:
+        return gym.make(run.env, disable_env_checker=True, **{**run.arguments, **more})
+    except gym.error.Error as error:
+        raise ValueError(f"{run.env} can't be made: {error}. --import MODULE registers the environments of a package") from None
+
+
+def _picture(env: gym.Env, run: GymCollecting) -> str | None:
+    """The key of the observations' picture, "" where they are one, None where there is none to be had."""
+    space = env.observation_space
+    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
+    pictures = [name for name, part in parts.items() if isinstance(part, Box) and part.dtype == np.uint8 and part.shape[2:] == (3,)]
+    if len(pictures) == 1:
+        return str(pictures[0])
+    if run.pixels == "observation":
+        raise ValueError(f"{run.env}: observations are {space}, of which {len(pictures)} are uint8 pictures; try --pixels render")
+    return None
+
+
+def action_names(env: gym.Env, count: int) -> list[str]:
+    """What the environment calls its Discrete actions, by `get_action_meanings` or an Enum `actions`; else their numbers."""
+    inner: Any = env.unwrapped
+    if callable(meanings := getattr(inner, "get_action_meanings", None)):
+        names = [str(name).lower() for name in meanings()]
+    else:
+        try:
+            names = [one.name for one in sorted(inner.actions, key=int)]
+        except (AttributeError, TypeError, ValueError):
+            names = []
+    names = names[:count]
+    return names if len(names) == len(set(names)) == count else [str(number) for number in range(count)]
+
+
+def _all(values: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def _keep_settings(path: Path, collection: Collection) -> None:
+    """Write down how the episodes of a folder are made, or make sure that those already there were made in the same way."""
+    before = read_collection(path.parent)
+    if before is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with renamed_when_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(asdict(collection), indent=1), encoding="utf-8")
+    elif before != collection:
+        other = [f"{k} {v!r}, not {asdict(collection)[k]!r}" for k, v in asdict(before).items() if v != asdict(collection)[k]]
+        raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; collect into another folder")

@@ -1,0 +1,106 @@
+"""Weights by the path of their folder or by their name on the Hugging Face Hub: `lssvwm_gym.load("my_weights")`.
+
+Of a repository, only the files of a folder of weights are ever fetched: safetensors, JSON, the card. Nothing in them is code.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gymnasium
+
+FILES = ("config.json", "model.safetensors", "starts.safetensors", "world.json", "README.md")
+NEEDED = FILES[:3]
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> gymnasium.Env:
+    """The dream of a folder of weights, or of a repository on the Hub, as an environment.
+
+    Args:
+        source: a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs
+            no network (`HF_HUB_OFFLINE=1` allows none).
+        revision: branch, tag or commit of the repository.
+        kwargs: for `gymnasium.make`: profile, device, render_mode, ...
+
+    Raises:
+        ValueError: neither a folder nor an id, or weights that are not sound (`TensorFileError`, `WorldError`).
+        FileNotFoundError: no such repository, or it can't be reached and is not in the cache.
+        ImportError: `huggingface_hub` is missing.
+    """
+    import gymnasium
+
+    from lssvwm_gym.worlds import DREAM_ID
+
+    return gymnasium.make(DREAM_ID, weights=from_hub(source, revision=revision), **kwargs)
+
+
+def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of weights that `load` opens; a folder itself is returned as it is. Raises as `load` does."""
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{folder} is a folder; only a repository on the Hub has the revision {revision!r}")
+        return folder
+    if not REPO_ID.fullmatch(str(source)):
+        raise ValueError(f"{source}: no such folder of weights, and no repository's id either, which would be owner/name")
+    try:
+        return _checked(_snapshot(str(source), revision), f"the repository {source}")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{source}: no such folder, and no such repository that could be reached or is in the Hub's cache"
+            f"{f' at revision {revision}' if revision else ''}"
+        ) from None
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, message: str = "Weights of a dream") -> str:
+    """Upload a folder of weights, its card with it, to a repository that is made where there is none; returns the commit's address.
+
+    The account is the one that `hf auth login` knows. What lies in the folder beside the weights stays here.
+
+    Raises:
+        ValueError: the folder doesn't hold sound weights and a record of their world, or `repo_id` is not `owner/name`.
+        ImportError: `huggingface_hub` is missing.
+    """
+    from lssvwm_gym.models.weights import load_weights
+    from lssvwm_gym.worlds import read_world
+
+    if not REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"a repository's id is owner/name, not {repo_id!r}")
+    folder = _checked(Path(folder), str(folder))
+    read_world(folder)
+    load_weights(folder)
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder}: has no README.md, the model card; `lssvwm-gym ship` writes one")
+    hub = _import_hub()
+    hub.create_repo(repo_id, private=private, exist_ok=True)
+    return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message))
+
+
+def _snapshot(repo_id: str, revision: str | None) -> Path:
+    """The repository's files, from the Hub, or from its cache where the Hub can't be reached. Raises `FileNotFoundError`."""
+    hub = _import_hub()
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(str(error)) from None
+
+
+def _checked(folder: Path, what: str) -> Path:
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym ship` writes one")
+    return folder
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError("the Hub needs huggingface_hub: pip install 'lssvwm_gym[hub]'") from None
+    return huggingface_hub

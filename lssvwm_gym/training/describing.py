@@ -1,0 +1,147 @@
+"""What a new world is called and what its actions mean: its record, and the card of its weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lssvwm_gym.data.episode import read_arrays
+from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.gym_env import Collection, read_collection
+from lssvwm_gym.models.weights import Weights
+from lssvwm_gym.worlds import WORLDS, World
+
+FPS = 15
+KEYS = {  # what a key means, by a word in the action's name; the first action that has the word takes it
+    "w": ("forward", "up"),
+    "a": ("left",),
+    "d": ("right",),
+    "s": ("back", "down"),
+    " ": ("jump", "fire", "shoot", "attack"),
+}
+CARD = "<!-- written by lssvwm-gym ship; a card without this line is never replaced -->"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the world is to be called; what is not given is taken from `collecting.json` beside the episodes, or from these."""
+
+    world: str = ""  # a world that the package knows, such as memory-maze: no other setting is needed then
+    name: str = ""  # of a new world, small letters; with it, weights say themselves which world they dream
+    actions: tuple[str, ...] = ()  # names of the discrete actions, or of the numbers of a continuous one
+    keys: dict[str, int] = field(default_factory=dict)  # keyboard key and action, as in --keys w 2 a 0
+    fps: int = 0  # frames a second of world time
+    reward: float = 0.0  # what a frame pays that the model takes for a paying one
+    max_episode_steps: int = 0
+    near: float = 0.25  # units of length within which two views of one direction show about the same
+
+
+def described(naming: Naming, data: Path, weights: Weights) -> World | None:
+    """The world of recordings, for weights that have learned from them; None where nothing says what it is called.
+
+    Raises `ValueError` for a world that doesn't exist or names that don't fit the weights.
+    """
+    if naming.world:
+        if naming.world not in WORLDS:
+            raise ValueError(f"no world named {naming.world!r}; there are {', '.join(WORLDS)}; a new one is named with --name")
+        return WORLDS[naming.world]
+    collection = read_collection(data)
+    if not naming.name and collection is None:
+        return None
+    return _new_world(naming, collection, data, weights)
+
+
+def _new_world(naming: Naming, collection: Collection | None, data: Path, weights: Weights) -> World:
+    title = naming.name or re.sub(r"-v\d+$", "", (collection.env if collection else "").split(":")[-1].split("/")[-1])
+    arrays = [read_arrays(path) for path in episode_paths(data)]
+    model = weights.world_model.config
+    count = model.action_size or model.actions
+    actions = naming.actions or tuple(collection.actions if collection else ()) or _numbered(count, bool(model.action_size))
+    if len(actions) != count:
+        raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
+    low, high = _bounds(collection, arrays) if model.action_size else ((), ())
+    if model.vector_size:
+        raise ValueError("a world with counts is registered by a record of its own, see docs/own_world.md: leave out --name")
+    return World(
+        id=f"LSSVWM-{title}-v0",
+        name=re.sub(r"[^a-z0-9_.-]", "-", title.lower()),
+        image_size=weights.autoencoder.config.image_size,
+        actions=actions,
+        keys={} if model.action_size else naming.keys or _keys(actions),
+        fps=naming.fps or (collection.fps if collection else FPS),
+        reward_values=(0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values],
+        max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
+        weights=data,
+        near=naming.near,
+        low=low,
+        high=high,
+    )
+
+
+def _numbered(count: int, continuous: bool) -> tuple[str, ...]:
+    return tuple(f"{'number' if continuous else 'action'} {number}" for number in range(count))
+
+
+def _reward(arrays: list[dict[str, np.ndarray]]) -> float:
+    """What paying frames pay on average; the reward head learns whether a reward is above 0.5."""
+    rewards = np.concatenate([a["reward"] for a in arrays]).astype(np.float64)
+    return round(float(rewards[rewards > 0.5].mean()), 4) if (rewards > 0.5).any() else 1.0
+
+
+def _bounds(collection: Collection | None, arrays: list[dict[str, np.ndarray]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the environment says, and where it says nothing, what was recorded."""
+    taken = np.concatenate([a["action"][1:] for a in arrays]).astype(np.float64)
+    least, most = taken.min(0), taken.max(0)
+    most = np.where(most > least, most, least + 1)
+    told = collection is not None and len(collection.low) == taken.shape[1]
+    lows, highs = (collection.low, collection.high) if collection is not None and told else ([None] * len(least), [None] * len(most))
+    low = tuple(float(b) if a is None else float(a) for a, b in zip(lows, least, strict=True))
+    return low, tuple(float(b) if a is None else float(a) for a, b in zip(highs, most, strict=True))
+
+
+def _keys(actions: tuple[str, ...]) -> dict[str, int]:
+    """Keys by what the actions are called, and the numbers of the first nine."""
+    keys = {str(number + 1): number for number in range(min(9, len(actions)))}
+    for key, words in KEYS.items():
+        found = next((n for word in words for n, name in enumerate(actions) if word in re.split(r"[^a-z]+", name.lower())), None)
+        if found is not None:
+            keys[key] = found
+    return keys
+
+
+def card(world: World, weights: Weights, out: Path) -> str:
+    """A model card for the folder, in the Hub's form."""
+    trained, data = weights.info.get("training", {}), weights.info.get("starts_from", {})
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in (("eye", weights.autoencoder), ("model", weights.world_model))
+    }
+    rows: dict[str, Any] = {
+        "world": f"`{world.id}`, {len(world.actions)} {'numbers an action' if world.continuous else 'actions'}: {', '.join(world.actions)}",
+        "frames": f"{world.image_size}x{world.image_size}, {world.fps} a second",
+        "autoencoder": f"{sizes['eye'] / 1e6:.2f} M weights, float16",
+        "world model": f"{sizes['model'] / 1e6:.2f} M weights, float16",
+        "trained": f"{trained.get('step', '?')} steps, {trained.get('frames', '?')} frames, {trained.get('seconds', '?')} s",
+        "data": f"{data.get('episodes', '?')} episodes, fingerprint {data.get('sha256', '?')}",
+        "starts": f"{len(weights.openings)} openings, {len(weights.walks)} walks",
+        "licence": "to be said by whoever trained it; starts are real frames of the world, so its own licence counts too",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "---\nlibrary_name: lssvwm_gym\ntags: [reinforcement-learning, world-model, gymnasium]\n---\n"
+        f"{CARD}\n\n# Model card: dreamed {world.name}\n\n| | |\n|---|---|\n{table}\n\n"
+        f'```python\nimport lssvwm_gym\n\nenv = lssvwm_gym.load("{out.name}")\n```\n\n'
+        "Scores are not measured by themselves: `lssvwm-gym evaluate --data DIR --weights .` on episodes that it has not learned from.\n"
+    )
+
+
+def write_card(folder: Path, text: str) -> bool:
+    """Write the card unless somebody has written one by hand; whether it was written."""
+    path = folder / "README.md"
+    if path.exists() and CARD not in path.read_text(encoding="utf-8"):
+        return False
+    path.write_text(text, encoding="utf-8")
+    return True
