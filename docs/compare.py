@@ -68,7 +68,7 @@ PLANS = {
         measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(40,), reasoning=(50, 30), memories=("own",), clips=2),
         pictured=("retrieval", "own memory"),
         ship=dict(walk_frames=100),
-        variants=("ours", "no-places", "sliding-window", "full-causal"),
+        variants=("ours", "sliding-window", "full-causal"),
     ),
     "minecraft": Plan(
         world="minecraft",

@@ -24,6 +24,7 @@ from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.next_frames import next_frame, open_loop, reconstruction, reward
 from lssvwm_gym.evaluation.reasoning import reasoning
 from lssvwm_gym.evaluation.retrieval import retrieval
+from lssvwm_gym.evaluation.reward_ahead import reward_ahead
 from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation, open_bench
 
 __all__ = ["TESTS", "Bench", "Evaluation", "evaluate", "open_bench"]
@@ -33,6 +34,7 @@ TESTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "next_frame": next_frame,
     "open_loop": open_loop,
     "reward": reward,
+    "reward_ahead": reward_ahead,
     "retrieval": retrieval,
     "reasoning": reasoning,
     "drift": drift,

@@ -13,7 +13,7 @@ from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_
 from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.worlds import World, chosen_world
 
-FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward")
+FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
 REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
 MEMORIES = ("own", "stranger", "emptied", "shuffled", "believed", "untold")
 COUNTING = ("crafting", "inventory", "milestones")
