@@ -1,15 +1,14 @@
 """Does what was learned in a dream hold in the real world? Policies are tried in both, and their returns compared.
 
 python -m agents.transfer --policies random wander runs/ppo_torch/memory-maze/policy.safetensors
-python -m agents.transfer --policies random runs/ppo/LSSVWM-MemoryMaze-v0/policy.zip --episodes 32 --video runs/transfer.mp4
+python -m agents.transfer --policies random runs/ppo/LSSVWM-MemoryMaze-v0/policy.safetensors --episodes 32 --video runs/transfer.mp4
 
 A policy is one of
 
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted explorer that episodes are collected with; it needs the map, so it is tried in the real world only
-PATH.safetensors  written by agents/ppo_torch.py
-PATH.zip          written by Stable-Baselines3 (agents/ppo.py). Such a file can run code: only load your own
+PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/imitate.py
 
 Dreams begin from real openings, real episodes at the start of a maze, of seeds from `--seed` on. Needs
 `pip install 'lssvwm_gym[agents,memory-maze]'`.
@@ -18,13 +17,15 @@ Dreams begin from real openings, real episodes at the start of a maze, of seeds 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium
 import numpy as np
@@ -32,10 +33,16 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
+from agents.planner import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
 from lssvwm_gym.data.whole_file import renamed_when_whole
-from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.evaluation.metrics import rank_correlation
+
+RESAMPLED = 1000  # times, for the interval of a correlation
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,17 +57,20 @@ class Args:
     profile: str = "balanced"  # of the dream: fast, balanced or quality
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
+    batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
-    processes: int = 2  # for real episodes; 0 to leave the real world out
+    real: bool = True  # --no-real leaves the real world out
+    workers: int = 1  # processes that episodes are shared out to; 1: all are played in this one
+    planning: Planning = field(default_factory=Planning)  # of the planner, where it is one of the policies
     out: Path = Path("runs/transfer.json")
     video: Path | None = None  # .mp4 of every policy's first episode: dream on the left, real on the right
 
 
 class Played(NamedTuple):
-    """One episode."""
+    """One episode, or some side by side."""
 
-    earned: float
-    frames: np.ndarray | None  # (steps + 1, height, width, 3) uint8, of those to be filmed
+    earned: list[float]  # return of each
+    frames: np.ndarray | None  # (steps + 1, height, width, 3) uint8 of the first, where it is to be filmed
 
 
 @dataclass
@@ -73,99 +83,125 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class RealEpisode:
-    """What a process needs to know to play one."""
+class Episodes:
+    """What a process needs to know to play some with one policy: in the real world one, in dreams as many as there are seeds."""
 
+    where: str  # "dream" or "real"
     policy: str
-    world: str
-    weights: Path | None
+    seeds: range
     steps: int
-    seed: int
     filmed: bool
+    dream: tuple[str, str, str, Path | None]  # what `open_dream` is told
+    env: str = ""  # id of the real world
+    planning: Planning = field(default_factory=Planning)
 
 
 def main(args: Args) -> None:
-    dream = open_dream(args.world, args.profile, args.device, args.weights)
-    check(args, dream)
+    check(args)
     results = {policy: Tried(policy) for policy in args.policies}
     films: dict[tuple[str, str], np.ndarray] = {}
-    for policy in args.policies:
-        if policy in DREAMLESS:
-            continue
-        start = time.perf_counter()
-        results[policy].dream, film = play_dreams(args, dream, opened_player(policy, dream, args.episodes, args.dream_seed))
-        films |= {} if film is None else {(policy, "dream"): film}
-        print(f"{policy}: {args.episodes} dreams in {time.perf_counter() - start:.0f} s", flush=True)
-    if args.processes:
-        for episode, played in real_episodes(args):
-            results[episode.policy].real.append(played.earned)
-            films |= {} if played.frames is None else {(episode.policy, "real"): played.frames}
+    episodes = list(all_episodes(args))
+    parts = dict(shared_out(play, episodes, args.workers, [len(one.seeds) * one.steps for one in episodes]))
+    for number, one in enumerate(episodes):  # in the order of their seeds, whoever was ready first
+        getattr(results[one.policy], one.where).extend(parts[number].earned)
+        film = parts[number].frames
+        films |= {} if film is None else {(one.policy, one.where): film}
     write(args, list(results.values()))
     print(table(list(results.values())))
     if args.video is not None:
-        film_side_by_side(args.video, args.policies, films, dream.world.fps)
+        film_side_by_side(args.video, args.policies, films, open_dream(args.world).world.fps)
 
 
-def check(args: Args, dream: Dream) -> None:
+def check(args: Args) -> None:
     """End the program with what is wrong with the command line, before anything takes time."""
-    for name in ("episodes", "steps"):
+    dream = open_dream(args.world, args.profile, args.device, args.weights)
+    for name in ("episodes", "steps", "batch", "workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
     if args.steps > dream.world.max_episode_steps:
         raise SystemExit(f"an episode of {args.world} has at most {dream.world.max_episode_steps} steps, not {args.steps}")
     if len(set(args.policies)) < len(args.policies) or not args.policies:
         raise SystemExit(f"name each policy once, not {' '.join(args.policies) or 'none'}")
-    if args.processes and dream.world.real_id is None:
-        raise SystemExit(f"{args.world} has no real environment here: leave it out with --processes 0")
+    if args.real and dream.world.real_id is None:
+        raise SystemExit(f"{args.world} has no real environment here: leave it out with --no-real")
     for policy in args.policies:
         try:
-            opened_player(policy, dream, 1, 0)
+            opened_player(policy, dream, 1, 0, args.planning)
         except (ValueError, ImportError) as error:
             raise SystemExit(str(error)) from None
 
 
-def play_dreams(args: Args, dream: Dream, player: Player) -> tuple[list[float], np.ndarray | None]:
-    """All dreams of one policy side by side: their returns, and the frames of the first one."""
-    torch.manual_seed(args.dream_seed)  # some players draw from it
-    state, frame = dream.reset(torch.arange(args.dream_seed, args.dream_seed + args.episodes))
-    earned, goes_on = np.zeros(args.episodes), np.ones(args.episodes, bool)
+def all_episodes(args: Args) -> Iterator[Episodes]:
+    """What is to be played. Policies take turns in the real world, so that all are tried alike if it is stopped."""
+    dreamt = args.world, args.profile, args.device, args.weights
+    for first in range(0, args.episodes, args.batch):
+        seeds = range(args.dream_seed + first, args.dream_seed + min(first + args.batch, args.episodes))
+        for policy in args.policies:
+            if policy.partition("@")[0] not in DREAMLESS:
+                yield Episodes("dream", policy, seeds, args.steps, first == 0 and args.video is not None, dreamt, planning=args.planning)
+    env = open_dream(args.world, args.profile, args.device, args.weights).world.real_id or ""
+    for number in range(args.episodes if args.real else 0):
+        seeds, filmed = range(args.seed + number, args.seed + number + 1), number == 0 and args.video is not None
+        for policy in args.policies:
+            yield Episodes("real", policy, seeds, args.steps, filmed, (args.world, args.profile, "cpu", args.weights), env, args.planning)
+
+
+def shared_out(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    """Numbers of jobs and their answers as they come, from as many processes as there are workers; says how far it is.
+
+    A single worker is this process. `steps` says how long each job is, to tell how much is left.
+    """
+    start, said, done = time.perf_counter(), 0.0, 0
+    for count, (number, answer) in enumerate(_answers(work, jobs, workers), 1):
+        yield number, answer
+        done += steps[number]
+        seconds = time.perf_counter() - start
+        if seconds - said > 5 or count == len(jobs):
+            said, left = seconds, seconds / done * (sum(steps) - done)
+            print(f"{count} of {len(jobs)} jobs  {done / seconds:.0f} steps/s  {left / 60:.1f} min left", flush=True)
+
+
+def _answers(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Answer]]:
+    if workers == 1:
+        yield from ((number, work(job)) for number, job in enumerate(jobs))
+        return
+    # a fresh process each: renderers don't survive a fork
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as crew:
+        waiting = {crew.submit(work, job): number for number, job in enumerate(jobs)}
+        for ready in as_completed(waiting):
+            yield waiting[ready], ready.result()
+
+
+def play(episodes: Episodes) -> Played:
+    return play_dreams(episodes) if episodes.where == "dream" else play_real(episodes)
+
+
+def play_dreams(episodes: Episodes) -> Played:
+    """Some dreams of one policy side by side."""
+    world, profile, device, weights = episodes.dream
+    dream, rows, first = open_dream(world, profile, device, weights), len(episodes.seeds), episodes.seeds[0]
+    player = opened_player(episodes.policy, dream, rows, first, episodes.planning)
+    torch.manual_seed(first)  # some players draw from it
+    state, frame = dream.reset(torch.tensor(episodes.seeds))
+    earned, goes_on = np.zeros(rows), np.ones(rows, bool)
     frames = [frame[0].cpu().numpy()]
-    for _ in range(args.steps):
+    for _ in range(episodes.steps):
         seen = frame if player.observation == "pixels" else observed(dream, state, player.observation)
         state, frame, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
         earned += reward.numpy() * goes_on
         goes_on &= ~terminated.numpy()
-        frames.append(frame[0].cpu().numpy())
-    return earned.tolist(), np.stack(frames) if args.video is not None else None
+        frames += [frame[0].cpu().numpy()] if episodes.filmed else []
+    return Played(earned.tolist(), np.stack(frames) if episodes.filmed else None)
 
 
-def real_episodes(args: Args) -> Iterator[tuple[RealEpisode, Played]]:
-    """Play all real episodes in some processes, and say how far it is. Policies take turns, so that all are tried alike."""
-    episodes = [
-        RealEpisode(policy, args.world, args.weights, args.steps, args.seed + number, number == 0 and args.video is not None)
-        for number in range(args.episodes)
-        for policy in args.policies
-    ]
-    start, said = time.perf_counter(), 0.0
-    # a fresh process each: renderers don't survive a fork
-    with ProcessPoolExecutor(args.processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as crew:
-        jobs = {crew.submit(play_real, episode): episode for episode in episodes}
-        for done, job in enumerate(as_completed(jobs), 1):
-            yield jobs[job], job.result()
-            seconds = time.perf_counter() - start
-            if seconds - said > 5 or done == len(jobs):
-                said, left = seconds, seconds / done * (len(jobs) - done)
-                print(
-                    f"{done} of {len(jobs)} real episodes  {done * args.steps / seconds:.0f} steps/s  {left / 60:.1f} min left", flush=True
-                )
-
-
-def play_real(episode: RealEpisode) -> Played:
+def play_real(episode: Episodes) -> Played:
     """One episode in the real world, seen as the policy wants to see it."""
-    torch.manual_seed(episode.seed)  # some players draw from it
-    dream = open_dream(episode.world, device="cpu", weights=episode.weights)
-    player = opened_player(episode.policy, dream, 1, episode.seed)
-    env: gymnasium.Env = gymnasium.make(dream.world.real_id or "", max_episode_steps=episode.steps)
+    (seed,) = episode.seeds
+    torch.manual_seed(seed)  # some players draw from it
+    world, profile, device, weights = episode.dream
+    dream = open_dream(world, profile, device, weights)
+    player = opened_player(episode.policy, dream, 1, seed, episode.planning)
+    env: gymnasium.Env = gymnasium.make(episode.env, max_episode_steps=episode.steps)
     if player.observation != "pixels":
         env = SeenThroughModel(env, dream, player.observation)
     try:
@@ -174,8 +210,8 @@ def play_real(episode: RealEpisode) -> Played:
         env.close()
 
 
-def _played(episode: RealEpisode, env: gymnasium.Env, player: Player) -> Played:
-    seen, info = env.reset(seed=episode.seed)
+def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
+    seen, info = env.reset(seed=episode.seeds[0])
     earned, frames, over = 0.0, [_frame(env, seen)] if episode.filmed else [], False
     while not over:
         action = player.act(torch.from_numpy(seen[None]), info)[0]
@@ -183,7 +219,7 @@ def _played(episode: RealEpisode, env: gymnasium.Env, player: Player) -> Played:
         earned, over = earned + float(reward), terminated or truncated
         if episode.filmed:
             frames.append(_frame(env, seen))
-    return Played(earned, np.stack(frames) if frames else None)
+    return Played([earned], np.stack(frames) if frames else None)
 
 
 def _frame(env: gymnasium.Env, seen: np.ndarray) -> np.ndarray:
@@ -197,28 +233,65 @@ def mean_and_error(returns: list[float]) -> tuple[float, float]:
     return float(np.mean(returns)), float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else float("nan")
 
 
-def correlation(results: list[Tried]) -> float | None:
-    """Pearson's, of the mean returns in dream and real world over the policies tried in both; None for fewer than three."""
-    both = [(np.mean(tried.dream), np.mean(tried.real)) for tried in results if tried.dream and tried.real]
-    if len(both) < 3 or 0.0 in np.std(both, axis=0):
+def correlations(results: list[Tried]) -> dict[str, Any]:
+    """Of the mean returns in dream and real world over the policies tried in both; None where fewer than three differ.
+
+    `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
+    correlations of episodes drawn anew from those that were played (the bootstrap of Efron, 1979).
+    """
+    both = [tried for tried in results if tried.dream and tried.real]
+    means = np.array([[np.mean(tried.dream), np.mean(tried.real)] for tried in both]).reshape(-1, 2).T
+    linear, rank = _correlated(means, lambda a, b: float(np.corrcoef(a, b)[0, 1])), _correlated(means, _rank_correlation)
+    interval = None
+    if rank is not None:
+        rng = np.random.default_rng(0)
+        drawn = [
+            np.array([[rng.choice(x, len(x)).mean() for x in (tried.dream, tried.real)] for tried in both]).T for _ in range(RESAMPLED)
+        ]
+        found = [value for value in (_correlated(some, _rank_correlation) for some in drawn) if value is not None]
+        interval = np.quantile(found, (0.05, 0.95)).round(3).tolist() if found else None
+    return {"policies": len(both), "linear": linear, "rank": rank, "rank_interval": interval}
+
+
+def _correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+    if means.shape[1] < 3 or 0.0 in means.std(1):
         return None
-    return float(np.corrcoef(np.array(both).T)[0, 1])
+    return round(measure(*means), 6)
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
+
+
+def command_line() -> str:
+    """The command that started this program, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec is not None else [sys.argv[0]]
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
+def as_json(settings: Any) -> Any:
+    """Settings as what JSON can say."""
+    return json.loads(json.dumps(asdict(settings), default=str))
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result and the command that made it, whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as unfinished:
+        unfinished.write_text(json.dumps({"command": command_line(), **result}, indent=2, allow_nan=False) + "\n")
+
+
+def summary(returns: list[float]) -> dict[str, Any]:
+    """Mean, standard error and all returns; numbers that don't exist are null."""
+    mean, error = mean_and_error(returns)
+    return {"mean": _or_none(mean), "standard_error": _or_none(error), "returns": returns}
 
 
 def write(args: Args, results: list[Tried]) -> None:
-    """Write every return and what comes of them; numbers that don't exist are null."""
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
-    policies = []
-    for tried in results:
-        numbers = {}
-        for where in ("dream", "real"):
-            mean, error = mean_and_error(getattr(tried, where))
-            numbers[where] = {"mean": _or_none(mean), "standard_error": _or_none(error), "returns": getattr(tried, where)}
-        policies.append({"policy": tried.policy, **numbers})
-    result = {"settings": settings, "policies": policies, "correlation": correlation(results)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(args.out) as unfinished:
-        unfinished.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    """Write every return and what comes of them."""
+    policies = [{"policy": tried.policy, "dream": summary(tried.dream), "real": summary(tried.real)} for tried in results]
+    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlations(results)})
 
 
 def table(results: list[Tried]) -> str:
@@ -227,8 +300,12 @@ def table(results: list[Tried]) -> str:
     for tried in results:
         cells = (_cell(*mean_and_error(returns)) for returns in (tried.dream, tried.real))
         lines.append(f"{tried.policy:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
-    found = correlation(results)
-    return "\n".join([*lines, f"correlation over policies: {'needs three that differ' if found is None else f'{found:.3f}'}"])
+    found = correlations(results)
+    if found["rank"] is None:
+        return "\n".join([*lines, "correlation over policies: needs three that differ"])
+    low, high = found["rank_interval"] or (float("nan"),) * 2
+    said = f"linear {found['linear']:.3f}, of ranks {found['rank']:.3f} ({low:.2f} to {high:.2f} in 9 of 10 redrawings)"
+    return "\n".join([*lines, f"correlation over {found['policies']} policies: {said}"])
 
 
 def film_side_by_side(path: Path, policies: tuple[str, ...], films: dict[tuple[str, str], np.ndarray], fps: int) -> None:

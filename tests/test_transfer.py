@@ -16,7 +16,8 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
-from agents.transfer import Args, Tried, correlation, main, mean_and_error, table
+from agents.transfer import Args, Tried, correlations, main, mean_and_error, table
+from lssvwm_gym.envs.contract import action_space
 from lssvwm_gym.envs.dream import open_dream
 
 ROOT = Path(__file__).parent.parent
@@ -44,11 +45,12 @@ def policy_file(tmp_path):
 def test_policies_are_tried_in_both_worlds(tiny_weights, policy_file, tmp_path):
     out, video = tmp_path / "transfer.json", tmp_path / "transfer.mp4"
     policies = ["random", "explorer", str(policy_file)]
-    small = ["--episodes", 2, "--steps", 5, "--profile", "fast", "--device", "cpu"]
+    small = ["--episodes", 2, "--batch", 1, "--steps", 5, "--profile", "fast", "--device", "cpu", "--workers", 2]
     done = run_transfer("--policies", *policies, *small, "--weights", tiny_weights, "--out", out, "--video", video)
     assert done.returncode == 0, done.stderr
-    assert "6 of 6 real episodes" in done.stdout
+    assert "10 of 10 jobs" in done.stdout
     result = json.loads(out.read_text())
+    assert result["command"].startswith("python -m agents.transfer --policies random explorer")
     assert [entry["policy"] for entry in result["policies"]] == policies
     assert [len(entry["real"]["returns"]) for entry in result["policies"]] == [2, 2, 2]
     assert [len(entry["dream"]["returns"]) for entry in result["policies"]] == [2, 0, 2]
@@ -60,7 +62,7 @@ def test_policies_are_tried_in_both_worlds(tiny_weights, policy_file, tmp_path):
 
 def test_a_dream_alone_can_be_tried(tiny_weights, policy_file, tmp_path):
     policies = ("random", str(policy_file))
-    args = Args(policies, episodes=3, steps=4, processes=0, weights=tiny_weights, device="cpu")
+    args = Args(policies, episodes=3, steps=4, real=False, weights=tiny_weights, device="cpu")
     results = []
     for name in ("a", "b"):
         main(replace(args, out=tmp_path / name))
@@ -72,10 +74,11 @@ def test_a_dream_alone_can_be_tried(tiny_weights, policy_file, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (dict(policies=("clever",)), "a policy is random, wander, explorer, or a file"),
+        (dict(policies=("clever",)), "a policy is random, wander, explorer, planner, or a file"),
         (dict(policies=("gone.safetensors",)), r"gone\.safetensors: no such file"),
         (dict(policies=("random", "random")), "name each policy once"),
         (dict(episodes=0), "episodes must be at least 1"),
+        (dict(workers=0), "workers must be at least 1"),
         (dict(steps=1001), "has at most 1000 steps"),
     ],
 )
@@ -95,24 +98,47 @@ def test_a_policy_of_another_world_or_model_is_refused(dream, tmp_path):
             opened_player(str(path), dream, 1, 0)
 
 
-def test_a_policy_of_sb3_sees_the_last_frames(dream, tiny_weights, tmp_path):
-    sb3 = pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
-    from stable_baselines3.common.vec_env import VecFrameStack
+@pytest.fixture
+def saved_sb3(dream, tmp_path):
+    """Writes a policy of Stable-Baselines3 that has learned nothing; its file."""
+    pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
+    from agents import sb3_policy
 
-    from lssvwm_gym.envs.sb3 import make_sb3_vec_env
+    def save(algorithm, observation, frames):
+        config = sb3_policy.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
+        space = sb3_policy._channels_first(sb3_policy.seen_space(dream, observation, frames))
+        kind = sb3_policy.algorithm_of(config).policy_aliases[sb3_policy.policy_name(config, space)]
+        policy = kind(space, action_space(dream.world), lambda _: 0.0, **sb3_policy.policy_arguments(config))
+        sb3_policy.save_sb3_policy(tmp_path / "sb3.safetensors", policy, config, {})
+        return tmp_path / "sb3.safetensors"
 
-    envs = VecFrameStack(make_sb3_vec_env("memory-maze", 2, weights=tiny_weights, device="cpu"), 2)
-    model = sb3.PPO("CnnPolicy", envs, n_steps=4, batch_size=4, device="cpu", seed=0)
-    model.save(tmp_path / "policy.zip")
-    player = opened_player(str(tmp_path / "policy.zip"), dream, 2, 0)
-    asked = []
-    player._model.predict = lambda seen, deterministic: (asked.append(seen), (np.array([1, 2]), None))[1]
+    return save
+
+
+def test_a_policy_of_sb3_sees_the_last_frames(dream, saved_sb3):
+    player = opened_player(str(saved_sb3("ppo", "image", 2)), dream, 2, 0)
+    asked, predict = [], player._policy.predict
+    player._policy.predict = lambda seen, *rest, **how: (asked.append(seen), predict(seen, *rest, **how))[1]
     frames = torch.randint(256, (3, 2, 64, 64, 3), dtype=torch.uint8)
     for frame in frames:
-        assert player.act(frame, None).tolist() == [1, 2]
-    assert np.array_equal(asked[0][:, 3:], frames[0].permute(0, 3, 1, 2))
-    assert not asked[0][:, :3].any()
-    assert np.array_equal(asked[2][:, :3], frames[1].permute(0, 3, 1, 2))
+        assert player.act(frame, None).shape == (2,)
+    assert player.observation == "pixels"
+    assert np.array_equal(asked[0][..., 3:], frames[0])
+    assert not asked[0][..., :3].any()
+    assert np.array_equal(asked[2][..., :3], frames[1])
+
+
+def test_a_policy_of_sb3_remembers(dream, saved_sb3):
+    from agents.sb3_policy import load_sb3_policy
+
+    path = saved_sb3("recurrent_ppo", "features", 1)
+    policy, memory = load_sb3_policy(path, dream)[0], None
+    player = opened_player(f"{path}@greedy", dream, 2, 0)
+    for step, seen in enumerate(torch.randn(4, 2, 256)):
+        expected, memory = policy.predict(seen.numpy(), memory, np.full(2, step == 0), deterministic=True)
+        assert np.array_equal(player.act(seen, None), expected)
+        assert all(np.array_equal(a, b) for a, b in zip(player._memory, memory, strict=True))
+    assert player.observation == "features"
 
 
 @pytest.mark.parametrize("name", ["random", "wander"])
@@ -126,11 +152,56 @@ def test_scripts_act_within_the_world_and_repeat(dream, name):
         assert np.array_equal(actions, second.act(seen, None))
 
 
+def test_a_policy_slips_as_often_as_it_is_told(dream, policy_file):
+    seen = torch.zeros(400, 256)
+    meant, slipping = opened_player(f"{policy_file}@greedy", dream, 400, 0), opened_player(f"{policy_file}@0.6", dream, 400, 0)
+    likeliest = meant.act(seen, None)
+    assert len(set(likeliest.tolist())) == 1
+    assert np.array_equal(likeliest, meant.act(seen, None))
+    assert len(set(opened_player(str(policy_file), dream, 400, 0).act(seen, None).tolist())) > 1
+    slips = opened_player("wander@0.6", dream, 400, 0).act(seen, None) != opened_player("wander", dream, 400, 0).act(seen, None)
+    assert abs(slips.mean() - 0.6 * 5 / 6) < 0.08
+    assert slipping.observation == "features"
+    never = opened_player("wander@0", dream, 400, 0).act(seen, None)
+    assert np.array_equal(never, opened_player("wander", dream, 400, 0).act(seen, None))
+
+
+@pytest.mark.parametrize("name", ["wander@often", "wander@1.5", "wander@nan", "wander@", "wander@greedy", "clever@0.5"])
+def test_a_manner_that_does_not_exist_is_refused(dream, name):
+    with pytest.raises(ValueError, match=r"behind wander@ comes greedy|is for policies from files|a policy is random"):
+        opened_player(name, dream, 1, 0)
+
+
+def test_an_at_in_a_file_name_is_part_of_it(dream, policy_file):
+    named = policy_file.rename(policy_file.with_name("policy@200.safetensors"))
+    assert opened_player(str(named), dream, 1, 0).observation == "features"
+    assert opened_player(f"{named}@0.5", dream, 1, 0).observation == "features"
+
+
 def test_numbers_are_what_they_are_called():
     assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
     assert np.isnan(mean_and_error([2.0])[1])
     tried = [Tried("a", [0.0, 1.0], [0.0]), Tried("b", [1.0, 2.0], [2.0]), Tried("c", [], [5.0])]
-    assert correlation(tried) is None
-    assert correlation([*tried, Tried("d", [3.0, 4.0], [4.0])]) == pytest.approx(np.corrcoef([0.5, 1.5, 3.5], [0, 2, 4])[0, 1])
-    assert correlation([Tried(name, [1.0], [float(n)]) for n, name in enumerate("abc")]) is None
+    assert correlations(tried) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
+    three = correlations([*tried, Tried("d", [3.0, 4.0], [4.0])])
+    assert three["linear"] == pytest.approx(np.corrcoef([0.5, 1.5, 3.5], [0, 2, 4])[0, 1], abs=1e-5)
+    assert three["policies"] == 3
+    assert correlations([Tried(name, [1.0], [float(n)]) for n, name in enumerate("abc")])["rank"] is None
     assert "1.50 ± 0.50" in table(tried)
+
+
+def test_the_rank_correlation_asks_for_the_order_only():
+    dream, real = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 30.0)
+    tried = [Tried(str(number), [a, a], [b, b]) for number, (a, b) in enumerate(zip(dream, real, strict=True))]
+    found = correlations(tried)
+    assert found["rank"] == pytest.approx(1.0)
+    assert found["linear"] < 0.8
+    assert found["rank_interval"] == pytest.approx([1.0, 1.0])
+    tied = [replace(one, real=[0.0, 0.0]) if one.policy in "12" else one for one in tried]  # three of them earn nothing
+    from scipy.stats import spearmanr
+
+    assert correlations(tied)["rank"] == pytest.approx(spearmanr(dream, (0.0, 0.0, 0.0, *real[3:])).statistic, abs=1e-5)
+    noisy = [replace(one, dream=[0.0, 2 * one.dream[0]]) for one in tried]
+    low, high = correlations(noisy)["rank_interval"]
+    assert low < 0.9 < high <= 1.0
+    assert "of ranks 1.000" in table(tried)

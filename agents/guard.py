@@ -1,0 +1,364 @@
+"""Are dreamed rewards real? What policies are paid in dreams is checked in the real simulator, from the same start and on the same actions.
+
+python -m agents.guard --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/guard.png
+python -m agents.guard --episodes 24 --workers 2
+
+A scripted walk in a real maze is remembered; from its end a policy acts in the dream, and then the real simulator repeats the walk and
+does what the policy did. `explorer` needs the map: it acts in the real maze, and the dream is told its actions. A dreamed reward is real
+where the maze pays within `--tolerance` steps of it. When a ball is touched, another colour is drawn to be wanted, which no past tells:
+beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
+
+Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and `lssvwm_gym.envs.guard` for those that can be
+learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+
+import lssvwm_gym  # noqa: F401 - registers the ids
+from agents.planner import Planning
+from agents.players import DREAMLESS, opened_player
+from agents.seen import observed
+from agents.transfer import as_json, shared_out, write_json
+from lssvwm_gym.envs.dream import TOGETHER, Dream, open_dream
+from lssvwm_gym.models.dreaming import DreamState, remember
+from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.simulators.explorer import Explorer
+
+AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
+OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dreams for itself
+
+
+@dataclass(frozen=True)
+class Args:
+    """Whose dreams to check, and how many."""
+
+    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/transfer.py
+    episodes: int = 12  # of each
+    context: int = 100  # steps of the scripted walk that is remembered
+    steps: int = 200  # dreamed from there
+    tolerance: int = 5  # steps that a dreamed and a real reward may be apart
+    ages: tuple[int, ...] = (0, 50, 100)  # from which steps on precision and recall are told apart
+    world: str = "memory-maze"
+    weights: Path | None = None  # of the dream; the shipped ones if not given
+    profile: str = "balanced"
+    device: str = "auto"
+    seed: int = 2_000_000  # of the first maze, far from those of the training data
+    batch: int = 16  # dreams side by side
+    workers: int = 1  # processes for the real simulator
+    planning: Planning = field(default_factory=Planning)  # of the planner, where it is one of the policies
+    out: Path = Path("runs/guard.json")
+    plot: Path | None = None  # .png of precision and recall by age
+
+
+class Walk(NamedTuple):
+    """What happened in a real maze, T steps; frame 0 is the first one that was seen."""
+
+    frames: np.ndarray  # (T + 1, height, width, 3) uint8; only where they were asked for
+    action: np.ndarray  # (T,) int64
+    reward: np.ndarray  # (T,) float64
+    pose: np.ndarray  # (T + 1, 4) float32
+    ball: np.ndarray  # (T,) float32, cells from the agent to the nearest ball
+
+
+class Errand(NamedTuple):
+    """A walk to be made: the scripted explorer's, or one whose actions are given."""
+
+    env: str
+    seed: int
+    steps: int
+    action: np.ndarray | None = None
+
+
+class Dreams(NamedTuple):
+    """What was dreamed in some episodes side by side, (B, S) each."""
+
+    action: np.ndarray
+    reward: np.ndarray
+    again: np.ndarray  # reward of the same step from the same state, dreamed with other noise
+    twin: np.ndarray  # reward of a second dream from the same start, on the same actions, with other noise throughout
+    probability: np.ndarray  # that the step pays; the dream pays where it is above a half
+    uncertainty: np.ndarray  # zeros with profiles of one pass
+    familiarity: np.ndarray
+
+
+Actor = Callable[[DreamState, int], np.ndarray]  # a state and the number of the step to actions (B,)
+
+
+def main(args: Args) -> None:
+    check(args)
+    dream = open_dream(args.world, args.profile, args.device, args.weights)
+    env = dream.world.real_id or ""
+    errands = [Errand(env, args.seed + number, args.context + args.steps) for number in range(args.episodes)]
+    walks = _walked(args, errands)
+    report, events = {}, {}
+    for policy in args.policies:
+        dreams = dreamed(args, dream, policy, walks)
+        if policy in DREAMLESS:
+            real = walks
+        else:
+            again = [np.concatenate([walk.action[: args.context], action]) for walk, action in zip(walks, dreams.action, strict=True)]
+            real = _walked(args, [Errand(env, one.seed, one.steps, action) for one, action in zip(errands, again, strict=True)])
+        paid, ball = (np.stack([getattr(walk, name)[args.context :] for walk in real]) for name in ("reward", "ball"))
+        report[policy] = judged(args, dreams, paid, ball)
+        events[policy] = {"dreamed": _times(dreams.reward), "twin": _times(dreams.twin), "real": _times(paid)}
+        print(f"{policy}\n{table(report[policy])}", flush=True)
+    write_json(args.out, {"settings": as_json(args), "policies": report, "rewards_at_step": events})
+    if args.plot is not None:
+        plot(args.plot, args, report)
+
+
+def check(args: Args) -> None:
+    """End the program with what is wrong with the command line, before anything takes time."""
+    for name in ("episodes", "context", "steps", "batch", "workers"):
+        if getattr(args, name) < 1:
+            raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
+    if args.tolerance < 0:
+        raise SystemExit(f"tolerance must be at least 0, not {args.tolerance}")
+    try:
+        dream = open_dream(args.world, args.profile, args.device, args.weights)
+        if dream.world.real_id is None or dream.world.milestones or dream.weights.world_model.config.pose_size != 4:
+            raise ValueError(f"{args.world} can't be replayed here: only worlds with a real environment that tells where the balls are")
+        if args.context + args.steps > dream.world.max_episode_steps:
+            raise ValueError(f"an episode has {dream.world.max_episode_steps} steps, not {args.context} + {args.steps}")
+        for policy in args.policies:
+            opened_player(policy, dream, 1, 0, args.planning)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _walked(args: Args, errands: list[Errand]) -> list[Walk]:
+    done = dict(shared_out(walk, errands, args.workers, [one.steps for one in errands]))
+    return [done[number] for number in range(len(errands))]
+
+
+def walk(errand: Errand) -> Walk:
+    """Do the errand in the real simulator."""
+    explorer = Explorer(np.random.default_rng([errand.seed, 1]))
+    env: gymnasium.Env = gymnasium.make(errand.env, max_episode_steps=errand.steps)
+    try:
+        frame, info = env.reset(seed=errand.seed)
+        frames, actions, rewards, infos = [frame], [], [], [info]
+        for step in range(errand.steps):
+            action = explorer(frame, info) if errand.action is None else int(errand.action[step])
+            frame, reward, _, _, info = env.step(np.int64(action))
+            actions.append(action)
+            rewards.append(float(reward))
+            frames.append(frame)
+            infos.append(info)
+    finally:
+        env.close()
+    pose = np.stack([np.concatenate([info["agent_pos"], info["agent_dir"]]) for info in infos])
+    ball = [np.linalg.norm(info["targets_pos"] - info["agent_pos"], axis=1).min() for info in infos[1:]]
+    return Walk(np.stack(frames), np.array(actions), np.array(rewards), pose.astype(np.float32), np.array(ball, np.float32))
+
+
+def dreamed(args: Args, dream: Dream, policy: str, walks: list[Walk]) -> Dreams:
+    """Dreams that begin at the end of the walks' context, a batch after the other; `explorer`'s actions are the walks' own."""
+    parts = []
+    for first in range(0, len(walks), args.batch):
+        some, seed = walks[first : first + args.batch], args.seed + first
+        torch.manual_seed(seed)  # some players draw from it
+        state = remembered(dream, some, args.context, seed)
+        parts.append(roll(dream, state, args.steps, _actor(args, dream, policy, some, seed)))
+    return Dreams(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _actor(args: Args, dream: Dream, policy: str, walks: list[Walk], seed: int) -> Actor:
+    if policy in DREAMLESS:
+        given = np.stack([walk.action[args.context :] for walk in walks])
+        return lambda state, step: given[:, step]
+    player = opened_player(policy, dream, len(walks), seed, args.planning)
+    return lambda state, step: player.act(observed(dream, state, player.observation), None)
+
+
+@torch.no_grad()
+def remembered(dream: Dream, walks: list[Walk], steps: int, seed: int) -> DreamState:
+    """The state after the first steps of walks, whose poses it is told."""
+    device, model = dream.device, dream.weights.world_model
+    frames = torch.from_numpy(np.stack([walk.frames[: steps + 1] for walk in walks])).to(device)
+    latent = torch.stack([dream.weights.autoencoder.encode(one).half().float() for one in frames])  # rounded like a remembered past
+    unknown = np.full((len(walks), 1), len(dream.world.actions))  # no action led to the first frame
+    action = torch.from_numpy(np.concatenate([unknown, np.stack([walk.action[:steps] for walk in walks])], 1)).to(device)
+    pose = torch.from_numpy(np.stack([walk.pose[: steps + 1] for walk in walks])).to(device)
+    pose = relative_to(pose, pose[:, :1])
+    state = dream.empty(torch.arange(seed, seed + len(walks)))
+    for part in zip(*(x.split(TOGETHER, 1) for x in (latent, action, pose)), strict=True):
+        state = remember(model, state, *part)
+    return state
+
+
+def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
+    """Dream on from the rows of a state, and beside them twins, which are told the same actions."""
+    twin, moments = state._replace(seed=state.seed + OTHER_NOISE), []
+    for step in range(steps):
+        action = torch.from_numpy(np.asarray(acts(state, step), np.int64))
+        _, again, _, _ = dream.go_on(state._replace(seed=state.seed + OTHER_NOISE), action)
+        twin, second, _, _ = dream.go_on(twin, action)
+        state, reward, _, info = dream.go_on(state, action)
+        uncertainty = info.get("uncertainty", np.zeros(len(action)))
+        judged = info["reward_probability"], uncertainty, info["familiarity"]
+        moments.append((action.numpy(), reward.numpy(), again.numpy(), second.numpy(), *judged))
+    return Dreams(*(np.stack(parts, 1) for parts in zip(*moments, strict=True)))
+
+
+Kept = Callable[[Dreams, int], np.ndarray]  # what a counter-measure leaves of the dreamed rewards (B, S); given the tolerance
+
+
+def shorter(dreams: Dreams, tolerance: int, steps: int) -> np.ndarray:
+    """Dreams end after some steps."""
+    return np.where(np.arange(dreams.reward.shape[1]) < steps, dreams.reward, 0)
+
+
+def ended_when_uncertain(dreams: Dreams, tolerance: int, most: float, over: int = 8) -> np.ndarray:
+    """Dreams end when the mean uncertainty of some steps is high."""
+    mean = np.stack([dreams.uncertainty[:, max(0, step - over + 1) : step + 1].mean(1) for step in range(dreams.reward.shape[1])], 1)
+    return np.where(np.maximum.accumulate(mean, 1) <= most, dreams.reward, 0)
+
+
+def where_sure(dreams: Dreams, tolerance: int, most: float) -> np.ndarray:
+    """Only rewards of steps that are not uncertain count."""
+    return np.where(dreams.uncertainty <= most, dreams.reward, 0)
+
+
+def where_familiar(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
+    """Only rewards at places that were known before count."""
+    return np.where(dreams.familiarity >= least, dreams.reward, 0)
+
+
+def same_again(dreams: Dreams, tolerance: int) -> np.ndarray:
+    """Only rewards that the same step pays once more, dreamed with other noise, count."""
+    return np.where(dreams.again == dreams.reward, dreams.reward, 0)
+
+
+def same_in_twin(dreams: Dreams, tolerance: int) -> np.ndarray:
+    """Only rewards that a second dream of the same start and actions pays as well, at most so many steps apart, count."""
+    return np.where(pairs(dreams.reward, dreams.twin, tolerance)[0], dreams.reward, 0)
+
+
+def likelier(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
+    """What is dreamed where another probability than a half is asked for; steps in a row are one reward."""
+    likely = dreams.probability >= least
+    return likely & ~np.pad(likely, ((0, 0), (1, 0)))[:, :-1]
+
+
+COUNTER_MEASURES: dict[str, Kept] = {
+    "none": lambda dreams, tolerance: dreams.reward,
+    "the first 50 steps": partial(shorter, steps=50),
+    "the first 100 steps": partial(shorter, steps=100),
+    "ended at uncertainty 0.10": partial(ended_when_uncertain, most=0.10),
+    "ended at uncertainty 0.15": partial(ended_when_uncertain, most=0.15),
+    "where uncertainty is below 0.10": partial(where_sure, most=0.10),
+    "where familiarity is above 0.5": partial(where_familiar, least=0.5),
+    "where familiarity is above 0.9": partial(where_familiar, least=0.9),
+    "the step dreamed twice agrees": same_again,
+    "two dreams agree": same_in_twin,
+    "probability above 0.1": partial(likelier, least=0.1),
+    "probability above 0.2": partial(likelier, least=0.2),
+    "probability above 0.8": partial(likelier, least=0.8),
+}
+
+
+def pairs(dreamed: np.ndarray, real: np.ndarray, tolerance: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rewards (B, S) have one of the other kind at most so many steps apart, (B, S) bool each; every one has at most one partner."""
+    with_real, with_dreamed = np.zeros(dreamed.shape, bool), np.zeros(real.shape, bool)
+    for row in range(len(dreamed)):
+        free = list(np.flatnonzero(real[row]))
+        for step in np.flatnonzero(dreamed[row]):
+            near = [other for other in free if abs(other - step) <= tolerance]
+            if near:  # the earliest: those that come later may need the later ones
+                with_real[row, step] = with_dreamed[row, near[0]] = True
+                free.remove(near[0])
+    return with_real, with_dreamed
+
+
+def judged(args: Args, dreams: Dreams, paid: np.ndarray, ball: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Precision and recall of what each counter-measure leaves of the dreamed rewards, and of all of them by age."""
+    result = {name: rates(kept(dreams, args.tolerance), paid, ball, args.tolerance) for name, kept in COUNTER_MEASURES.items()}
+    for first, last in zip(args.ages, (*args.ages[1:], args.steps), strict=True):
+        result[f"steps {first} to {last}"] = rates(dreams.reward, paid, ball, args.tolerance, slice(first, last))
+    quantiles = np.quantile(dreams.uncertainty, (0.5, 0.9, 0.99)).round(4).tolist()
+    return {**result, "uncertainty": {"median, 90 %, 99 %": quantiles}}
+
+
+def rates(
+    dreamed: np.ndarray, paid: np.ndarray, ball: np.ndarray, tolerance: int, ages: slice = slice(None)
+) -> dict[str, float | int | None]:
+    """Of rewards (B, S) at some ages: how many, and which share is real, was dreamed, comes first and is real, is at a ball."""
+    right, found = pairs(dreamed, paid, tolerance)
+    events, real = dreamed != 0, paid != 0
+    first = events & (np.cumsum(events, 1) == 1) & (_before(real, tolerance) == 0)
+    near = np.stack([ball[:, max(0, step - tolerance) : step + tolerance + 1].min(1) for step in range(ball.shape[1])], 1) <= AT_A_BALL
+    return {
+        "dreamed": int(events[:, ages].sum()),
+        "real": int(real[:, ages].sum()),
+        "precision": _share(right[:, ages], events[:, ages]),
+        "recall": _share(found[:, ages], real[:, ages]),
+        "first": int(first[:, ages].sum()),
+        "precision_of_first": _share(right[:, ages], first[:, ages]),
+        "at_a_ball": _share(near[:, ages], events[:, ages]),
+    }
+
+
+def _before(real: np.ndarray, tolerance: int) -> np.ndarray:
+    """How many real rewards (B, S) lie more than the tolerance back: then another ball is wanted than in the dream."""
+    return np.pad(np.cumsum(real, 1), ((0, 0), (tolerance + 1, 0)))[:, : real.shape[1]]
+
+
+def _share(yes: np.ndarray, of: np.ndarray) -> float | None:
+    return round(float(yes[of].mean()), 4) if of.any() else None
+
+
+def _times(rewards: np.ndarray) -> list[list[int]]:
+    return [np.flatnonzero(row).tolist() for row in rewards]
+
+
+def table(report: dict[str, dict[str, Any]]) -> str:
+    columns = ("dreamed", "real", "precision", "recall", "first", "precision_of_first", "at_a_ball")
+    lines = [f"{'':<34}" + "".join(f"{name:>20}" for name in columns)]
+    for name, numbers in report.items():
+        if name != "uncertainty":
+            cells = ("-" if numbers[column] is None else f"{numbers[column]:g}" for column in columns)
+            lines.append(f"{name:<34}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join([*lines, f"uncertainty (median, 90 %, 99 %): {report['uncertainty']['median, 90 %, 99 %']}"])
+
+
+def plot(path: Path, args: Args, report: dict[str, dict[str, Any]]) -> None:
+    """Bars of precision and recall by age, and of precision behind each counter-measure, for each policy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ages = [name for name in next(iter(report.values())) if name.startswith("steps ")]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    groups = (("precision", ages), ("recall", ages), ("precision", list(COUNTER_MEASURES)))
+    for axes, (number, names) in zip(panels, groups, strict=True):
+        for place, (policy, numbers) in enumerate(report.items()):
+            at = np.arange(len(names)) + (place - (len(report) - 1) / 2) * 0.8 / len(report)
+            bars = axes.bar(at, [numbers[name][number] or 0 for name in names], 0.8 / len(report), label=Path(policy).stem)
+            of = "dreamed" if number == "precision" else "real"
+            axes.bar_label(bars, [str(numbers[name][of]) for name in names], fontsize=6)
+        axes.set_xticks(
+            range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center", fontsize=7
+        )
+        axes.set_ylim(0, 1.05)
+        axes.set_title(f"{number} of dreamed rewards", fontsize=9)
+    panels[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    print(f"plot: {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
