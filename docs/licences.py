@@ -6,13 +6,13 @@ The packages are those that the extras of lssvwm_gym bring, found from its own m
 from __future__ import annotations
 
 import re
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 OUT = Path(__file__).with_name("licences.md")
-EXTRAS = ("", "video", "minari", "memory-maze", "minecraft", "train", "agents", "play", "dev")
+EXTRAS = ("", *(metadata("lssvwm_gym").get_all("Provides-Extra") or []))
 LONGEST = 60  # characters; some packages put the whole text where the name belongs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -145,3 +146,15 @@ def test_after_all_that_a_dream_is_what_it_would_have_been(env, arguments):
     fresh = DreamEnv(**arguments)
     assert same(env.reset(seed=7), fresh.reset(seed=7))
     assert same([env.step(action) for action in (1, 2, 3)], [fresh.step(action) for action in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("arguments", ["minecraft"], indirect=True)  # the world with counts
+def test_counts_beyond_the_space_are_told_as_its_bound(arguments):
+    env = DreamEnv(**arguments)
+    env.reset(seed=0)
+    state = env.clone_state()
+    seen = env.restore_state(replace(state, dream=state.dream._replace(vector=torch.full_like(state.dream.vector, 1e6))))
+    told = env.dream.info(env.clone_state().dream)["inventory"][0]
+    assert env.observation_space.contains(seen)
+    assert same(told, seen["inventory"])
+    assert told.max() == env.dream.world.most_counted

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from fuzz_files import MEMORY
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, read_video, write_video
 from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.worlds import WORLDS
 
 FULL = os.environ.get("LSSVWM_FUZZ") == "full"
 COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the ten families of files
@@ -80,6 +83,32 @@ def test_files_without_a_checksum_still_load(tmp_path):
     path.write_bytes(hostile.without_checksum(path.read_bytes()))
     tensors, header = load_tensors(path)
     assert (tensors["a"].tolist(), header) == ([0, 1, 2, 3], {"x": 1})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors"])
+@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
+def test_a_flipped_bit_of_shipped_weights_is_noticed(world, name, tmp_path):
+    for path in world.weights.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / name).unlink()
+    content = bytearray((world.weights / name).read_bytes())
+    for where in (len(content) // 3, -1):  # in the numbers, which a parser has no reason to doubt
+        content[where] ^= 1
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TensorFileError, match=rf"{name}: its contents have changed"):
+            load_weights(tmp_path)
+        content[where] ^= 1
+    (tmp_path / name).write_bytes(content)
+    assert load_weights(tmp_path).info
+
+
+@pytest.mark.parametrize("sha256", [3, {"../../etc/passwd": "0"}, {"model.safetensors": None}, {"starts.safetensors": "0" * 64}])
+def test_hashes_of_other_files_are_refused(tiny_weights, tmp_path, sha256):
+    shutil.copytree(tiny_weights, tmp_path / "weights")
+    config = json.loads((tmp_path / "weights/config.json").read_text())
+    (tmp_path / "weights/config.json").write_text(json.dumps({**config, "sha256": sha256}))
+    with pytest.raises(TensorFileError, match=r"its sha256 is not that|its contents have changed"):
+        load_weights(tmp_path / "weights")
 
 
 def limited(code: str, *arguments: str) -> str:

@@ -19,6 +19,7 @@ from lssvwm_gym.data.movie import enlarged, write_movie
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.play import Playing, play, playing
 from lssvwm_gym.play.chart import on_map
+from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.keyboard import BESIDE, COMMANDS, MARK_KEYS, POLICY, Keyboard, chosen_action, meaning
 from lssvwm_gym.play.playing import Pace, Player, open_game
 from lssvwm_gym.play.window import Window
@@ -216,6 +217,40 @@ def test_steps_come_no_faster_than_asked_for(run):
     _, seen = run([[]] * 20, fps=20)
     moments = np.array(seen.player.pace.moments)
     assert (moments[-1] - moments[0]) / (len(moments) - 1) > 0.045
+
+
+class VirtualClock:
+    """Time that passes only where work takes some, or the loop waits for its next round."""
+
+    def __init__(self):
+        self.now = self.last = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+    def tick(self, rounds):
+        self.now = self.last = max(self.now, self.last + int(1000 / rounds) / 1000)
+
+
+@pytest.mark.parametrize(("wanted", "cost", "comes"), [(4, 0.2, 4), (5, 0.05, 5), (25, 0.034, 25), (30, 0.0, 30), (25, 0.1, 1 / 0.103)])
+def test_the_loop_holds_its_rate_or_says_that_it_does_not(run, monkeypatch, wanted, cost, comes):
+    """Steps that take `cost` seconds and redraws that take 3 ms: as many come as are wanted, or as the machine can, evenly."""
+    clock, moments = VirtualClock(), []
+
+    def step(self, action):
+        clock.now += cost
+        moments.append(clock.now)
+
+    draw = Window.draw
+    monkeypatch.setattr(playing, "time", clock)
+    monkeypatch.setattr(pygame.time, "Clock", lambda: clock)
+    monkeypatch.setattr(Game, "step", step)
+    monkeypatch.setattr(Window, "draw", lambda self, player: (draw(self, player), setattr(clock, "now", clock.now + 0.003)))
+    _, seen = run([[]] * 120, fps=float(wanted))
+    gaps = np.diff(moments)
+    assert gaps.mean() == pytest.approx(1 / comes, rel=0.03)
+    assert np.abs(gaps - 1 / comes).max() < 1 / 30 + 0.004  # a step waits for no more than one redraw
+    assert seen.player.pace.is_held == (comes == wanted)
 
 
 def test_the_speed_is_changed_by_keys(run):
