@@ -63,7 +63,7 @@ def clip_of(actions, *vectors):
     """A clip of one row: action t led from vector t to vector t + 1."""
     vector, action = torch.stack(vectors)[None], torch.tensor([actions])
     nothing = torch.zeros(1, len(actions))
-    return Clips(nothing, nothing, action, nothing, nothing, nothing, vector[:, :-1], vector[:, 1:])
+    return Clips(nothing, nothing, action, nothing, nothing, nothing, vector[:, :-1], vector[:, 1:], nothing)
 
 
 def mean(results):

@@ -106,7 +106,7 @@ def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
 
 def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, weights, monkeypatch):
     model, lost = weights.world_model, clips.pose * float("nan")
-    blind = type(clips)(clips.frames, clips.latent, clips.action, clips.reward, lost, lost[..., :3], clips.before, clips.vector)
+    blind = replace(clips, pose=lost, motion=lost[..., :3])
     state, poses = reckon_clips(model, blind)
     assert poses.isfinite().all()
     assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin
@@ -282,3 +282,14 @@ def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
 def test_where_nothing_is_paid_late_enough_there_is_nothing_to_foresee(folder, tiny_weights):
     report = evaluate(Evaluation(folder, weights=tiny_weights, tests=("reward_ahead",)))
     assert report["skipped"] == {"reward_ahead": "no reward has 140 frames before it"}
+
+
+def test_who_stands_still_still_has_a_pose(folder, weights):
+    """And who has none is told so, whatever stands in its place."""
+    episodes = read_real_episodes(folder, weights)
+    still = cut_clips(episodes, 1, 1)
+    assert remember_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
+    lost = [replace(e, latent=replace(e.latent, pose=torch.full_like(e.latent.pose, torch.nan))) for e in episodes]
+    clips = cut_clips(lost, 5, 1)
+    assert remember_clips(weights.world_model, clips).pose_known.tolist() == [0, 0, 0]
+    assert clips.pose.isfinite().all()

@@ -43,6 +43,7 @@ class Clips:
     motion: Tensor  # (B, T, 3 or 5)
     before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
     vector: Tensor  # (B, T, V) counts that go with each frame
+    pose_known: Tensor  # (B, T) float, 0 where no poses were recorded
 
     def __getitem__(self, frames: slice) -> Clips:
         return Clips(*(tensor[:, frames] for tensor in vars(self).values()))
@@ -84,7 +85,8 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
     reward = clips.reward[:, order] * (torch.arange(len(order)) < frames)
     vector = clips.vector[:, order]
     counts = torch.cat([clips.before, vector[:, frames:]], 1)
-    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion_between(before, pose), counts, vector)
+    motion, known = motion_between(before, pose), clips.pose_known[:, order]
+    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion, counts, vector, known)
 
 
 def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
@@ -173,16 +175,16 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
 def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
     """The state before any frame of the clips, with the counts that were before the first."""
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
-    known = (clips.pose != clips.pose[:, :1]).flatten(1).any(1)
-    return state._replace(vector=clips.before[:, 0], pose_known=known.float())
+    return state._replace(vector=clips.before[:, 0], pose_known=clips.pose_known[:, 0])
 
 
 def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
     part, real = slice(start, start + frames), episode.latent
     pose = relative_to(real.pose[part], real.pose[start])
-    pose = pose if pose.isfinite().all() else start_pose(frames, pose.shape[1])
+    known = bool(pose.isfinite().all())
+    pose = pose if known else start_pose(frames, pose.shape[1])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
     vector = real.vector[max(0, start - 1) : start + frames]
     vector = torch.cat([vector[:1], vector]) if start == 0 else vector
     latent, action, reward = real.latent[part].float(), real.action[part], real.reward[part]
-    return episode.frames[part], latent, action, reward, pose, motion, vector[:-1], vector[1:]
+    return episode.frames[part], latent, action, reward, pose, motion, vector[:-1], vector[1:], torch.full((frames,), float(known))
