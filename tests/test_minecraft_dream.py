@@ -95,7 +95,7 @@ def test_the_picture_alone(arguments):
     assert np.array_equal(env.reset(seed=3)[0], whole.reset(seed=3)[0]["image"])
     assert np.array_equal(env.step(DIG)[0], whole.step(DIG)[0]["image"])
     assert env.branch(2).single_observation_space == env.observation_space
-    with pytest.raises(ValueError, match="observation must be one of all, image, features, .*, not 'counts'"):
+    with pytest.raises(ValueError, match=r"observation must be one of all, image, features, .*, not 'counts'"):
         DreamEnv("minecraft", observation="counts", **arguments)
 
 
