@@ -159,14 +159,14 @@ from pathlib import Path
 from test_collect import SLOW_CLOCK, collect, collecting
 
 if __name__ == "__main__":
-    collected = collect(collecting(Path(sys.argv[1]), episodes=40, workers=2), SLOW_CLOCK)
+    collected = collect(collecting(Path(sys.argv[1]), episodes=400, workers=2), SLOW_CLOCK)
     print("stopped", collected.stopped, len(collected.done))
 """
 
 
 @pytest.fixture
 def slow_collection(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A collection of 40 episodes that has just got its second, and its folder."""
+    """A collection of 400 episodes that has just got its second, and its folder."""
     script, out, tests = tmp_path / "collecting.py", tmp_path / "out", Path(__file__).parent
     script.write_text(SLOW_COLLECTION)
     process = subprocess.Popen(
@@ -200,7 +200,7 @@ def test_kill_9_leaves_whole_episodes_and_the_rest_follows(slow_collection):
     process.communicate()
     wait_until_quiet(out)
     whole = episode_paths(out)
-    assert 2 <= len(whole) < 40
+    assert 2 <= len(whole) < 400
     for path in whole:
         assert len(read_episode(path)) == STEPS + 1
     collected = collect(collecting(out, episodes=len(whole) + 1), CLOCK)
