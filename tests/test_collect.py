@@ -154,11 +154,13 @@ def test_a_world_that_cannot_start_is_one_error(tmp_path):
 
 
 SLOW_COLLECTION = """
+import signal
 import sys
 from pathlib import Path
 from test_collect import SLOW_CLOCK, collect, collecting
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun with Ctrl-C ignored
     collected = collect(collecting(Path(sys.argv[1]), episodes=400, workers=2), SLOW_CLOCK)
     print("stopped", collected.stopped, len(collected.done))
 """
