@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
 from lssvwm_gym.data.tensors import TensorFileError
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.envs import on_device
+from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
+from lssvwm_gym.envs.starting import past_of
+from lssvwm_gym.models.dreaming import DreamState, unknown_action
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.pose import relative_to, start_pose
 from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import take_rows
 
@@ -93,17 +94,13 @@ def joined(states: Sequence[DreamState]) -> DreamState:
 
 def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context: int) -> DreamState:
     """The states after the last `context` frames before frame t, for these episodes and t."""
-    model = dream.weights.world_model
     cut = [(episode, slice(t - context, t)) for episode, t in moments]
     latent, action, pose, vector = (
         torch.stack([getattr(episode, name)[part] for episode, part in cut]).to(dream.device)
         for name in ("latent", "action", "pose", "vector")
     )
-    action[:, 0] = model.config.actions  # what led to the first is not part of the past: unknown
-    known = bool(pose.isfinite().all())
-    pose = relative_to(pose, pose[:, :1]) if known else start_pose(1, model.config.pose_size, dream.device).expand(*pose.shape[:2], -1)
-    state = first_state(model, torch.arange(len(moments), device=dream.device), known)
-    return remember(model, state, latent.float(), action, pose, vector)
+    action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
+    return dream.remember(torch.arange(len(moments)), past_of(latent.float(), action, pose, vector))
 
 
 class DreamRows:
@@ -209,16 +206,10 @@ class DreamRows:
 
     def _advanced(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor, Tensor, Tensor, Tensor]:
         """The next state, what is seen of it, the reward (B,), what is paid (B,) and whether the episode ended there (B,) bool."""
-        model = self.dream.weights.world_model
-        state = commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.dream.profile], noise=noise))
-        classes = model.reward_head(state.features)
+        state, classes = step_of(SAMPLING_STEPS[self.dream.profile])(self.dream.weights.world_model, state, action, noise)
         paid = self._pays[classes.argmax(-1)]
         reward = classes.softmax(-1) @ self._pays if self._reward == "expected" else paid
-        if model.termination_head is None:
-            terminated = torch.zeros_like(reward, dtype=torch.bool)
-        else:
-            terminated = model.termination_head(state.features)[:, 0] > 0
-        return state, observed(self.dream, state, self._seen), reward, paid, terminated
+        return state, observed(self.dream, state, self._seen), reward, paid, on_device.terminated(self.dream, state)
 
     def _begin_anew(self, rows: Tensor, done: np.ndarray) -> None:
         """New starts for these rows. In place, for a copy of a thousand states takes longer than the rows of a step are worth."""

@@ -30,9 +30,9 @@ from agents.planner import Planning
 from agents.players import DREAMLESS, opened_player
 from agents.seen import observed
 from agents.transfer import as_json, shared_out, write_json
-from lssvwm_gym.envs.dream import TOGETHER, Dream, open_dream
-from lssvwm_gym.models.dreaming import DreamState, remember
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.starting import past_of
+from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.simulators.explorer import Explorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
@@ -185,17 +185,13 @@ def _actor(args: Args, dream: Dream, policy: str, walks: list[Walk], seed: int) 
 @torch.no_grad()
 def remembered(dream: Dream, walks: list[Walk], steps: int, seed: int) -> DreamState:
     """The state after the first steps of walks, whose poses it is told."""
-    device, model = dream.device, dream.weights.world_model
+    device = dream.device
     frames = torch.from_numpy(np.stack([walk.frames[: steps + 1] for walk in walks])).to(device)
     latent = torch.stack([dream.weights.autoencoder.encode(one).half().float() for one in frames])  # rounded like a remembered past
     unknown = np.full((len(walks), 1), len(dream.world.actions))  # no action led to the first frame
     action = torch.from_numpy(np.concatenate([unknown, np.stack([walk.action[:steps] for walk in walks])], 1)).to(device)
     pose = torch.from_numpy(np.stack([walk.pose[: steps + 1] for walk in walks])).to(device)
-    pose = relative_to(pose, pose[:, :1])
-    state = dream.empty(torch.arange(seed, seed + len(walks)))
-    for part in zip(*(x.split(TOGETHER, 1) for x in (latent, action, pose)), strict=True):
-        state = remember(model, state, *part)
-    return state
+    return dream.remember(torch.arange(seed, seed + len(walks)), past_of(latent, action, pose, latent.new_zeros(*latent.shape[:2], 0)))
 
 
 def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:

@@ -23,15 +23,12 @@ from tqdm import tqdm
 from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
 from agents.seen import observed_shape
 from lssvwm_gym.envs.contract import numbers_of
-from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.dream import TOGETHER, Dream, open_dream
 from lssvwm_gym.envs.seen import NUMBERS
-from lssvwm_gym.models.dreaming import first_state
+from lssvwm_gym.envs.starting import past_of
+from lssvwm_gym.models.dreaming import watch
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
-from lssvwm_gym.models.world_model import FrameInputs
 from lssvwm_gym.training.walks import latent_episodes
-
-TOGETHER = 100  # frames that go through the model in one go
 
 
 @dataclass(frozen=True)
@@ -116,22 +113,16 @@ def leads_to_reward(reward: Tensor, within: int) -> Tensor:
 @torch.no_grad()
 def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
     """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
-    model, pose = dream.weights.world_model, episode.pose[None]
-    known = bool(pose.isfinite().all()) and pose.shape[-1] == model.config.pose_size
-    state = first_state(model, torch.zeros(1, dtype=torch.int64), known)
-    pose = relative_to(pose, pose[:, :1]) if known else start_pose(1, model.config.pose_size, pose.device).expand(1, len(episode), -1)
-    motion = motion_between(torch.cat([pose[:, :1], pose[:, :-1]], 1), pose)
-    action = torch.cat([torch.full((1,), model.config.actions), episode.action[1:]])[None]
-    vector = torch.cat([episode.vector[:1], episode.vector[:-1]])[None]
-    world, numbers = state.world, []
-    for start in range(0, len(episode), TOGETHER):
-        part = slice(start, start + TOGETHER)
-        latent = episode.latent[None, part].float()
-        told = state.pose_known[:, None].expand(1, latent.shape[1])
-        inputs = FrameInputs(torch.zeros_like(told), action[:, part], pose[:, part], motion[:, part], told, vector[:, part])
-        output = model(latent, inputs, world)
-        world = output.state
-        numbers.append(numbers_of(state._replace(latent=latent[0], features=output.features[0]), observation))
+    model, action = dream.weights.world_model, episode.action.clone()
+    action[0] = model.config.actions  # no action led to the first frame
+    pose = (
+        episode.pose if episode.pose.shape[1] == model.config.pose_size else torch.full((len(episode), model.config.pose_size), torch.nan)
+    )
+    past = past_of(episode.latent[None].float(), action[None], pose[None], episode.vector[None])
+    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, vector=past.vector[:, 0]), []
+    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
+        state, features = watch(model, state, latent, *told)
+        numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
     return torch.cat(numbers)
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from agents.policy import Policy, load_policy
 from agents.seen import observed, observed_shape
 from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
 from lssvwm_gym.envs.seen import Onlooker
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine
+from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.models.state import take_rows
 
 POLICIES = {"memory-maze": Path(__file__).parent / "policies" / "memory_maze.safetensors"}
@@ -91,13 +91,13 @@ def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Gener
     """Go on from a state of one row with actions (N, H) int64, in one batch; where an action is -1 the leader decides."""
     model, pays = dream.weights.world_model, torch.tensor(dream.world.reward_values, device=dream.device)
     rows, now, steps = len(action), take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)), []
-    shape = (rows, model.config.tokens, model.config.latent_channels)
+    shape, step = (rows, model.config.tokens, model.config.latent_channels), step_of(SAMPLING_STEPS[dream.profile])
     for wanted in action.to(dream.device).unbind(1):
         if leader is not None and (wanted < 0).any():
             wanted = torch.where(wanted < 0, leader(now), wanted)
         noise = torch.randn(shape, generator=generator, device=dream.device)
-        now = commit(model, now, wanted, imagine(model, now, wanted, SAMPLING_STEPS[dream.profile], noise=noise))
-        steps.append((wanted, model.reward_head(now.features).softmax(-1) @ pays, now.unknown, now.latent))
+        now, classes = step(model, now, wanted, noise)
+        steps.append((wanted, classes.softmax(-1) @ pays, now.unknown, now.latent))
     return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 

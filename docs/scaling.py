@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lssvwm_gym.evaluation.bench.counting import Kept, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.layers import Peeks
 from lssvwm_gym.models.presets import PRESETS
 from lssvwm_gym.models.state import state_bytes
-from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining
 
 FRAMES = 80  # of a clip
@@ -49,40 +49,26 @@ class Cost:
 
 def cost(config: WorldModelConfig, frames: int, peeks: Peeks = None, a_frame_of: int = 1) -> Cost:
     """Count a call of `frames` frames in bfloat16 products; `a_frame_of` of them make one frame of the clip."""
-    kept: dict[int, int] = {}
-    held: list[Tensor] = []  # a storage that is gone could lend its address to another
-
-    def keep(tensor: Tensor) -> Tensor:
-        held.append(tensor)
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = WorldModel(config)
-        state, inputs = model.initial_state(1), known_inputs(config, frames)
+        state, inputs = model.initial_state(1), inputs_like(config, 1, frames)
         latent = torch.zeros(1, frames, config.tokens, config.latent_channels)
         counter = FlopCounterMode(display=False)
-        with counter, torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with counter, torch.autocast("cpu", torch.bfloat16), (kept := Kept()):
             output = model(latent, inputs, state, peeks)
             total = output.clean.sum() + output.features.sum()
         parts = {part: flops_of(counter, f".{part}") for part in PARTS}
         parts["rest"] = counter.get_total_flops() - sum(parts.values())
         copies = sum(2 * parameter.numel() for parameter in model.parameters())  # in bfloat16, once for all rows
         for tensor in (*model.parameters(), *model.buffers(), *torch.utils._pytree.tree_leaves(state)):
-            kept.pop(tensor.untyped_storage()._cdata, None)
+            kept.sizes.pop(address(tensor), None)
         backward = FlopCounterMode(display=False)
         with backward:
             total.backward()
     clip = frames / a_frame_of
     return Cost(
-        {part: flops / clip for part, flops in parts.items()}, backward.get_total_flops() / clip, (sum(kept.values()) - copies) / clip
+        {part: flops / clip for part, flops in parts.items()}, backward.get_total_flops() / clip, (sum(kept.sizes.values()) - copies) / clip
     )
-
-
-def known_inputs(config: WorldModelConfig, frames: int) -> FrameInputs:
-    numbers = torch.zeros(1, frames)
-    pose, motion = torch.zeros(1, frames, config.pose_size), torch.zeros(1, frames, len(config.motion_scale))
-    return FrameInputs(numbers, numbers.long(), pose, motion, torch.ones(1, frames), torch.zeros(1, frames, config.vector_size))
 
 
 def flops_of(counter: FlopCounterMode, suffix: str) -> float:

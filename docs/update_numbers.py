@@ -16,21 +16,22 @@ ROOT = Path(__file__).parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (ROOT / "README.md", ROOT / "docs" / "minecraft.md", CARDS / "memory_maze" / "README.md", CARDS / "minecraft" / "README.md")
-MAZE_COLUMNS = {  # of the table of variants: title to test and score
-    "next frame PSNR": ("next_frame", "true motion PSNR"),
-    "way back of 400 PSNR": ("retrieval", "400 back, own memory: PSNR"),
-    "SSIM": ("retrieval", "400 back, own memory: SSIM"),
-    "fall from 50 to 796 frames": ("retrieval", "400 back, own memory: fall from 50 to 800 frames since seen (dB)"),
-    "576 then 224 PSNR": ("reasoning", "576 then 224, told poses: PSNR"),
-    "SSIM ": ("reasoning", "576 then 224, told poses: SSIM"),
-}
-SHORT_COLUMNS = {
-    "next frame PSNR": ("next_frame", "true motion PSNR"),
-    "way back of 40 PSNR": ("retrieval", "40 back, own memory: PSNR"),
-    "SSIM": ("retrieval", "40 back, own memory: SSIM"),
-    "50 then 30 PSNR": ("reasoning", "50 then 30, told poses: PSNR"),
-    "SSIM ": ("reasoning", "50 then 30, told poses: SSIM"),
-}
+
+
+def maze_columns(back: int, past: int, ahead: int, *falls: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """Of a table of variants: title to test and score. `falls`: titles and names of what the revisit curve falls by."""
+    return {
+        "next frame PSNR": ("next_frame", "true motion PSNR"),
+        f"way back of {back} PSNR": ("retrieval", f"{back} back, own memory: PSNR"),
+        "SSIM": ("retrieval", f"{back} back, own memory: SSIM"),
+        **{title: ("retrieval", f"{back} back, own memory: {name}") for title, name in falls},
+        f"{past} then {ahead} PSNR": ("reasoning", f"{past} then {ahead}, told poses: PSNR"),
+        "SSIM ": ("reasoning", f"{past} then {ahead}, told poses: SSIM"),
+    }
+
+
+MAZE_COLUMNS = maze_columns(400, 576, 224, ("fall from 50 to 796 frames", "fall from 50 to 800 frames since seen (dB)"))
+SHORT_COLUMNS = maze_columns(40, 50, 30)
 BLOCK_COLUMNS = {
     "next frame PSNR": ("next_frame", "true motion PSNR"),
     "100 then 50, told poses PSNR": ("reasoning", "100 then 50, told poses: PSNR"),

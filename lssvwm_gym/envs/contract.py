@@ -93,10 +93,7 @@ def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.T
     """
     if world.continuous:
         return _checked_numbers(action, world, rows)
-    try:
-        array = np.asarray(action)
-    except (TypeError, ValueError):  # lists of different lengths, or tensors on a GPU
-        array = np.empty(0, object)
+    array = _as_array(action)
     if array.shape != rows or array.dtype.kind not in "iu":
         wanted = "a whole number" if rows == () else f"an array of {rows[0]} whole numbers"
         raise ValueError(f"an action must be {wanted}, not {action!r}")
@@ -106,12 +103,16 @@ def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.T
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
 
-def _checked_numbers(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
-    shape = (*rows, len(world.actions))
+def _as_array(action: Any) -> np.ndarray:
+    """As an array, of whichever type; an empty one of objects for what can't be one."""
     try:
-        array = np.asarray(action)
-    except (TypeError, ValueError):
-        array = np.empty(0, object)
+        return np.asarray(action)
+    except (TypeError, ValueError):  # lists of different lengths, or tensors on a GPU
+        return np.empty(0, object)
+
+
+def _checked_numbers(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
+    shape, array = (*rows, len(world.actions)), _as_array(action)
     if array.shape != shape or array.dtype.kind not in "iuf":
         raise ValueError(f"an action must be numbers {shape}: {', '.join(world.actions)}; not {action!r}")
     low, high = np.array(world.low, np.float32), np.array(world.high, np.float32)

@@ -89,8 +89,22 @@ class Dream:
     def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
         """`reset` without the frame, which spares the decoder."""
         past = choose_past(self.weights, seeds, options)
-        state = self.empty(seeds)
-        return self._first_imagined(state) if past is None else self._remembering(state, past)
+        return self._first_imagined(self.empty(seeds)) if past is None else self.remember(seeds, past)
+
+    @torch.no_grad()
+    def remember(self, seeds: Tensor, past: Past) -> DreamState:
+        """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
+        model, state = self.weights.world_model, self.empty(seeds)
+        if past.vector.shape[-1]:
+            state = state._replace(vector=past.vector[:, 0])
+        if model.config.has_places and not past.pose_known.any():  # an episode without poses: the model finds its own way
+            for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
+                state = follow(model, state, latent, action)
+            return state
+        state = state._replace(pose_known=past.pose_known)
+        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
+            state = remember(model, state, *parts)
+        return state
 
     @torch.no_grad()
     def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
@@ -151,28 +165,11 @@ class Dream:
             return ((before.peak == 0) & (state.peak > 0)).cpu().double() @ values
         return torch.tensor(self.world.reward_values, dtype=torch.float64)[judged.argmax(-1).cpu()]
 
-    def _next(self, state: DreamState, action: Tensor) -> DreamState:
-        model = self.weights.world_model
-        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
-
     def _first_imagined(self, state: DreamState) -> DreamState:
-        unknown = unknown_action(self.weights.world_model, len(state.seed))
-        return self._next(
-            state._replace(pose_known=torch.full_like(state.pose_known, float(self.weights.world_model.config.has_places))), unknown
-        )
-
-    def _remembering(self, state: DreamState, past: Past) -> DreamState:
         model = self.weights.world_model
-        if past.vector.shape[-1]:
-            state = state._replace(vector=past.vector[:, 0])
-        if model.config.has_places and not past.pose_known.any():  # an episode without poses: the model finds its own way
-            for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
-                state = follow(model, state, latent, action)
-            return state
-        state = state._replace(pose_known=past.pose_known)
-        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
-            state = remember(model, state, *parts)
-        return state
+        state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_places)))
+        unknown = unknown_action(model, len(state.seed))
+        return commit(model, state, unknown, imagine(model, state, unknown, SAMPLING_STEPS[self.profile]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dream:
         return self  # nothing in it changes, so copies of an environment share it

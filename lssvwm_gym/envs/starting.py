@@ -89,7 +89,7 @@ def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Pas
     if frames is None:
         frames = min(EPISODE_FRAMES, len(episode))
     frames = _whole_number("context_frames", frames, 1, len(episode), f"{path} has {len(episode)} frames")
-    return _past(*(x[None].expand(rows, *x.shape) for x in _encoded(episode, frames, weights)))
+    return past_of(*(x[None].expand(rows, *x.shape) for x in _encoded(episode, frames, weights)))
 
 
 def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None:
@@ -118,10 +118,11 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
 
 
 def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
-    return _past(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.vector)))
+    return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.vector)))
 
 
-def _past(latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor) -> Past:
+def past_of(latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor) -> Past:
+    """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN."""
     known = pose.isfinite().flatten(1).all(1)
     pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
     return Past(latent, action, pose, known.float(), vector)

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember
+from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, imagine, remember, watch
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
 from lssvwm_gym.models.weights import Weights
-from lssvwm_gym.models.world_model import FrameInputs, WorldModel
+from lssvwm_gym.models.world_model import WorldModel
 
 TOGETHER = 100  # frames remembered in one go, to bound memory
 
@@ -103,10 +103,8 @@ def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[
     features = []
     for start in range(0, len(clips), TOGETHER):
         part = clips[start : start + TOGETHER]
-        clean, known = torch.zeros_like(part.reward), state.pose_known[:, None].expand_as(part.reward)
-        inputs = FrameInputs(clean, part.action, part.pose, part.motion, known, part.before)
-        features.append(model(part.latent, inputs, state.world).features)
-        state = remember(model, state, part.latent, part.action, part.pose, part.vector)
+        state, seen = watch(model, state, part.latent, part.action, part.pose, part.vector)
+        features.append(seen)
     return torch.cat(features, 1), state
 
 

@@ -85,6 +85,20 @@ def remember(
         for t in range(latent.shape[1]):
             state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
         return state
+    return watch(model, state, latent, action, pose, vector, foreknown=foreknown)[0]
+
+
+def watch(
+    model: WorldModel,
+    state: DreamState,
+    latent: Tensor,
+    action: Tensor,
+    pose: Tensor,
+    vector: Tensor | None,
+    *,
+    foreknown: Foreknown | None = None,
+) -> tuple[DreamState, Tensor]:
+    """`remember`, and besides the state the features (B, T, FEATURES) of every frame; counts are reckoned for a single frame only."""
     motion = motion_between(torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1), pose)
     known = state.pose_known[:, None].expand(pose.shape[:2])
     vectors = state.vector.unsqueeze(1) if vector is None else torch.cat([state.vector.unsqueeze(1), vector], 1)
@@ -92,7 +106,7 @@ def remember(
     output = model(latent, inputs, state.world, None, foreknown)
     if vector is None and model.vector_head is not None:
         vectors = model.vector_head.after(output.features, vectors, action)
-    return DreamState(
+    after = DreamState(
         world=output.state,
         latent=latent[:, -1],
         features=output.features[:, -1],
@@ -105,6 +119,7 @@ def remember(
         pose_known=state.pose_known,
         seed=state.seed,
     )
+    return after, output.features
 
 
 def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:

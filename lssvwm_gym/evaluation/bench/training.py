@@ -12,14 +12,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lssvwm_gym.device import chosen_device
+from lssvwm_gym.evaluation.bench.counting import Kept, inputs_like
 from lssvwm_gym.evaluation.bench.models import trainer_of, training_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, free_bytes, seconds_of
-from lssvwm_gym.models.heads import FrameInputs
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining
 
@@ -51,22 +50,11 @@ def kept_bytes(config: WorldModelConfig, rows: int, frames: int, way: str) -> in
     """
     peeks = None if way == "forcing" else (True, False) * frames
     frames = frames if peeks is None else 2 * frames
-    kept: dict[int, int] = {}
-    held: list[Tensor] = []  # a storage that is gone could lend its address to another
-
-    def keep(tensor: Tensor) -> Tensor:
-        held.append(tensor)
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        numbers = torch.zeros(rows, frames)
-        action = torch.zeros(rows, frames, config.action_size) if config.action_size else numbers.long()
-        pose, motion = (torch.zeros(rows, frames, size) for size in (config.pose_size, len(config.motion_scale)))
-        inputs = FrameInputs(numbers, action, pose, motion, torch.ones(rows, frames), torch.zeros(rows, frames, config.vector_size))
-        model = WorldModel(config)
+    kept = Kept()
+    with FakeTensorMode(allow_non_fake_inputs=True), kept:
+        inputs, model = inputs_like(config, rows, frames), WorldModel(config)
         model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), peeks)
-    return sum(kept.values())
+    return sum(kept.sizes.values())
 
 
 def stepping(run: Benchmark, name: str, frames: int, frames_a_step: int) -> Callable[[], Any]:
