@@ -44,6 +44,7 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	$(BIN)/lssvwm-gym bench --steps 200 --ages 50 1000 3000 --out $(SCORES)_speed.json
 	$(BIN)/python docs/compare.py --data $(DATA)
+	$(BIN)/python docs/compare.py --short --data $(DATA)
 	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
 	$(BIN)/python docs/compare.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
 	$(BIN)/python docs/update_numbers.py
