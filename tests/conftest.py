@@ -16,6 +16,7 @@ import importlib.util
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,17 @@ def _seeds() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny random weights; see tiny_world.py."""
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of tiny random weights; see tiny_world.py. The model is loaded once for all tests, and none may leave it changed."""
     from tiny_world import write_tiny_weights
 
-    return write_tiny_weights(tmp_path_factory.mktemp("weights"))
+    from lssvwm_gym.models.weights import load_weights, read_weights
+
+    folder = write_tiny_weights(tmp_path_factory.mktemp("weights"))
+    yield folder
+    mine, written = load_weights(folder).world_model.state_dict(), read_weights(folder).world_model.state_dict()
+    changed = [name for name in written if not (mine[name] == written[name]).all()]
+    assert not changed, f"a test has changed {changed} in the model that all tests of this process share"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,17 +123,26 @@ def test_a_decision_ends_in_time(dream, monkeypatch):
     assert asked == [4]  # one batch, and no second look
 
 
+@contextmanager
+def all_that_is_seen_pays(dream, value):
+    """The model is everybody's: what is changed in it is put back to the bit."""
+    bias = dream.weights.world_model.reward_head[-1].bias.data
+    before = bias.clone()
+    bias[value] += 1e4
+    try:
+        yield
+    finally:
+        bias.copy_(before)
+
+
 def test_a_plan_is_followed_for_a_while(dream, frames, monkeypatch):
     monkeypatch.setattr(planning_module, "roll", paying(lambda action: torch.zeros(action.shape)))
-    dream.weights.world_model.reward_head[-1].bias.data[0] += 1e4  # nothing that is seen pays
-    try:
-        player = Planner(dream, 2, 0, ALONE)
-        done, plans = [], []
+    player = Planner(dream, 2, 0, ALONE)
+    done, plans = [], []
+    with all_that_is_seen_pays(dream, 0):
         for frame in frames[:6]:
             done.append(player.act(frame, None))
             plans.append(list(player.plans))
-    finally:
-        dream.weights.world_model.reward_head[-1].bias.data[0] -= 1e4
     assert [plans[step][0] is plans[step + 1][0] for step in range(5)] == [True, False, True, False, True]
     assert [action[1] for action in done] == [int(plans[step][1].action[step % 2]) for step in range(6)]
     assert len(player.seconds) == len(player.hoped) == 2 * 3
@@ -143,12 +153,9 @@ def test_a_plan_is_followed_for_a_while(dream, frames, monkeypatch):
 def test_a_reward_ends_a_plan(dream, frames, monkeypatch):
     monkeypatch.setattr(planning_module, "roll", paying(lambda action: torch.zeros(action.shape)))
     player = Planner(dream, 1, 0, replace(ALONE, keep=4))
-    dream.weights.world_model.reward_head[-1].bias.data[1] += 1e4  # everything that is seen pays
-    try:
+    with all_that_is_seen_pays(dream, 1):
         for frame in frames[:3]:
             player.act(frame[:1], None)
-    finally:
-        dream.weights.world_model.reward_head[-1].bias.data[1] -= 1e4
     assert len(player.seconds) == 3
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lssvwm_gym.models.weights import Starts, Weights, load_weights, save_weights
+from lssvwm_gym.models.weights import Starts, Weights, read_weights, save_weights
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, write_world
 
 CARD = "README.md"
@@ -75,7 +75,7 @@ def _checked(run: Export) -> Path:
 def _timed(folder: Path) -> tuple[Weights, float]:
     """Weights, read anew, and seconds."""
     began = time.perf_counter()
-    return load_weights.__wrapped__(folder), time.perf_counter() - began
+    return read_weights(folder), time.perf_counter() - began
 
 
 def _first(starts: Starts, count: int | None, name: str) -> Starts:

@@ -75,9 +75,21 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-@functools.lru_cache(maxsize=4)
 def load_weights(folder: Path, device: str = "cpu") -> Weights:
-    """Read a folder of weights, once a process. Raises `TensorFileError` if anything is missing, foreign or broken."""
+    """Read a folder of weights, once a process and device: all who ask share the models, which nobody may change.
+
+    Raises `TensorFileError` if anything is missing, foreign or broken.
+    """
+    return _shared(folder, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _shared(folder: Path, device: str) -> Weights:
+    return read_weights(folder, device)
+
+
+def read_weights(folder: Path, device: str = "cpu") -> Weights:
+    """Read a folder of weights, for the caller alone. Raises as `load_weights` does."""
     config = _read_config(folder / "config.json")
     _check_files(folder, config.get("sha256", {}))
     file, source = folder / "model.safetensors", folder / "config.json"
