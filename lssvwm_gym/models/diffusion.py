@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TINY = 1e-6
+
 
 @dataclass(frozen=True)
 class NoiseLevels:
@@ -50,6 +52,26 @@ def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tenso
     noisy = (level > 0).float()
     error = (estimate.float() - clean).flatten(2)
     return ((torch.einsum("bti,ij->btj", error, metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
+
+
+def energy_score(pair: tuple[Tensor, Tensor], clean: Tensor, counts: Tensor, metric: Tensor) -> Tensor:
+    """How good two independent samples are as ones of the distribution that the clean latents (B, T, N, C) are from; less is better.
+
+    Half the sum of the samples' distances from what came, less half their distance from each other: least, in the mean, where
+    samples are distributed as what comes is (Gneiting and Raftery 2007, doi 10.1198/016214506000001437), so that a blurred mean
+    doesn't pay. Distances are those of whole frames in a metric (N * C, N * C), and those of single tokens. Mean over the frames
+    that `counts` marks, float (B, T).
+    """
+    one, other = (sample.float() for sample in pair)
+    near, far = _distance(one - clean, metric) + _distance(other - clean, metric), _distance(one - other, metric)
+    return (0.5 * (near - far) * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _distance(error: Tensor, metric: Tensor) -> Tensor:
+    """How long errors (B, T, N, C) are, in units of one number's: (B, T). Differentiable at 0."""
+    flat = error.flatten(2)
+    whole = (torch.einsum("bti,ij->btj", flat, metric) * flat).mean(-1)
+    return 0.5 * ((whole + TINY).sqrt() + (error.square().mean(-1) + TINY).sqrt().mean(-1))
 
 
 def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
+from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
 from lssvwm_gym.models.heads import FrameInputs, VectorHead
 from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import WorldState
@@ -30,6 +30,7 @@ class LossOptions:
     peeked_pure: float = 0.6  # share of peeks at pure noise, which is where one-step sampling starts; others anywhere
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
+    energy: float = 0.0  # weight of the energy score, which from pure noise asks for one of the possible frames; 0: for their mean
     dreamed_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is dreamed
 
 
@@ -116,13 +117,19 @@ def _peeking(
     """Peek at every frame of the clip from the committed latents `past` (B, T, N, C)."""
     drawn = draws.uniform(2, *known.shape, axis=1)
     level = torch.where(drawn[0] < options.peeked_pure, 1.0, drawn[1].clamp(min=1e-3))
+    looks = 2 if options.energy else 1  # at every frame; a second one is of the same level, so at pure noise an independent sample
     inputs = inputs_of(clip, torch.zeros_like(level), known)
-    both = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_interleaved(level, inputs.noise))
-    peeked = _noised(options, clip.latent, level, draws)
-    peeks = (True, False) * level.shape[1]
-    output = model(_interleaved(peeked, past), both, state, peeks)
-    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
-    committed = output._replace(features=output.features[:, 1::2])
+    noise = _in_turn([level] * looks + [inputs.noise])
+    all_of_them = FrameInputs(*(tensor.repeat_interleave(looks + 1, 1) for tensor in inputs))._replace(noise=noise)
+    peeked = [_noised(options, clip.latent, level, draws) for _ in range(looks)]
+    output = model(_in_turn([*peeked, past]), all_of_them, state, ((True,) * looks + (False,)) * level.shape[1])
+    estimates = [output.clean[:, look :: looks + 1] for look in range(looks)]
+    pure = (level == 1).float() * bool(options.energy)
+    denoise = denoising_loss(estimates[0], clip.latent, level * (1 - pure), metric)
+    if options.energy:
+        share = pure.mean()
+        denoise = (1 - share) * denoise + share * options.energy * energy_score((estimates[0], estimates[1]), clip.latent, pure, metric)
+    committed = output._replace(features=output.features[:, looks :: looks + 1])
     return Losses(*_losses(model, committed, clip, inputs.noise, denoise, (level > 0).sum()), output.state)
 
 
@@ -151,9 +158,9 @@ def _draw_known(options: LossOptions, clip: Clip, draws: Draws) -> Tensor:
     return (draws.uniform(len(clip.action), 1) >= options.pose_dropout).float() * clip.placed
 
 
-def _interleaved(first: Tensor, second: Tensor) -> Tensor:
-    """(B, T, ...) twice to (B, 2T, ...), frame by frame."""
-    return torch.stack([first, second], 2).flatten(1, 2)
+def _in_turn(parts: list[Tensor]) -> Tensor:
+    """K of (B, T, ...) to (B, K * T, ...), frame by frame."""
+    return torch.stack(parts, 2).flatten(1, 2)
 
 
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
