@@ -12,6 +12,7 @@ from lssvwm_gym.evaluation import reward_ahead
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import (
+    clips_at,
     cut_clips,
     dream_along,
     memory_of,
@@ -277,6 +278,21 @@ def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
     real = torch.zeros(1, 9)
     real[0, 4] = 1
     assert reward_ahead._widened(real > 0)[0].tolist() == [False, True, True, True, True, True, True, True, False]
+
+
+def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkeypatch):
+    monkeypatch.setattr(reward_ahead, "LONG", 9)
+    bench = paid_at(open_bench(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
+    asked = []
+    monkeypatch.setattr(reward_ahead, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
+    results = TESTS["reward_ahead"](bench)
+    assert (results["rewards"], results["after 9 frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
+    monkeypatch.setattr(reward_ahead, "TOGETHER", 2 * 45)
+    in_parts = TESTS["reward_ahead"](bench)
+    assert asked == [(6, 49), (3, 53)] + [(2, 49)] * 3 + [(1, 53)] * 3
+    assert in_parts["rewards"] == 6
+    monkeypatch.setattr(reward_ahead, "LONG", 5)  # no longer than the usual one
+    assert not any(name.startswith("after") for name in TESTS["reward_ahead"](bench))
 
 
 def test_where_nothing_is_paid_late_enough_there_is_nothing_to_foresee(folder, tiny_weights):
