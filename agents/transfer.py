@@ -10,12 +10,13 @@ wander            forward, with turns now and then; looks at nothing
 explorer          the scripted explorer that episodes are collected with; it needs the map, so it is tried in the real world only
 PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/imitate.py
 
-Dreams begin from real openings, real episodes at the start of a maze, of seeds from `--seed` on. Needs
-`pip install 'lssvwm_gym[agents,memory-maze]'`.
+Dreams begin from real openings, or with `--data` from long recorded walks, in mazes that they then know; real episodes at the start
+of a maze, of seeds from `--seed` on. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -33,12 +34,16 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
+from agents.dreams import joined
 from agents.planner import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
+from lssvwm_gym.data.episode import read_arrays
+from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.data.whole_file import renamed_when_whole
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.models.dreaming import DreamState
 
 RESAMPLED = 1000  # times, for the interval of a correlation
 Job = TypeVar("Job")
@@ -57,6 +62,8 @@ class Args:
     profile: str = "balanced"  # of the dream: fast, balanced or quality
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
+    data: Path | None = None  # folder of recorded episodes whose walks dreams begin from, one each in turn; openings if not given
+    context: int = 500  # frames of such a walk that are remembered
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     real: bool = True  # --no-real leaves the real world out
@@ -92,6 +99,8 @@ class Episodes:
     steps: int
     filmed: bool
     dream: tuple[str, str, str, Path | None]  # what `open_dream` is told
+    walks: tuple[Path, ...] = ()  # that dreams begin from; openings if there are none
+    context: int = 0  # frames of such a walk
     env: str = ""  # id of the real world
     planning: Planning = field(default_factory=Planning)
 
@@ -124,26 +133,42 @@ def check(args: Args) -> None:
         raise SystemExit(f"name each policy once, not {' '.join(args.policies) or 'none'}")
     if args.real and dream.world.real_id is None:
         raise SystemExit(f"{args.world} has no real environment here: leave it out with --no-real")
-    for policy in args.policies:
-        try:
+    try:
+        walks(args)
+        for policy in args.policies:
             opened_player(policy, dream, 1, 0, args.planning)
-        except (ValueError, ImportError) as error:
-            raise SystemExit(str(error)) from None
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def walks(args: Args) -> tuple[Path, ...]:
+    """The recordings that dreams begin from; none: openings. Raises `ValueError` where the folder has no such walks."""
+    if args.data is None:
+        return ()
+    paths = tuple(episode_paths(args.data))
+    for path in paths:
+        frames = len(read_arrays(path).get("action", ()))
+        if not 1 <= args.context <= frames:
+            raise ValueError(f"context must be from 1 to the {frames} frames of {path}, not {args.context}")
+    return paths
 
 
 def all_episodes(args: Args) -> Iterator[Episodes]:
     """What is to be played. Policies take turns in the real world, so that all are tried alike if it is stopped."""
     dreamt = args.world, args.profile, args.device, args.weights
+    begin = walks(args)
     for first in range(0, args.episodes, args.batch):
         seeds = range(args.dream_seed + first, args.dream_seed + min(first + args.batch, args.episodes))
         for policy in args.policies:
             if policy.partition("@")[0] not in DREAMLESS:
-                yield Episodes("dream", policy, seeds, args.steps, first == 0 and args.video is not None, dreamt, planning=args.planning)
+                filmed = first == 0 and args.video is not None
+                yield Episodes("dream", policy, seeds, args.steps, filmed, dreamt, begin, args.context, planning=args.planning)
     env = open_dream(args.world, args.profile, args.device, args.weights).world.real_id or ""
     for number in range(args.episodes if args.real else 0):
         seeds, filmed = range(args.seed + number, args.seed + number + 1), number == 0 and args.video is not None
         for policy in args.policies:
-            yield Episodes("real", policy, seeds, args.steps, filmed, (args.world, args.profile, "cpu", args.weights), env, args.planning)
+            seen_through = args.world, args.profile, "cpu", args.weights
+            yield Episodes("real", policy, seeds, args.steps, filmed, seen_through, env=env, planning=args.planning)
 
 
 def shared_out(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
@@ -182,7 +207,8 @@ def play_dreams(episodes: Episodes) -> Played:
     dream, rows, first = open_dream(world, profile, device, weights), len(episodes.seeds), episodes.seeds[0]
     player = opened_player(episodes.policy, dream, rows, first, episodes.planning)
     torch.manual_seed(first)  # some players draw from it
-    state, frame = dream.reset(torch.tensor(episodes.seeds))
+    state = begun(dream, episodes)
+    frame = dream.frame(state)
     earned, goes_on = np.zeros(rows), np.ones(rows, bool)
     frames = [frame[0].cpu().numpy()]
     for _ in range(episodes.steps):
@@ -192,6 +218,21 @@ def play_dreams(episodes: Episodes) -> Played:
         goes_on &= ~terminated.numpy()
         frames += [frame[0].cpu().numpy()] if episodes.filmed else []
     return Played(earned.tolist(), np.stack(frames) if episodes.filmed else None)
+
+
+def begun(dream: Dream, episodes: Episodes) -> DreamState:
+    """Where dreams of these seeds begin."""
+    seeds = torch.tensor(episodes.seeds)
+    if not episodes.walks:
+        return dream.begin(seeds)
+    rows = [after_walk(episodes.dream, episodes.walks[seed % len(episodes.walks)], episodes.context) for seed in episodes.seeds]
+    return joined(rows)._replace(seed=seeds.to(dream.device))
+
+
+@functools.lru_cache(maxsize=64)
+def after_walk(dream: tuple[str, str, str, Path | None], walk: Path, frames: int) -> DreamState:
+    """The state after the first frames of a recorded episode, whichever policy goes on from it."""
+    return open_dream(*dream).begin(torch.tensor([0]), {"episode": walk, "context_frames": frames})
 
 
 def play_real(episode: Episodes) -> Played:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
-from agents.transfer import Args, Tried, correlations, main, mean_and_error, table
+from agents.transfer import Args, Tried, all_episodes, begun, correlations, main, mean_and_error, table
 from lssvwm_gym.envs.contract import action_space
 from lssvwm_gym.envs.dream import open_dream
 
@@ -69,6 +70,24 @@ def test_a_dream_alone_can_be_tried(tiny_weights, policy_file, tmp_path):
         results.append(json.loads((tmp_path / name).read_text())["policies"])
     assert results[0] == results[1]
     assert len(results[0][0]["dream"]["returns"]) == 3
+
+
+def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
+    walks = write_real_walks(tmp_path / "walks", episodes=2)
+    args = Args(("random",), episodes=3, steps=4, real=False, weights=tiny_weights, device="cpu", data=walks, context=7)
+    (played,) = all_episodes(args)
+    dream = open_dream(*played.dream)
+    state = begun(dream, played)
+    assert state.world.age.tolist() == [7] * 3
+    assert state.seed.tolist() == [0, 1, 2]
+    of_its_own = dream.begin(torch.tensor([2]), {"episode": walks / "000000.npz", "context_frames": 7})
+    assert torch.equal(state.latent[2], of_its_own.latent[0])  # the third takes the first walk again, and goes on otherwise
+    assert not torch.equal(state.latent[1], state.latent[2])
+    main(replace(args, out=tmp_path / "out.json"))
+    assert len(json.loads((tmp_path / "out.json").read_text())["policies"][0]["dream"]["returns"]) == 3
+    for wrong, said in ((dict(context=61), "context must be from 1 to the 60 frames of .*000000.npz"), (dict(data=tmp_path), "no episode")):
+        with pytest.raises(SystemExit, match=said):
+            main(replace(args, **wrong))
 
 
 @pytest.mark.parametrize(
