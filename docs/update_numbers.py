@@ -55,8 +55,8 @@ HEADLINES = (  # what a table of one screen says of the maze: test, score, what 
     ("reasoning", "576 then 224, believed poses: PSNR", "224 frames after 576, poses that nobody told"),
     ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
     ("reward", "F1", "F1 of rewards, from real frames"),
-    ("reward_ahead", "5 frames ahead: share of rewards dreamed", "rewards that a dream pays too, begun 5 frames before them"),
-    ("reward_ahead", "20 frames ahead: share of rewards dreamed", "the same, begun 20 frames before them"),
+    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "the same, after 100 frames, which have not shown most balls"),
     ("reconstruction", "autoencoder PSNR", "the ceiling: the autoencoder alone"),
 )
 BARS = (  # of what is carried: test, score, what it should reach

@@ -19,7 +19,7 @@ LEADS = (2, 5, 10, 20, 40)  # frames dreamed up to the one that was paid
 NEAR = 3  # frames that a dreamed reward may be off
 LONG = 600  # frames of a long past
 TOGETHER = 12_000  # frames that are remembered in one go
-MOST = 4  # rewards of an episode, for each of the clips that are asked for
+MOST = 12  # rewards of an episode, for each of the clips that are asked for
 
 
 def reward_ahead(bench: Bench) -> dict[str, Any]:
