@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils._pytree import tree_structure as structure
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from lssvwm_gym.envs.starting import past_of
 from lssvwm_gym.models.dreaming import DreamState, unknown_action
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.replay import replayed
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.state import join_rows, take_rows
 
 REWARDS = ("likeliest", "expected")
 MOST_ROWS = 64  # that are remembered in one go
@@ -42,20 +42,23 @@ class Moment(NamedTuple):
     terminated: Tensor  # (K,) float32, 1 where the world ended the episode, 0 where its time was up
 
 
-def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0) -> DreamState:
+def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, least: int = 0) -> DreamState:
     """States to begin with, each remembered once: all openings, and the walks up to every so many frames (0: none).
 
-    Weights without either begin with imagined frames. At most `most` states, drawn by the seed where there are more.
+    With `least` only what remembers that many frames, where there is any such. Weights without either begin with imagined frames. At
+    most `most` states, drawn by the seed where there are more.
     """
     openings, walks = dream.weights.openings, dream.weights.walks
-    starts = [dream.reset(torch.tensor([clip]), {"clip": clip})[0] for clip in range(min(len(openings), most))]
+    starts: list[DreamState] = []
     if len(walks) and walk_every:
         rows = torch.arange(min(2 * len(walks), MOST_ROWS))  # a seed draws one of the walks
         lengths = range(walk_every, walks.latent.shape[1] + 1, walk_every)
-        starts += [dream.reset(rows, {"context_frames": frames})[0] for frames in lengths]
+        starts = [dream.begin(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
+    if openings.latent.shape[1] >= least or not starts:
+        starts = [dream.begin(torch.tensor([clip]), {"clip": clip}) for clip in range(min(len(openings), most))] + starts
     if not starts:
-        starts = [dream.reset(torch.arange(MOST_ROWS), {"start": "cold"})[0]]
-    bank = joined(starts)
+        starts = [dream.begin(torch.arange(MOST_ROWS), {"start": "cold"})]
+    bank = join_rows(starts)
     chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
     return take_rows(bank, chosen.to(dream.device))
 
@@ -83,13 +86,7 @@ def bank_before_rewards(
     chosen = [moments[number] for number in rng.permutation(len(moments))[:most]]
     together = max(1, MOST_FRAMES // context)
     parts = [chosen[at : at + together] for at in range(0, len(chosen), together)]
-    return joined([_remembered(dream, part, context) for part in tqdm(parts, desc="moments before rewards", leave=False)])
-
-
-def joined(states: Sequence[DreamState]) -> DreamState:
-    """The rows of several states as one."""
-    together: DreamState = tree_map(lambda *parts: torch.cat(parts), *states)
-    return together
+    return join_rows([_remembered(dream, part, context) for part in tqdm(parts, desc="moments before rewards", leave=False)])
 
 
 def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context: int) -> DreamState:

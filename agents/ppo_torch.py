@@ -22,12 +22,13 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts, joined
+from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts
 from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.real_rows import RealRows
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.training.walks import latent_episodes
 
@@ -54,12 +55,13 @@ class Args:
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     walk_every: int = 100  # frames between two moments of the long walks that are such states; 0 for openings only
+    least_context: int = 300  # frames that such a state remembers, if any does: a dream pays for balls that it has seen
     real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
     data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before what those were paid for
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     rewarding: float = 0.75  # share of the bank that begins so
     lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
-    context: int = 150  # frames remembered before it
+    context: int = 600  # frames remembered before it
     reward: str = (
         "likeliest"  # to learn from: what a frame most likely paid, as the environment does, or the mean: expected; returns are as paid
     )
@@ -169,12 +171,12 @@ def opened_envs(args: Args, dream: Dream) -> DreamRows | RealRows:
 def opened_bank(args: Args, dream: Dream, most: int) -> DreamState:
     """The states that episodes begin with. Raises `ValueError` for recordings that pay nothing."""
     if args.data is None:
-        return bank_of_starts(dream, args.walk_every, most, args.seed)
+        return bank_of_starts(dream, args.walk_every, most, args.seed, args.least_context)
     autoencoder = dream.weights.autoencoder
     episodes = latent_episodes(args.data, autoencoder, args.latents or args.folder / "latents")
     rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
     others = most - len(rewarding.seed)
-    return joined([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed)]) if others else rewarding
+    return join_rows([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed, args.least_context)]) if others else rewarding
 
 
 class Learner:

@@ -38,7 +38,8 @@ from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_
 from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs.contract import OBSERVATIONS, action_space, needs_frame
 from lssvwm_gym.envs.dream import Dream, open_dream
-from lssvwm_gym.envs.sb3 import SeenThroughModelVecEnv, make_sb3_vec_env
+from lssvwm_gym.envs.guard import GuardedDreams
+from lssvwm_gym.envs.sb3 import DreamVecEnv, SeenThroughModelVecEnv, make_sb3_vec_env
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.worlds import World
 
@@ -64,6 +65,7 @@ class Run:
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"
     episode_steps: int = 250  # of a dream or a real episode: the longer a dream is, the less it can be trusted
+    context_frames: int | None = None  # of a recorded walk that a dream begins after; the longest there is if not given, 0 for openings
     frame_stack: int | None = None  # observations that the policy sees at once; 4 pictures for one without memory, else 1
 
     learning_rate: float = 2.5e-4
@@ -133,13 +135,21 @@ def opened_envs(args: Run, dream: Dream, id: str, num_envs: int, frame_stack: in
     rest: dict[str, Any] = {"max_episode_steps": args.episode_steps, "render_mode": render_mode}
     if id == dream.world.id:
         how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
-        envs = VecMonitor(make_sb3_vec_env(id, num_envs, **how, **rest))
+        envs = VecMonitor(begun_after_walks(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
     else:
         kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
         envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
         if not needs_frame(args.observation):
             envs = SeenThroughModelVecEnv(envs, dream, args.observation)
     return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
+
+
+def begun_after_walks(args: Run, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
+    """Dreams whose every episode begins in a place that is known, where weights have walks: for balls that it has seen a dream pays."""
+    walks = dream.weights.walks
+    frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if len(walks) else 0
+    guarded: Any = GuardedDreams(envs.envs, start={"context_frames": frames}) if frames else None
+    return DreamVecEnv(guarded) if frames else envs
 
 
 def opened_model(args: Run, config: SB3PolicyConfig, dream: Dream, envs: VecEnv, folder: Path) -> PPO:

@@ -34,7 +34,6 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.dreams import joined
 from agents.planner import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
@@ -44,6 +43,7 @@ from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.state import join_rows
 
 RESAMPLED = 1000  # times, for the interval of a correlation
 Job = TypeVar("Job")
@@ -226,7 +226,7 @@ def begun(dream: Dream, episodes: Episodes) -> DreamState:
     if not episodes.walks:
         return dream.begin(seeds)
     rows = [after_walk(episodes.dream, episodes.walks[seed % len(episodes.walks)], episodes.context) for seed in episodes.seeds]
-    return joined(rows)._replace(seed=seeds.to(dream.device))
+    return join_rows(rows)._replace(seed=seeds.to(dream.device))
 
 
 @functools.lru_cache(maxsize=64)

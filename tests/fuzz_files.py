@@ -7,6 +7,7 @@ file with a checksum that loads as something else, and one without that loads bu
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -18,26 +19,32 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import hostile
 import numpy as np
 import torch
 from hostile import Rng
+from safetensors.torch import load_file
 from test_training import RUN, signalling_episode
+from tiny_minecraft import write_tiny_minecraft
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.export import Export, export
 from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.weights import read_weights
 from lssvwm_gym.training import autoencoder as seeing
 from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.walks import latent_episodes
 from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.worlds import WORLDS, World, WorldError, read_world, write_world
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what the process has once everything is imported
 LONGEST_MESSAGE = 2000
@@ -75,8 +82,8 @@ def same_tensors(a: Any, b: Any) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name].nan_to_num(), b[name].nan_to_num()) for name in a)
 
 
-def weights_families(folder: Path) -> dict[str, Family]:
-    write_tiny_weights(folder)
+def dreamed(folder: Path) -> Callable[[], Any]:
+    """Opens weights anew each time, takes steps, and returns what tells one model from another."""
     numbers = itertools.count()
 
     def load() -> Any:
@@ -88,6 +95,11 @@ def weights_families(folder: Path) -> dict[str, Family]:
             assert env.observation_space.contains(env.step(1)[0])
         return [env.dream.fingerprint, env.dream.weights.openings.latent.tolist(), env.dream.weights.openings.action.tolist()]
 
+    return load
+
+
+def weights_families(folder: Path) -> dict[str, Family]:
+    load = dreamed(write_tiny_weights(folder))
     spoilers = {"config.json": config_spoilt, "model.safetensors": tensors_spoilt, "starts.safetensors": tensors_spoilt}
     return {
         f"weights: {name}": Family(folder / name, spoil, load, ValueError, lambda a, b: a == b)  # where sizes don't fit the world: plain
@@ -97,6 +109,84 @@ def weights_families(folder: Path) -> dict[str, Family]:
 
 def config_spoilt(content: bytes, rng: Rng) -> bytes:
     return hostile.rotten(content, rng) if rng.random() < 0.3 else hostile.json_text(json.loads(content), rng)
+
+
+def eight_bits_family(folder: Path) -> Family:
+    with contextlib.redirect_stdout(io.StringIO()):
+        export(Export(folder / "small", weights=write_tiny_weights(folder / "full")))
+    path, dream = folder / "small" / "model.safetensors", dreamed(folder / "small")
+
+    def load() -> Any:
+        loaded = dream()
+        weights, raw = read_weights(folder / "small"), load_file(path)
+        for name, model in (("autoencoder", weights.autoencoder), ("world_model", weights.world_model)):
+            for part, tensor in model.state_dict().items():
+                stored = raw[f"{name}.{part}"]
+                if stored.dtype == torch.int8:
+                    scale = raw[f"{name}.{part}_scale"].numpy()
+                    assert (np.isfinite(scale) & (scale > 0)).all()
+                    stored = torch.from_numpy(stored.numpy().astype(np.float32) * scale.reshape(-1, *[1] * (stored.ndim - 1)))
+                assert torch.equal(tensor, stored.to(tensor.dtype)), part
+        return loaded
+
+    def spoil(content: bytes, rng: Rng) -> bytes:
+        way = rng.random()
+        if way < 0.2:
+            return hostile.rotten(content, rng)
+        if way < 0.3:
+            return hostile.rotten(hostile.without_checksum(content), rng)
+        if way < 0.45:
+            return hostile.claiming(content if rng.random() < 0.5 else hostile.without_checksum(content), rng)
+        path.write_bytes(content)
+        save_tensors(path, hostile.other_eight_bits(load_file(path), rng), {})
+        return path.read_bytes()
+
+    return Family(path, spoil, load, ValueError, lambda a, b: a == b)
+
+
+def record_families(folder: Path) -> dict[str, Family]:
+    """Records of a world with discrete actions, of one whose actions are numbers, and of one that counts things and pays for them."""
+    pond = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, folder, near=0.5)
+    raft = replace(pond, id="LSSVWM-Raft-v0", name="raft", actions=("along", "across"), keys={}, low=(-1.0, 0.0), high=(1.0, 2.0))
+    write_tiny_weights(folder / "pond", actions=2)
+    write_tiny_weights(folder / "raft", actions=0, action_size=2)
+    write_tiny_minecraft(folder / "minecraft")
+    return {f"world.json: {world.name}": record_family(folder / world.name, world) for world in (pond, raft, WORLDS["minecraft"])}
+
+
+def record_family(folder: Path, world: World) -> Family:
+    path = write_world(folder, world)
+
+    def read() -> World:
+        try:
+            return read_world(folder)
+        except WorldError:
+            raise
+        except Exception as error:
+            raise AssertionError(f"no WorldError: {error!r:.500}") from error
+
+    def load() -> Any:
+        world, told = read(), json.loads(path.read_bytes(), parse_int=float)
+        del told["format"]
+        assert told == json.loads(json.dumps({name: getattr(world, name) for name in told}), parse_int=float)
+        assert (world.weights, world.real_id) == (folder, None)
+        env = gymnasium.make("LSSVWM-Dream-v0", weights=folder, profile="fast", device="cpu")
+        env.reset(seed=1)
+        env.action_space.seed(1)
+        observation, reward, *_ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation)
+        envs = gymnasium.make_vec("LSSVWM-Dream-v0", 2, weights=folder, profile="fast", device="cpu", output="torch")
+        envs.reset(seed=1)
+        envs.action_space.seed(1)
+        rewards = envs.step(torch.from_numpy(envs.action_space.sample()))[1]
+        assert np.isfinite(reward)
+        assert rewards.isfinite().all()
+        return world
+
+    def spoil(content: bytes, rng: Rng) -> bytes:
+        return config_spoilt(content, rng) if rng.random() < 0.45 else hostile.record_text(content, rng)
+
+    return Family(path, spoil, load, ValueError, lambda a, b: a == b)  # of another kind of weights: plain
 
 
 def state_family(folder: Path) -> Family:
@@ -262,6 +352,8 @@ def video_spoilt(content: bytes, rng: Rng) -> bytes:
 def families(folder: Path) -> dict[str, Family]:
     return {
         **weights_families(folder / "weights"),
+        "weights: 8 bits": eight_bits_family(folder / "eight_bits"),
+        **record_families(folder / "records"),
         "saved state": state_family(folder / "state"),
         "checkpoint: world": world_checkpoint_family(folder / "world"),
         "checkpoint: autoencoder": seeing_family(folder / "autoencoder"),

@@ -18,8 +18,23 @@ import torch
 Rng = np.random.Generator
 
 VALUES = (  # in place of any value of a JSON file
-    *(None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**53, 2**63, -(2**63), 10**30, 0.0, -0.5, 0.5, 1e308, float("nan"), float("inf")),
-    *("", "x", "\ud800", "1", "../../etc/passwd", [], {}, [[]], [1, 2], {"a": 1}, [None] * 9, list(range(200)), "long " * 5000),
+    *(None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**53, 2**63, -(2**63), 10**400, 0.0, -0.5, 0.5, 1e308, float("nan"), float("inf")),
+    *(
+        "",
+        "x",
+        "\ud800",
+        "1",
+        "../../etc/passwd",
+        "/etc/passwd",
+        [],
+        {},
+        [[]],
+        [1, 2],
+        {"a": 1},
+        [None] * 9,
+        list(range(200)),
+        "long " * 5000,
+    ),
 )
 DTYPES = (  # of safetensors, and none
     *("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"),
@@ -77,7 +92,7 @@ def edited(value: Any, rng: Rng) -> Any:
     if rng.random() < 0.15:
         del holder[key]
     elif isinstance(holder, dict) and rng.random() < 0.15:
-        holder[f"{key}_"] = strange
+        holder[key + "_" * int(rng.choice([1, 9000]))] = strange
     elif isinstance(part, int) and not isinstance(part, bool) and rng.random() < 0.5:
         holder[key] = part + int(rng.choice([-1, 1, part, 2**20]))
     else:
@@ -92,10 +107,91 @@ def json_text(value: Any, rng: Rng) -> bytes:
         return DEEP.encode()
     text = json.dumps(value if way < 0.15 else edited(value, rng))
     if way < 0.1:
-        return text.replace("{", '{"world_model": {}, "steps": 1, ', 1).encode()
+        return text.replace("{", f"{{{json.dumps(next(iter(value)))}: 1, ", 1).encode()
     if way < 0.15:
         return text.encode(rng.choice(["utf-16", "utf-32"]))
     return text.encode("utf-8", "surrogatepass")
+
+
+PATHS = (  # in place of any name, and some that look like a world's
+    *(
+        "/etc/passwd",
+        "../../etc/passwd",
+        "..",
+        ".",
+        "~",
+        "C:\\Windows",
+        "\\\\host\\share",
+        "file:///etc/passwd",
+        "world\0.json",
+        "a" * 500_000,
+    ),
+    *(
+        "os:LSSVWM-A-v0",
+        "../LSSVWM-A-v0",
+        "a/LSSVWM-A-v0",
+        "LSSVWM-A-v\u0663",
+        "LSSVWM-\u202eA-v0",
+        "LSSVWM-A-v0\n",
+        "CartPole-v1",
+        "memory-maze",
+    ),
+)
+NUMBERS = (
+    "1e999",
+    "-1e999",
+    "NaN",
+    "3.5e38",
+    "-1e308",
+    "5e-324",
+    "-0.0",
+    "1.00000000001",
+    "9" * 400,
+    "-" + "9" * 4200,
+    "9" * 5000,
+    "64.0",
+    "true",
+)
+AROUND: tuple[Callable[[str], str], ...] = (  # of a JSON text
+    lambda text: "\ufeff" + text,
+    lambda text: text + "\0",
+    lambda text: text + text,
+    lambda text: text + " " * 2**20,
+    lambda text: text.replace('"', "'"),
+    lambda text: "// a world\n" + text,
+    lambda text: text.replace("\n}", ",\n}"),
+    lambda text: text.replace("\n}", ',\n"fps": 5, "FPS": 5\n}'),
+    lambda text: text.replace("\n}", "".join(f',\n"{number}": 0' for number in range(70_000)) + ',\n"69999": 0\n}'),
+    lambda text: text.replace("\n}", f',\n"{"x" * 400_000}": 0, "{"x" * 400_000}": 0\n}}'),
+    lambda text: f"[{text}]",
+)
+
+
+def record_text(content: bytes, rng: Rng) -> bytes:
+    """A world's record with paths, numbers or nesting in place of a value, with lists that are long or contradict others, or as no JSON."""
+    record, way = json.loads(content), rng.integers(6)
+    name = list(record)[rng.integers(len(record))]
+    if way == 0:
+        record[rng.choice([name, "id", "name", "weights", "real_id", "__class__"])] = PATHS[rng.integers(len(PATHS))]
+        return json.dumps(record).encode()
+    if way == 1:
+        return AROUND[rng.integers(len(AROUND))](content.decode()).encode()
+    if way == 2:
+        names = [f"{number:0100}" for number in range(int(rng.choice([2, 4096, 5000])))]
+        name = str(rng.choice(["actions", "counts", "milestones", "low", "high", "keys", "reward_values"]))
+        lists = {"milestones": [[one, 1] for one in names], "keys": dict.fromkeys(names, 1)}
+        numbers = list(range(len(names))) if name in ("low", "high", "reward_values") else names
+        record[name] = lists.get(name, numbers) if rng.random() < 0.7 else [names[0]] * len(names)
+        return json.dumps(record).encode()
+    holder: Any = record
+    while isinstance(holder[name], (dict, list)) and holder[name] and rng.random() < 0.8:
+        holder = holder[name]
+        name = list(holder)[rng.integers(len(holder))] if isinstance(holder, dict) else int(rng.integers(len(holder)))
+    nesting = int(rng.choice([int(rng.integers(10, 930)), int(rng.integers(930, 1000))]))
+    put = NUMBERS[rng.integers(len(NUMBERS))] if way < 5 else rng.choice(["[", '{"a":']) * nesting
+    put += "" if way < 5 else "1" + "".join("]" if letter == "[" else "}" for letter in put if letter in "[{")
+    holder[name] = "@here@"
+    return json.dumps(record).replace('"@here@"', put).encode()
 
 
 def safetensors_parts(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -134,7 +230,7 @@ def claiming(content: bytes, rng: Rng) -> bytes:
     elif way == 5:
         del header[name]
     elif way == 6:
-        header[rng.choice(["", "a.b.c", "frame", "world.age", "model.x", "optimizer0.999.step"])] = header.pop(name)
+        header[rng.choice(["", "a.b.c", "frame", "world.age", "model.x", "optimizer0.999.step", "model." + "x" * 9000])] = header.pop(name)
     elif way == 7:
         return struct.pack("<Q", int(rng.choice([2**63, 2**40, 99_999_999, 0]))) + content[8:]
     elif way == 8:
@@ -174,6 +270,55 @@ def other_tensors(tensors: dict[str, torch.Tensor], rng: Rng) -> dict[str, torch
             number = -(2**63) if rng.random() < 0.5 else 2**63 - 1
         tensor.view(-1)[rng.integers(tensor.numel())] = number
     return tensors | {name: tensor}
+
+
+def other_eight_bits(tensors: dict[str, torch.Tensor], rng: Rng) -> dict[str, torch.Tensor]:
+    """Tensors as they lie in the file, of which one in 8 bits, or its scale, is another, is missing, or is there beside what has none."""
+    tensors = dict(tensors)
+    names = [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]
+    floats = [name for name, tensor in tensors.items() if tensor.dtype == torch.float16]
+    name, other, way = names[rng.integers(len(names))], names[rng.integers(len(names))], rng.integers(12)
+    beside, number, scale = f"{name}_scale", tensors[name], tensors[f"{name}_scale"].clone()
+    if way < 3:
+        strange = (np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, -1e-4, 1e38, 3e36, 1e-45, 1e-38)
+        scale[rng.integers(len(scale)) if rng.random() < 0.7 else slice(None)] = strange[rng.integers(len(strange))]
+        tensors[beside] = scale
+    elif way == 3:
+        del tensors[beside if rng.random() < 0.7 else name]
+    elif way == 4:
+        plain = floats[rng.integers(len(floats))]
+        tensors[str(rng.choice([f"{plain}_scale", f"{beside}_scale", "_scale", "nothing_scale", "x" * 9000 + "_scale"]))] = scale
+    elif way == 5:
+        shapes = (scale[:-1], scale.repeat(2), scale[:, None], scale[None], scale[:0], scale[0], scale[:1])
+        tensors[beside] = shapes[rng.integers(len(shapes))].clone()
+    elif way == 6:
+        tensors[beside] = scale.to([torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8][rng.integers(5)])
+    elif way == 7:
+        tensors[name] = number.to([torch.uint8, torch.int32, torch.int64, torch.float16, torch.bool][rng.integers(5)])
+    elif way == 8:
+        shapes = (
+            number[:-1],
+            number[:, :-1],
+            number.transpose(0, 1),
+            number.flatten(),
+            number[None],
+            number.view(-1, *[1] * 70),
+            number[:0],
+        )
+        tensors[name] = shapes[rng.integers(len(shapes))].clone()
+    elif way == 9:
+        tensors[name], tensors[beside] = number[:-1].clone(), scale[:-1].clone()
+    elif way == 10:
+        plain = floats[rng.integers(len(floats))]
+        tensors[plain] = tensors[plain].to(torch.int8)
+        if rng.random() < 0.5:
+            tensors[f"{plain}_scale"] = torch.ones(tensors[plain].shape[:1])
+    elif rng.random() < 0.5:
+        tensors[beside], tensors[f"{other}_scale"] = tensors[f"{other}_scale"], scale
+    else:
+        tensors[name] = number.clone()
+        tensors[name].view(-1)[rng.integers(number.numel())] = int(rng.choice([-128, 127, 0]))
+    return tensors
 
 
 def npy(header: str | bytes, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tiny_world import OPENING_FRAMES, WALK_FRAMES
 
 pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
@@ -102,6 +104,24 @@ def saved(tiny_weights, tmp_path_factory):
     assert policy_arguments(config)["lstm_hidden_size"] == 8
     save_sb3_policy(folder / "policy.safetensors", model.policy, config, {"steps": 0})
     return folder / "policy.safetensors", dream, model
+
+
+@pytest.mark.parametrize(("context", "ages"), [(None, {WALK_FRAMES}), (7, {7}), (0, {OPENING_FRAMES})])
+def test_every_dream_begins_after_a_walk(tiny_weights, context, ages):
+    from agents.sb3_run import Run, opened_envs
+
+    dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    args = Run(weights=tiny_weights, profile="fast", device="cpu", episode_steps=2, context_frames=context)
+    envs = opened_envs(args, dream, args.env, 2, 1)
+    envs.reset()
+    assert {int(info["age"]) for info in envs.unwrapped.reset_infos} == ages
+    began = set()
+    for step in range(1, 5):
+        *_, done, infos = envs.step(np.zeros(2, np.int64))
+        assert list(done) == [step % 2 == 0] * 2
+        began |= {int(info["age"]) for info in infos} if step % 2 else set()
+    assert began == {age + 1 for age in ages}  # the second and third episode, too
+    envs.close()
 
 
 def test_a_policy_from_a_file_acts_as_it_did(saved, tiny_weights):

@@ -225,6 +225,8 @@ def test_a_bank_holds_openings_and_moments_of_walks(dream):
     bank = bank_of_starts(dream, 50, 100)
     assert sorted(bank.world.age.tolist()) == sorted([6] * OPENINGS + [n for n in range(50, WALK_FRAMES + 1, 50) for _ in range(2 * WALKS)])
     assert len(bank_of_starts(dream, 50, 7).seed) == 7
+    assert set(bank_of_starts(dream, 10, 100, least=25).world.age.tolist()) == set(range(30, WALK_FRAMES + 1, 10))
+    assert set(bank_of_starts(dream, 0, 100, least=25).world.age.tolist()) == {6}  # nothing remembers that much
 
 
 def test_worlds_that_end_episodes_are_begun_anew(tmp_path):

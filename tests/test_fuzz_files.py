@@ -5,12 +5,14 @@ A few hundred by default, `LSSVWM_FUZZ=full` thousands. The work is done by fuzz
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hostile
@@ -19,14 +21,15 @@ import pytest
 import torch
 from fuzz_files import MEMORY
 
+from lssvwm_gym.data.eight_bits import in_eight_bits, out_of_eight_bits
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, read_video, write_video
 from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.weights import load_weights
-from lssvwm_gym.worlds import WORLDS
+from lssvwm_gym.worlds import WORLDS, World, WorldError, read_world, write_world
 
 FULL = os.environ.get("LSSVWM_FUZZ") == "full"
-COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the ten families of files
+COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the fourteen families of files
 MOST_MIB = 1200  # that the process may grow by while it reads them: a gigabyte is the most that an episode may hold
 
 
@@ -34,7 +37,7 @@ MOST_MIB = 1200  # that the process may grow by while it reads them: a gigabyte 
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict:
     script, folder = Path(__file__).with_name("fuzz_files.py"), tmp_path_factory.mktemp("hostile")
     command = [sys.executable, str(script), str(folder), str(COUNT), str(SEED)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3000, cwd=script.parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10_000 if FULL else 3000, cwd=script.parent.parent)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-3000:]}"
     outcome = json.loads(done.stdout.splitlines()[-1])
     for name, family in outcome["families"].items():
@@ -179,3 +182,111 @@ def test_a_video_names_no_other_file(tmp_path, content):
 def test_json_that_is_none_is_a_value_error(text, says):
     with pytest.raises(ValueError, match=says):
         parsed(text)
+
+
+POND = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"))
+BOX = {"actions": ["a", "b"], "keys": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"near": 10**400}, "near is 1000"),
+        ({"reward_values": [0, -(10**400)]}, "reward_values is -1000"),
+        ({"reward_values": [0, 1e308]}, "out of all proportion"),
+        ({"near": -0.5}, "near is -0.5, below 0"),
+        ({"border": 32}, "a border of 32 leaves nothing of 64 pixels"),
+        ({"fps": 10**4000}, "fps is 1000"),
+        ({"x" * 500_000: 1}, "unknown"),
+        ({"actions": ["a" * 100] * 4096}, "actions need names"),
+        ({**BOX, "low": list(range(4096)), "high": [0, 1]}, "don't bound"),
+        ({**BOX, "low": [0, 0], "high": [1, 1e39]}, "high is 1e.39, not finite or out"),
+        ({**BOX, "low": [0, 1], "high": [1, 1.00000000001]}, "don't bound"),
+        ({"counts": ["log"]}, "most_counted is 0"),
+        ({"counts": ["log"], "most_counted": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
+        ({"counts": ["log"], "most_counted": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
+    ],
+    ids=range(14),
+)
+def test_a_record_out_of_all_proportion_is_one_short_error(tmp_path, change, says):
+    path = write_world(tmp_path, POND)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(WorldError, match=rf"world\.json: .*{says}") as error:
+        read_world(tmp_path)
+    assert len(str(error.value)) < 600
+
+
+def test_nesting_around_what_can_be_read_is_one_error(tmp_path):
+    path = write_world(tmp_path, POND)
+    record = path.read_text()
+    for depth in range(900, 1000):
+        path.write_text(record.replace('"milestones": []', f'"milestones": [[{"[" * depth}{"]" * depth}, 1]]'))
+        with pytest.raises(WorldError, match=r"world\.json: (nested too deep|maximum recursion|milestones is)"):
+            read_world(tmp_path)
+
+
+def test_a_record_is_neither_waited_for_nor_read_without_end(tmp_path):
+    os.mkfifo(tmp_path / "world.json")
+    with pytest.raises(WorldError, match=r"has no world\.json"):
+        read_world(tmp_path)
+    (tmp_path / "world.json").unlink()
+    (tmp_path / "world.json").symlink_to("/dev/zero")
+    with pytest.raises(WorldError, match=r"has no world\.json"):
+        read_world(tmp_path)
+    (tmp_path / "world.json").unlink()
+    write_world(tmp_path, POND).write_text(" " * 1_000_001)
+    with pytest.raises(WorldError, match="more than 1000000 bytes"):
+        read_world(tmp_path)
+
+
+def test_a_record_that_is_not_whole_leaves_the_last_one(tmp_path, monkeypatch):
+    write_world(tmp_path, POND)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_world(tmp_path, dataclasses.replace(POND, fps=9))
+    assert read_world(tmp_path).fps == POND.fps
+    assert [path.name for path in tmp_path.iterdir()] == ["world.json"]
+
+
+def test_a_key_named_twice_among_many_is_found_at_once():
+    text = "{" + "".join(f'"{number}": 0, ' for number in range(70_000)) + '"69999": 0}'
+    began = time.process_time()
+    with pytest.raises(ValueError, match="the key '69999' twice"):
+        parsed(text)
+    assert time.process_time() - began < 3
+    with pytest.raises(ValueError, match="twice") as error:
+        parsed(f'{{"{"x" * 9000}": 0, "{"x" * 9000}": 0}}')
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, -1.0, float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_none_is_refused(tmp_path, scale):
+    stored = in_eight_bits({"a": torch.randn(3, 4)}, ["a"])
+    stored["a_scale"][1] = scale
+    save_tensors(tmp_path / "some.safetensors", stored, {})
+    with pytest.raises(TensorFileError, match=r"some\.safetensors.*a_scale has scales that are not finite and above 0"):
+        load_tensors(tmp_path / "some.safetensors")
+
+
+def test_numbers_too_small_for_a_scale_can_be_read_again():
+    stored = in_eight_bits({"a": torch.tensor([[1e-45, 0.0], [1.0, -1.0]])}, ["a"])
+    assert out_of_eight_bits(stored)["a"].tolist() == [[0.0, 0.0], [1.0, -1.0]]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors", "config.json"])
+def test_a_name_without_end_is_cut(tiny_weights, tmp_path, name):
+    path = Path(shutil.copytree(tiny_weights, tmp_path / "weights")) / name
+    if name == "config.json":
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"world_model": config["world_model"] | {"x" * 90_000: 1}}))
+    else:
+        tensors, _ = load_tensors(path)
+        some = next(iter(tensors))
+        save_tensors(path, tensors | {some.split(".")[0] + "." + "x" * 90_000: tensors[some]}, {})
+    with pytest.raises(TensorFileError, match="xxx") as error:
+        load_weights(tmp_path / "weights")
+    assert len(str(error.value)) < 2000

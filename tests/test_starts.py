@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_world import OPENING_FRAMES, OPENINGS, WALK_FRAMES, random_starts, same, write_tiny_weights
+from tiny_world import OPENING_FRAMES, OPENINGS, WALK_FRAMES, WALKS, random_starts, same, write_tiny_weights
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs import DreamEnv, open_dream
+from lssvwm_gym.envs.dream import WALKS_KEPT, Dream
 from lssvwm_gym.models.dreaming import first_state, remember
 from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.worlds import WORLDS
 
 
@@ -85,6 +88,24 @@ def test_context_frames_start_deep_inside_a_walk(env, frames):
     lasts = env.dream.weights.walks.latent[:, frames - 1].float().split(1)  # decoded alone: products differ by batch size
     assert any(np.array_equal(shown, env.dream.weights.autoencoder.decode(last)[0].numpy()) for last in lasts)
     assert info["age"] == frames
+
+
+def test_a_walk_is_remembered_once(tiny_weights, monkeypatch):
+    dream = Dream(WORLDS["memory-maze"], load_weights(tiny_weights), "fast")
+    asked, remembered = [], Dream.remember
+    monkeypatch.setattr(Dream, "remember", lambda self, seeds, past: asked.append(past.latent.shape) or remembered(self, seeds, past))
+    first, again = (dream.begin(torch.arange(6), {"context_frames": 20}) for _ in range(2))
+    assert [shape[:2] for shape in asked] == [(1, 20)] * WALKS
+    assert all(map(torch.equal, tree_leaves(first), tree_leaves(again)))
+    assert first.seed.tolist() == list(range(6))
+    alone = dream.begin(torch.tensor([3]), {"context_frames": 20})  # to the bit, with how many others it is begun
+    assert all(torch.equal(mine, all_of_them[3:4]) for mine, all_of_them in zip(tree_leaves(alone), tree_leaves(first), strict=True))
+    kept = tree_map(torch.clone, first)
+    dream.step(first, torch.zeros(6, dtype=torch.int64))
+    assert all(map(torch.equal, tree_leaves(kept), tree_leaves(dream.begin(torch.arange(6), {"context_frames": 20}))))
+    for frames in range(1, WALKS_KEPT + 2):
+        dream.begin(torch.tensor([0]), {"context_frames": frames})
+    assert len(dream._walked) == WALKS_KEPT
 
 
 def test_a_cold_start_imagines_the_first_frame_too(env):

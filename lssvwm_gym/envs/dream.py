@@ -20,18 +20,20 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.device import chosen_device
-from lssvwm_gym.envs.starting import Past, choose_past
+from lssvwm_gym.envs.starting import Past, choose_past, chosen_walks, walked
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
 from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
 from lssvwm_gym.models.replay import replayed
+from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.weights import Weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, World
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
 TOGETHER = 128  # frames remembered in one go
+WALKS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
 
@@ -88,8 +90,23 @@ class Dream:
     @torch.no_grad()
     def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
         """`reset` without the frame, which spares the decoder."""
+        walks = chosen_walks(self.weights, seeds, options)
+        if walks is not None:
+            return join_rows([self._after_walk(*walk) for walk in walks])._replace(seed=seeds.to(self.device))
         past = choose_past(self.weights, seeds, options)
         return self._first_imagined(self.empty(seeds)) if past is None else self.remember(seeds, past)
+
+    def _after_walk(self, walk: int, frames: int) -> DreamState:
+        """The state after so many frames of one of the long walks; some are kept, for to remember so much takes a second or more."""
+        if (walk, frames) not in self._walked:
+            if len(self._walked) >= WALKS_KEPT:
+                self._walked.pop(next(iter(self._walked)))
+            self._walked[walk, frames] = self.remember(torch.tensor([0]), walked(self.weights.walks, walk, frames))
+        return self._walked[walk, frames]
+
+    @functools.cached_property
+    def _walked(self) -> dict[tuple[int, int], DreamState]:
+        return {}
 
     @torch.no_grad()
     def remember(self, seeds: Tensor, past: Past) -> DreamState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -39,6 +40,12 @@ class WorldState(NamedTuple):
 def take_rows(state: S, rows: Tensor) -> S:
     """The state of some rows, in that order; rows may repeat (branching)."""
     return tree_map(lambda tensor: tensor[rows], state)
+
+
+def join_rows(states: Sequence[S]) -> S:
+    """The rows of several states as one."""
+    joined: S = tree_map(lambda *parts: torch.cat(parts), *states)
+    return joined
 
 
 def put_rows(state: S, rows: Tensor, new: S) -> S:
