@@ -290,3 +290,14 @@ def test_a_name_without_end_is_cut(tiny_weights, tmp_path, name):
     with pytest.raises(TensorFileError, match="xxx") as error:
         load_weights(tmp_path / "weights")
     assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors"])
+def test_a_shape_without_end_is_cut(tiny_weights, tmp_path, name):
+    path = Path(shutil.copytree(tiny_weights, tmp_path / "weights")) / name
+    tensors, _ = load_tensors(path)
+    some = next(iter(tensors))
+    save_tensors(path, tensors | {some: tensors[some].view(-1, *[1] * 5000)}, {})
+    with pytest.raises(TensorFileError, match=rf"{name}.*1, 1, 1") as error:
+        load_weights(tmp_path / "weights")
+    assert len(str(error.value)) < 2000

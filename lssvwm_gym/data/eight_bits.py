@@ -23,7 +23,8 @@ def in_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict
     for name in names:
         weight = tensors[name].float()
         largest = weight.abs().flatten(1).amax(1)
-        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+        scale = largest / LARGEST
+        scale = torch.where(scale > 0, scale, 1.0)
         stored[name] = (weight / _along(scale, weight)).round().clamp(-LARGEST, LARGEST).to(torch.int8)
         stored[name + SCALE] = scale
     return stored
@@ -33,7 +34,7 @@ def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse: int8 tensors and their scales become float32, all others stay as they are.
 
     Raises:
-        ValueError: an int8 tensor without a scale a channel, or a scale that belongs to none.
+        ValueError: an int8 tensor without a scale a channel, or scales that are not finite and above 0.
     """
     whole = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int8}
     scales = {name: tensors[name + SCALE] for name in whole if name + SCALE in tensors}
@@ -41,6 +42,8 @@ def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scale = scales.get(name)
         if scale is None or number.ndim < 2 or scale.dtype != torch.float32 or scale.shape != number.shape[:1]:
             raise ValueError(f"{name} is in 8 bits, but beside it is no {name + SCALE} of one float32 a channel")
+        if not (scale.isfinite() & (scale > 0)).all():
+            raise ValueError(f"{name + SCALE} has scales that are not finite and above 0")
     plain = {name: tensor for name, tensor in tensors.items() if name.removesuffix(SCALE) not in scales or not name.endswith(SCALE)}
     return plain | {name: number.float() * _along(scales[name], number) for name, number in whole.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 
@@ -17,6 +18,12 @@ def parsed(text: str | bytes) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it has the key {in_short(twice)!r} twice")
     return value
+
+
+def in_short(said: object) -> str:
+    """What an error says, or anything from a file that it quotes, in some 300 letters at most: strangers name things without end."""
+    text = f"no {said}" if isinstance(said, KeyError) else str(said) or type(said).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."

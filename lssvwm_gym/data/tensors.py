@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lssvwm_gym.data.eight_bits import out_of_eight_bits
-from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.plain_json import in_short, parsed
 from lssvwm_gym.data.whole_file import renamed_when_whole
 
 # what is ever written; others can't be compared, moved or checked on every device
@@ -51,7 +51,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return _loaded(str(path))
     except Exception as error:  # whatever a parser of foreign bytes trips over: the file is not one of ours
-        raise TensorFileError(f"{path}: not a safetensors file written by lssvwm_gym ({_short(error)})") from None
+        raise TensorFileError(f"{path}: not a safetensors file written by lssvwm_gym ({in_short(error)})") from None
 
 
 def checksum(tensors: Mapping[str, Tensor], header: str) -> str:
@@ -90,11 +90,6 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return out_of_eight_bits(tensors), header
 
 
-def _short(error: Exception) -> str:
-    said = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    return said if len(said) <= 300 else f"{said[:300]}..."
-
-
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
@@ -124,10 +119,11 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str,
     """Raises `TensorFileError` where tensors have other names or shapes than expected."""
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
-        raise TensorFileError(f"{source}: missing {sorted(missing)[:4]}, unknown {sorted(unknown)[:4]}; is this another model's file?")
+        names = f"missing {in_short(sorted(missing)[:4])}, unknown {in_short(sorted(unknown)[:4])}"
+        raise TensorFileError(f"{source}: {names}; is this another model's file?")
     wrong = [f"{k} {tuple(tensors[k].shape)}, not {tuple(v.shape)}" for k, v in expected.items() if tensors[k].shape != v.shape]
     if wrong:
-        raise TensorFileError(f"{source}: wrong shape of {'; '.join(wrong[:4])}")
+        raise TensorFileError(f"{source}: wrong shape of {in_short('; '.join(wrong[:4]))}")
 
 
 def _same_kind(found: torch.dtype, needed: torch.dtype) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lssvwm_gym.data.plain_json import in_short
 from lssvwm_gym.data.tensors import TensorFileError, load_strictly
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
@@ -57,7 +58,7 @@ def _built(build: Callable[[dict[str, Any]], M], subject: type, config: Any, ten
         with AtMost(sum(tensor.numel() for tensor in tensors.values()) + BESIDE):
             model = build(sizes)
     except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise TensorFileError(f"{source}: not the {subject.__name__} of {file.name} in this version ({error})") from None
+        raise TensorFileError(f"{source}: not the {subject.__name__} of {file.name} in this version ({in_short(error)})") from None
     load_strictly(model, tensors, file)
     return model.eval().requires_grad_(False)
 

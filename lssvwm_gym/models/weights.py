@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.data.eight_bits import in_eight_bits
-from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.plain_json import in_short, parsed
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.data.whole_file import replaced_together
 from lssvwm_gym.models.autoencoder import Autoencoder
@@ -146,11 +146,11 @@ def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path
         "vector": (config.vector_size,),
     }
     if tensors.keys() != rest.keys():
-        raise TensorFileError(f"{path}: {name} are {sorted(tensors)}, not {sorted(rest)}")
+        raise TensorFileError(f"{path}: {name} are {in_short(sorted(tensors))}, not {sorted(rest)}")
     first = tensors["action"].shape[:2]
     wrong = [f"{k} {tuple(tensors[k].shape)}" for k, shape in rest.items() if tensors[k].shape != (*first, *shape)]
     if len(first) != 2 or wrong or (first[0] and not first[1]):
-        raise TensorFileError(f"{path}: {name} don't fit this model or each other: {', '.join(wrong) or tuple(first)}")
+        raise TensorFileError(f"{path}: {name} don't fit this model or each other: {in_short(', '.join(wrong) or tuple(first))}")
     kind = torch.float32 if config.action_size else torch.int64
     types = {"latent": torch.float16, "action": kind, "pose": torch.float32, "vector": torch.float32}
     if any(tensors[k].dtype != wanted for k, wanted in types.items()):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import types
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.plain_json import in_short, parsed
 from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.worlds.world import World
 
@@ -19,6 +18,7 @@ FORMAT = "lssvwm_gym World 1"
 LARGEST = 1_000_000  # bytes
 MOST = 4096  # of anything that it lists
 LONGEST = 100  # letters of a name
+LARGEST_NUMBER = 3e38  # float32, in which bounds and rewards come, ends above
 WHOLE = {"image_size": (8, 4096), "fps": (1, 1000), "max_episode_steps": (1, 10**9), "most_counted": (0, 10**9), "border": (0, 2048)}
 ID = re.compile(r"[A-Za-z0-9_.-]+-v\d{1,4}")  # no namespace and no module: making it imports nothing
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -48,14 +48,16 @@ def read_world(folder: str | Path) -> World:
     """
     path = Path(folder) / RECORD
     try:
-        if path.stat().st_size > LARGEST:
+        if not path.is_file():  # nor is a pipe one, which would be waited for, or a device without end
+            raise WorldError(
+                f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym ship` writes one; "
+                "weights of a world that the package knows are opened by its own id"
+            )
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
             raise WorldError(f"{path}: more than {LARGEST} bytes")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise WorldError(
-            f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym ship` writes one; "
-            "weights of a world that the package knows are opened by its own id"
-        ) from None
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise WorldError(f"{path}: can't be read ({error})") from None
     return _world(text, path)
@@ -79,8 +81,8 @@ def _world(text: str, path: Path) -> World:
         values = {name: _value(types_of[name], value, name) for name, value in record.items()}
         _check(values)
         return World(**values, weights=path.parent)
-    except (ValueError, TypeError) as error:
-        raise WorldError(f"{path}: {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WorldError(f"{path}: {in_short(error)}") from None
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -106,8 +108,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), value, name)
     if kind is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
+        if not abs(value) <= LARGEST_NUMBER:
+            raise ValueError(f"{name} is {value}, not finite or out of all proportion")
         return float(value)
     if type(value) is not kind or (kind is str and not 0 < len(value) <= LONGEST):
         raise TypeError(f"{name} is {str(value)[:40]!r}, not a {kind.__name__}{f' of 1 to {LONGEST} letters' if kind is str else ''}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class World:
@@ -38,15 +40,31 @@ class World:
         if not self.actions or len(set(self.actions)) < len(self.actions):
             raise ValueError(f"{self.name}: actions need names, each its own, got {self.actions}")
         if self.low or self.high:
-            if not len(self.low) == len(self.high) == len(self.actions) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+            if not len(self.low) == len(self.high) == len(self.actions) or not self._bounded():
                 raise ValueError(
-                    f"{self.name}: low {self.low} and high {self.high} don't bound the {len(self.actions)} numbers of an action"
+                    f"{self.name}: low and high don't bound the {len(self.actions)} numbers of an action: {self.low}, {self.high}"
                 )
             if self.keys:
                 raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {len(self.actions)} numbers")
         strange = [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]
         if strange:
             raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
+        uncounted = [name for name, _ in self.milestones if name not in self.counts]
+        if uncounted or len(dict(self.milestones)) < len(self.milestones):
+            raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
+        if self.counts and self.most_counted < 1:
+            raise ValueError(
+                f"{self.name}: most_counted is {self.most_counted}, so nothing of {', '.join(self.counts[:4])} is ever counted"
+            )
+        if 2 * self.border >= self.image_size:
+            raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
+        if self.near < 0:
+            raise ValueError(f"{self.name}: near is {self.near}, below 0")
+
+    def _bounded(self) -> bool:
+        """Whether low is below high, as the float32 that an action space has."""
+        with np.errstate(over="ignore"):
+            return bool((np.array(self.low, np.float32) < np.array(self.high, np.float32)).all())
 
     @property
     def continuous(self) -> bool:
