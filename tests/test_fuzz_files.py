@@ -239,6 +239,23 @@ def test_a_record_is_neither_waited_for_nor_read_without_end(tmp_path):
         read_world(tmp_path)
 
 
+def test_a_config_is_neither_waited_for_nor_read_without_end(tiny_weights, tmp_path):
+    folder = Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+    config = folder / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(TensorFileError, match=r"config\.json: no such file"):
+        load_weights(folder)
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    with pytest.raises(TensorFileError, match=r"config\.json: no such file"):
+        load_weights(folder)
+    config.unlink()
+    config.write_text(" " * 1_000_001)
+    with pytest.raises(TensorFileError, match="more than 1000000 bytes"):
+        load_weights(folder)
+
+
 def test_a_record_that_is_not_whole_leaves_the_last_one(tmp_path, monkeypatch):
     write_world(tmp_path, POND)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +14,23 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def bounded(path: Path, most: int) -> bytes:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: there is no regular file; a pipe would be waited for, and a device may have no end.
+        ValueError: it holds more than `most` bytes.
+        OSError: it can't be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    return content
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.data.eight_bits import in_eight_bits
-from lssvwm_gym.data.plain_json import in_short, parsed
+from lssvwm_gym.data.plain_json import bounded, in_short, parsed
 from lssvwm_gym.data.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.data.whole_file import replaced_together
 from lssvwm_gym.models.autoencoder import Autoencoder
@@ -113,9 +113,7 @@ def _halved(model: nn.Module) -> dict[str, Tensor]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
-        config = parsed(path.read_bytes())
+        config = parsed(bounded(path, LARGEST_CONFIG))
     except FileNotFoundError:
         raise TensorFileError(f"{path}: no such file; a folder of weights is written by `lssvwm-gym ship`") from None
     except (OSError, ValueError) as error:

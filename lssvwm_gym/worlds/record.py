@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lssvwm_gym.data.plain_json import in_short, parsed
+from lssvwm_gym.data.plain_json import bounded, in_short, parsed
 from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.worlds.world import World
 
@@ -48,17 +48,13 @@ def read_world(folder: str | Path) -> World:
     """
     path = Path(folder) / RECORD
     try:
-        if not path.is_file():  # nor is a pipe one, which would be waited for, or a device without end
-            raise WorldError(
-                f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym ship` writes one; "
-                "weights of a world that the package knows are opened by its own id"
-            )
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise WorldError(f"{path}: more than {LARGEST} bytes")
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = bounded(path, LARGEST).decode("utf-8")
+    except FileNotFoundError:
+        raise WorldError(
+            f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym ship` writes one; "
+            "weights of a world that the package knows are opened by its own id"
+        ) from None
+    except (OSError, ValueError) as error:
         raise WorldError(f"{path}: can't be read ({error})") from None
     return _world(text, path)
 
