@@ -255,7 +255,7 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
     seen, info = env.reset(seed=episode.seeds[0])
     earned, frames, over = 0.0, [_frame(env, seen)] if episode.filmed else [], False
     while not over:
-        action = player.act(torch.from_numpy(seen[None]), info)[0]
+        action = player.act(torch.from_numpy(_numbers(seen)[None]), info)[0]
         seen, reward, terminated, truncated, info = env.step(action)
         earned, over = earned + float(reward), terminated or truncated
         if episode.filmed:
@@ -263,8 +263,13 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
     return Played([earned], np.stack(frames) if frames else None)
 
 
-def _frame(env: gymnasium.Env, seen: np.ndarray) -> np.ndarray:
-    return env.frame if isinstance(env, SeenThroughModel) else seen
+def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:
+    return env.frame if isinstance(env, SeenThroughModel) else _numbers(seen)
+
+
+def _numbers(seen: Any) -> np.ndarray:
+    """What a player is shown: of a world with an inventory beside it, the picture."""
+    return np.asarray(seen["image"] if isinstance(seen, dict) else seen)
 
 
 def mean_and_error(returns: list[float]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
-from agents.transfer import Args, Tried, all_episodes, begun, correlations, main, mean_and_error, table
+from agents.transfer import Args, Episodes, Tried, _played, all_episodes, begun, correlations, main, mean_and_error, table
 from lssvwm_gym.envs.contract import action_space
 from lssvwm_gym.envs.dream import open_dream
 
@@ -70,6 +71,39 @@ def test_a_dream_alone_can_be_tried(tiny_weights, policy_file, tmp_path):
         results.append(json.loads((tmp_path / name).read_text())["policies"])
     assert results[0] == results[1]
     assert len(results[0][0]["dream"]["returns"]) == 3
+
+
+class Bag(gymnasium.Env):
+    """Three frames beside an inventory; each step pays 2."""
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.seen, {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.seen, 2.0, self.steps == 2, False, {}
+
+    @property
+    def seen(self):
+        return {"image": np.full((8, 8, 3), self.steps, np.uint8), "inventory": np.zeros(4, np.int32)}
+
+
+def test_of_a_world_with_an_inventory_the_picture_is_shown_and_filmed():
+    shown = []
+
+    class Watcher:
+        observation = "pixels"
+
+        def act(self, seen, info):
+            shown.append(seen)
+            return np.zeros(1, np.int64)
+
+    episode = Episodes("real", "watcher", range(1), 5, True, ("minecraft", "fast", "cpu", None))
+    played = _played(episode, Bag(), Watcher())
+    assert played.earned == [4.0]
+    assert played.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert [seen.shape for seen in shown] == [(1, 8, 8, 3)] * 2
 
 
 def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
