@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
-TARGETS = (ROOT / "README.md", ROOT / "docs" / "minecraft.md", CARDS / "memory_maze" / "README.md", CARDS / "minecraft" / "README.md")
+TARGETS = (
+    *(ROOT / name for name in ("README.md", "docs/minecraft.md", "docs/agents.md")),
+    *(CARDS / world / "README.md" for world in ("memory_maze", "minecraft")),
+)
 
 
 def maze_columns(back: int, past: int, ahead: int, *falls: tuple[str, str]) -> dict[str, tuple[str, str]]:
@@ -74,11 +78,27 @@ BARS = (  # of what is carried: test, score, what it should reach
 )
 
 
+SHIPPED = "agents/policies/memory_maze"
+AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
+    "random": ("nothing: any action", "", ""),
+    "wander": ("nothing: forward, with turns now and then", "", ""),
+    "explorer": ("nowhere: a script that has the map", "", ""),
+    f"{SHIPPED}_imitated.safetensors@0.6": ("imitation, but any action at all in 6 steps of 10", "", ""),
+    f"{SHIPPED}_imitated.safetensors@0.3": ("imitation, but any action at all in 3 steps of 10", "", ""),
+    f"{SHIPPED}_imitated.safetensors": ("imitation of recorded walks", "57,090 frames", "11 minutes"),
+    f"{SHIPPED}.safetensors": ("dreams after short pasts, from nothing", "4,784,128", "169 s of an H200"),
+    "runs/dreamed_48000.safetensors": ("dreams after long pasts, from imitation", "48,000", "14 minutes"),
+    f"{SHIPPED}_dreamed.safetensors": ("dreams after long pasts, from imitation, longer", "192,000", "36 minutes"),
+    "runs/real_48000.safetensors": ("the real maze, from imitation", "48,000", "53 minutes"),
+}
+
+
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
     tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
+    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer", "transfer_real"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
@@ -109,6 +129,17 @@ def gpu(report: dict[str, Any]) -> str:
     off = report["parity"]["frames_off_by_step"]
     apart = f"after 40 steps frames differ from the CPU's by {off['40']:.2f} of 255 on average, rewards not at all"
     return "\n".join(lines) + f"\n\nOn one {report['device']}, torch {report['torch']}, {report['date']}; {apart}."
+
+
+def agents(reports: Iterable[dict[str, Any]]) -> str:
+    """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there."""
+    tried = {one["policy"]: one for report in reports for one in report["policies"]}
+    lines = ["| policy learned from | steps there | took | return in dreams | return in the real maze |", "|---|---|---|---|---|"]
+    for policy, one in sorted(tried.items(), key=lambda item: item[1]["real"]["mean"]):
+        both = (one["dream"], one["real"])
+        returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
+        lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
+    return "\n".join(lines)
 
 
 def bars(report: dict[str, Any]) -> str:
