@@ -148,8 +148,10 @@ def begun_after_walks(args: Run, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv
     """Dreams whose every episode begins in a place that is known, where weights have walks: for balls that it has seen a dream pays."""
     walks = dream.weights.walks
     frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if len(walks) else 0
-    guarded: Any = GuardedDreams(envs.envs, start={"context_frames": frames}) if frames else None
-    return DreamVecEnv(guarded) if frames else envs
+    if not frames:
+        return envs
+    guarded: Any = GuardedDreams(envs.envs, start={"context_frames": frames})
+    return DreamVecEnv(guarded)
 
 
 def opened_model(args: Run, config: SB3PolicyConfig, dream: Dream, envs: VecEnv, folder: Path) -> PPO:

@@ -40,6 +40,7 @@ from agents.seen import SeenThroughModel, observed
 from lssvwm_gym.data.episode import read_arrays
 from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.models.dreaming import DreamState
@@ -134,7 +135,7 @@ def check(args: Args) -> None:
     if args.real and dream.world.real_id is None:
         raise SystemExit(f"{args.world} has no real environment here: leave it out with --no-real")
     try:
-        walks(args)
+        check_walks(args)
         for policy in args.policies:
             opened_player(policy, dream, 1, 0, args.planning)
     except (ValueError, ImportError) as error:
@@ -142,15 +143,16 @@ def check(args: Args) -> None:
 
 
 def walks(args: Args) -> tuple[Path, ...]:
-    """The recordings that dreams begin from; none: openings. Raises `ValueError` where the folder has no such walks."""
-    if args.data is None:
-        return ()
-    paths = tuple(episode_paths(args.data))
-    for path in paths:
+    """The recordings that dreams begin from; none: openings. Raises `ValueError` for a folder without any."""
+    return () if args.data is None else tuple(episode_paths(args.data))
+
+
+def check_walks(args: Args) -> None:
+    """Raises `ValueError` where they are not as long as dreams are to remember."""
+    for path in walks(args):
         frames = len(read_arrays(path).get("action", ()))
         if not 1 <= args.context <= frames:
             raise ValueError(f"context must be from 1 to the {frames} frames of {path}, not {args.context}")
-    return paths
 
 
 def all_episodes(args: Args) -> Iterator[Episodes]:
@@ -255,7 +257,7 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
     seen, info = env.reset(seed=episode.seeds[0])
     earned, frames, over = 0.0, [_frame(env, seen)] if episode.filmed else [], False
     while not over:
-        action = player.act(torch.from_numpy(_numbers(seen)[None]), info)[0]
+        action = player.act(torch.from_numpy(picture_of(seen)[None]), info)[0]
         seen, reward, terminated, truncated, info = env.step(action)
         earned, over = earned + float(reward), terminated or truncated
         if episode.filmed:
@@ -264,12 +266,8 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
 
 
 def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:
-    return env.frame if isinstance(env, SeenThroughModel) else _numbers(seen)
-
-
-def _numbers(seen: Any) -> np.ndarray:
-    """What a player is shown: of a world with an inventory beside it, the picture."""
-    return np.asarray(seen["image"] if isinstance(seen, dict) else seen)
+    frame: np.ndarray = env.frame if isinstance(env, SeenThroughModel) else picture_of(seen)
+    return frame
 
 
 def mean_and_error(returns: list[float]) -> tuple[float, float]:

@@ -28,6 +28,7 @@ import torch
 
 from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs import DreamVectorEnv
+from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream
 
 LOOK_EVERY = 10  # steps between two frames that are measured
@@ -96,7 +97,7 @@ def soaked(envs: DreamVectorEnv, steps: int, actions: np.ndarray, rng: np.random
         seconds.append(time.process_time() - began)
         finite = finite and all(np.isfinite(value).all() for value in (rewards, *info.values()))
         if step % LOOK_EVERY == 0:
-            seen.append(observations["image"] if isinstance(observations, dict) else observations)
+            seen.append(picture_of(observations))
             known.append(info.get("familiarity", np.zeros(len(actions))))
     finite = finite and all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(envs.clone_state().dream))
     measured = looks(np.concatenate(seen))

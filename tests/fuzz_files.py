@@ -61,15 +61,22 @@ class Family:
     same: Callable[[Any, Any], bool] | None  # whether what was loaded is what was written; None: that can't be told
 
 
+def bytes_spoilt(content: bytes, rng: Rng, shares: tuple[float, float, float]) -> bytes | None:
+    """Rotted as it is, rotted without a checksum, or claiming what isn't so, up to these shares of the files; None for the rest."""
+    way = rng.random()
+    if way < shares[0]:
+        return hostile.rotten(content, rng)
+    if way < shares[1]:
+        return hostile.rotten(hostile.without_checksum(content), rng)
+    if way < shares[2]:
+        return hostile.claiming(content if rng.random() < 0.5 else hostile.without_checksum(content), rng)
+    return None
+
+
 def tensors_spoilt(content: bytes, rng: Rng) -> bytes:
     """A third rotted as it is, a third rotted or edited without a checksum, a third written anew with other tensors."""
-    way = rng.random()
-    if way < 0.3:
-        return hostile.rotten(content, rng)
-    if way < 0.45:
-        return hostile.rotten(hostile.without_checksum(content), rng)
-    if way < 0.7:
-        return hostile.claiming(content if rng.random() < 0.5 else hostile.without_checksum(content), rng)
+    if (spoilt := bytes_spoilt(content, rng, (0.3, 0.45, 0.7))) is not None:
+        return spoilt
     path = Path(sys.argv[1]) / "anew.safetensors"
     path.write_bytes(content)
     tensors, header = load_tensors(path)
@@ -130,13 +137,8 @@ def eight_bits_family(folder: Path) -> Family:
         return loaded
 
     def spoil(content: bytes, rng: Rng) -> bytes:
-        way = rng.random()
-        if way < 0.2:
-            return hostile.rotten(content, rng)
-        if way < 0.3:
-            return hostile.rotten(hostile.without_checksum(content), rng)
-        if way < 0.45:
-            return hostile.claiming(content if rng.random() < 0.5 else hostile.without_checksum(content), rng)
+        if (spoilt := bytes_spoilt(content, rng, (0.2, 0.3, 0.45))) is not None:
+            return spoilt
         path.write_bytes(content)
         save_tensors(path, hostile.other_eight_bits(load_file(path), rng), {})
         return path.read_bytes()

@@ -22,6 +22,11 @@ MOST_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
 MOST_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
 
+def picture_of(observation: Any) -> Any:
+    """The picture, or pictures, of an observation of a real or dreamed world: in one that counts things it is a part of a dict."""
+    return observation["image"] if isinstance(observation, dict) else observation
+
+
 def checked_observation(observation: str) -> str:
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.device import chosen_device
-from lssvwm_gym.envs.starting import Past, choose_past, chosen_walks, walked
+from lssvwm_gym.envs.starting import LongWalks, Past, choose_past, walked
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
 from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend
@@ -90,10 +90,9 @@ class Dream:
     @torch.no_grad()
     def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
         """`reset` without the frame, which spares the decoder."""
-        walks = chosen_walks(self.weights, seeds, options)
-        if walks is not None:
-            return join_rows([self._after_walk(*walk) for walk in walks])._replace(seed=seeds.to(self.device))
         past = choose_past(self.weights, seeds, options)
+        if isinstance(past, LongWalks):
+            return join_rows([self._after_walk(walk, past.frames) for walk in past.walks])._replace(seed=seeds.to(self.device))
         return self._first_imagined(self.empty(seeds)) if past is None else self.remember(seeds, past)
 
     def _after_walk(self, walk: int, frames: int) -> DreamState:

@@ -85,8 +85,7 @@ class Onlooker:
 
     def latents(self, seen: Any) -> Tensor:
         """Observations (B, ...) as latents (B, N, C), rounded like a remembered past."""
-        image = seen["image"] if isinstance(seen, dict) else seen
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.dream.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(contract.picture_of(seen))).to(self.dream.device)
         return self.dream.weights.autoencoder.encode(pixels).half().float()
 
     @torch.no_grad()
@@ -138,7 +137,7 @@ class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
         return self._see(seen, action, False, info), reward, terminated, truncated, info
 
     def _see(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
-        self.frame = seen["image"] if isinstance(seen, dict) else seen
+        self.frame = contract.picture_of(seen)
         batch = {name: part[None] for name, part in seen.items()} if isinstance(seen, dict) else seen[None]
         if self.told_poses:
             return self._told(batch, action, begins, info)[0]

@@ -39,47 +39,36 @@ class Past(NamedTuple):
     vector: Tensor  # (B, T, V) counts that go with each frame
 
 
-def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | None:
-    """The past of every row for seeds (B,), where `chosen_walks` has none; None for a cold start.
+class LongWalks(NamedTuple):
+    """The first frames of long walks that come with the weights; `walked` is the past that one of them is."""
+
+    walks: list[int]  # a row each
+    frames: int
+
+
+def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | LongWalks | None:
+    """The past of every row for seeds (B,); None for a cold start.
 
     An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
     of range.
     """
-    options = _checked(options)
+    options = {name: value for name, value in checked_options(options).items() if value is not None}
+    if tuple(sorted(map(str, options))) not in COMBINATIONS:
+        allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
+        raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")
     if "start" in options:
         _check_start(options["start"])
         return None
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
+    if "context_frames" in options:
+        return _walks(weights.walks, seeds, options["context_frames"])
     return _openings(weights.openings, seeds, options.get("clip"))
-
-
-def chosen_walks(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> list[tuple[int, int]] | None:
-    """Which of the long walks every row begins with, for seeds (B,), and how many frames of it; None where none was asked for.
-
-    Raises `ValueError` as `choose_past` does.
-    """
-    options = _checked(options)
-    if "context_frames" not in options or "episode" in options:
-        return None
-    if not len(weights.walks):
-        raise ValueError("these weights come without walks, so context_frames needs an episode of your own beside it")
-    longest = weights.walks.latent.shape[1]
-    frames = _whole_number("context_frames", options["context_frames"], 1, longest, f"the walks have {longest} frames")
-    return [(walk, frames) for walk in _drawn(seeds, len(weights.walks))]
 
 
 def walked(walks: Starts, walk: int, frames: int) -> Past:
     """The first frames of a long walk, as the past of one row."""
     return _recorded(walks, [walk], frames)
-
-
-def _checked(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    options = {name: value for name, value in checked_options(options).items() if value is not None}
-    if tuple(sorted(map(str, options))) not in COMBINATIONS:
-        allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
-        raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")
-    return options
 
 
 def _check_start(start: Any) -> None:
@@ -94,6 +83,14 @@ def _openings(openings: Starts, seeds: Tensor, clip: Any) -> Past:
         return _recorded(openings, _drawn(seeds, len(openings)), openings.latent.shape[1])
     clip = _whole_number("clip", clip, 0, len(openings) - 1, f"there are {len(openings)} openings")
     return _recorded(openings, [clip] * len(seeds), openings.latent.shape[1])
+
+
+def _walks(walks: Starts, seeds: Tensor, frames: Any) -> LongWalks:
+    if not len(walks):
+        raise ValueError("these weights come without walks, so context_frames needs an episode of your own beside it")
+    longest = walks.latent.shape[1]
+    frames = _whole_number("context_frames", frames, 1, longest, f"the walks have {longest} frames")
+    return LongWalks(_drawn(seeds, len(walks)), frames)
 
 
 def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Past:

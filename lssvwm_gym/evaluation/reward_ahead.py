@@ -45,7 +45,8 @@ def foreseen(bench: Bench, context: int) -> dict[str, Any]:
     places = [place for episode in bench.episodes for place in _before_rewards(episode, before, MOST * run.clips)]
     if not places:
         return {}
-    parts = [places[at : at + max(1, TOGETHER // before)] for at in range(0, len(places), max(1, TOGETHER // before))]
+    together = max(1, TOGETHER // before)
+    parts = [places[at : at + together] for at in range(0, len(places), together)]
     columns = [list(_dreamed(model, clips_at(part, before + NEAR + 1), context, run)) for part in parts]
     results: dict[str, Any] = {"rewards": len(places)}
     for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):

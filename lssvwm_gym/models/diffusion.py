@@ -50,8 +50,7 @@ def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
 def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tensor) -> Tensor:
     """Square error over frames that were noisy, measured in a metric (N * C, N * C); (B, T, N, C), levels (B, T)."""
     noisy = (level > 0).float()
-    error = (estimate.float() - clean).flatten(2)
-    return ((torch.einsum("bti,ij->btj", error, metric) * error).mean(-1) * noisy).sum() / noisy.sum().clamp(min=1)
+    return (_square(estimate.float() - clean, metric) * noisy).sum() / noisy.sum().clamp(min=1)
 
 
 def energy_score(pair: tuple[Tensor, Tensor], clean: Tensor, counts: Tensor, metric: Tensor) -> Tensor:
@@ -69,9 +68,13 @@ def energy_score(pair: tuple[Tensor, Tensor], clean: Tensor, counts: Tensor, met
 
 def _distance(error: Tensor, metric: Tensor) -> Tensor:
     """How long errors (B, T, N, C) are, in units of one number's: (B, T). Differentiable at 0."""
+    return 0.5 * ((_square(error, metric) + TINY).sqrt() + (error.square().mean(-1) + TINY).sqrt().mean(-1))
+
+
+def _square(error: Tensor, metric: Tensor) -> Tensor:
+    """Mean square of errors (B, T, N, C) as a metric (N * C, N * C) weighs them: (B, T)."""
     flat = error.flatten(2)
-    whole = (torch.einsum("bti,ij->btj", flat, metric) * flat).mean(-1)
-    return 0.5 * ((whole + TINY).sqrt() + (error.square().mean(-1) + TINY).sqrt().mean(-1))
+    return (torch.einsum("bti,ij->btj", flat, metric) * flat).mean(-1)
 
 
 def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
