@@ -87,9 +87,9 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     f"{SHIPPED}_imitated.safetensors@0.3": ("imitation, but any action at all in 3 steps of 10", "", ""),
     f"{SHIPPED}_imitated.safetensors": ("imitation of recorded walks", "57,090 frames", "11 minutes"),
     f"{SHIPPED}.safetensors": ("dreams after short pasts, from nothing", "4,784,128", "169 s of an H200"),
-    "runs/dreamed_48000.safetensors": ("dreams after long pasts, from imitation", "48,000", "14 minutes"),
+    f"{SHIPPED}_dreamed_48000.safetensors": ("dreams after long pasts, from imitation", "48,000", "14 minutes"),
     f"{SHIPPED}_dreamed.safetensors": ("dreams after long pasts, from imitation, longer", "192,000", "36 minutes"),
-    "runs/real_48000.safetensors": ("the real maze, from imitation", "48,000", "53 minutes"),
+    f"{SHIPPED}_real_48000.safetensors": ("the real maze, from imitation", "48,000", "53 minutes"),
 }
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer", "transfer_real"))
+    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
@@ -132,8 +132,8 @@ def gpu(report: dict[str, Any]) -> str:
 
 
 def agents(reports: Iterable[dict[str, Any]]) -> str:
-    """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there."""
-    tried = {one["policy"]: one for report in reports for one in report["policies"]}
+    """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there, of the last report."""
+    tried = {one["policy"]: one for report in reports for one in report["policies"] if one["policy"] in AGENTS}
     lines = ["| policy learned from | steps there | took | return in dreams | return in the real maze |", "|---|---|---|---|---|"]
     for policy, one in sorted(tried.items(), key=lambda item: item[1]["real"]["mean"]):
         both = (one["dream"], one["real"])
