@@ -9,11 +9,14 @@ heads that share B and C, n state size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lssvwm_gym.models.ssd_chunks import scan_chunks
 
 Scan = Callable[..., tuple[Tensor, Tensor]]  # of the signature of `ssd_scan`
 
@@ -36,32 +39,15 @@ def ssd_scan(
     if x.shape[1] == 1:
         return _one_token(x, dt, A, B, C, D, initial_state)
     b, l, h, p = x.shape  # noqa: E741
-    g, n = B.shape[2:]
     exact = torch.promote_types(x.dtype, torch.float32)
-    state = x.new_zeros(b, h, p, n, dtype=exact) if initial_state is None else initial_state
-    q = min(chunk, l)
-    pad = -l % q  # padded tokens have dt = 0: they neither decay the state nor write to it
-    written = _chunks(x * dt[..., None].to(x.dtype), q, pad)  # (b, c, h, q, p)
-    keys, queries = _chunks(B, q, pad), _chunks(C, q, pad)  # (b, c, g, q, n)
-    decay = _chunks((dt.to(exact) * A.to(exact))[..., None], q, pad).squeeze(-1).cumsum(-1)  # (b, c, h, q), log, from the chunk's start
-    by_group = (b, -1, g, h // g)
-
-    within = (queries @ keys.transpose(-1, -2)).unsqueeze(3) * _decay_between(decay).view(*by_group, q, q).to(x.dtype)
-    y = within.view(b, -1, h, q, q) @ written
-    to_end = (decay[..., -1:] - decay).exp().unsqueeze(-1).to(x.dtype)
-    added = (written * to_end).transpose(-1, -2).reshape(*by_group, p, q) @ keys.unsqueeze(3)  # (b, c, g, h/g, p, n)
-
-    added = added.reshape(b, -1, h, p, n).to(exact)
-    survives = decay[..., -1].exp()[..., None, None]
-    if added.shape[1] == 1:  # as in a dream, where states are most of the work: one tensor of their size is made, not three
-        entering, state = state.unsqueeze(1), added.squeeze(1).addcmul_(state, survives.squeeze(1))
-    else:
-        entering, state = _pass_on(state, added, survives)
-    carried = entering.to(x.dtype).view(*by_group, p, n)
-    y = y + (queries.unsqueeze(3) @ carried.transpose(-1, -2)).view_as(y) * decay.exp().unsqueeze(-1).to(x.dtype)
-
-    y = y.transpose(2, 3).reshape(b, l + pad, h, p)[:, :l]
-    return (y if D is None else y + x * D[:, None].to(x.dtype)), state
+    state = x.new_zeros(b, h, p, B.shape[-1], dtype=exact) if initial_state is None else initial_state
+    B, C, q = B.to(x.dtype), C.to(x.dtype), _fitting(chunk, l)
+    if pad := -l % q:  # padded tokens have dt = 0: they neither decay the state nor write to it
+        x, B, C = (F.pad(tokens, (0, 0, 0, 0, 0, pad)) for tokens in (x, B, C))
+        dt = F.pad(dt, (0, 0, 0, pad))
+    dt = dt.to(exact).view(b, -1, q, h).transpose(2, 3)  # (b, c, h, q)
+    y, state = scan_chunks(x, dt, (dt * A.to(exact)[:, None]).cumsum(-1), B, C, state)
+    return (y if D is None else y + x * D[:, None].to(x.dtype))[:, :l], state
 
 
 def ssd_read(C: Tensor, state: Tensor) -> Tensor:
@@ -118,19 +104,13 @@ def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
     return (y if D is None else y + x * D[:, None].to(x.dtype)), state
 
 
-def _pass_on(state: Tensor, added: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
-    """The states that chunks begin with (b, c, h, p, n), and the last one."""
-    entering = []
-    for add, keep in zip(added.unbind(1), survives.unbind(1), strict=True):  # unbind: indexing would make the backward
-        entering.append(state)  # pass quadratic in the number of chunks
-        state = torch.addcmul(add, state, keep)
-    return torch.stack(entering, 1), state
-
-
-def _chunks(x: Tensor, q: int, pad: int) -> Tensor:
-    """(b, l, h, ...) to (b, c, h, q, ...)."""
-    x = F.pad(x, (0, 0, 0, 0, 0, pad)) if pad else x
-    return x.view(x.shape[0], -1, q, *x.shape[2:]).transpose(2, 3)
+@functools.cache
+def _fitting(chunk: int, length: int) -> int:
+    """Tokens of a chunk, of about as many as asked for, so that few have to be filled up."""
+    if length <= chunk:
+        return length
+    near = [q for q in range(8, 3 * chunk // 2 + 1, 8) if q >= 3 * chunk / 4] or [chunk]
+    return min(near, key=lambda q: (-length % q, abs(q - chunk)))
 
 
 def _decay_between(decay: Tensor) -> Tensor:
