@@ -11,7 +11,8 @@ explorer          the scripted explorer that episodes are collected with; it nee
 PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/imitate.py
 
 Dreams begin from real openings, or with `--data` from long recorded walks, in mazes that they then know; real episodes at the start
-of a maze, of seeds from `--seed` on. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`.
+of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze for so many steps. Needs
+`pip install 'lssvwm_gym[agents,memory-maze]'`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.simulators.explorer import Explorer
 
 RESAMPLED = 1000  # times, for the interval of a correlation
 Job = TypeVar("Job")
@@ -67,6 +69,7 @@ class Args:
     context: int = 500  # frames of such a walk that are remembered
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
+    walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count
     real: bool = True  # --no-real leaves the real world out
     workers: int = 1  # processes that episodes are shared out to; 1: all are played in this one
     planning: Planning = field(default_factory=Planning)  # of the planner, where it is one of the policies
@@ -103,6 +106,7 @@ class Episodes:
     walks: tuple[Path, ...] = ()  # that dreams begin from; openings if there are none
     context: int = 0  # frames of such a walk
     env: str = ""  # id of the real world
+    walked: int = 0  # steps there before the policy's
     planning: Planning = field(default_factory=Planning)
 
 
@@ -128,8 +132,13 @@ def check(args: Args) -> None:
     for name in ("episodes", "steps", "batch", "workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
-    if args.steps > dream.world.max_episode_steps:
-        raise SystemExit(f"an episode of {args.world} has at most {dream.world.max_episode_steps} steps, not {args.steps}")
+    if args.walked < 0:
+        raise SystemExit(f"walked must be at least 0, not {args.walked}")
+    if args.walked and dream.world.name != "memory-maze":
+        raise SystemExit(f"the scripted explorer that walks first knows its way in memory-maze, not in {dream.world.name}")
+    if (most := dream.world.max_episode_steps) < args.steps + args.walked:
+        walked = f" of which {args.walked} are walked first" if args.walked else ""
+        raise SystemExit(f"an episode of {args.world} has at most {most} steps, not {args.steps + args.walked}{walked}")
     if len(set(args.policies)) < len(args.policies) or not args.policies:
         raise SystemExit(f"name each policy once, not {' '.join(args.policies) or 'none'}")
     if args.real and dream.world.real_id is None:
@@ -170,7 +179,7 @@ def all_episodes(args: Args) -> Iterator[Episodes]:
         seeds, filmed = range(args.seed + number, args.seed + number + 1), number == 0 and args.video is not None
         for policy in args.policies:
             seen_through = args.world, args.profile, "cpu", args.weights
-            yield Episodes("real", policy, seeds, args.steps, filmed, seen_through, env=env, planning=args.planning)
+            yield Episodes("real", policy, seeds, args.steps, filmed, seen_through, env=env, walked=args.walked, planning=args.planning)
 
 
 def shared_out(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
@@ -244,7 +253,7 @@ def play_real(episode: Episodes) -> Played:
     world, profile, device, weights = episode.dream
     dream = open_dream(world, profile, device, weights)
     player = opened_player(episode.policy, dream, 1, seed, episode.planning)
-    env: gymnasium.Env = gymnasium.make(episode.env, max_episode_steps=episode.steps)
+    env: gymnasium.Env = gymnasium.make(episode.env, max_episode_steps=episode.walked + episode.steps)
     if player.observation != "pixels":
         env = SeenThroughModel(env, dream, player.observation)
     try:
@@ -255,6 +264,7 @@ def play_real(episode: Episodes) -> Played:
 
 def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
     seen, info = env.reset(seed=episode.seeds[0])
+    seen, info = walked_first(episode, env, seen, info)
     earned, frames, over = 0.0, [_frame(env, seen)] if episode.filmed else [], False
     while not over:
         action = player.act(torch.from_numpy(picture_of(seen)[None]), info)[0]
@@ -263,6 +273,15 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
         if episode.filmed:
             frames.append(_frame(env, seen))
     return Played([earned], np.stack(frames) if frames else None)
+
+
+def walked_first(episode: Episodes, env: gymnasium.Env, seen: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What is seen and told after the steps that the scripted explorer takes, the same ones before every policy."""
+    if episode.walked:
+        explorer = Explorer(np.random.default_rng([episode.seeds[0], episode.walked]))
+        for _ in range(episode.walked):
+            seen, _, _, _, info = env.step(explorer(picture_of(seen), info))
+    return seen, info
 
 
 def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:

@@ -106,6 +106,48 @@ def test_of_a_world_with_an_inventory_the_picture_is_shown_and_filmed():
     assert [seen.shape for seen in shown] == [(1, 8, 8, 3)] * 2
 
 
+class Corridor(gymnasium.Env):
+    """What the explorer needs to know of a maze with one way, in which each step pays 1."""
+
+    def reset(self, *, seed=None, options=None):
+        self.taken = []
+        return self.seen, self.info
+
+    def step(self, action):
+        self.taken.append(int(action))
+        return self.seen, 1.0, False, len(self.taken) == 9, self.info
+
+    seen = np.zeros((8, 8, 3), np.uint8)
+
+    @property
+    def info(self):
+        layout = np.zeros((9, 9), np.uint8)
+        layout[4, 1:8] = 1
+        here = np.array([4.5, 4.5], np.float32)
+        return {"agent_pos": here, "agent_dir": np.array([0.0, 1.0], np.float32), "target_pos": here + 2, "maze_layout": layout}
+
+
+def test_the_explorer_shows_the_maze_before_a_policy_takes_over():
+    class Still:
+        observation = "pixels"
+
+        def act(self, seen, info):
+            return np.zeros(1, np.int64)
+
+    env, walks = Corridor(), []
+    for seed in (3, 3, 9, 10):
+        played = _played(
+            Episodes("real", "still", range(seed, seed + 1), 3, True, ("memory-maze", "fast", "cpu", None), walked=6), env, Still()
+        )
+        assert played.earned == [3.0]  # what the walk earned doesn't count
+        assert len(played.frames) == 4
+        assert env.taken[6:] == [0, 0, 0]
+        walks.append(env.taken[:6])
+    assert any(walks[0])
+    assert walks[0] == walks[1]
+    assert len({tuple(walk) for walk in walks}) == 3
+
+
 def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
     walks = write_real_walks(tmp_path / "walks", episodes=2)
     args = Args(("random",), episodes=3, steps=4, real=False, weights=tiny_weights, device="cpu", data=walks, context=7)
@@ -133,6 +175,8 @@ def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
         (dict(episodes=0), "episodes must be at least 1"),
         (dict(workers=0), "workers must be at least 1"),
         (dict(steps=1001), "has at most 1000 steps"),
+        (dict(steps=500, walked=501), "has at most 1000 steps, not 1001 of which 501 are walked first"),
+        (dict(walked=-1), "walked must be at least 0"),
     ],
 )
 def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
