@@ -3,8 +3,9 @@
 python -m agents.imitate --data DIR/train --val DIR/val                              runs/imitate/WORLD/policy.safetensors
 python -m agents.ppo_torch --start runs/imitate/memory-maze/policy.safetensors       learn on from there, in dreams
 
-What the policy sees of each recorded frame is what it will see of dreams and of the real world: the model's numbers. Recordings without
-rewards are imitated throughout with `--within 0`. Needs `pip install 'lssvwm_gym[agents,train]'`.
+What the policy sees of each recorded frame is what it will see of dreams and of the real world: the model's numbers, or with
+`--observation pixels` the frame as dreams show it. Recordings without rewards are imitated throughout with `--within 0`.
+Needs `pip install 'lssvwm_gym[agents,train]'`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
 from agents.seen import observed_shape
 from lssvwm_gym.envs.contract import numbers_of
 from lssvwm_gym.envs.dream import TOGETHER, Dream, open_dream
-from lssvwm_gym.envs.seen import NUMBERS
 from lssvwm_gym.envs.starting import past_of
 from lssvwm_gym.models.dreaming import watch
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.training.walks import latent_episodes
+
+TRIED = 4096  # observations that a policy is asked about in one go
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Args:
     weights: Path | None = None  # of the world model that sees; the shipped ones if not given
     out: Path | None = None  # folder to write to; runs/imitate/WORLD if not given
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    observation: str = "latent+features"  # latent, features or both
+    observation: str = "latent+features"  # pixels, latent, features or latent+features
     within: int = 60  # imitate those frames alone that are followed by a reward within so many; 0: all
     hidden: int = 256
     epochs: int = 6
@@ -60,16 +62,12 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     dream = open_dream(args.world, "fast", "cpu", args.weights)
     try:
-        if args.observation not in NUMBERS:
-            raise ValueError(f"observation must be one of {', '.join(NUMBERS)}, not {args.observation!r}")
+        shape = observed_shape(dream, args.observation)
         seen, action = examples(args, dream, args.data)
         unknown = examples(args, dream, args.val) if args.val else None
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    config = PolicyConfig(
-        dream.world.name, args.observation, observed_shape(dream, args.observation), len(dream.world.actions), args.hidden
-    )
-    policy = Policy(config)
+    policy = Policy(PolicyConfig(dream.world.name, args.observation, shape, len(dream.world.actions), args.hidden))
     for epoch, loss in enumerate(imitate(policy, args, seen, action), 1):
         alike = f", {agreement(policy, *unknown):.3f} of the actions in val" if unknown else ""
         print(
@@ -81,7 +79,7 @@ def main(args: Args) -> None:
 
 
 def examples(args: Args, dream: Dream, folder: Path) -> tuple[Tensor, Tensor]:
-    """What was seen, (K, numbers) float32, and what was done then, (K,) int64, in all that is to be imitated.
+    """What was seen, (K, ...) as the policy sees it, and what was done then, (K,) int64, in all that is to be imitated.
 
     Raises `ValueError` where that is nothing.
     """
@@ -98,7 +96,18 @@ def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, T
     if episode.action.dtype != torch.int64:
         raise ValueError("only discrete actions can be imitated")
     wanted = leads_to_reward(episode.reward, args.within)[:-1]
-    return watched(dream, episode, args.observation)[:-1][wanted], episode.action[1:][wanted]
+    if args.observation == "pixels":
+        seen = shown(dream, episode.latent[:-1][wanted])
+    else:
+        seen = watched(dream, episode, args.observation)[:-1][wanted]
+    return seen, episode.action[1:][wanted]
+
+
+@torch.no_grad()
+def shown(dream: Dream, latent: Tensor) -> Tensor:
+    """Latents (K, N, C) as dreams show them, whatever came before: uint8 (K, height, width, 3)."""
+    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(TOGETHER) if len(part)]
+    return torch.cat(parts) if parts else torch.empty(0, *observed_shape(dream, "pixels"), dtype=torch.uint8)
 
 
 def leads_to_reward(reward: Tensor, within: int) -> Tensor:
@@ -128,10 +137,11 @@ def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:
     """Train the actor; yields the mean loss of each epoch."""
-    assert isinstance(policy.eyes, RunningNorm)
-    policy.eyes.count(seen)
+    if isinstance(policy.eyes, RunningNorm):
+        policy.eyes.count(seen)
     generator = torch.Generator().manual_seed(args.seed)
-    optimizer = torch.optim.AdamW(policy.actor.parameters(), args.learning_rate, weight_decay=args.weight_decay)
+    learned = [*policy.eyes.parameters(), *policy.actor.parameters()]
+    optimizer = torch.optim.AdamW(learned, args.learning_rate, weight_decay=args.weight_decay)
     for _ in range(args.epochs):
         losses = []
         for rows in torch.randperm(len(seen), generator=generator).split(args.batch):
@@ -146,7 +156,8 @@ def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterato
 @torch.no_grad()
 def agreement(policy: Policy, seen: Tensor, action: Tensor) -> float:
     """Share of the frames in which the policy's likeliest action is the one that was taken."""
-    return (policy(seen)[0].argmax(-1) == action).float().mean().item()
+    same = [policy(some)[0].argmax(-1) == done for some, done in zip(seen.split(TRIED), action.split(TRIED), strict=True)]
+    return torch.cat(same).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the measured numbers into README.md, the model cards and docs/minecraft.md: `python docs/update_numbers.py`.
+"""Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/update_numbers.py`.
 
 Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym bench --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
@@ -13,11 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lssvwm_gym.evaluation.bench.tables import PRINTED
+
 ROOT = Path(__file__).parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (
-    *(ROOT / name for name in ("README.md", "docs/minecraft.md", "docs/agents.md")),
+    *(ROOT / name for name in ("README.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md")),
     *(CARDS / world / "README.md" for world in ("memory_maze", "minecraft")),
 )
 
@@ -78,6 +80,8 @@ BARS = (  # of what is carried: test, score, what it should reach
 )
 
 
+PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
+BENCH = {"simulators": "bench", "cache": "bench", "training": "bench", "peak": "bench", "scan": "bench"}  # part to file
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("nothing: any action", "", ""),
@@ -95,7 +99,8 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
 
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
-    tables |= {"speed": speed(_read("memory_maze_speed.json")), "comparison": comparison("comparison", MAZE_COLUMNS)}
+    tables |= {"speed": speed(_read("bench.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
+    tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real"))
@@ -167,17 +172,28 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def speed(report: dict[str, Any]) -> str:
-    """One row a profile and number of environments."""
-    m = report["machine"]
-    machine = f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, {m['date']}"
-    lines = ["| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) |", "|---|---|---|---|---|"]
+def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
+    """One row a profile and number of environments, with what a dream of that profile is worth."""
+    lines = ["| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | 224 frames after 576, PSNR |", "|---|---|---|---|---|---|"]
     for s in report["speeds"]:
+        worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"]["576 then 224, told poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
-        lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} |")
-    ages = ", ".join(f"{ms:.1f} ms at step {age}" for age, ms in report["ms_by_age"].items())
-    lines.append(f"\nA step of one environment costs {ages}. Machine: {machine}" if ages else f"\nMachine: {machine}")
-    return "\n".join(lines)
+        lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
+    real = [f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}" for r in report["simulators"]]
+    ages = ", ".join(f"{age['ms']:.1f} ms at step {age['age']:,}" for age in report["ages"])
+    return "\n".join(lines) + f"\n\nThe real maze makes {', '.join(real)} a second here. A step of one environment costs {ages}. {_machine(report)}"
+
+
+def bench(part: str, report: dict[str, Any]) -> str:
+    """What `lssvwm-gym bench` printed of a part."""
+    _, columns, rows, remarks = PRINTED[part](report)
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
+    return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
+
+
+def _machine(report: dict[str, Any]) -> str:
+    m = report["machine"]
+    return f"Machine: {m['processor']}, {m['cores']} cores, {m['threads']} threads, load {m['load']:.1f} before, torch {m['torch']}, {m['date']}"
 
 
 def _wanted(name: str) -> bool:

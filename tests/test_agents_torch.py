@@ -539,6 +539,28 @@ def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weight
     assert torch.equal(learner.policy.actor[0].weight, policy.actor[0].weight)
 
 
+def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path, tiny_weights):
+    """Each of six views is followed by its own action."""
+    views = 5 * torch.randn(6, 16, 4, generator=torch.Generator().manual_seed(0))
+    episodes = [walked([12, 27]), walked([]), walked([9], frames=40)]
+    episodes = [replace(episode, latent=views[(episode.action + 1) % 6].half()) for episode in episodes]
+    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: episodes)
+    args = imitation.Args(
+        tmp_path, weights=tiny_weights, out=tmp_path, observation="pixels", within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3
+    )
+    before = torch.random.get_rng_state()
+    imitation.main(args)
+    torch.random.set_rng_state(before)
+    policy, _ = load_policy(tmp_path / "policy.safetensors")
+    seen, action = imitation.examples(args, dream, tmp_path)
+    assert (seen.shape, seen.dtype) == ((12 + 15 + 9, 64, 64, 3), torch.uint8)
+    assert torch.equal(seen[0], dream.weights.autoencoder.decode(episodes[0].latent[:1].float())[0])
+    assert imitation.agreement(policy, seen, action) > 0.5
+    torch.manual_seed(args.seed)
+    fresh = Policy(policy.config)
+    assert not torch.equal(fresh.eyes.out.weight, policy.eyes.out.weight)  # eyes learn, too
+
+
 def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
     monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: [walked([])])
     with pytest.raises(SystemExit, match=r"no frame in .* is followed by a reward within 60: imitate all with --within 0"):
