@@ -81,7 +81,7 @@ BARS = (  # of what is carried: test, score, what it should reach
 
 
 PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
-BENCH = {"simulators": "bench", "cache": "bench", "training": "bench", "peak": "bench", "scan": "bench"}  # part to file
+BENCH = {"simulators": "bench", "cache": "bench", "training": "bench_training", "peak": "bench", "scan": "bench"}  # part to file
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("nothing: any action", "", ""),
@@ -174,14 +174,24 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
 
 def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
     """One row a profile and number of environments, with what a dream of that profile is worth."""
-    lines = ["| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | 224 frames after 576, PSNR |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | 224 frames after 576, PSNR |",
+        "|---|---|---|---|---|---|",
+    ]
     for s in report["speeds"]:
         worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"]["576 then 224, told poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
-    real = [f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}" for r in report["simulators"]]
+    real = [
+        f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}"
+        for r in report["simulators"]
+        if "envs" not in r
+    ]
     ages = ", ".join(f"{age['ms']:.1f} ms at step {age['age']:,}" for age in report["ages"])
-    return "\n".join(lines) + f"\n\nThe real maze makes {', '.join(real)} a second here. A step of one environment costs {ages}. {_machine(report)}"
+    return (
+        "\n".join(lines)
+        + f"\n\nThe real maze makes {', '.join(real)} a second here. A step of one environment costs {ages}. {_machine(report)}"
+    )
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
@@ -193,7 +203,8 @@ def bench(part: str, report: dict[str, Any]) -> str:
 
 def _machine(report: dict[str, Any]) -> str:
     m = report["machine"]
-    return f"Machine: {m['processor']}, {m['cores']} cores, {m['threads']} threads, load {m['load']:.1f} before, torch {m['torch']}, {m['date']}"
+    cores = f"{m['cores']} cores, {m['threads']} threads, load {m['load']:.1f} before"
+    return f"Machine: {m['processor']}, {cores}, torch {m['torch']}, {m['date']}"
 
 
 def _wanted(name: str) -> bool:

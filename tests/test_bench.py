@@ -184,6 +184,22 @@ def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypa
     assert "left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_dreams_are_measured_in_processes_beside_it(quick, monkeypatch, capsys):
+    monkeypatch.setattr(
+        simulators, "_stepped", lambda real, processes, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0}
+    )
+    rows = bench(replace(quick, parts=("simulators",), processes=(2,), many=3, steps=4))["simulators"]
+    assert [(row["id"], row["processes"], row.get("envs")) for row in rows] == [
+        ("MemoryMaze9x9-Real-v0", 2, None),
+        ("LSSVWM-MemoryMaze-v0", 2, 3),
+    ]
+    dreamed = rows[1]
+    assert 0 < dreamed["ms_p10"] <= dreamed["ms"]
+    assert 0 < dreamed["steps_per_second"] <= 2 * 3 * 1000 / dreamed["ms_p10"]
+    assert f"{dreamed['steps_per_second'] / 0.5:.1f}" in capsys.readouterr().out  # times the real one's
+
+
 @pytest.mark.simulator
 @pytest.mark.slow
 def test_the_real_maze_is_measured_in_processes(quick):

@@ -23,7 +23,7 @@ class Benchmark:
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     parts: tuple[str, ...] = QUICK  # of speed, ages, cache, training, peak, simulators, scan; or all
     profiles: tuple[str, ...] = ("fast", "balanced", "quality")  # speed: measured with one environment each
-    many: int = 16  # speed: environments in one batch, measured at the profile fast; 0 for none
+    many: int = 16  # speed, simulators: environments in one batch, measured at the profile fast; 0 for none
     steps: int = 100  # speed, simulators: measured a case
     warm_up: int = 10  # speed, simulators: steps before them
     ages: tuple[int, ...] = (50, 1000)  # ages: steps since the reset at which a step of balanced is measured

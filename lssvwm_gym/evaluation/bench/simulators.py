@@ -1,36 +1,72 @@
-"""The real world's steps a second, beside the dream's: random actions, in one process and more.
+"""The real world's steps a second beside the dream's: random actions, in one process and more.
 
-Processes are Gymnasium's `AsyncVectorEnv`: every step waits for the slowest. A world that can't run here is left out, with the reason.
+The real world's processes are Gymnasium's `AsyncVectorEnv`: every step waits for the slowest. The dream's have a batch and a thread each
+and don't wait for each other, but all step while they are timed. A world that can't run here is left out, with the reason.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
+from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.settings import Benchmark
-from lssvwm_gym.evaluation.bench.stepping import seconds_of_steps
+from lssvwm_gym.evaluation.bench.stepping import opened, seconds_of_steps
 from lssvwm_gym.evaluation.bench.timing import Times
 from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.worlds import WORLDS
 
+DREAMED = "fast"  # the profile that is measured beside the real world
+_together: Barrier  # of a process that dreams: all begin their steps here
+
 
 def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
-    """Rows of id, processes, steps a second of all together and milliseconds a step; or `skipped`, the reason."""
-    real = WORLDS[run.world].real_id
-    if real is None:
-        return [{"id": WORLDS[run.world].id, "skipped": "no real environment is known of this world"}]
+    """Rows of id, processes, steps a second of all together and milliseconds a step; or `skipped`, the reason.
+
+    Rows of the dream have `envs`, dreams a process. There are none with `many` 0, and on a GPU none of several processes.
+    """
+    world = WORLDS[run.world]
+    if world.real_id is None:
+        return [{"id": world.id, "skipped": "no real environment is known of this world"}]
     rows: list[dict[str, Any]] = []
     for processes in run.processes:
-        row: dict[str, Any] = {"id": real, "processes": processes}
+        row: dict[str, Any] = {"id": world.real_id, "processes": processes}
         try:
-            rows.append(row | _stepped(real, processes, run))
+            rows.append(row | _stepped(world.real_id, processes, run))
         except (SimulatorUnavailable, SimulatorDied) as error:
             rows.append(row | {"skipped": str(error)})
-    return rows
+    dreamed = run.processes if run.many and chosen_device(run.device) == "cpu" else ()
+    return rows + [{"id": world.id, "processes": processes, **_dreamed(processes, run)} for processes in dreamed]
+
+
+def _dreamed(processes: int, run: Benchmark) -> dict[str, Any]:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(context.Barrier(processes),)) as crew:
+        seconds = list(crew.map(_dream, [run] * processes))
+    rate = sum(run.many / each.mean() for each in seconds)
+    return {"envs": run.many, "profile": DREAMED, "steps_per_second": float(rate), **asdict(Times.of(np.concatenate(seconds)))}
+
+
+def _begin(barrier: Barrier) -> None:
+    global _together
+    _together = barrier
+    torch.set_num_threads(1)
+
+
+def _dream(run: Benchmark) -> np.ndarray:
+    env, step = opened(run, DREAMED, run.many)
+    _together.wait()
+    seconds = seconds_of_steps(step, run, "")
+    _together.wait()  # until here the others have kept their cores busy
+    env.close()
+    return seconds
 
 
 def _stepped(real: str, processes: int, run: Benchmark) -> dict[str, Any]:
