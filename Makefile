@@ -42,7 +42,11 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	BLOCKS=<block world>, folders with train, val and test" >&2; exit 1; }; done
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
-	$(BIN)/lssvwm-gym bench --steps 200 --ages 50 1000 3000 --out $(SCORES)_speed.json
+	for k in 2 4; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --out $(SCORES)_reasoning_$$k.json; done
+	$(BIN)/lssvwm-gym bench --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
+	$(BIN)/lssvwm-gym bench --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
+	$(BIN)/lssvwm-gym bench --parts peak scan --out docs/scores/bench_arithmetic.json
+	$(BIN)/lssvwm-gym bench --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
 	$(BIN)/python docs/compare.py --data $(DATA)
 	$(BIN)/python docs/compare.py --short --data $(DATA)
 	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft

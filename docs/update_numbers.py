@@ -81,7 +81,13 @@ BARS = (  # of what is carried: test, score, what it should reach
 
 
 PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
-BENCH = {"simulators": "bench", "cache": "bench", "training": "bench_training", "peak": "bench", "scan": "bench"}  # part to file
+BENCH = {  # part to file
+    "simulators": "bench_steps",
+    "cache": "bench_cache",
+    "training": "bench_training",
+    "peak": "bench_arithmetic",
+    "scan": "bench_arithmetic",
+}
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("nothing: any action", "", ""),
@@ -99,7 +105,7 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
 
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
-    tables |= {"speed": speed(_read("bench.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
+    tables |= {"speed": speed(_read("bench_steps.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}

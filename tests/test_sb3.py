@@ -12,7 +12,7 @@ pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 from tiny_world import OPENING_FRAMES, same
 
 from lssvwm_gym.envs import DreamEnv
@@ -43,6 +43,22 @@ def test_a_world_is_known_by_its_name_id_and_record(arguments, world):
     assert venv.num_envs == 2
     assert venv.envs.max_episode_steps == WORLD.max_episode_steps
     assert venv.reset().shape == (2, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_processes_with_a_device_each_dream_what_one_does(arguments):
+    def dream_on(device):
+        return lambda: DreamEnv("memory-maze", **arguments | {"device": device, "observation": "features"})
+
+    devices, seen = ["cpu", "cpu"], []
+    for envs in (SubprocVecEnv([dream_on(device) for device in devices], start_method="spawn"), DummyVecEnv([dream_on("cpu")] * 2)):
+        envs.seed(3)
+        moments = [envs.reset(), *(envs.step(np.array(actions))[0] for actions in ([1, 2], [3, 0]))]
+        seen.append(np.array(moments))
+        envs.close()
+    assert seen[0].shape == (3, 2, 256)
+    assert not np.allclose(seen[0][:, 0], seen[0][:, 1])
+    assert np.allclose(*seen, atol=1e-5)
 
 
 def test_the_adapter_does_what_sb3_does_with_single_environments(venv, arguments):
