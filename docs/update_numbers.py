@@ -15,6 +15,10 @@ from typing import Any
 
 from lssvwm_gym.evaluation.bench.tables import PRINTED
 
+sys.path.append(str(Path(__file__).parent.parent))  # for `agents`, wherever this is started
+
+from agents.transfer import Tried, correlations
+
 ROOT = Path(__file__).parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
@@ -100,6 +104,13 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     f"{SHIPPED}_dreamed_48000.safetensors": ("dreams after long pasts, from imitation", "48,000", "14 minutes"),
     f"{SHIPPED}_dreamed.safetensors": ("dreams after long pasts, from imitation, longer", "192,000", "36 minutes"),
     f"{SHIPPED}_real_48000.safetensors": ("the real maze, from imitation", "48,000", "53 minutes"),
+    "runs/policies/pixels_imitated.safetensors": (
+        "imitation of recorded walks, from pictures",
+        "57,090 frames",
+        "3 minutes, encoding apart",
+    ),
+    f"{SHIPPED}_pixels.safetensors": ("dreams after long pasts, from that, from pictures", "48,000", "9 minutes"),
+    "runs/policies/recurrent.safetensors": ("dreams after long walks, with an LSTM, from nothing", "50,000", "8 minutes"),
 }
 
 
@@ -109,7 +120,9 @@ def main() -> None:
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real"))
+    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels"))
+    tables["agents walked"] = agents([_read("transfer_walked.json")])
+    tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
@@ -150,7 +163,25 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
         both = (one["dream"], one["real"])
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
-    return "\n".join(lines)
+    found = correlations([Tried(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
+    if found["rank"] is None:
+        return "\n".join(lines)
+    low, high = found["rank_interval"]
+    span = f"{low:.2f} to {high:.2f} in nine of ten redrawings of the episodes"
+    said = f"of ranks {found['rank']:.2f} ({span}), the linear one {found['linear']:.2f}"
+    return "\n".join(
+        [*lines, "", f"Correlation of the returns in dreams and in the real maze over the {found['policies']} policies: {said}."]
+    )
+
+
+def planner(report: dict[str, Any]) -> str:
+    """One row a player; what `agents/plan.py` measured."""
+    settings = report["settings"]
+    lines = [f"| player | return of {settings['steps']} steps in {settings['episodes']} real mazes |", "|---|---|"]
+    for player, numbers in report["players"].items():
+        lines.append(f"| {AGENTS[player][0] if player in AGENTS else player} | {numbers['mean']:.2f} ± {numbers['standard_error']:.2f} |")
+    took = f"{report['decisions']} decisions, {report['seconds_mean']:.1f} s each, one in ten more than {report['seconds_90']:.1f} s"
+    return "\n".join(lines) + f"\n\n{took}."
 
 
 def bars(report: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
+from agents.seen import observed
 from agents.transfer import Args, Episodes, Tried, _played, all_episodes, begun, correlations, main, mean_and_error, table
 from lssvwm_gym.envs.contract import action_space
 from lssvwm_gym.envs.dream import open_dream
@@ -267,6 +268,16 @@ def test_a_policy_slips_as_often_as_it_is_told(dream, policy_file):
 def test_a_manner_that_does_not_exist_is_refused(dream, name):
     with pytest.raises(ValueError, match=r"behind wander@ comes greedy|is for policies from files|a policy is random"):
         opened_player(name, dream, 1, 0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "agents" / "policies").glob("*.safetensors")), ids=lambda path: path.stem)
+def test_policies_that_ship_act_in_the_shipped_dream(path):
+    shipped = open_dream("memory-maze", "fast", "cpu")
+    player = opened_player(str(path), shipped, 2, 0)
+    seen = observed(shipped, shipped.begin(torch.tensor([0, 1])), player.observation)
+    actions = player.act(seen, None)
+    assert actions.shape == (2,)
+    assert set(actions) <= set(range(6))
 
 
 def test_an_at_in_a_file_name_is_part_of_it(dream, policy_file):
