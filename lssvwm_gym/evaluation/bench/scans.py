@@ -1,9 +1,10 @@
 """The scan of Mamba-2 alone, and a layer of it, beside the public ones in plain PyTorch of Hugging Face's transformers.
 
-Shapes are those of the layers of the world model in training, float32. Both get the same numbers; how far their outputs and gradients
-are apart shows that they compute the same. transformers' function is taken as it is written, without the CUDA kernels that it
-would look for. It is tried with its own chunk length and with shorter ones, as short ones suit a CPU; with none that is longer than
-the sequences, which it would fill up.
+Shapes are those of the layers of the world model in training, in float32 and, where the processor multiplies in it, with tokens in
+bfloat16, as training has them and ours multiplies them; transformers' function goes over to float32 itself. Both get the same numbers;
+how far their outputs and gradients are apart shows that they compute the same. transformers' function is taken as it is written,
+without the CUDA kernels that it would look for. It is tried with its own chunk length and with shorter ones, as short ones suit a CPU;
+with none that is longer than the sequences, which it would fill up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lssvwm_gym.evaluation.bench.models import config_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, seconds_of
 from lssvwm_gym.models.layers import BlockScan
+from lssvwm_gym.models.packing import multiplies_bfloat16
 from lssvwm_gym.models.ssd import ssd_scan
 from lssvwm_gym.models.world_model import WorldModelConfig
 
@@ -46,15 +48,18 @@ def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for block in dict.fromkeys(config.blocks):
         shape = _shape(config, block, run)
-        given = scan_inputs(*shape, device=device)
         calls = {(OURS, 32 if device == "cpu" else 128): ours_scan} | {(THEIRS, chunk): _their_scan(theirs) for chunk in _chunks(shape[1])}
-        what = f"scan, blocks of {block[0]}x{block[1]}"
-        rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
+        for dtype in _dtypes(run, device):
+            given = scan_inputs(*shape, device=device, dtype=dtype)
+            what = f"scan, blocks of {block[0]}x{block[1]}" + ("" if dtype is torch.float32 else ", bfloat16")
+            rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
     return rows + _layers(config, run, device)
 
 
-def scan_inputs(sequences: int, tokens: int, heads: int, width: int, size: int, device: str = "cpu") -> tuple[Tensor, ...]:
-    """x (b, l, h, p), dt (b, l, h), A (h,), B and C (b, l, 1, n), as a layer has them, each with a gradient."""
+def scan_inputs(
+    sequences: int, tokens: int, heads: int, width: int, size: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """x (b, l, h, p), dt (b, l, h), A (h,), B and C (b, l, 1, n), as a layer has them, each with a gradient; x, B and C in `dtype`."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -63,7 +68,8 @@ def scan_inputs(sequences: int, tokens: int, heads: int, width: int, size: int, 
     dt = nn.functional.softplus(normal(sequences, tokens, heads) - 3)
     A = -torch.linspace(1, 8, heads)
     x, B, C = normal(sequences, tokens, heads, width), normal(sequences, tokens, 1, size), normal(sequences, tokens, 1, size)
-    return tuple(tensor.to(device).requires_grad_() for tensor in (x, dt, A, B, C))
+    given = x.to(dtype), dt, A, B.to(dtype), C.to(dtype)
+    return tuple(tensor.to(device).requires_grad_() for tensor in given)
 
 
 def ours_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
@@ -75,6 +81,11 @@ def _their_scan(theirs: Any) -> Scan:
         return theirs(x, dt, A, B, C, chunk_size=chunk)
 
     return scan
+
+
+def _dtypes(run: Benchmark, device: str) -> tuple[torch.dtype, ...]:
+    half = multiplies_bfloat16(device) if run.precision == "auto" else run.precision == "bfloat16"
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
 
 
 def _chunks(tokens: int) -> list[int]:
@@ -145,4 +156,5 @@ def _both(call: Scan, given: tuple[Any, ...], learned: tuple[Tensor, ...]) -> No
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

@@ -34,7 +34,9 @@ class Benchmark:
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
     variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.variants`
     way: str = "forcing"  # training, peak: how a step learns from its clips: forcing, peeking, dreaming
-    precision: str = "auto"  # training, peak: of matrix products: bfloat16 where the processor has it; or float32, bfloat16
+    precision: str = (
+        "auto"  # training, peak, scan: of products: bfloat16, beside float32 in scan, where the processor has it; or float32, bfloat16
+    )
     peak_frames: int = 320  # peak: frames of a step, in clips of 80
     peak_size: int = 2048  # peak: rows and columns of the matrices that measure it
     processes: tuple[int, ...] = (1, 2)  # simulators
