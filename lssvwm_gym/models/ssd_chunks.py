@@ -108,8 +108,9 @@ def _backward(kept: Kept, dy: Tensor, dstate: Tensor) -> tuple[Tensor, ...]:
 
     # what tokens leave behind is keys * dt * to_end
     left = dt * _to_end(decay)
-    dadded, dstate, dsurvives = _passed_back(dstate.transpose(2, 3), dentering, entering, from_start[..., -1])
-    flat = _flat(dadded.to(tokens.dtype))
+    dadded, dstate = _passed_back(dstate.transpose(2, 3), dentering, from_start[..., -1])
+    dadded = dadded.to(tokens.dtype)
+    dsurvives, flat = (dadded * entering).sum((-1, -2), dtype=exact), _flat(dadded)
     dx = dtokens.new_empty(dtokens.shape[0], dtokens.shape[1] * q, *dtokens.shape[2::2])
     torch.add(dtokens, _flat(_scaled(keys, left)).bmm(flat).view_as(dtokens), out=_chunks(dx, q))
     dwritten = _flat(tokens).bmm(flat.transpose(1, 2)).view_as(dread)
@@ -152,15 +153,14 @@ def _pass_on(state: Tensor, added: Tensor, survives: Tensor, entering: Tensor) -
     return torch.addcmul(added[:, -1], exact[:, -1], kept[:, -1])
 
 
-def _passed_back(dstate: Tensor, dentering: Tensor, entering: Tensor, survives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of what was added (b, c, h, n, p), of the first state and of what survives (b, c, h)."""
+def _passed_back(dstate: Tensor, dentering: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of what was added (b, c, h, n, p), and of the first state."""
     dentering, kept = dentering.to(dstate.dtype), survives[..., None, None]
     dadded = torch.empty_like(dentering, memory_format=torch.contiguous_format)
     dadded[:, -1] = dstate
     for i in reversed(range(1, dadded.shape[1])):
         torch.addcmul(dentering[:, i], dadded[:, i], kept[:, i], out=dadded[:, i - 1])
-    first = torch.addcmul(dentering[:, 0], dadded[:, 0], kept[:, 0])
-    return dadded, first, (dadded * entering).sum((-1, -2))
+    return dadded, torch.addcmul(dentering[:, 0], dadded[:, 0], kept[:, 0])
 
 
 def _to_end(decay: Tensor) -> Tensor:
