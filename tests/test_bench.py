@@ -180,32 +180,36 @@ def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypa
 
     monkeypatch.setattr(simulators.gymnasium, "make", missing)
     rows = bench(replace(quick, parts=("simulators",), processes=(1,)))["simulators"]
-    assert rows == [{"id": "MemoryMaze9x9-Real-v0", "processes": 1, "skipped": "pip install 'lssvwm_gym[memory-maze]'"}]
+    missing = {"id": "MemoryMaze9x9-Real-v0", "processes": 1, "skipped": "pip install 'lssvwm_gym[memory-maze]'"}
+    assert rows == [{**missing, "observation": observation} for observation in ("all", "features")]
     assert "left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_dreams_are_measured_in_processes_beside_it(quick, monkeypatch, capsys):
-    monkeypatch.setattr(
-        simulators, "_stepped", lambda real, processes, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0}
-    )
+    monkeypatch.setattr(simulators, "_stepped", lambda real, row, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0})
     rows = bench(replace(quick, parts=("simulators",), processes=(2,), many=3, steps=4))["simulators"]
-    assert [(row["id"], row["processes"], row.get("envs")) for row in rows] == [
-        ("MemoryMaze9x9-Real-v0", 2, None),
-        ("LSSVWM-MemoryMaze-v0", 2, 3),
+    assert [(row["id"], row["observation"], row["processes"], row.get("envs")) for row in rows] == [
+        ("MemoryMaze9x9-Real-v0", "all", 2, None),
+        ("LSSVWM-MemoryMaze-v0", "all", 2, 3),
+        ("MemoryMaze9x9-Real-v0", "features", 2, None),
+        ("LSSVWM-MemoryMaze-v0", "features", 2, 3),
     ]
-    dreamed = rows[1]
-    assert 0 < dreamed["ms_p10"] <= dreamed["ms"]
-    assert 0 < dreamed["steps_per_second"] <= 2 * 3 * 1000 / dreamed["ms_p10"]
-    assert f"{dreamed['steps_per_second'] / 0.5:.1f}" in capsys.readouterr().out  # times the real one's
+    said = capsys.readouterr().out
+    for dreamed in rows[1::2]:
+        assert 0 < dreamed["ms_p10"] <= dreamed["ms"]
+        assert 0 < dreamed["steps_per_second"] <= 2 * 3 * 1000 / dreamed["ms_p10"]
+        assert f"{dreamed['steps_per_second'] / 0.5:.1f}" in said  # times the real one's
 
 
 @pytest.mark.simulator
 @pytest.mark.slow
 def test_the_real_maze_is_measured_in_processes(quick):
-    (row,) = bench(replace(quick, parts=("simulators",), processes=(2,)))["simulators"]
-    assert row["processes"] == 2
-    assert 0 < row["steps_per_second"] <= 2000 / row["ms_p10"]
+    rows = bench(replace(quick, parts=("simulators",), processes=(2,)))["simulators"]
+    assert [row["observation"] for row in rows] == ["all", "features"]
+    for row in rows:
+        assert row["processes"] == 2
+        assert 0 < row["steps_per_second"] <= 2000 / row["ms_p10"]
 
 
 def test_scans_are_compared_with_the_same_outcome(quick, tmp_path, capsys):

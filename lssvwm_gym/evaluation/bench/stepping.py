@@ -67,12 +67,12 @@ def measure_ages(run: Benchmark) -> list[dict[str, Any]]:
     return [row | {"growth": row["ms"] / rows[0]["ms"] - 1} for row in rows]
 
 
-def opened(run: Benchmark, profile: str, envs: int) -> tuple[Any, Callable[[], Any]]:
-    """An environment that never ends, after its reset, and a function that steps it at random.
+def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, Callable[[], Any]]:
+    """An environment that never ends, after its reset, and a function that steps it at random; `more` are settings of the environment.
 
     What a step returns lies in the memory of the CPU, so a GPU has finished when it returns.
     """
-    settings: dict[str, Any] = {"profile": profile, "weights": run.weights, "device": run.device}
+    settings: dict[str, Any] = {"profile": profile, "weights": run.weights, "device": run.device, **more}
     id, rng = WORLDS[run.world].id, np.random.default_rng(0)
     env: Any
     if envs == 1:

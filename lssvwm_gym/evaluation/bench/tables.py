@@ -92,12 +92,14 @@ def _simulators(report: Mapping[str, Any]) -> Printed:
     rows: list[Row] = []
     measured = [r for r in report["simulators"] if "skipped" not in r]
     said = [f"{r['id']} left out: {r['skipped']}" for r in report["simulators"] if "skipped" in r]
-    real = {r["processes"]: r["steps_per_second"] for r in measured if "envs" not in r}
+    real = {(r["observation"], r["processes"]): r["steps_per_second"] for r in measured if "envs" not in r}
     for r in measured:
         name = f"{r['id']}, {r['envs']} of profile {r['profile']} each" if "envs" in r else r["id"]
-        times = f"{r['steps_per_second'] / real[r['processes']]:.1f}" if r["processes"] in real else "-"
-        rows.append((name, str(r["processes"]), f"{r['steps_per_second']:.1f}", _ms(r), times))
-    return "the real world", ("environment", "processes", "steps/s in all", "ms a step", "times the real one's"), rows, said
+        beside = real.get((r["observation"], r["processes"]))
+        times = "-" if beside is None else f"{r['steps_per_second'] / beside:.1f}"
+        rows.append((name, r["observation"], str(r["processes"]), f"{r['steps_per_second']:.1f}", _ms(r), times))
+    columns = ("environment", "observation", "processes", "steps/s in all", "ms a step", "times the real one's")
+    return "the real world", columns, rows, said
 
 
 def _scan(report: Mapping[str, Any]) -> Printed:
