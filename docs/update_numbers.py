@@ -222,7 +222,7 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
     real = [
         f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}"
         for r in report["simulators"]
-        if "envs" not in r
+        if "envs" not in r and r["observation"] == "all"
     ]
     ages = ", ".join(f"{age['ms']:.1f} ms at step {age['age']:,}" for age in report["ages"])
     return (
