@@ -109,7 +109,8 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
         "57,090 frames",
         "3 minutes, encoding apart",
     ),
-    f"{SHIPPED}_pixels.safetensors": ("dreams after long pasts, from that, from pictures", "48,000", "9 minutes"),
+    f"{SHIPPED}_pixels.safetensors": ("dreams after long pasts, from imitation, from pictures", "48,000", "9 minutes"),
+    "runs/policies/pixels_seed_2.safetensors": ("the same from pictures, with another seed", "48,000", "7 minutes"),
     "runs/policies/recurrent.safetensors": ("dreams after long walks, with an LSTM, from nothing", "50,000", "8 minutes"),
 }
 
@@ -120,7 +121,7 @@ def main() -> None:
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels"))
+    tables["agents"] = agents(_read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2"))
     tables["agents walked"] = agents([_read("transfer_walked.json")])
     tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
