@@ -37,6 +37,7 @@ LONG_DIG = 0.2  # a little more, so that what takes a whole number of steps to d
 TAKE, CLICK = 0.1, 0.2 - 0.1 - 2 * SETTLE  # placing: a block into the hand, then the mouse button
 SEARCH, SEARCH_FRAMES = 0.05, 4000  # while a start is looked for
 TELLINGS = 200  # of what is wanted of the game's account, before it is given up
+STILL_FRAMES = 4  # of `LANDING`, in which a walk comes to an end
 LANDING, LANDING_FRAMES = 0.1, 14  # falls to the ground, and all that is around comes into view
 FADE_FRAMES, FADES, FADED = 20, 15, 0.25  # the sky fades a little in every frame from what it was, mostly a cave's; levels of 255
 ATTEMPTS = 3  # to start a client
@@ -212,6 +213,8 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         raise SimulatorDied("the game does not answer in time: is the machine very busy?")
 
     def _land(self, client: Client, start: dict[str, Any]) -> Moment:
+        for _ in range(STILL_FRAMES):  # whoever is moved while he walks goes on for some centimetres
+            client.frame(LANDING)
         moment = client.seen_frame(SEARCH, command=start)
         for _ in range(SEARCH_FRAMES):
             if moment.account["start"]["state"] in ("standing", "nowhere"):
