@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.models.ssd_chunks import scan_chunks
+from lssvwm_gym.models.ssd_chunks import decay_between, scan_chunks
 
 Scan = Callable[..., tuple[Tensor, Tensor]]  # of the signature of `ssd_scan`
 
@@ -63,7 +63,7 @@ def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     groups, by_group = C.shape[2], (C.shape[2], x.shape[2] // C.shape[2])
     if x.shape[1] == 1:
         return written * (B * C).sum(-1).repeat_interleave(by_group[1], 2).unsqueeze(-1)
-    decay = _decay_between((dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)).to(x.dtype)  # (b, h, l, l)
+    decay = decay_between((dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)).to(x.dtype)  # (b, h, l, l)
     similar = C.transpose(1, 2) @ B.transpose(1, 2).transpose(-1, -2)  # (b, g, l, l)
     weights = (decay.unflatten(1, by_group) * similar.unsqueeze(2)).flatten(1, 2) if groups > 1 else decay * similar
     return (weights @ written.transpose(1, 2)).transpose(1, 2)
@@ -111,10 +111,3 @@ def _fitting(chunk: int, length: int) -> int:
         return length
     near = [q for q in range(8, 3 * chunk // 2 + 1, 8) if q >= 3 * chunk / 4] or [chunk]
     return min(near, key=lambda q: (-length % q, abs(q - chunk)))
-
-
-def _decay_between(decay: Tensor) -> Tensor:
-    """Cumulated log decays (..., q) to the decay from token s to token t, zero where s is later: (..., q, q)."""
-    q = decay.shape[-1]
-    past = torch.ones(q, q, dtype=torch.bool, device=decay.device).tril()
-    return (decay[..., :, None] - decay[..., None, :]).masked_fill(~past, -torch.inf).exp()

@@ -45,6 +45,13 @@ def scan_chunks(x: Tensor, dt: Tensor, decay: Tensor, B: Tensor, C: Tensor, stat
     return y, state
 
 
+def decay_between(decay: Tensor) -> Tensor:
+    """Cumulated log decays (..., q) to the decay from token s to token t, zero where s is later: (..., q, q)."""
+    q = decay.shape[-1]
+    later = torch.ones(q, q, dtype=torch.bool, device=decay.device).triu(1)
+    return (decay[..., :, None] - decay[..., None, :]).masked_fill_(later, -torch.inf).exp_()
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +133,7 @@ def _backward(kept: Kept, dy: Tensor, dstate: Tensor) -> tuple[Tensor, ...]:
 def _weights(dt: Tensor, decay: Tensor, keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     """`Kept.weights` and `Kept.between`."""
     (b, c, h, q), groups, n = decay.shape, keys.shape[2], keys.shape[-1]
-    between = (decay[..., :, None] - decay[..., None, :]).exp_().tril_().to(keys.dtype)
+    between = decay_between(decay).to(keys.dtype)
     weights = keys.new_empty(b, c, h, q, q + n)
     of_tokens, of_state = weights.unflatten(2, (groups, -1)).split([q, n], -1)
     similar = queries @ keys.transpose(-1, -2)

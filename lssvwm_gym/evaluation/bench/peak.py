@@ -22,7 +22,7 @@ from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, finish, seconds_of
 from lssvwm_gym.evaluation.bench.training import stepping
-from lssvwm_gym.models.packing import multiplies_bfloat16
+from lssvwm_gym.training.precision import product_dtype
 
 CLIP = 80  # frames, as training has them
 PRODUCTS = "matrix products"
@@ -67,8 +67,8 @@ ELEMENTWISE, OUTSIDE = "elementwise", "outside of operators: Python, autograd's 
 def measure_peak(run: Benchmark) -> dict[str, Any]:
     """The peak, a training step's arithmetic and time, the share of the peak, and the account of its time by class of operators."""
     device = chosen_device(run.device)
-    half = multiplies_bfloat16(device) if run.precision == "auto" else run.precision == "bfloat16"
-    peak = matrix_peak(run.peak_size, torch.bfloat16 if half else torch.float32, device, run.repeats)
+    dtype = product_dtype(run.precision, device)
+    peak = matrix_peak(run.peak_size, dtype, device, run.repeats)
     step = stepping(run, "ours", CLIP, run.peak_frames)
     step()
     flops = counted(step)
@@ -77,7 +77,7 @@ def measure_peak(run: Benchmark) -> dict[str, Any]:
     reached = flops / (times.ms / 1000)
     in_products = account[PRODUCTS]["share"] * times.ms / 1000 if PRODUCTS in account else 0.0
     return {
-        "dtype": "bfloat16" if half else "float32",
+        "dtype": str(dtype).removeprefix("torch."),
         "peak_flops": peak,
         "frames": run.peak_frames,
         "step_flops": flops,

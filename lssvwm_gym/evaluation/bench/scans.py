@@ -23,9 +23,9 @@ from lssvwm_gym.evaluation.bench.models import config_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, seconds_of
 from lssvwm_gym.models.layers import BlockScan
-from lssvwm_gym.models.packing import multiplies_bfloat16
 from lssvwm_gym.models.ssd import ssd_scan
 from lssvwm_gym.models.world_model import WorldModelConfig
+from lssvwm_gym.training.precision import product_dtype
 
 OURS, THEIRS = "ours", "transformers"
 CHUNKS = (256, 64, 32)  # the first is transformers' own
@@ -49,7 +49,7 @@ def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
     for block in dict.fromkeys(config.blocks):
         shape = _shape(config, block, run)
         calls = {(OURS, 32 if device == "cpu" else 128): ours_scan} | {(THEIRS, chunk): _their_scan(theirs) for chunk in _chunks(shape[1])}
-        for dtype in _dtypes(run, device):
+        for dtype in dict.fromkeys((torch.float32, product_dtype(run.precision, device))):
             given = scan_inputs(*shape, device=device, dtype=dtype)
             what = f"scan, blocks of {block[0]}x{block[1]}" + ("" if dtype is torch.float32 else ", bfloat16")
             rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
@@ -81,11 +81,6 @@ def _their_scan(theirs: Any) -> Scan:
         return theirs(x, dt, A, B, C, chunk_size=chunk)
 
     return scan
-
-
-def _dtypes(run: Benchmark, device: str) -> tuple[torch.dtype, ...]:
-    half = multiplies_bfloat16(device) if run.precision == "auto" else run.precision == "bfloat16"
-    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
 
 
 def _chunks(tokens: int) -> list[int]:
