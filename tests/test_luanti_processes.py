@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.simulators.luanti import LuantiEnv
+from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
 from lssvwm_gym.simulators.luanti.script import FORWARD, LEFT, NOOP, RIGHT
 
 ROUNDS = int(os.environ.get("LUANTI_ROUNDS", "2"))
@@ -106,8 +109,32 @@ def test_no_process_outlives_its_owner(end):
         assert "Traceback" not in done.stderr
 
 
+KILLED_BEFORE = """
+import os, signal
+from pathlib import Path
+from lssvwm_gym.simulators.luanti import LuantiEnv, client, kept_folder
+
+def dies(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{step} = dies
+LuantiEnv().reset()
+"""
+
+
 @pytest.mark.usefixtures("luanti")
-def test_no_process_outlives_an_owner_killed_while_it_starts(tmp_path):
+@pytest.mark.parametrize(
+    "step", ["kept_folder.Path", "Path.symlink_to", "client._furnish", "client.Client._start_client", "client.Client._hear"]
+)
+def test_nothing_is_left_of_an_owner_killed_while_it_starts(step, tmp_path):
+    code = KILLED_BEFORE.format(step=step)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    wait_until_empty(tmp_path)
+
+
+@pytest.mark.usefixtures("luanti")
+def test_nothing_is_left_of_an_owner_killed_at_any_moment(tmp_path):
     code = "from lssvwm_gym.simulators.luanti import LuantiEnv; env = LuantiEnv(); print(flush=True); env.reset()"
     for round in range(ROUNDS):
         owner = [sys.executable, "-c", code]
@@ -117,13 +144,49 @@ def test_no_process_outlives_an_owner_killed_while_it_starts(tmp_path):
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(0.2 + 1.3 * round / ROUNDS)
-            pids = children(process.pid)
             process.kill()
-        wait_until_gone(pids, tmp_path / "nothing")
-        end = time.monotonic() + SECONDS_TO_VANISH
-        while any(tmp_path.iterdir()):
-            assert time.monotonic() < end, f"left over: {list(tmp_path.iterdir())}"
-            time.sleep(0.05)
+        wait_until_empty(tmp_path)
+
+
+def test_a_folder_stays_for_as_long_as_somebody_works_in_it(tmp_path):
+    code = """
+import subprocess
+from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
+kept = KeptFolder()
+subprocess.Popen(["sleep", "1"], pass_fds=[kept.descriptor], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(kept.path)
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path
+    assert folder.is_dir()
+    (folder / "in it").mkdir()
+    wait_until_empty(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_names_what_can_be_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(OSError, match=r"needs a temporary folder, .*missing.*TMPDIR can name another"):
+        KeptFolder()
+
+
+def wait_until_empty(folder: Path) -> None:
+    """Wait until there is nothing in a folder, and no process that works in it."""
+    end = time.monotonic() + SECONDS_TO_VANISH
+    while any(folder.iterdir()) or working_in(folder):
+        assert time.monotonic() < end, f"left over: {list(folder.iterdir())}, {working_in(folder)}"
+        time.sleep(0.05)
+
+
+def working_in(folder: Path) -> list[str]:
+    """Names of processes whose working directory is, or was, inside of a folder."""
+    names = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if os.readlink(process / "cwd").startswith(f"{folder}/"):
+                names.append((process / "comm").read_text().strip())
+    return names
 
 
 def children(of: int) -> list[int]:

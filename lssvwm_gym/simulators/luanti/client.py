@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
+from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
 from lssvwm_gym.simulators.luanti.programs import HERE, Programs
 
 logger = logging.getLogger(__name__)
@@ -117,8 +117,9 @@ class Client:
         self._resources = contextlib.ExitStack()
         self._end = weakref.finalize(self, _end, self._resources, os.getpid())
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix="lssvwm-luanti-"))
-            self._resources.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            kept = KeptFolder()
+            self._resources.callback(kept.remove)
+            self.folder, self._keeps_folder = kept.path, kept.descriptor
             for name in ("lifeline", "lockstep"):
                 (self.folder / f"{name}.so").symlink_to(getattr(programs, name))  # LD_PRELOAD could not take any path
             display = self._start_x_server(programs)
@@ -192,7 +193,7 @@ class Client:
 
     def _start(self, name: str, command: list[str], environment: dict[str, str], descriptor: int) -> None:
         """Start a process in the folder that inherits `descriptor`; what it says goes to `<name>.log` there."""
-        ours = {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid()), "LIFELINE_FOLDER": str(self.folder)}
+        ours = {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid())}
         with open(self._log(name), "wb") as log:
             process = subprocess.Popen(
                 command,
@@ -201,7 +202,7 @@ class Client:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(descriptor,),
+                pass_fds=(descriptor, self._keeps_folder),
                 start_new_session=True,  # Ctrl-C in a terminal is for us alone
             )
         self._resources.callback(_stop, process, signal.SIGTERM if name == "xvfb" else signal.SIGKILL)
