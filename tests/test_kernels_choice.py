@@ -47,9 +47,9 @@ def test_without_cuda_pytorch_computes(monkeypatch):
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_on_cuda_auto_takes_the_kernels_that_are_there(monkeypatch, device):
     monkeypatch.setattr(backends, "kernels", lambda: None)
-    assert chosen_backend("auto", device) == chosen_backend("mamba", device) == Backend("mamba", "fold", "on")
-    assert chosen_backend("torch", device) == Backend("torch", "fold", "on")
-    assert chosen_backend(Backend("torch", "flex", "off"), device) == Backend("torch", "flex", "off")
+    assert chosen_backend("auto", device) == chosen_backend("mamba", device) == Backend("mamba", "fold", "on", "off")
+    assert chosen_backend("torch", device) == Backend("torch", "fold", "on", "off")
+    assert chosen_backend(Backend("torch", "flex", "off"), device) == Backend("torch", "flex", "off", "off")
     monkeypatch.setattr(backends, "kernels", missing)
     assert chosen_backend("auto", device).scan == "torch"
     with pytest.raises(ImportError, match="not installed"):
@@ -62,7 +62,7 @@ def test_on_cuda_auto_takes_the_kernels_that_are_there(monkeypatch, device):
         ("mamba", "is for CUDA devices, not for cpu"),
         (Backend(attention="flex"), "attention='flex' is for CUDA"),
         (Backend(graphs="on"), "graphs='on' is for CUDA"),
-        ("triton", "backend must be one of auto, torch, mamba, not 'triton'"),
+        ("triton", "backend must be one of auto, torch, mamba, compiled, not 'triton'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(monkeypatch, tiny_weights, wish, said):

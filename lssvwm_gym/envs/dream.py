@@ -24,6 +24,7 @@ from lssvwm_gym.envs.starting import LongWalks, Past, choose_past, walked
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, chosen_arithmetic, load_arranged
 from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend
+from lssvwm_gym.models.compiled import compiled
 from lssvwm_gym.models.dreaming import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
 from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import join_rows
@@ -140,6 +141,8 @@ class Dream:
         model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
         if self.backend.graphs == "on":
             step = replayed(step, model)
+        if self.backend.compiled == "on":
+            step = compiled(step, model)
         return step(model, state, action, noise)
 
     @torch.no_grad()
@@ -225,8 +228,9 @@ def open_dream(
     `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
     in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write
     a folder of them. `backend`, of scans: "torch", "mamba" for mamba-ssm's kernels on CUDA, or "auto", which takes those where
-    they are installed; a `Backend` says more. Raises `ValueError` for a world, profile, device, dtype or backend that doesn't
-    exist here and for weights that don't fit the world, `ImportError` for "mamba" where mamba-ssm is missing.
+    they are installed; or "compiled", for steps that are compiled on a CPU when the first one is taken; a `Backend` says more.
+    Raises `ValueError` for a world, profile, device, dtype or backend that doesn't exist here and for weights that don't fit the
+    world, `ImportError` for "mamba" where mamba-ssm is missing, `RuntimeError` for "compiled" where there is no C++ compiler.
     """
     world = _known(world)
     if profile not in SAMPLING_STEPS:

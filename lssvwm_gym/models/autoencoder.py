@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,12 @@ class AutoencoderConfig:
     residual_blocks: int = 1  # at each resolution, in the encoder and in the decoder
     latent_channels: int = 32  # C
     latent_noise: float = 0.05  # added to latents in training, in latent units before normalisation
+    # the decoder's channels at each resolution, where they are others; saved states know a model without this, by its weights
+    decoder_widths: tuple[int, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.decoder_widths and len(self.decoder_widths) != len(self.widths):
+            raise ValueError(f"decoder_widths are as many as widths, one a resolution: {len(self.widths)}, not {len(self.decoder_widths)}")
 
     @property
     def grid(self) -> int:
@@ -104,10 +110,11 @@ def _encoder(config: AutoencoderConfig) -> nn.Sequential:
 
 
 def _decoder(config: AutoencoderConfig) -> nn.Sequential:
-    width = config.widths[-1]
+    widths = config.decoder_widths or config.widths
+    width = widths[-1]
     layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 1)]
     layers += [ResidualBlock(width) for _ in range(config.residual_blocks)]
-    for narrower in reversed(config.widths[:-1]):
+    for narrower in reversed(widths[:-1]):
         layers += [nn.Conv2d(width, 4 * narrower, 1), nn.PixelShuffle(2)]
         layers += [ResidualBlock(narrower) for _ in range(config.residual_blocks)]
         width = narrower

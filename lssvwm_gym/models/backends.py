@@ -1,7 +1,7 @@
 """What computes the scans and the attention of a model, and whether its step is recorded: chosen here, for a device and a wish.
 
 PyTorch's own operations are the reference and run everywhere; what is quicker on CUDA has the same signature beside them
-(`mamba`, `flex`, `replay`). See docs/backends.md.
+(`mamba`, `flex`, `replay`), and what is on a CPU (`compiled`). See docs/backends.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lssvwm_gym.models.compiled import check_compiler
 from lssvwm_gym.models.layers import BlockScan, FrameAttention
 from lssvwm_gym.models.mamba import interpreted, kernels, mamba_scan
 from lssvwm_gym.models.ssd import ssd_scan
@@ -21,7 +22,12 @@ from lssvwm_gym.models.ssd import ssd_scan
 M = TypeVar("M", bound=nn.Module)
 
 SCANS = {"torch": ssd_scan, "mamba": mamba_scan}
-CHOICES = {"scan": ("auto", *SCANS), "attention": ("auto", "fold", "flex"), "graphs": ("auto", "on", "off")}
+CHOICES = {
+    "scan": ("auto", *SCANS),
+    "attention": ("auto", "fold", "flex"),
+    "graphs": ("auto", "on", "off"),
+    "compiled": ("auto", "on", "off"),
+}
 
 log = logging.getLogger("lssvwm_gym")
 
@@ -33,35 +39,45 @@ class Backend:
     scan: str = "auto"  # torch, or mamba: mamba-ssm's kernels, on CUDA; auto: mamba where it can be used
     attention: str = "auto"  # fold: dense products of folded frames; flex: FlexAttention, on CUDA; auto: fold
     graphs: str = "auto"  # on: a dream's step is recorded as a CUDA graph; off; auto: on on CUDA
+    compiled: str = "auto"  # on: a dream's step is compiled, on a CPU, which takes a minute and a C++ compiler; off; auto: off
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
+                choices = (*choices, "compiled") if name == "scan" else choices
                 raise ValueError(f"{'backend' if name == 'scan' else name} must be one of {', '.join(choices)}, not {value!r}")
 
     def __str__(self) -> str:
-        return ", ".join([self.scan, *["flex"] * (self.attention == "flex"), *["graphs"] * (self.graphs == "on")])
+        said = {"flex": self.attention == "flex", "graphs": self.graphs == "on", "compiled": self.compiled == "on"}
+        return ", ".join([self.scan, *(name for name, is_so in said.items() if is_so)])
 
 
-PLAIN = Backend("torch", "fold", "off")
+PLAIN = Backend("torch", "fold", "off", "off")
+COMPILED = Backend(compiled="on")
 
 
 def chosen_backend(backend: str | Backend, device: str) -> Backend:
-    """For a wish, or the name of one's scan, and a torch device.
+    """For a wish, the name of one's scan, or `compiled`, and a torch device.
 
     Raises:
-        ValueError: a name that doesn't exist, or what is for CUDA on another device.
+        ValueError: a name that doesn't exist, what is for CUDA on another device, or what is for a CPU.
         ImportError: mamba-ssm is asked for by name and isn't there.
+        RuntimeError: steps are to be compiled, and there is no C++ compiler.
     """
-    wish = backend if isinstance(backend, Backend) else Backend(scan=backend)
+    wish = backend if isinstance(backend, Backend) else COMPILED if backend == "compiled" else Backend(scan=backend)
     on_cuda = torch.device(device).type == "cuda"
     for name, value in (("attention", "flex"), ("graphs", "on")):
         if getattr(wish, name) == value and not on_cuda:
             raise ValueError(f"{name}={value!r} is for CUDA devices, not for {device}: leave it at 'auto'")
+    if wish.compiled == "on":
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', a GPU records its steps instead")
+        check_compiler()
     return Backend(
         _chosen_scan(wish.scan, device, on_cuda),
         "fold" if wish.attention == "auto" else wish.attention,
         ("on" if on_cuda else "off") if wish.graphs == "auto" else wish.graphs,
+        "off" if wish.compiled == "auto" else wish.compiled,
     )
 
 
@@ -94,7 +110,7 @@ def use_backend(model: nn.Module, backend: Backend) -> None:
 
 def on_backend(model: M, backend: Backend) -> M:
     """The same model, with the same parameters, computed so; itself where that is what it does by itself."""
-    if replace(backend, graphs="off") == PLAIN:
+    if replace(backend, graphs="off", compiled="off") == PLAIN:
         return model
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     other = copy.deepcopy(model, weights)  # of all but the weights

@@ -161,7 +161,8 @@ def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
 
 def _waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
     """Sines and cosines of x (..., K) at `count` growing frequencies: (..., 2 * K * count)."""
-    angle = x.unsqueeze(-1) * _frequencies(lowest, count, growth, x.device)
+    frequencies = _frequencies.__wrapped__ if torch.compiler.is_compiling() else _frequencies
+    angle = x.unsqueeze(-1) * frequencies(lowest, count, growth, x.device)
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
 
 

@@ -35,16 +35,14 @@ class Product:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.bias = None if bias is None else bias.to(dtype)
-        self.packs = dtype == torch.bfloat16 and _packs("_linear")
-        if self.packs:
-            self.weight = oneDNN._reorder_linear_weight(weight.to(dtype), None)
-        else:  # lies in memory as (in, out): up to seven times faster for few rows where it has to come from afar
-            self.weight = weight.T.to(dtype).contiguous().T
+        # lies in memory as (in, out): up to seven times faster for few rows where it has to come from afar
+        self.weight = weight.T.to(dtype).contiguous().T
+        self.packed = oneDNN._reorder_linear_weight(self.weight, None) if dtype == torch.bfloat16 and _packs("_linear") else None
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
-        if self.packs:
-            return cast(Tensor, oneDNN._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+        if self.packed is not None and not torch.compiler.is_compiling():  # a compiler lays it out by itself
+            return cast(Tensor, oneDNN._linear_pointwise(x, self.packed, self.bias, "none", [], ""))
         return F.linear(x, self.weight, self.bias)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ class AutoencoderTraining:
     data: Path  # folder with episodes to learn from
     out: Path  # folder for checkpoint.safetensors, autoencoder.safetensors and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
+    encoder: Path | None = (
+        None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned, for its latents
+    )
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     steps: int = 9000
     batch: int = 32  # images, of all processes together
@@ -58,10 +61,12 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     team.refuse_uneven(run.batch, f"--batch {run.batch}")
     torch.manual_seed(run.seed)
     device = team.device
-    model = Autoencoder(run.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Autoencoder(run.model) if run.encoder is None else with_encoder_of(load_autoencoder(run.encoder), run.model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4
+        learned, betas=(0.9, 0.99), weight_decay=1e-4
     )  # not fused: it would pair loaded moments wrongly with channels-last weights
     saved = run.out / "checkpoint.safetensors"
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
@@ -79,9 +84,9 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
             shares = [mean / team.size for mean in reconstruction_loss(model, batch, draws)]
         optimizer.zero_grad()
         shares[0].backward()
-        team.add_gradients(model.parameters())
+        team.add_gradients(learned)
         loss, error = team.summed(torch.stack(shares).detach()).unbind()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         update_average(average, model, step, run.average)
         if writer is not None and step % 50 == 0:
@@ -96,10 +101,21 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     finished = run.out / "autoencoder.safetensors"
     if writer is not None:
         writer.close()
-        set_latent_scale(average, frames[:: max(1, len(frames) // 5000)])
+        if run.encoder is None:
+            set_latent_scale(average, frames[:: max(1, len(frames) // 5000)])
         save_tensors(finished, average.state_dict(), {"config": asdict(run.model), "steps": run.steps, "data": fingerprint(run.data)})
     team.wait()
     return finished
+
+
+def with_encoder_of(other: Autoencoder, config: AutoencoderConfig) -> Autoencoder:
+    """A new decoder for another autoencoder's latents. Raises `ValueError` if they differ in more than `decoder_widths` and noise."""
+    if replace(other.config, decoder_widths=config.decoder_widths, latent_noise=config.latent_noise) != config:
+        raise ValueError(f"--encoder is of {other.config}, so --model must be that but for decoder_widths and latent_noise, not {config}")
+    model = Autoencoder(config)
+    model.load_state_dict({name: tensor for name, tensor in other.state_dict().items() if not name.startswith("decoder.")}, strict=False)
+    model.encoder.requires_grad_(False)
+    return model
 
 
 def reconstruction_loss(model: Autoencoder, frames: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -151,12 +167,17 @@ def _save(
         **prefixed("average", average.state_dict()),
         **prefixed("optimizer", optimizer_tensors(optimizer)),
     }
-    save_tensors(path, tensors, {"step": step, "config": asdict(run.model), "seed": run.seed})
+    save_tensors(path, tensors, {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None})
 
 
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
     tensors, header = load_tensors(path)
-    for name, mine in (("config", json.loads(json.dumps(asdict(run.model)))), ("seed", run.seed)):
+    header = {"decoder_only": False, **header}
+    for name, mine in (
+        ("config", json.loads(json.dumps(asdict(run.model)))),
+        ("seed", run.seed),
+        ("decoder_only", run.encoder is not None),
+    ):
         if header.get(name) != mine:
             raise TensorFileError(f"{path} was made with {name} {str(header.get(name))[:500]}, not {mine}; choose another --out")
     step = header.get("step")

@@ -45,6 +45,8 @@ class Benchmark:
     memory: float = 0.5  # of the free memory that a step of training may take; what would take more is left out
     threads: int | None = None  # of torch; its own choice if not given
     device: str = "auto"
+    dtype: str = "auto"  # speed, ages, simulators: as the environments take it: auto, float32, bfloat16
+    backend: str = "auto"  # likewise: auto, torch, mamba, compiled
     out: Path | None = None  # where to write the numbers as JSON
     plots: Path | None = None  # folder for pictures
 
@@ -62,6 +64,7 @@ class Benchmark:
             ("variant", self.variants, VARIANTS),
             ("way of learning", (self.way,), WAYS),
             ("precision", (self.precision,), DTYPES),
+            ("dtype", (self.dtype,), DTYPES),
         ):
             unknown = [repr(name) for name in names if name not in known]
             if unknown:

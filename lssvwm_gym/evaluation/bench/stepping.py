@@ -34,6 +34,7 @@ class Speed:
     ms_p10: float
     ms_p90: float
     state_bytes: int  # a row
+    first_seconds: float  # the first step after a reset takes, in which a backend may compile
 
 
 def measure_speed(run: Benchmark) -> list[dict[str, Any]]:
@@ -72,7 +73,14 @@ def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, C
 
     What a step returns lies in the memory of the CPU, so a GPU has finished when it returns.
     """
-    settings: dict[str, Any] = {"profile": profile, "weights": run.weights, "device": run.device, **more}
+    settings: dict[str, Any] = {
+        "profile": profile,
+        "weights": run.weights,
+        "device": run.device,
+        "dtype": run.dtype,
+        "backend": run.backend,
+    }
+    settings |= more
     id, rng = WORLDS[run.world].id, np.random.default_rng(0)
     env: Any
     if envs == 1:
@@ -95,8 +103,11 @@ def seconds_of_steps(step: Callable[[], Any], run: Benchmark, title: str) -> np.
 
 def _speed(run: Benchmark, profile: str, envs: int) -> Speed:
     env, step = opened(run, profile, envs)
+    began = time.perf_counter()
+    step()
+    first = time.perf_counter() - began
     seconds = seconds_of_steps(step, run, f"{profile}, {envs} envs")
     times = Times.of(seconds)
     size = state_bytes(env.unwrapped.clone_state().dream) // envs
     env.close()
-    return Speed(profile, SAMPLING_STEPS[profile], envs, float(envs / seconds.mean()), times.ms, times.ms_p10, times.ms_p90, size)
+    return Speed(profile, SAMPLING_STEPS[profile], envs, float(envs / seconds.mean()), times.ms, times.ms_p10, times.ms_p90, size, first)

@@ -31,10 +31,19 @@ Printed = tuple[str, Row, list[Row], list[str]]  # title, columns, rows, remarks
 
 def _speeds(report: Mapping[str, Any]) -> Printed:
     rows: list[Row] = [
-        (s["profile"], str(s["passes"]), str(s["envs"]), f"{s['steps_per_second']:.1f}", _ms(s), _kib(s["state_bytes"]))
+        (
+            s["profile"],
+            str(s["passes"]),
+            str(s["envs"]),
+            f"{s['steps_per_second']:.1f}",
+            _ms(s),
+            _kib(s["state_bytes"]),
+            f"{s['first_seconds']:.2f}",
+        )
         for s in report["speeds"]
     ]
-    return report["world"], ("profile", "passes", "envs", "steps/s in all", "ms a step", "state KiB a row"), rows, []
+    title = f"{report['world']}, dtype {report['settings']['dtype']}, backend {report['settings']['backend']}"
+    return title, ("profile", "passes", "envs", "steps/s in all", "ms a step", "state KiB a row", "first step s"), rows, []
 
 
 def _ages(report: Mapping[str, Any]) -> Printed:

@@ -1,0 +1,100 @@
+"""A dream's step on a CPU, compiled by PyTorch's own compiler: one C++ program for so many rows, instead of some hundred calls into torch.
+
+Compiling takes some 40 s, at the first step of every number of rows, of every profile. PyTorch keeps the result in its cache folder
+(`TORCHINDUCTOR_CACHE_DIR`), with which another process takes a few seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.world_model import WorldModel
+
+# weights are constants, laid out once; what calls the kernels is C++, too
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"freezing": True, "cpp_wrapper": True}
+COMPILERS = ("g++", "clang++")
+
+log = logging.getLogger("lssvwm_gym")
+
+
+def check_compiler() -> None:
+    """Raise `RuntimeError` if there is no C++ compiler."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    if not any(map(shutil.which, wanted)):
+        raise RuntimeError(
+            f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; \
+or leave backend at 'auto', which compiles nothing"
+        )
+
+
+@functools.cache
+def compiled(step: Callable[..., tuple[DreamState, Tensor]], model: WorldModel) -> CompiledStep:
+    """`step(model, state, action, noise)` as a function of the same arguments that compiles itself at the first call with so many rows."""
+    return CompiledStep(step, model)
+
+
+class CompiledStep:
+    """A step of one model. States go in as steps leave them, so that a reset, a branch or a loaded state compiles nothing anew."""
+
+    def __init__(self, step: Callable[..., tuple[DreamState, Tensor]], model: WorldModel) -> None:
+        self.step, self.model = step, model
+        self.programs: dict[tuple[int, int], Callable[..., tuple[DreamState, Tensor]]] = {}
+
+    def __call__(self, model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
+        assert model is self.model
+        arguments = settled(state), _row_major(action), _row_major(noise)
+        size = len(action), torch.get_num_threads()  # a program uses as many threads as there were when it was compiled
+        if size in self.programs:
+            return self.programs[size](*arguments)
+        log.warning("compiling a dream's step for %d rows, which may take a minute", len(action))
+        begun, program = time.monotonic(), self._program()
+        result = program(*arguments)
+        log.warning("compiled in %.0f s", time.monotonic() - begun)
+        self.programs[size] = program
+        return result
+
+    def _program(self) -> Callable[..., tuple[DreamState, Tensor]]:
+        def program(state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
+            return self.step(self.model, state, action, noise)
+
+        # a code of its own: PyTorch compiles one only so many times
+        own = types.FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)
+        return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+def settled(state: DreamState) -> DreamState:
+    """The same state, laid out in memory as a step leaves it: row-major, but keys and values with their heads first."""
+    world = state.world
+    layers = tuple(
+        layer._replace(
+            **{name: _row_major(tensor) for name, tensor in layer._asdict().items() if name not in ("keys", "values")},
+            keys=_row_major(layer.keys.transpose(1, 2)).transpose(1, 2) if layer.keys.ndim > 2 else layer.keys,
+            values=_row_major(layer.values.transpose(1, 2)).transpose(1, 2) if layer.values.ndim > 2 else layer.values,
+        )
+        for layer in world.layers
+    )
+    rest: DreamState = tree_map(_row_major, state._replace(world=world._replace(layers=())))
+    return rest._replace(world=rest.world._replace(layers=layers))
+
+
+def _row_major(x: Tensor) -> Tensor:
+    """The same, contiguous, and with the strides of its shape in axes of one entry, too."""
+    strides = _strides(x.shape)
+    return x if x.stride() == strides else x.contiguous().as_strided(x.shape, strides)
+
+
+@functools.cache
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
