@@ -22,9 +22,10 @@ from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
 from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.models.weights import load_weights, read_weights
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.playing import Playing, open_game, play
+from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.describing import CARD, Naming, card, described, write_card
 from lssvwm_gym.training.fitting import refuse_unfit
 from lssvwm_gym.training.ship import Shipping, ship
@@ -265,7 +266,7 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
         tmp_path / "world.safetensors", weights.world_model.state_dict(), {"config": dataclasses.asdict(weights.world_model.config)}
     )
     out = tmp_path / "shipped"
-    shipping = Shipping(pond, tmp_path / "world.safetensors", recordings, out, openings=2, opening_frames=4, walks=1)
+    shipping = Shipping(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
     ship(shipping)
     env = lssvwm_gym.load(out, profile="fast")
     env.reset(seed=0, options={"context_frames": 20})
@@ -276,6 +277,27 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
     assert not (out / "world.json").exists()  # which would be another world's
     with pytest.raises(ValueError, match="no episode has the 50 frames of an opening"):
         ship(dataclasses.replace(shipping, opening_frames=50))
+
+
+def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tmp_path):
+    write_world(pond, POND)
+    config = dataclasses.replace(load_weights(pond).autoencoder.config, decoder_widths=(4, 8))
+    training = dict(data=recordings, encoder=pond, model=config, steps=2, batch=2, warmup=1)
+    decoder = train_autoencoder(AutoencoderTraining(out=tmp_path / "decoder", **training))
+    shipping = Shipping(decoder, pond, tmp_path / "shipped")
+    new, old = ship(shipping), load_weights(pond)
+    assert torch.equal(new.walks.latent, old.walks.latent)
+    assert new.autoencoder.config == config
+    shipped = read_weights(tmp_path / "shipped")
+    frames = torch.randint(256, (2, config.image_size, config.image_size, 3), dtype=torch.uint8)
+    assert torch.equal(shipped.autoencoder.encode(frames), old.autoencoder.encode(frames))
+    assert lssvwm_gym.load(tmp_path / "shipped", profile="fast").unwrapped.dream.world.name == POND.name
+
+    other = train_autoencoder(AutoencoderTraining(out=tmp_path / "other", **training | {"encoder": None}))
+    with pytest.raises(ValueError, match="has another encoder than"):
+        ship(dataclasses.replace(shipping, autoencoder=other))
+    with pytest.raises(ValueError, match="has no starts: name a folder with real episodes"):
+        ship(dataclasses.replace(shipping, world_model=decoder))
 
 
 def test_a_card_written_by_hand_stays(pond):

@@ -203,6 +203,33 @@ def test_autoencoder_learns_and_resumes_exactly(episode_folder, tmp_path):
     assert resumed.decode(resumed.encode(frames)).shape == frames.shape
 
 
+def test_a_decoder_learns_alone_for_the_latents_that_there_are(episode_folder, tmp_path):
+    model = AutoencoderConfig(image_size=32, widths=(8, 16), latent_channels=4)
+    plan = AutoencoderTraining(data=episode_folder, out=tmp_path / "both", model=model, steps=8, batch=4, save_every=4, warmup=1)
+    both = train_autoencoder(plan)
+    narrow = replace(model, decoder_widths=(4, 8))
+    run = replace(plan, out=tmp_path / "decoder", encoder=both, model=narrow)
+    old, new = load_autoencoder(both), load_autoencoder(train_autoencoder(run))
+    kept = [name for name in old.state_dict() if not name.startswith("decoder.")]
+    assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in kept)
+    assert len(kept) > 2
+    torch.manual_seed(0)
+    assert not torch.equal(new.decoder[0].weight, type(new)(narrow).decoder[0].weight)  # it learned
+    assert new.decode(torch.zeros(2, model.tokens, 4)).shape == (2, 32, 32, 3)
+
+    stopped = replace(run, out=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(stopped, at_step=6)
+    resumed = load_autoencoder(train_autoencoder(stopped))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(resumed.parameters(), new.parameters(), strict=True))
+    with pytest.raises(TensorFileError, match="was made with decoder_only True, not False"):
+        train_autoencoder(replace(stopped, encoder=None))
+    with pytest.raises(ValueError, match=r"--encoder is of .* but for decoder_widths and latent_noise"):
+        train_autoencoder(replace(run, out=tmp_path / "wider", model=replace(narrow, latent_channels=8)))
+    with pytest.raises(ValueError, match="decoder_widths are as many as widths, one a resolution: 2, not 1"):
+        AutoencoderConfig(widths=(8, 16), decoder_widths=(8,))
+
+
 def _interrupted(run, at_step):
     """Train, and be stopped after the checkpoint of step 4."""
     import lssvwm_gym.training.autoencoder as module

@@ -6,7 +6,7 @@ Where the data or the settings say what the world is called, its record goes wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +21,12 @@ from lssvwm_gym.data.tensors import load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.building import built_world_model
 from lssvwm_gym.models.latents import encoded
-from lssvwm_gym.models.weights import Starts, Weights, save_weights
+from lssvwm_gym.models.weights import Starts, Weights, read_weights, save_weights
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.describing import Naming, card, described, write_card
 from lssvwm_gym.worlds import write_world
-from lssvwm_gym.worlds.record import RECORD
+from lssvwm_gym.worlds.record import RECORD, has_record, read_world
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Shipping:
     """What goes into a folder of weights."""
 
     autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
-    world_model: Path  # world.safetensors of a finished world model, or checkpoint.safetensors of one under way
-    data: Path  # folder with real episodes to begin dreams with
+    world_model: Path  # world.safetensors of a finished world model, checkpoint.safetensors of one under way, or a folder of weights
     out: Path  # folder to write
+    data: Path | None = None  # folder with real episodes to begin dreams with; none: those that `world_model`, a folder, begins with
     openings: int = 64
     opening_frames: int = 16
     walks: int = 4
@@ -48,16 +48,8 @@ class Shipping:
 def ship(run: Shipping) -> Weights:
     """Write the folder and return what is in it."""
     autoencoder = load_autoencoder(run.autoencoder)
-    world_model, trained = load_world_model(run.world_model)
-    paths = episode_paths(run.data)
-    rng = np.random.default_rng(run.seed)
-    paths = [paths[i] for i in rng.permutation(len(paths))]
-    lengths = {path: len(read_arrays(path)["action"]) for path in paths}
-    openings = _starts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
-    walks = _starts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
-    info = {"training": trained, "starts_from": fingerprint(run.data)}
-    weights = Weights(autoencoder, world_model, openings, walks, info)
-    world = described(run.naming, run.data, weights)
+    weights = _with_its_starts(run, autoencoder) if run.data is None else _with_starts_from(run, run.data, autoencoder)
+    world = described(run.naming, run.data, weights) if run.data else read_world(run.world_model) if has_record(run.world_model) else None
     save_weights(run.out, weights)
     if world is None:
         (run.out / RECORD).unlink(missing_ok=True)  # of what was in the folder before
@@ -67,8 +59,36 @@ def ship(run: Shipping) -> Weights:
     return weights
 
 
+def _with_its_starts(run: Shipping, autoencoder: Autoencoder) -> Weights:
+    if not run.world_model.is_dir():
+        raise ValueError(f"{run.world_model} has no starts: name a folder with real episodes (--data)")
+    old = read_weights(run.world_model)
+    if _encoding(autoencoder) != _encoding(old.autoencoder):
+        raise ValueError(f"{run.autoencoder} has another encoder than {run.world_model}, whose starts are latents of that one: name --data")
+    return replace(old, autoencoder=autoencoder)
+
+
+def _encoding(autoencoder: Autoencoder) -> dict[str, list[float]]:
+    """What makes latents of pictures, as it ships."""
+    return {k: tensor.half().flatten().tolist() for k, tensor in autoencoder.state_dict().items() if not k.startswith("decoder.")}
+
+
+def _with_starts_from(run: Shipping, data: Path, autoencoder: Autoencoder) -> Weights:
+    world_model, trained = load_world_model(run.world_model)
+    paths = episode_paths(data)
+    rng = np.random.default_rng(run.seed)
+    paths = [paths[i] for i in rng.permutation(len(paths))]
+    lengths = {path: len(read_arrays(path)["action"]) for path in paths}
+    openings = _starts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
+    walks = _starts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
+    return Weights(autoencoder, world_model, openings, walks, {"training": trained, "starts_from": fingerprint(data)})
+
+
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
-    """The average weights of a finished or an unfinished training run, and its header."""
+    """The average weights of a finished or an unfinished training run, and its header; or those of a folder of weights."""
+    if path.is_dir():
+        weights = read_weights(path)
+        return weights.world_model, weights.info.get("training", {})
     tensors, header = load_tensors(path)
     model = built_world_model(header.get("config"), under("average", tensors) or tensors, path, path)
     return model, {k: v for k, v in header.items() if k not in ("config", "walks")}
