@@ -65,5 +65,5 @@ def arranged(weights: Weights, arithmetic: Arithmetic) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     world_model, autoencoder = copy.copy(weights.world_model), copy.copy(weights.autoencoder)
     world_model.stepped = SteppedLayers([layer for layer in world_model.layers if isinstance(layer, Layer)], arithmetic.model)
-    autoencoder.packed = PackedDecoder(autoencoder.decoder, arithmetic.pictures)
+    autoencoder.packed = PackedDecoder(autoencoder.decoder, arithmetic.pictures, autoencoder.config.grid)
     return replace(weights, world_model=world_model, autoencoder=autoencoder)

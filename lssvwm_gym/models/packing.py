@@ -47,15 +47,17 @@ class Product:
 
 
 class Convolution:
-    """`nn.Conv2d` without gradients, and SiLU after it if wanted: x (B, C, height, width) of the weights' type, channels last."""
+    """`nn.Conv2d` without gradients, and SiLU after it if wanted: x (B, C, side, side) of the weights' type, channels last."""
 
     @torch.no_grad()
-    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, silu: bool = False) -> None:
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, side: int, silu: bool = False) -> None:
+        """`side`, of the images, decides the layout; any will do, but some take a hundred times as long in the wrong one."""
         self.silu, self.shape = silu, [list(map(int, x)) for x in (convolution.padding, convolution.stride, convolution.dilation)]
         weight = convolution.weight.to(dtype, memory_format=torch.channels_last)
         self.bias = None if convolution.bias is None else convolution.bias.to(dtype)
         self.packs = _packs("_convolution") and convolution.groups == 1
-        self.weight = oneDNN._reorder_convolution_weight(weight, *self.shape, 1, None) if self.packs else weight
+        size = [1, convolution.in_channels, side, side]
+        self.weight = oneDNN._reorder_convolution_weight(weight, *self.shape, 1, size) if self.packs else weight
         self.groups = convolution.groups
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,9 +72,12 @@ class Convolution:
 class PackedDecoder:
     """The decoder of an autoencoder: latents (B, C, grid, grid) of any type to images (B, 3, height, width) float32."""
 
-    def __init__(self, decoder: nn.Sequential, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: nn.Sequential, dtype: torch.dtype, grid: int) -> None:
         self.dtype = dtype
-        self.parts = [_packed(part, dtype) for part in decoder]
+        self.parts = []
+        for part in decoder:
+            self.parts.append(_packed(part, dtype, grid))
+            grid *= part.upscale_factor if isinstance(part, nn.PixelShuffle) else 1
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -82,17 +87,17 @@ class PackedDecoder:
 
 
 class _PackedResidual:
-    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
-        self.inner, self.outer = Convolution(block.inner, dtype, silu=True), Convolution(block.outer, dtype)
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype, side: int) -> None:
+        self.inner, self.outer = Convolution(block.inner, dtype, side, silu=True), Convolution(block.outer, dtype, side)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self.outer(self.inner(F.silu(x)))
 
 
-def _packed(part: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _packed(part: nn.Module, dtype: torch.dtype, side: int) -> Callable[[Tensor], Tensor]:
     if isinstance(part, nn.Conv2d):
-        return Convolution(part, dtype)
-    return _PackedResidual(part, dtype) if isinstance(part, ResidualBlock) else part
+        return Convolution(part, dtype, side)
+    return _PackedResidual(part, dtype, side) if isinstance(part, ResidualBlock) else part
 
 
 def _packs(what: str) -> bool:
