@@ -92,6 +92,12 @@ BENCH = {  # part to file
     "peak": "bench_arithmetic",
     "scan": "bench_arithmetic",
 }
+ARITHMETIC = {  # how steps were computed, and where that was measured
+    "as it comes": "bench_steps",
+    '`dtype="bfloat16"`': "bench_bfloat16",
+    '`backend="compiled"`': "bench_compiled_float32",
+    "both": "bench_compiled",
+}
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("nothing: any action", "", ""),
@@ -119,6 +125,8 @@ def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
     tables |= {"speed": speed(_read("bench_steps.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
+    tables |= {"arithmetic": arithmetic({how: _read(f"{file}.json") for how, file in ARITHMETIC.items()})}
+    tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["agents"] = agents(
@@ -232,6 +240,15 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
         "\n".join(lines)
         + f"\n\nThe real maze makes {', '.join(real)} a second here. A step of one environment costs {ages}. {_machine(report)}"
     )
+
+
+def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
+    """One row a profile and number of environments, with its steps a second in each arithmetic."""
+    lines = [f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step |", "|---|---|" + "---|" * (len(reports) + 1)]
+    for cases in zip(*(report["speeds"] for report in reports.values()), strict=True):
+        rates = [f"{case['steps_per_second']:.0f}" for case in cases]
+        lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
+    return "\n".join([*lines, "", _machine(next(iter(reports.values())))])
 
 
 def bench(part: str, report: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from lssvwm_gym.models.pose import start_pose
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
-from lssvwm_gym.worlds import chosen_world
+from lssvwm_gym.worlds import chosen_world, weights_of
 
 LONGEST = 20_000  # frames of a clip that are looked at
 CANDIDATES = 32  # actions at most among which the one that led to a frame is looked for
@@ -72,7 +72,7 @@ def generate(run: Generating) -> np.ndarray:
         ValueError: settings or a world that there aren't, or a clip too short; `EpisodeError` for what is no video.
     """
     world = chosen_world(run.world, run.weights)
-    weights = load_weights(run.weights or world.weights, chosen_device(run.device))
+    weights = load_weights(weights_of(world, run.weights), chosen_device(run.device))
     model, side = weights.world_model, weights.autoencoder.config.image_size
     if model.config.action_size and run.actions == "random":
         raise ValueError(f"actions of {world.name} are numbers, of which none are drawn: leave out --actions random")

@@ -30,7 +30,7 @@ from lssvwm_gym.models.replay import replayed
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.weights import Weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.worlds import WORLDS, World, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
 TOGETHER = 128  # frames remembered in one go
@@ -223,7 +223,7 @@ def open_dream(
     dtype: str = "auto",
     backend: str | Backend = "auto",
 ) -> Dream:
-    """Load a world's weights, once a process, or those in another folder.
+    """Load a world's weights, once a process, or those in another folder, or others that ship with it ("sharp" of memory-maze).
 
     `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
     in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write
@@ -238,7 +238,7 @@ def open_dream(
     chosen = chosen_device(device)
     if chosen == "cpu":
         keep_heap()
-    folder = world.weights if weights is None else Path(weights)
+    folder = weights_of(world, weights)
     arithmetic, computed = chosen_arithmetic(dtype, chosen), chosen_backend(backend, chosen)
     dream = Dream(world, load_arranged(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
     _check_fit(dream, folder)

@@ -101,7 +101,8 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | `weights`     | `None`       | another folder of weights                                                                     |
     | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
-    | `backend`     | `"auto"`     | scans: `"torch"`; on CUDA also `"mamba"`, mamba-ssm's kernels, which `"auto"` takes if installed |
+    | `backend`     | `"auto"`     | scans: `"torch"`; on CUDA also `"mamba"`, mamba-ssm's kernels, which `"auto"` takes if installed; |
+    |               |              | on a CPU also `"compiled"`: the first step compiles for a minute, those after it are quicker    |
 
     ## State
     `clone_state()` and `restore_state(state)` go back in time, bit for bit with the same profile, device and dtype;

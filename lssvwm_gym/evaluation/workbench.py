@@ -11,7 +11,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
 from lssvwm_gym.models.weights import Weights, load_weights
-from lssvwm_gym.worlds import World, chosen_world
+from lssvwm_gym.worlds import World, chosen_world, weights_of
 
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
 REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
@@ -113,5 +113,5 @@ def open_bench(run: Evaluation) -> Bench:
         ValueError: a world that doesn't exist; `TensorFileError` or `EpisodeError` for files that can't be read.
     """
     world = chosen_world(run.world, run.weights)
-    weights = load_weights(run.weights or world.weights)
+    weights = load_weights(weights_of(world, run.weights))
     return Bench(run, world, weights, read_real_episodes(run.data, weights))

@@ -70,7 +70,7 @@ class Autoencoder(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Float latents (B, N, C) to uint8 (B, height, width, 3)."""
         image = self.decode_smoothly(latent)
-        return rearrange(image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8), "b c y x -> b y x c")
+        return rearrange(image.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8), "b c y x -> b y x c")
 
     def decode_smoothly(self, latent: Tensor) -> Tensor:
         """Float latents (B, N, C) to float images (B, 3, height, width) of about -1..1, before rounding."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lssvwm_gym.models.weights import Starts, Weights, read_weights, save_weights
-from lssvwm_gym.worlds import WORLDS, has_record, read_world, write_world
+from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"
 REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym export`. The scores are those of the full weights.*\n\n"
@@ -66,7 +66,7 @@ def _checked(run: Export) -> Path:
         raise ValueError(f"bits must be 8, not {run.bits}: full weights have 16, and nothing else is stored")
     if run.world not in WORLDS:
         raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
-    folder = run.weights or WORLDS[run.world].weights
+    folder = weights_of(WORLDS[run.world], run.weights)
     if run.out.exists() and run.out.resolve() == folder.resolve():
         raise ValueError(f"out is {run.out}, the folder of the full weights, which an export would overwrite; name another")
     return folder

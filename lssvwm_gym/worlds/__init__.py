@@ -10,12 +10,27 @@ import gymnasium
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 from lssvwm_gym.worlds.record import WorldError, has_record, read_world, write_world
-from lssvwm_gym.worlds.world import World
+from lssvwm_gym.worlds.world import WEIGHTS, World
 
 DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, World] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
-__all__ = ["DREAM_ID", "WORLDS", "World", "WorldError", "chosen_world", "has_record", "read_world", "register", "world_of", "write_world"]
+OTHER_WEIGHTS = {(MEMORY_MAZE.name, "sharp"): WEIGHTS / "memory_maze_sharp"}  # that ship besides a world's own, by world and name
+
+__all__ = [
+    "DREAM_ID",
+    "OTHER_WEIGHTS",
+    "WORLDS",
+    "World",
+    "WorldError",
+    "chosen_world",
+    "has_record",
+    "read_world",
+    "register",
+    "weights_of",
+    "world_of",
+    "write_world",
+]
 
 
 def register(world: World | str | Path) -> World:
@@ -58,6 +73,11 @@ def chosen_world(name: str, weights: str | Path | None = None) -> World:
     if weights is not None and has_record(weights):
         return world_of(weights)
     return WORLDS[MEMORY_MAZE.name]
+
+
+def weights_of(world: World, wanted: str | Path | None) -> Path:
+    """The folder of a world's own weights (None), of others that ship by a name such as "sharp", or else of that path."""
+    return world.weights if wanted is None else OTHER_WEIGHTS.get((world.name, str(wanted)), Path(wanted))
 
 
 def world_of(weights: str | Path) -> World:

@@ -17,14 +17,14 @@ from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import Layer, WorldModel, WorldModelConfig
 from lssvwm_gym.training.variants import variant
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
-from lssvwm_gym.worlds import WORLDS
+from lssvwm_gym.worlds import WORLDS, weights_of
 
 NOWHERE = Path()  # a run that reads and writes no files
 
 
 def config_of(run: Benchmark) -> WorldModelConfig:
     """The sizes of the world model that is measured."""
-    return load_weights(run.weights or WORLDS[run.world].weights).world_model.config
+    return load_weights(weights_of(WORLDS[run.world], run.weights)).world_model.config
 
 
 def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
