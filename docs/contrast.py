@@ -1,46 +1,91 @@
-"""How soft dreams are, beside the very frames they stand for: `python docs/contrast.py`.
+"""How soft dreams are, beside the very frames they stand for.
 
-After 100 frames of each walk that is shipped, the next 100 as they were, as they are dreamed on the same actions, and on random ones;
-contrast and sharpness as in soak.py, and the contrast where the memory knew the place.
+    python docs/contrast.py --data DIR/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
+
+After 100 frames of each episode, the next 100 as they were, as they are dreamed on the same actions, and on random ones: contrast and
+sharpness as in soak.py, by weights and profile; and a picture of those on the same actions. Without --data, of the walks that ship.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from soak import FAMILIAR, looks
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from lssvwm_gym.data.episode import read_episode
+from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.models.dreaming import DreamState, remember
+from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.weights import Starts
+
+sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started
+
+from soak import FAMILIAR, looks
 
 SEEN, AHEAD = 100, 100  # frames
+WEIGHTS = ("own", "sharp")
+PROFILES = ("fast", "balanced")
+SHOWN = (0, 4, 9, 19, 49, 99)  # frames after those seen
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with episodes")
+    parser.add_argument("--episodes", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--sheet", type=Path, help="PNG to write")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for profile in ("fast", "balanced"):
-        dream = open_dream("memory-maze", profile=profile, device="cpu")
-        walks = dream.weights.walks
-        coming, actions = slice(SEEN, SEEN + AHEAD), walks.action[:, SEEN : SEEN + AHEAD]
-        with torch.no_grad():
-            real = np.concatenate([dream.weights.autoencoder.decode(one.float()).numpy() for one in walks.latent[:, coming].unbind(1)])
-        report(profile, "real", real)
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, Tensor] = {}
+    for weights, profile in itertools.product(WEIGHTS, PROFILES):
+        dream = open_dream("memory-maze", profile, "cpu", None if weights == "own" else weights)
+        walks = dream.weights.walks if args.data is None else first_frames(dream, args.data, args.episodes)
+        actions = walks.action[:, SEEN : SEEN + AHEAD]
+        if not rows:
+            with torch.no_grad():
+                pictures["real, decoded"] = torch.stack(
+                    [dream.weights.autoencoder.decode(one.float()) for one in walks.latent[:, SEEN : SEEN + AHEAD]]
+                )
+            rows.append(report({"frames": "real, decoded"}, pictures["real, decoded"]))
         for name, taken in (("same actions", actions), ("random actions", wandering(actions))):
-            report(profile, name, *dreamt(dream, after_walks(dream), taken))
+            frames, known = dreamt(dream, after_walks(dream, walks), taken)
+            rows.append(report({"frames": name, "weights": weights, "profile": profile}, frames, known))
+            if name == "same actions":
+                pictures[f"{profile}, {weights}"] = frames
+    if args.out:
+        args.out.write_text(json.dumps({"episodes": len(walks), "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")
+    if args.sheet:
+        sheet(args.sheet, {name: frames[:, list(SHOWN)] for name, frames in pictures.items()}, [f"frame {number + 1}" for number in SHOWN])
+
+
+def first_frames(dream: Dream, data: Path, episodes: int) -> Starts:
+    """The first frames of some episodes as latents."""
+    autoencoder, piece = dream.weights.autoencoder, slice(0, SEEN + AHEAD)
+    with torch.no_grad():
+        latents = [encoded(read_episode(path), autoencoder, piece) for path in episode_paths(data)[:episodes]]
+    return Starts(*(torch.stack(column) for column in zip(*((e.latent, e.action, e.pose, e.vector) for e in latents), strict=True)))
 
 
 @torch.no_grad()
-def after_walks(dream: Dream) -> DreamState:
+def after_walks(dream: Dream, walks: Starts) -> DreamState:
     """A row a walk, its first frames remembered."""
-    walks = dream.weights.walks
     pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
     past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.vector))
     return remember(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past)
 
 
-def wandering(actions: torch.Tensor) -> torch.Tensor:
+def wandering(actions: Tensor) -> Tensor:
     """Random actions of the same shape (B, T), changed about every fourth step."""
     generator = torch.Generator().manual_seed(0)
     new = torch.randint(6, actions.shape, generator=generator)
@@ -49,23 +94,25 @@ def wandering(actions: torch.Tensor) -> torch.Tensor:
     return new
 
 
-def dreamt(dream: Dream, state: DreamState, actions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Frames, and how well each place was known."""
+def dreamt(dream: Dream, state: DreamState, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, height, width, 3), and how well each place was known, (B, T)."""
     frames, known = [], []
     for action in actions.unbind(1):
         state, frame, _, _, info = dream.step(state, action)
-        frames.append(frame.numpy())
-        known.append(info["familiarity"])
-    return np.concatenate(frames), np.concatenate(known)
+        frames.append(frame)
+        known.append(torch.from_numpy(info["familiarity"]))
+    return torch.stack(frames, 1), torch.stack(known, 1)
 
 
-def report(profile: str, name: str, frames: np.ndarray, known: np.ndarray | None = None) -> None:
-    seen = looks(frames)
-    text = f"{profile:9} {name:15} contrast {seen['contrast'].mean():.1f}, sharpness {seen['sharpness'].mean():.2f}"
+def report(row: dict[str, Any], frames: Tensor, known: Tensor | None = None) -> dict[str, Any]:
+    """Print what frames look like, and return it as numbers."""
+    seen = looks(frames.flatten(0, 1).numpy())
+    row = row | {name: float(seen[name].mean()) for name in ("contrast", "sharpness")}
     if known is not None:
-        familiar = known > FAMILIAR
-        text += f"; {familiar.mean():.0%} in known places, their contrast {seen['contrast'][familiar].mean():.1f}"
-    print(text, flush=True)
+        familiar = known.flatten().numpy() > FAMILIAR
+        row |= {"familiar": float(familiar.mean()), "contrast where familiar": float(seen["contrast"][familiar].mean())}
+    print(", ".join(f"{value:.2f} {name}" if isinstance(value, float) else value for name, value in row.items()), flush=True)
+    return row
 
 
 if __name__ == "__main__":

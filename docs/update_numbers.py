@@ -24,7 +24,7 @@ SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (
     *(ROOT / name for name in ("README.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md")),
-    *(CARDS / world / "README.md" for world in ("memory_maze", "minecraft")),
+    *(CARDS / world / "README.md" for world in ("memory_maze", "memory_maze_sharp", "minecraft")),
 )
 
 
@@ -98,6 +98,20 @@ ARITHMETIC = {  # how steps were computed, and where that was measured
     '`backend="compiled"`': "bench_compiled_float32",
     "both": "bench_compiled",
 }
+SHARP = (  # what both weights of the maze are compared by: test, score, what it is called there
+    ("next_frame", "believed motion PSNR", "next frame, PSNR"),
+    ("retrieval", "100 back, own memory: PSNR", "a way of 100 frames walked back, PSNR"),
+    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, PSNR"),
+    ("reasoning", "576 then 224, told poses: SSIM", "the same, SSIM"),
+    ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
+    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
+    (
+        "reward_ahead",
+        "after 600 frames, 40 frames ahead: share of dreamed rewards that are real",
+        "of the rewards dreamed there, those that are real",
+    ),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 100"),
+)
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("nothing: any action", "", ""),
@@ -129,6 +143,8 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
+    tables["sharp"] = sharp(_read("contrast.json"), {name: _read(f"{name}.json") for name in ("memory_maze", "memory_maze_sharp")})
+    tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
     tables["agents"] = agents(
         _read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
@@ -242,9 +258,26 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
     )
 
 
+def sharp(looks: dict[str, Any], reports: dict[str, dict[str, Any]]) -> str:
+    """What one pass of both weights of the maze is worth, and how its pictures look."""
+    lines = ["| one pass (`fast`) | its own weights | `sharp` | real, decoded |", "|---|---|---|---|"]
+    rows = [row for row in looks["rows"] if row["frames"] == "same actions" and row["profile"] == "fast"] + looks["rows"][:1]
+    lines += [
+        f"| {name} of the next 100 frames after 100 | {' | '.join(f'{row[name]:.1f}' for row in rows)} |"
+        for name in ("contrast", "sharpness")
+    ]
+    for test, name, title in SHARP:
+        values = [report["scores"][test][name] for report in reports.values()]
+        lines.append(f"| {title} | {' | '.join(_mean(v) if isinstance(v, dict) else f'{v:.3f}' for v in values)} | |")
+    return "\n".join(lines)
+
+
 def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
     """One row a profile and number of environments, with its steps a second in each arithmetic."""
-    lines = [f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step |", "|---|---|" + "---|" * (len(reports) + 1)]
+    lines = [
+        f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step, from the compiler's cache |",
+        "|---|---|" + "---|" * (len(reports) + 1),
+    ]
     for cases in zip(*(report["speeds"] for report in reports.values()), strict=True):
         rates = [f"{case['steps_per_second']:.0f}" for case in cases]
         lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
