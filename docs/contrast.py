@@ -34,7 +34,8 @@ from soak import FAMILIAR, looks
 
 SEEN, AHEAD = 100, 100  # frames
 WEIGHTS = ("own", "sharp")
-PROFILES = ("fast", "balanced")
+PROFILES = ("fast", "balanced", "quality")
+PICTURED = ("fast, own", "quality, own", "fast, sharp")
 SHOWN = (0, 4, 9, 19, 49, 99)  # frames after those seen
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         for name, taken in (("same actions", actions), ("random actions", wandering(actions))):
             frames, known = dreamt(dream, after_walks(dream, walks), taken)
             rows.append(report({"frames": name, "weights": weights, "profile": profile}, frames, known))
-            if name == "same actions":
+            if name == "same actions" and f"{profile}, {weights}" in PICTURED:
                 pictures[f"{profile}, {weights}"] = frames
     if args.out:
         args.out.write_text(json.dumps({"episodes": len(walks), "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")

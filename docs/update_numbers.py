@@ -143,7 +143,7 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables["sharp"] = sharp(_read("contrast.json"), {name: _read(f"{name}.json") for name in ("memory_maze", "memory_maze_sharp")})
+    tables["sharp"] = sharp(_read("contrast.json"))
     tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
     tables["agents"] = agents(
         _read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
@@ -258,17 +258,18 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
     )
 
 
-def sharp(looks: dict[str, Any], reports: dict[str, dict[str, Any]]) -> str:
-    """What one pass of both weights of the maze is worth, and how its pictures look."""
-    lines = ["| one pass (`fast`) | its own weights | `sharp` | real, decoded |", "|---|---|---|---|"]
-    rows = [row for row in looks["rows"] if row["frames"] == "same actions" and row["profile"] == "fast"] + looks["rows"][:1]
-    lines += [
-        f"| {name} of the next 100 frames after 100 | {' | '.join(f'{row[name]:.1f}' for row in rows)} |"
-        for name in ("contrast", "sharpness")
-    ]
+def sharp(looks: dict[str, Any]) -> str:
+    """What one pass of both weights of the maze is worth, beside four of its own, and how their pictures look."""
+    columns = {"memory_maze": ("own", "fast"), PROFILES["quality"]: ("own", "quality"), "memory_maze_sharp": ("sharp", "fast")}
+    lines = ["| | own weights, one pass | own weights, four passes | `sharp`, one pass | real, decoded |", "|---|---|---|---|---|"]
+    seen = {(row.get("weights"), row.get("profile")): row for row in looks["rows"] if row["frames"] != "random actions"}
+    for name in ("contrast", "sharpness"):
+        values = [f"{seen[column][name]:.1f}" for column in (*columns.values(), (None, None))]
+        lines.append(f"| {name} of 100 frames dreamed after 100 | {' | '.join(values)} |")
     for test, name, title in SHARP:
-        values = [report["scores"][test][name] for report in reports.values()]
-        lines.append(f"| {title} | {' | '.join(_mean(v) if isinstance(v, dict) else f'{v:.3f}' for v in values)} | |")
+        scores = [_read(f"{file}.json")["scores"].get(test, {}).get(name) for file in columns]
+        values = ["" if v is None else _mean(v) if isinstance(v, dict) else f"{v:.3f}" for v in scores]
+        lines.append(f"| {title} | {' | '.join(values)} | |")
     return "\n".join(lines)
 
 
