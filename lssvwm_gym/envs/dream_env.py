@@ -98,7 +98,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | `render_mode` | `None`       | `None` or `"rgb_array"`                                                                       |
     | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
-    | `weights`     | `None`       | another folder of weights                                                                     |
+    | `weights`     | `None`       | another folder of weights; `"sharp"` of `memory-maze`: samples instead of means in one pass    |
     | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
     | `backend`     | `"auto"`     | scans: `"torch"`; on CUDA also `"mamba"`, mamba-ssm's kernels, which `"auto"` takes if installed; |
