@@ -62,6 +62,10 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
+    def encoding(self) -> dict[str, Tensor]:
+        """The weights that decide what latents are: all but the decoder's."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("decoder.")}
+
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 (B, height, width, 3) to float latents (B, N, C)."""
         latent = rearrange(self.bounded_latent(frames), "b c y x -> b (y x) c")

@@ -28,6 +28,7 @@ CHOICES = {
     "graphs": ("auto", "on", "off"),
     "compiled": ("auto", "on", "off"),
 }
+NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole wish
 
 log = logging.getLogger("lssvwm_gym")
 
@@ -44,7 +45,6 @@ class Backend:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                choices = (*choices, "compiled") if name == "scan" else choices
                 raise ValueError(f"{'backend' if name == 'scan' else name} must be one of {', '.join(choices)}, not {value!r}")
 
     def __str__(self) -> str:
@@ -64,6 +64,8 @@ def chosen_backend(backend: str | Backend, device: str) -> Backend:
         ImportError: mamba-ssm is asked for by name and isn't there.
         RuntimeError: steps are to be compiled, and there is no C++ compiler.
     """
+    if not isinstance(backend, Backend) and backend not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
     wish = backend if isinstance(backend, Backend) else COMPILED if backend == "compiled" else Backend(scan=backend)
     on_cuda = torch.device(device).type == "cuda"
     for name, value in (("attention", "flex"), ("graphs", "on")):

@@ -80,13 +80,18 @@ def settled(state: DreamState) -> DreamState:
     layers = tuple(
         layer._replace(
             **{name: _row_major(tensor) for name, tensor in layer._asdict().items() if name not in ("keys", "values")},
-            keys=_row_major(layer.keys.transpose(1, 2)).transpose(1, 2) if layer.keys.ndim > 2 else layer.keys,
-            values=_row_major(layer.values.transpose(1, 2)).transpose(1, 2) if layer.values.ndim > 2 else layer.values,
+            keys=_heads_first(layer.keys),
+            values=_heads_first(layer.values),
         )
         for layer in world.layers
     )
     rest: DreamState = tree_map(_row_major, state._replace(world=world._replace(layers=())))
     return rest._replace(world=rest.world._replace(layers=layers))
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """Keys or values (B, W, H, N, P) that lie in memory as (B, H, W, N, P); what a layer without attention has, as it is."""
+    return _row_major(x.transpose(1, 2)).transpose(1, 2) if x.ndim > 2 else x
 
 
 def _row_major(x: Tensor) -> Tensor:

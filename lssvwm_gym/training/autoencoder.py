@@ -113,7 +113,7 @@ def with_encoder_of(other: Autoencoder, config: AutoencoderConfig) -> Autoencode
     if replace(other.config, decoder_widths=config.decoder_widths, latent_noise=config.latent_noise) != config:
         raise ValueError(f"--encoder is of {other.config}, so --model must be that but for decoder_widths and latent_noise, not {config}")
     model = Autoencoder(config)
-    model.load_state_dict({name: tensor for name, tensor in other.state_dict().items() if not name.startswith("decoder.")}, strict=False)
+    model.load_state_dict(other.encoding(), strict=False)
     model.encoder.requires_grad_(False)
     return model
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_arrays, read_episode
 from lssvwm_gym.data.folder import episode_paths, fingerprint
-from lssvwm_gym.data.tensors import load_tensors, under
+from lssvwm_gym.data.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.building import built_world_model
 from lssvwm_gym.models.latents import encoded
@@ -68,9 +68,9 @@ def _with_its_starts(run: Shipping, autoencoder: Autoencoder) -> Weights:
     return replace(old, autoencoder=autoencoder)
 
 
-def _encoding(autoencoder: Autoencoder) -> dict[str, list[float]]:
-    """What makes latents of pictures, as it ships."""
-    return {k: tensor.half().flatten().tolist() for k, tensor in autoencoder.state_dict().items() if not k.startswith("decoder.")}
+def _encoding(autoencoder: Autoencoder) -> str:
+    """A checksum of what makes latents of pictures, as it ships."""
+    return checksum({name: tensor.half() for name, tensor in autoencoder.encoding().items()}, "")
 
 
 def _with_starts_from(run: Shipping, data: Path, autoencoder: Autoencoder) -> Weights:

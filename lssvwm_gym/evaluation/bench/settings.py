@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.envs.dream import SAMPLING_STEPS
+from lssvwm_gym.models.arithmetic import DTYPES
 from lssvwm_gym.training.variants import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("speed", "ages", "cache", "training", "peak", "simulators", "scan")
 QUICK = PARTS[:2]  # what is measured where nothing else is asked for
 WAYS = ("forcing", "peeking", "dreaming")  # of learning from a clip
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)

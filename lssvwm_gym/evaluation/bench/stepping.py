@@ -79,8 +79,8 @@ def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, C
         "device": run.device,
         "dtype": run.dtype,
         "backend": run.backend,
+        **more,
     }
-    settings |= more
     id, rng = WORLDS[run.world].id, np.random.default_rng(0)
     env: Any
     if envs == 1:
