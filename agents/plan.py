@@ -124,7 +124,7 @@ def play(job: Job) -> Outcome:
 
 
 def _write_film(path: Path, film: Any) -> None:
-    from lssvwm_gym.data.movie import enlarged, write_movie
+    from lssvwm_gym.io.video import enlarged, write_movie
 
     write_movie(path, enlarged(film, 4), 12)
     print(f"film: {path}")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from agents.policy import Policy, load_policy
 from agents.seen import observed_shape
-from lssvwm_gym.data.tensors import load_tensors
 from lssvwm_gym.envs.contract import needs_frame
 from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.io.tensors import load_tensors
 
 if TYPE_CHECKING:
     from agents.planner import Planning

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 KIND = "lssvwm_gym policy"
 LARGEST = 65_536  # numbers in an observation, and units in a layer, that a file may ask for

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import lssvwm_gym  # noqa: F401  registers the environments
 from agents.dreams import Moment
-from lssvwm_gym.data.tensors import TensorFileError
 from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.envs.seen import NUMBERS, SeenThroughModelVec
+from lssvwm_gym.io.tensors import TensorFileError
 
 
 class RealRows:

@@ -22,9 +22,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.policy import RunningNorm
-from lssvwm_gym.data.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 KIND = "lssvwm_gym SB3 policy"
 ALGORITHMS = ("ppo", "recurrent_ppo")

@@ -33,13 +33,13 @@ from agents.sb3_policy import (
     policy_name,
     save_sb3_policy,
 )
-from lssvwm_gym.data.movie import enlarged, write_movie
-from lssvwm_gym.data.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs.contract import OBSERVATIONS, action_space, needs_frame
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.guard import GuardedDreams
 from lssvwm_gym.envs.sb3 import DreamVecEnv, SeenThroughModelVecEnv, make_sb3_vec_env
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.worlds import World
 

@@ -40,10 +40,10 @@ from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
 from lssvwm_gym.data.episode import read_arrays
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.models.dreaming import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.simulators.explorer import Explorer
@@ -373,7 +373,7 @@ def table(results: list[Tried]) -> str:
 
 def film_side_by_side(path: Path, policies: tuple[str, ...], films: dict[tuple[str, str], np.ndarray], fps: int) -> None:
     """One after the other, every policy's dream beside its real episode; black where it has none."""
-    from lssvwm_gym.data.movie import enlarged, write_movie
+    from lssvwm_gym.io.video import enlarged, write_movie
 
     scenes = []
     for policy in policies:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import tyro
 
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
 from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
+from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.ship import Shipping, ship

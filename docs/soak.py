@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.io.atomic import renamed_when_whole
 
 LOOK_EVERY = 10  # steps between two frames that are measured
 REAL_FRAMES = 500

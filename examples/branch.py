@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 
 import lssvwm_gym
-from lssvwm_gym.data.movie import enlarged
+from lssvwm_gym.io.video import enlarged
 
 FUTURES = ("forward", "left", "right", "forward_left", "forward_right", "noop", "left then forward", "right then forward")
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import lssvwm_gym  # noqa: F401 - registers the ids
 from lssvwm_gym.data.episode import Episode, read_episode
-from lssvwm_gym.data.movie import enlarged, write_movie
+from lssvwm_gym.io.video import enlarged, write_movie
 
 HEADER, GAP, LINE = 26, 8, 14  # pixels
 DARK, LIGHT, WALL, FLOOR = (18, 20, 26), (232, 234, 240), (44, 48, 60), (112, 118, 134)

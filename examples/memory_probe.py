@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.data.movie import enlarged
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.evaluation.metrics import psnr
 from lssvwm_gym.evaluation.rollouts import memory_of
+from lssvwm_gym.io.video import enlarged
 from lssvwm_gym.models.dreaming import DreamState, commit, imagine
 from lssvwm_gym.models.pose import motion_between, relative_to
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from lssvwm_gym.data.crew import CrewError
+from lssvwm_gym.io.worker_pool import CrewError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect gym": ("lssvwm_gym.data.gym_env", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),

@@ -34,8 +34,8 @@ from tiny_minecraft import write_tiny_minecraft
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.export import Export, export
 from lssvwm_gym.models.latents import LatentEpisode

@@ -17,8 +17,8 @@ pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
 
 from agents.sb3_policy import load_sb3_policy
 from lssvwm_gym.data.episode import read_video
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs import DreamEnv, open_dream
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 
 ROOT = Path(__file__).parent.parent
 DREAM, REAL = "LSSVWM-MemoryMaze-v0", "MemoryMaze9x9-Real-v0"

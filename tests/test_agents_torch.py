@@ -22,8 +22,8 @@ from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, 
 from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_bank, resume, save, with_defaults
 from agents.real_rows import RealRows
 from agents.seen import OBSERVATIONS
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, open_dream
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.pose import relative_to

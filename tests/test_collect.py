@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from lssvwm_gym.data.collect import SOURCES, Collecting, Source, collect, record
-from lssvwm_gym.data.crew import CrewError
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.io.worker_pool import CrewError
 
 STEPS = 6
 

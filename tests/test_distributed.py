@@ -17,7 +17,7 @@ from test_training import RUN, signalling_episode
 
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.training.distributed import ALONE, Team, assemble
 from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.losses import LOSSES

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_world import same, write_tiny_weights
 
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 
 ACTIONS = [1, 2, 3, 0, 5]
 

@@ -10,8 +10,8 @@ import pytest
 from tiny_world import write_tiny_weights
 
 import lssvwm_gym
-from lssvwm_gym.data.tensors import TensorFileError
 from lssvwm_gym.hub import FILES
+from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.worlds import WORLDS, write_world
 
 hub = pytest.importorskip("huggingface_hub")

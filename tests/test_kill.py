@@ -23,8 +23,8 @@ from test_training import RUN
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.data.episode import read_episode, write_episode
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
-from lssvwm_gym.data.whole_file import renamed_when_whole, replaced_together
+from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
+from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.models.weights import load_weights, save_weights
 from lssvwm_gym.training.world import Trainer
 
@@ -151,7 +151,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.tensors import load_tensors, save_tensors
+from lssvwm_gym.io.tensors import load_tensors, save_tensors
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 noise = np.random.default_rng(0).integers(256, size=(40, 64, 64, 3), dtype=np.uint8)

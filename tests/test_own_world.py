@@ -17,10 +17,10 @@ from tiny_world import write_tiny_weights
 
 import lssvwm_gym
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.tensors import save_tensors
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
 from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
+from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.weights import load_weights, read_weights
 from lssvwm_gym.models.world_model import WorldModelConfig

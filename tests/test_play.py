@@ -15,8 +15,8 @@ from tiny_world import same, write_tiny_weights
 
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import read_video
-from lssvwm_gym.data.movie import enlarged, write_movie
 from lssvwm_gym.envs import DreamEnv
+from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.play import Playing, play, playing
 from lssvwm_gym.play.chart import on_map
 from lssvwm_gym.play.game import Game

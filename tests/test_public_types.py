@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 MORE = {
     "lssvwm_gym.envs.sb3": ("DreamVecEnv", "make_sb3_vec_env"),
     "lssvwm_gym.data.episode": ("Episode", "EpisodeError", "read_episode", "read_video", "write_episode", "write_video"),
-    "lssvwm_gym.data.tensors": ("TensorFileError", "load_tensors", "save_tensors"),
+    "lssvwm_gym.io.tensors": ("TensorFileError", "load_tensors", "save_tensors"),
     "lssvwm_gym.models.weights": ("Starts", "Weights", "load_weights", "save_weights"),
     "lssvwm_gym.models.dreaming": ("DreamState", "commit", "first_state", "follow", "imagine", "remember"),
 }

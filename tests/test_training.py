@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_training import RUN, signalling_episode
 
-from lssvwm_gym.data.tensors import TensorFileError, save_tensors
 from lssvwm_gym.evaluation.workbench import Evaluation
+from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.training.variants import VARIANTS, variant

@@ -7,7 +7,7 @@ import gymnasium
 import pytest
 
 import lssvwm_gym
-from lssvwm_gym.data.tensors import TensorFileError
+from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, weights_of
 
 

@@ -21,9 +21,10 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from lssvwm_gym.data.crew import Done, Failed, Message, Progress, Work, work_off
-from lssvwm_gym.data.episode import VIDEO_CRF, Episode, write_episode
-from lssvwm_gym.data.whole_file import discard
+from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.io.atomic import discard
+from lssvwm_gym.io.video import VIDEO_CRF
+from lssvwm_gym.io.worker_pool import Done, Failed, Message, Progress, Work, work_off
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from lssvwm_gym.data.whole_file import renamed_when_whole, replaced_together
+from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
+from lssvwm_gym.io.video import VIDEO_CRF, import_av, write_video
 
-VIDEO_CODEC = "libx264rgb"  # H.264 without chroma subsampling
-VIDEO_CRF = 20  # about 44 dB against the simulator's frames
 LARGEST = 2**30  # bytes of all arrays of a file, and of all frames of a video, once they are unpacked: 87,000 frames of 64 pixels
 LARGEST_FRAME = 2**24  # pixels: 4096 x 4096
 CONTAINER = "mp4"  # the only one that is read, with its relatives such as mov: others can point to files elsewhere
@@ -202,7 +201,7 @@ def read_video(path: str | Path) -> np.ndarray:
 
 def video_frames(path: str | Path) -> Iterator[np.ndarray]:
     """Decode an mp4 frame by frame, uint8 (height, width, 3) each. Raises `EpisodeError`, perhaps only after some frames."""
-    av = _import_av()
+    av = import_av()
     count = 0
     try:
         with open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
@@ -217,24 +216,3 @@ def video_frames(path: str | Path) -> Iterator[np.ndarray]:
         raise EpisodeError(f"{path}: no such file") from None
     except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such video
         raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
-
-
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: int = VIDEO_CRF) -> None:
-    """Encode frames, uint8 (T, height, width, 3) or one (height, width, 3) after the other, as H.264 in RGB."""
-    av = _import_av()
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(VIDEO_CODEC, rate=fps, options={"crf": str(crf)})
-        for number, frame in enumerate(frames):
-            if number == 0:
-                stream.height, stream.width = frame.shape[:2]
-                stream.pix_fmt = "rgb24"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _import_av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise ImportError("reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'") from None
-    return av

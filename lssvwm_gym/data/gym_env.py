@@ -22,10 +22,11 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
-from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, write_episode
-from lssvwm_gym.data.plain_json import parsed
+from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.data.public.recording import Framing, framed
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import parsed
+from lssvwm_gym.io.video import VIDEO_CRF
 
 SETTINGS = "collecting.json"
 FPS = 15  # where the environment doesn't say how fast it runs

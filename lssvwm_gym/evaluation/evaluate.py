@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lssvwm_gym.data.folder import fingerprint
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.evaluation.cold_start import cold_start
 from lssvwm_gym.evaluation.crafting import crafting, inventory, milestones
 from lssvwm_gym.evaluation.drift import drift
@@ -26,6 +25,7 @@ from lssvwm_gym.evaluation.reasoning import reasoning
 from lssvwm_gym.evaluation.retrieval import retrieval
 from lssvwm_gym.evaluation.reward_ahead import reward_ahead
 from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation, open_bench
+from lssvwm_gym.io.atomic import renamed_when_whole
 
 __all__ = ["TESTS", "Bench", "Evaluation", "evaluate", "open_bench"]
 

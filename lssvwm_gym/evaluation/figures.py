@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.evaluation.retrieval import REVISIT, view_steps
 from lssvwm_gym.evaluation.workbench import PICTURED, Bench
+from lssvwm_gym.io.atomic import renamed_when_whole
 
 ZOOM = 2  # screen pixels a pixel
 LABEL = 150  # screen pixels at the left for a row's name

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lssvwm_gym.data.plain_json import in_short
-from lssvwm_gym.data.tensors import TensorFileError, load_strictly
+from lssvwm_gym.io.json_config import in_short
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 

@@ -1,6 +1,6 @@
 """Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym export --out DIR --bits 8`.
 
-The weights of products and convolutions are stored in 8 bits, `lssvwm_gym.data.eight_bits`, all else as it was. What is written is
+The weights of products and convolutions are stored in 8 bits, `lssvwm_gym.io.quantize`, all else as it was. What is written is
 an ordinary folder of weights: `weights="DIR"` takes it, wherever weights can be given. It saves disk and download alone. Once
 loaded the weights are float32, so a dream takes the memory and the time that it takes of the full ones, and is not quite
 the same dream: states saved with the full weights are refused.

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.data.eight_bits import in_eight_bits
-from lssvwm_gym.data.plain_json import bounded, in_short, parsed
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
-from lssvwm_gym.data.whole_file import replaced_together
+from lssvwm_gym.io.atomic import replaced_together
+from lssvwm_gym.io.json_config import bounded, in_short, parsed
+from lssvwm_gym.io.quantize import in_eight_bits
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.building import built_autoencoder, built_world_model
 from lssvwm_gym.models.world_model import WorldModel

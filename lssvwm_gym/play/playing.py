@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pygame
 
-from lssvwm_gym.data.movie import check_movie, enlarged, write_movie
 from lssvwm_gym.envs.dream_env import DreamEnv
+from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.play.beside import RealWorld
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.keyboard import MARK_KEYS, REWIND, Keyboard, chosen_action, meaning

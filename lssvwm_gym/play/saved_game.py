@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.data.tensors import TensorFileError
-from lssvwm_gym.data.whole_file import renamed_when_whole
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
 from lssvwm_gym.envs.env_state import load_state, save_state
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.play.moments import Moment, Move
 
 FORMAT = "lssvwm_gym game 1"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.tensors import TensorFileError
+from lssvwm_gym.io.tensors import TensorFileError
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

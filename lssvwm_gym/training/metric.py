@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode
 

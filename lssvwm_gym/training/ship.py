@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import read_arrays, read_episode
 from lssvwm_gym.data.folder import episode_paths, fingerprint
-from lssvwm_gym.data.tensors import checksum, load_tensors, under
+from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.building import built_world_model
 from lssvwm_gym.models.latents import encoded

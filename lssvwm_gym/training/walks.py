@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.pose import motion_between, relative_to, start_pose

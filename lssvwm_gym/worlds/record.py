@@ -9,8 +9,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lssvwm_gym.data.plain_json import bounded, in_short, parsed
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import bounded, in_short, parsed
 from lssvwm_gym.worlds.world import World
 
 RECORD = "world.json"

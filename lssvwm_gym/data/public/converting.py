@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lssvwm_gym.data.episode import VIDEO_CRF, EpisodeError, read_episode
+from lssvwm_gym.data.episode import EpisodeError, read_episode
 from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.public import memory_maze, minari, teco, videos, vpt
 from lssvwm_gym.data.public.recording import Found, Framing, Recording, write_recording
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import parsed
+from lssvwm_gym.io.video import VIDEO_CRF
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
 BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source

@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium import spaces
 
 from lssvwm_gym.data.episode import EpisodeError
-from lssvwm_gym.data.plain_json import parsed
 from lssvwm_gym.data.public.recording import Found, Recording
+from lssvwm_gym.io.json_config import parsed
 
 if TYPE_CHECKING:
     from minari import MinariDataset

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.data.episode import EpisodeError, write_arrays, write_video
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.data.episode import EpisodeError, write_arrays
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.video import write_video
 
 SPLITS = ("train", "val", "test")  # folders of a public set that stay folders
 

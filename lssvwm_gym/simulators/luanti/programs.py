@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.simulators import SimulatorUnavailable
 
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lssvwm_gym.data.eight_bits import out_of_eight_bits
-from lssvwm_gym.data.plain_json import in_short, parsed
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import in_short, parsed
+from lssvwm_gym.io.quantize import out_of_eight_bits
 
 # what is ever written; others can't be compared, moved or checked on every device
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
@@ -42,7 +42,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
 
-    What was stored in 8 bits, `lssvwm_gym.data.eight_bits`, is float32 again.
+    What was stored in 8 bits, `lssvwm_gym.io.quantize`, is float32 again.
 
     Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.data.episode import write_video
-from lssvwm_gym.data.whole_file import renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
 
 ENDINGS = (".mp4", ".gif")
 GOOD_ENOUGH = 16  # constant rate factor of H.264; a few times smaller than lossless
+
+VIDEO_CODEC = "libx264rgb"  # H.264 without chroma subsampling
+VIDEO_CRF = 20  # about 44 dB against the simulator's frames
 
 
 def check_movie(path: Path) -> None:
@@ -49,3 +53,24 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     method = Image.Quantize.MAXCOVERAGE  # keeps small things in their colours, where the median cut fades them
     images = [Image.fromarray(frame).quantize(256, method, dither=Image.Dither.NONE) for frame in frames]
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: int = VIDEO_CRF) -> None:
+    """Encode frames, uint8 (T, height, width, 3) or one (height, width, 3) after the other, as H.264 in RGB."""
+    av = import_av()
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(VIDEO_CODEC, rate=fps, options={"crf": str(crf)})
+        for number, frame in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "rgb24"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def import_av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise ImportError("reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'") from None
+    return av
