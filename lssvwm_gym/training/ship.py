@@ -26,7 +26,7 @@ from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.describing import Naming, card, described, write_card
 from lssvwm_gym.worlds import write_world
-from lssvwm_gym.worlds.record import RECORD, has_record, read_world
+from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import gymnasium
 
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
-from lssvwm_gym.worlds.record import WorldError, has_record, read_world, write_world
-from lssvwm_gym.worlds.world import WEIGHTS, World
+from lssvwm_gym.worlds.spec import WEIGHTS, World, WorldError, has_record, read_world, write_world
 
 DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, World] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}

@@ -1,6 +1,6 @@
 """Memory Maze (Pasukonis et al., arXiv 2210.13383), 9x9: find the ball whose colour frames the picture."""
 
-from lssvwm_gym.worlds.world import WEIGHTS, World
+from lssvwm_gym.worlds.spec import WEIGHTS, World
 
 MEMORY_MAZE = World(
     id="LSSVWM-MemoryMaze-v0",

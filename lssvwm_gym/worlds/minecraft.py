@@ -1,6 +1,6 @@
 """A block world of Minecraft's kind (Luanti with Minetest Game): dig, carry, craft a wooden and a stone pickaxe."""
 
-from lssvwm_gym.worlds.world import WEIGHTS, World
+from lssvwm_gym.worlds.spec import WEIGHTS, World
 
 MINECRAFT = World(
     id="LSSVWM-Minecraft-v0",

@@ -1,17 +1,20 @@
-"""A world's record beside its weights, `world.json`: a dream of a world that this package doesn't know. Plain JSON, and no code."""
+"""What distinguishes one dreamed world from another, as a frozen record."""
 
 from __future__ import annotations
 
 import json
 import re
 import types
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
-from lssvwm_gym.worlds.world import World
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
 
 RECORD = "world.json"
 FORMAT = "lssvwm_gym World 1"
@@ -23,6 +26,70 @@ WHOLE = {"image_size": (8, 4096), "fps": (1, 1000), "max_episode_steps": (1, 10*
 ID = re.compile(r"[A-Za-z0-9_.-]+-v\d{1,4}")  # no namespace and no module: making it imports nothing
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LEFT_OUT = ("weights", "real_id")  # where it lies is known, and what gymnasium.make imports is not for strangers to say
+
+
+@dataclass(frozen=True)
+class World:
+    """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none.
+
+    Raises `ValueError` where its parts contradict each other.
+    """
+
+    id: str  # of the dream, for gymnasium.make
+    name: str  # on the command line
+    image_size: int  # pixels a side of the square observation
+    actions: tuple[str, ...]  # names of the discrete actions; of the numbers of an action, where it is a Box
+    keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
+    fps: int  # frames a second of world time
+    reward_values: tuple[float, ...]  # what the classes of the reward head pay
+    max_episode_steps: int
+    weights: Path  # folder with config.json, model.safetensors, starts.safetensors
+    counts: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
+    most_counted: int = 0  # bound of the observation space
+    milestones: tuple[
+        tuple[str, float], ...
+    ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
+    changes: bool = False  # whether the agent can change it, so that a place need not look as it did
+    near: float = 0.25  # units of length within which two views of one direction show about the same
+    border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
+    real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
+    low: tuple[float, ...] = ()  # bounds of actions that are a Box, a number each; none where actions are discrete
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.actions or len(set(self.actions)) < len(self.actions):
+            raise ValueError(f"{self.name}: actions need names, each its own, got {self.actions}")
+        if self.low or self.high:
+            if not len(self.low) == len(self.high) == len(self.actions) or not self._bounded():
+                raise ValueError(
+                    f"{self.name}: low and high don't bound the {len(self.actions)} numbers of an action: {self.low}, {self.high}"
+                )
+            if self.keys:
+                raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {len(self.actions)} numbers")
+        strange = [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]
+        if strange:
+            raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
+        uncounted = [name for name, _ in self.milestones if name not in self.counts]
+        if uncounted or len(dict(self.milestones)) < len(self.milestones):
+            raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
+        if self.counts and self.most_counted < 1:
+            raise ValueError(
+                f"{self.name}: most_counted is {self.most_counted}, so nothing of {', '.join(self.counts[:4])} is ever counted"
+            )
+        if 2 * self.border >= self.image_size:
+            raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
+        if self.near < 0:
+            raise ValueError(f"{self.name}: near is {self.near}, below 0")
+
+    def _bounded(self) -> bool:
+        """Whether low is below high, as the float32 that an action space has."""
+        with np.errstate(over="ignore"):
+            return bool((np.array(self.low, np.float32) < np.array(self.high, np.float32)).all())
+
+    @property
+    def continuous(self) -> bool:
+        """Whether an action is numbers within `low` and `high`."""
+        return bool(self.low)
 
 
 class WorldError(ValueError):
