@@ -32,7 +32,7 @@ from agents.seen import observed
 from agents.transfer import as_json, shared_out, write_json
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.starting import past_of
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.simulators.explorer import Explorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball

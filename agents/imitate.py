@@ -26,8 +26,8 @@ from agents.seen import observed_shape
 from lssvwm_gym.envs.contract import numbers_of
 from lssvwm_gym.envs.dream import TOGETHER, Dream, open_dream
 from lssvwm_gym.envs.starting import past_of
-from lssvwm_gym.models.dreaming import watch
 from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.rollout import watch
 from lssvwm_gym.training.walks import latent_episodes
 
 TRIED = 4096  # observations that a policy is asked about in one go

@@ -25,7 +25,7 @@ from agents.seen import observed, observed_shape
 from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
 from lssvwm_gym.envs.seen import Onlooker
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
 POLICIES = {"memory-maze": Path(__file__).parent / "policies" / "memory_maze.safetensors"}

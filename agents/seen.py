@@ -7,7 +7,7 @@ from torch import Tensor
 from lssvwm_gym.envs import seen
 from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.envs.seen import SeenThroughModel
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.rollout import DreamState
 
 __all__ = ["OBSERVATIONS", "SeenThroughModel", "observed", "observed_shape"]
 

@@ -44,7 +44,7 @@ from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.simulators.explorer import Explorer
 

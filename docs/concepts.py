@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from lssvwm_gym.models.config import WorldModelConfig
-from lssvwm_gym.models.dreaming import DreamState, first_state
+from lssvwm_gym.models.rollout import DreamState, first_state
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS

@@ -23,9 +23,9 @@ from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.evaluation.figures import sheet
-from lssvwm_gym.models.dreaming import DreamState, remember
+from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.latents import encoded
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.rollout import DreamState, remember
 from lssvwm_gym.models.weights import Starts
 
 sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started

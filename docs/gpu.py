@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine
-from lssvwm_gym.models.replay import replayed
+from lssvwm_gym.models.inference.compile import replayed
+from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
 OUT = Path(__file__).parent / "scores" / "memory_maze_gpu.json"

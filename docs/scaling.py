@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lssvwm_gym.evaluation.bench.counting import Kept, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.layers import Peeks
-from lssvwm_gym.models.presets import PRESETS
+from lssvwm_gym.models.config import PRESETS
+from lssvwm_gym.models.read_only import Peeks
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining

@@ -22,8 +22,8 @@ from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.evaluation.metrics import psnr
 from lssvwm_gym.evaluation.rollouts import memory_of
 from lssvwm_gym.io.video import enlarged
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine
-from lssvwm_gym.models.pose import motion_between, relative_to
+from lssvwm_gym.models.geometry import motion_between, relative_to
+from lssvwm_gym.models.rollout import DreamState, commit, imagine
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lssvwm_gym.models import mamba
-from lssvwm_gym.models.backends import Backend, use_backend
-from lssvwm_gym.models.dreaming import commit, first_state, imagine
-from lssvwm_gym.models.layers import BlockScan
-from lssvwm_gym.models.mamba import mamba_scan
-from lssvwm_gym.models.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.inference.backend import Backend, use_backend
+from lssvwm_gym.models.ops import mamba_ssm
+from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
+from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 
 MAMBA = Backend("mamba", "fold", "off")
@@ -50,11 +50,11 @@ def main() -> None:
     torch.cuda.device = lambda *_: contextlib.nullcontext()  # type: ignore[assignment,misc]
     torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=1)  # type: ignore[assignment,return-value]
     try:
-        found = mamba.kernels()
+        found = mamba_ssm.kernels()
     except ImportError as error:
         print(error, file=sys.stderr)
         sys.exit(3)
-    mamba.kernels = lambda: mamba.Kernels(*(counted(name, function) for name, function in found._asdict().items()))  # type: ignore
+    mamba_ssm.kernels = lambda: mamba_ssm.Kernels(*(counted(name, function) for name, function in found._asdict().items()))  # type: ignore
     report: dict[str, dict[str, float]] = {}
     cases = {f"scan: {name}": lambda case=case: scanned(*case) for name, case in SCANS.items()}
     cases |= {"scan in float16": in_float16, "scan of a batch in parts": in_parts, "tokens that write nothing": silent_tokens}
@@ -118,13 +118,13 @@ def in_float16():
 def in_parts():
     """As where a batch has more rows than a CUDA grid."""
     given = arguments(3, 20, 1, 16, 1, 8)
-    whole, most = mamba_scan(chunk=16, **given), mamba.MOST_PROGRAMS
+    whole, most = mamba_scan(chunk=16, **given), mamba_ssm.MOST_PROGRAMS
     one = {name: tensor[:, :1] if name in ("x", "dt", "B", "C") else tensor for name, tensor in given.items()}
     whole_step = mamba_scan(chunk=16, **one)
-    mamba.MOST_PROGRAMS = 4  # of two chunks each: two rows at once
+    mamba_ssm.MOST_PROGRAMS = 4  # of two chunks each: two rows at once
     parts, steps = mamba_scan(chunk=16, **given), mamba_scan(chunk=16, **one)
     without = mamba_scan(chunk=16, **{name: tensor for name, tensor in given.items() if name != "initial_state"})
-    mamba.MOST_PROGRAMS = most
+    mamba_ssm.MOST_PROGRAMS = most
     given["initial_state"] = torch.zeros_like(given["initial_state"])
     return {"y, state": off(parts, whole), "step": off(steps, whole_step), "empty start": off(without, ssd_scan(chunk=16, **given))}
 

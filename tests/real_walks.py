@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.models.pose import advance
+from lssvwm_gym.models.geometry import advance
 
 
 def write_real_walks(folder: Path, episodes: int = 3, frames: int = 60) -> Path:

@@ -24,9 +24,9 @@ from agents.real_rows import RealRows
 from agents.seen import OBSERVATIONS
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
-from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
+from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.state import take_rows
 
 ROWS, LIMIT = 4, 8

@@ -14,11 +14,12 @@ import torch
 
 from lssvwm_gym.cli import main
 from lssvwm_gym.evaluation.bench import Benchmark, bench, caching, peak, scans, simulators, training
-from lssvwm_gym.evaluation.bench.models import dreaming_model, random_episode
+from lssvwm_gym.evaluation.bench.models import random_episode
 from lssvwm_gym.evaluation.bench.timing import Times, memory_bytes, seconds_of
-from lssvwm_gym.models.dreaming import commit, first_state, imagine
+from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.weights import load_weights
+from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.simulators import SimulatorUnavailable
 
 
@@ -90,11 +91,10 @@ def test_a_cache_that_grows_beside_a_state_that_does_not(quick, tmp_path):
 def test_a_cache_of_some_frames_is_attention_over_all_of_them(quick):
     """The same weights with room for many more frames, after as many steps, dream the same next frame."""
     config = training.training_of(quick, "full-causal", 2, 2).model
-    roomy, exact = (dreaming_model(replace(config, window=window), "cpu") for window in (14, 9))
+    roomy, exact = (WorldModel(replace(config, window=window)).eval().requires_grad_(False) for window in (14, 9))
     for parameter in roomy.parameters():  # zero-initialised parts must take part
         parameter += torch.randn_like(parameter) * 0.05
     exact.load_state_dict(roomy.state_dict())
-    exact.stepped = roomy.stepped = None  # laid out from the weights before
     state, action = first_state(roomy, torch.tensor([0])), torch.tensor([1])
     for _ in range(9):
         state = commit(roomy, state, action, imagine(roomy, state, action, 1))

@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.dream_env import DreamEnv
-from lssvwm_gym.models.arithmetic import chosen_arithmetic, load_arranged
-from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend
-from lssvwm_gym.models.compiled import CompiledStep, compiled, settled
-from lssvwm_gym.models.packing import multiplies_bfloat16
+from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_arithmetic, chosen_backend, load_arranged
+from lssvwm_gym.models.inference.compile import CompiledStep, compiled, settled
+from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.state import take_rows
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler: apt-get install g++")

@@ -15,7 +15,7 @@ from tiny_world import OPENING_FRAMES, same, write_tiny_weights
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.envs.dream import _announce
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.models.dreaming import first_state, remember
+from lssvwm_gym.models.rollout import first_state, remember
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]

@@ -22,8 +22,8 @@ from lssvwm_gym.evaluation.rollouts import (
     there_and_back,
 )
 from lssvwm_gym.evaluation.workbench import SUITES
-from lssvwm_gym.models.dreaming import first_state
-from lssvwm_gym.models.pose import advance
+from lssvwm_gym.models.geometry import advance
+from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import PoseHead, SightHead
 

@@ -15,7 +15,7 @@ from lssvwm_gym.evaluation.interruption import interrupted
 from lssvwm_gym.evaluation.reasoning import _by_age, frames_since_seen
 from lssvwm_gym.evaluation.retrieval import _revisits, retrieval, revisit_curve, view_steps, way_back
 from lssvwm_gym.evaluation.workbench import Evaluation, open_bench
-from lssvwm_gym.models.pose import advance
+from lssvwm_gym.models.geometry import advance
 from lssvwm_gym.models.world_model import PoseHead, SightHead
 
 

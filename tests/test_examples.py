@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_minecraft import write_real_plays, write_tiny_minecraft
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.models.pose import advance, relative_to
+from lssvwm_gym.models.geometry import advance, relative_to
 from lssvwm_gym.worlds import WORLDS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -14,8 +14,8 @@ from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import EpisodeError, read_video, write_arrays
 from lssvwm_gym.generate import Generating, by_chunks, generate, imagined_chunk, watched
 from lssvwm_gym.io.video import write_video
-from lssvwm_gym.models.dreaming import first_state, imagine, remember
 from lssvwm_gym.models.latents import LatentEpisode
+from lssvwm_gym.models.rollout import first_state, imagine, remember
 from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
 

@@ -14,14 +14,16 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, dream
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream, step_of
-from lssvwm_gym.models import backends, flex
+from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.backends import PLAIN, Backend, chosen_backend, on_backend
-from lssvwm_gym.models.dreaming import first_state, frame_noise
-from lssvwm_gym.models.layers import BlockScan, FrameAttention
-from lssvwm_gym.models.mamba import mamba_scan
-from lssvwm_gym.models.replay import Replay
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.inference import backend
+from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_backend, on_backend
+from lssvwm_gym.models.inference.compile import Replay
+from lssvwm_gym.models.ops import flex_attention
+from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
+from lssvwm_gym.models.rollout import first_state, frame_noise
 from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining
@@ -46,11 +48,11 @@ def test_without_cuda_pytorch_computes(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_on_cuda_auto_takes_the_kernels_that_are_there(monkeypatch, device):
-    monkeypatch.setattr(backends, "kernels", lambda: None)
+    monkeypatch.setattr(backend, "kernels", lambda: None)
     assert chosen_backend("auto", device) == chosen_backend("mamba", device) == Backend("mamba", "fold", "on", "off")
     assert chosen_backend("torch", device) == Backend("torch", "fold", "on", "off")
     assert chosen_backend(Backend("torch", "flex", "off"), device) == Backend("torch", "flex", "off", "off")
-    monkeypatch.setattr(backends, "kernels", missing)
+    monkeypatch.setattr(backend, "kernels", missing)
     assert chosen_backend("auto", device).scan == "torch"
     with pytest.raises(ImportError, match="not installed"):
         chosen_backend("mamba", device)
@@ -80,10 +82,10 @@ def test_unknown_names_are_refused_where_they_are_given():
 
 
 def test_mamba_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr("lssvwm_gym.models.mamba._found", lambda: None)
-    backends.kernels.cache_clear()
+    monkeypatch.setattr("lssvwm_gym.models.ops.mamba_ssm._found", lambda: None)
+    backend.kernels.cache_clear()
     with pytest.raises(ImportError, match=r"mamba-ssm is not installed: .* pip install --no-build-isolation"):
-        backends.kernels()
+        backend.kernels()
 
 
 def test_mamba_refuses_float64():
@@ -140,7 +142,7 @@ def test_flex_attention_is_the_fold(window, chunk, frames, peeks):
 
 @pytest.mark.slow
 def test_flex_attention_is_the_fold_when_compiled(monkeypatch):
-    monkeypatch.setattr(flex, "_attention", lambda device: torch.compile(flex.flex_attention))
+    monkeypatch.setattr(flex_attention, "_attention", lambda device: torch.compile(flex_attention.flex_attention))
     layer, state = attention(3, 1)
     x = torch.randn(2, 8, 4, 32)
     folded = layer(x, *state)[0]

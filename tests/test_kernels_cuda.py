@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
 from lssvwm_gym.envs.dream import open_dream
-from lssvwm_gym.models.backends import Backend
-from lssvwm_gym.models.layers import FrameAttention
-from lssvwm_gym.models.mamba import kernels, mamba_scan
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.attention import FrameAttention
+from lssvwm_gym.models.inference.backend import Backend
+from lssvwm_gym.models.ops.mamba_ssm import kernels, mamba_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lssvwm_gym.models.attention import FrameAttention
+from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.building import checked_sizes
-from lssvwm_gym.models.layers import BlockScan, FrameAttention
-from lssvwm_gym.models.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 
@@ -200,7 +201,7 @@ def test_config_refuses_contradictions():
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 2.8), ("base", 45), ("paper", 200)])
 def test_presets_have_the_size_they_claim(name, millions):
-    from lssvwm_gym.models.presets import preset
+    from lssvwm_gym.models.config import preset
 
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in WorldModel(preset(name)).parameters())
@@ -208,7 +209,7 @@ def test_presets_have_the_size_they_claim(name, millions):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    from lssvwm_gym.models.presets import preset
+    from lssvwm_gym.models.config import preset
 
     with pytest.raises(ValueError, match="tiny, base, paper"):
         preset("huge")

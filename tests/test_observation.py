@@ -14,7 +14,7 @@ from tiny_world import IMAGE, same
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.packing import PackedDecoder
+from lssvwm_gym.models.inference.prepacked import PrepackedDecoder
 from lssvwm_gym.worlds import WORLDS
 
 ID = WORLDS["memory-maze"].id
@@ -34,8 +34,8 @@ def decoded(monkeypatch):
     pictures = []
     smoothly = Autoencoder.decode_smoothly
     monkeypatch.setattr(Autoencoder, "decode_smoothly", lambda self, latent: pictures.append(len(latent)) or smoothly(self, latent))
-    packed = PackedDecoder.__call__
-    monkeypatch.setattr(PackedDecoder, "__call__", lambda self, latent: pictures.append(len(latent)) or packed(self, latent))
+    packed = PrepackedDecoder.__call__
+    monkeypatch.setattr(PrepackedDecoder, "__call__", lambda self, latent: pictures.append(len(latent)) or packed(self, latent))
     return pictures
 
 

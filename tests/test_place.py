@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lssvwm_gym.models.place import PoseKeys, ask, exchange
+from lssvwm_gym.models.spatial_memory import PoseKeys, ask, exchange
 
 FEATURES, VALUES = 48, 6
 

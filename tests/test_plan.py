@@ -55,7 +55,7 @@ def test_futures_are_dreams_of_their_actions(dream):
     again = roll(dream, state, action, torch.Generator().manual_seed(0))
     assert torch.equal(futures.latent, again.latent)
     noise = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
-    from lssvwm_gym.models.dreaming import commit, imagine
+    from lssvwm_gym.models.rollout import commit, imagine
     from lssvwm_gym.models.state import take_rows
 
     model, rows = dream.weights.world_model, take_rows(state, torch.tensor([0, 0]))
@@ -161,7 +161,7 @@ def test_a_reward_ends_a_plan(dream, frames, monkeypatch):
 
 def test_the_planner_sees_what_a_policy_would(dream, frames):
     """Its state is that of the frames and of its own actions."""
-    from lssvwm_gym.models.dreaming import follow
+    from lssvwm_gym.models.rollout import follow
 
     player, state, last = Planner(dream, 2, 0, ALONE), dream.empty(torch.zeros(2, dtype=torch.int64)), torch.tensor([6, 6])
     for frame in frames[:4]:

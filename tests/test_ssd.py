@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lssvwm_gym.models.ssd import _fitting, ssd_recurrence, ssd_scan
+from lssvwm_gym.models.ops.ssd import _fitting, ssd_recurrence, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
 

@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.envs.dream import open_dream
-from lssvwm_gym.models import packing
-from lssvwm_gym.models.arithmetic import FLOAT32, Arithmetic, arranged, chosen_arithmetic
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.dreaming import commit, first_state, imagine
-from lssvwm_gym.models.packing import Convolution, PackedDecoder, Product, multiplies_bfloat16
+from lssvwm_gym.models.inference import prepacked
+from lssvwm_gym.models.inference.backend import FLOAT32, Arithmetic, arranged, chosen_arithmetic
+from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
+from lssvwm_gym.models.inference.prepacked import PrepackedConv2d, PrepackedDecoder, PrepackedLinear, multiplies_bfloat16
+from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import take_rows
-from lssvwm_gym.models.stepping import SteppedLayers
 from lssvwm_gym.models.weights import load_weights
-from lssvwm_gym.models.world_model import Layer, WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
 SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, d_conv=1, place_width=4, place_features=16, window=3)
 PLACES = (False, True, False, True)
@@ -46,11 +46,8 @@ def random_model(**sizes):
 
 
 def quick(model, dtype=torch.float32):
-    """Another model of the same weights, stepped."""
-    copy = WorldModel(model.config).requires_grad_(False)
-    copy.load_state_dict(model.state_dict())
-    copy.stepped = SteppedLayers([layer for layer in copy.layers if isinstance(layer, Layer)], dtype)
-    return copy
+    """The same model, prepacked."""
+    return PrepackedWorldModel.of(model, dtype)
 
 
 def furthest(a, b):
@@ -155,17 +152,17 @@ def test_layers_in_bfloat16_are_near_and_leave_a_float32_state():
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "unpacked"])
 def test_products_and_convolutions_are_those_of_torch(dtype, packs, monkeypatch):
     if not packs:  # as in a build of torch without oneDNN
-        monkeypatch.setattr(packing, "_packs", lambda what: False)
+        monkeypatch.setattr(prepacked, "_packs", lambda what: False)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     linear, x = torch.nn.Linear(24, 40), torch.randn(3, 5, 24)
     convolution, image = torch.nn.Conv2d(8, 12, 3, padding=1), torch.randn(3, 8, 6, 6)
     with torch.no_grad():
         for bias in (linear.bias, None):
-            y = Product(linear.weight, bias, dtype)(x)
+            y = PrepackedLinear(linear.weight, bias, dtype)(x)
             assert y.dtype == dtype
             assert furthest(y.float(), torch.nn.functional.linear(x, linear.weight, bias)) < tolerance
         for silu in (False, True):
-            y = Convolution(convolution, dtype, image.shape[-1], silu)(image.to(dtype).contiguous(memory_format=torch.channels_last))
+            y = PrepackedConv2d(convolution, dtype, image.shape[-1], silu)(image.to(dtype).contiguous(memory_format=torch.channels_last))
             expected = convolution(image)
             assert furthest(y.float(), torch.nn.functional.silu(expected) if silu else expected) < tolerance
 
@@ -177,8 +174,7 @@ def test_pictures_are_the_same_but_for_rounding(dtype, levels):
     latent = torch.randn(2, 16, 32)
     with torch.no_grad():
         plain = model.decode(latent)
-        model.packed = PackedDecoder(model.decoder, dtype, model.config.grid)
-        packed = model.decode(latent)
+        packed = PrepackedAutoencoder.of(model, dtype).decode(latent)
     assert packed.dtype == torch.uint8
     assert (packed.int() - plain.int()).abs().max() <= levels
 
@@ -188,7 +184,7 @@ def test_pictures_are_the_same_but_for_rounding(dtype, levels):
 def test_no_width_of_a_decoder_falls_off_a_cliff(dtype, widths):
     """Laid out for another size of image, oneDNN takes a hundred times as long for 96 or 192 channels."""
     model = Autoencoder(AutoencoderConfig(decoder_widths=widths)).requires_grad_(False).to(memory_format=torch.channels_last)
-    packed = PackedDecoder(model.decoder, dtype, model.config.grid)
+    packed = PrepackedDecoder(model.decoder, dtype, model.config.grid)
     latent = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
     fastest = [min(timeit.repeat(lambda decoder=decoder: decoder(latent), number=1, repeat=20)) for decoder in (packed, model.decoder)]
     assert fastest[0] < 5 * fastest[1]
@@ -197,9 +193,9 @@ def test_no_width_of_a_decoder_falls_off_a_cliff(dtype, widths):
 def test_arranged_weights_are_shared_and_the_plain_ones_stay_plain(tiny_weights):
     plain = load_weights(tiny_weights)
     quick = arranged(plain, FLOAT32)
-    assert plain.world_model.stepped is None
-    assert plain.autoencoder.packed is None
-    assert quick.world_model.stepped is not None
+    assert type(plain.world_model) is WorldModel
+    assert type(plain.autoencoder) is Autoencoder
+    assert isinstance(quick.world_model, PrepackedWorldModel)
     assert quick.world_model.state_dict().keys() == plain.world_model.state_dict().keys()
     assert quick.world_model.token_in.weight is plain.world_model.token_in.weight
 
@@ -214,7 +210,7 @@ def test_a_dream_says_what_it_computes_in(tiny_weights):
 
 def test_auto_takes_bfloat16_for_pictures_where_the_processor_multiplies_in_it(monkeypatch):
     for has in (True, False):
-        monkeypatch.setattr("lssvwm_gym.models.arithmetic.multiplies_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr("lssvwm_gym.models.inference.backend.multiplies_bfloat16", lambda device, has=has: has)
         assert chosen_arithmetic("auto", "cpu") == Arithmetic(pictures=torch.bfloat16 if has else torch.float32)
         assert chosen_arithmetic("float32", "cpu") == FLOAT32
     assert chosen_arithmetic("auto", "cuda") == FLOAT32

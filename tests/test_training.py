@@ -11,9 +11,9 @@ from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
-from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
+from lssvwm_gym.models.geometry import advance, motion_between
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.pose import advance, motion_between
+from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
 from lssvwm_gym.training.precision import mixed_precision

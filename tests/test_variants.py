@@ -10,7 +10,7 @@ from test_training import RUN, signalling_episode
 
 from lssvwm_gym.evaluation.workbench import Evaluation
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
-from lssvwm_gym.models.presets import preset
+from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.training.variants import VARIANTS, variant
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining

@@ -10,11 +10,11 @@ from test_training import TINY
 
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.dreaming import commit, first_state, imagine, remember
+from lssvwm_gym.models.geometry import advance, motion_between, relative_to, start_pose
+from lssvwm_gym.models.inference.compile import Replay, replayed
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.place import PoseKeys
-from lssvwm_gym.models.pose import advance, motion_between, relative_to, start_pose
-from lssvwm_gym.models.replay import Replay, replayed
+from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.spatial_memory import PoseKeys
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.mirror import mirrored
 from lssvwm_gym.training.walks import Episodes, Walk, read_clip

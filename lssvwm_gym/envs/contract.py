@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Space
 from torch import Tensor
 
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import World
 
 RENDER_MODES = ["rgb_array"]

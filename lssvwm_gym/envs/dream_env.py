@@ -16,8 +16,8 @@ from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import open_dream
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
-from lssvwm_gym.models.backends import Backend
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.inference.backend import Backend
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import World
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from lssvwm_gym.envs import contract, on_device
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
-from lssvwm_gym.models.backends import Backend
-from lssvwm_gym.models.dreaming import DreamState
+from lssvwm_gym.models.inference.backend import Backend
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import put_rows
 from lssvwm_gym.worlds import World
 

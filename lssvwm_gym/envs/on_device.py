@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
-from lssvwm_gym.models.dreaming import DreamState, drawn_noise
+from lssvwm_gym.models.rollout import DreamState, drawn_noise
 
 OUTPUTS = ("numpy", "torch")
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lssvwm_gym.envs import contract
 from lssvwm_gym.envs.dream import Dream
-from lssvwm_gym.models.dreaming import DreamState, follow, remember, unknown_action
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.geometry import relative_to
+from lssvwm_gym.models.rollout import DreamState, follow, remember, unknown_action
 from lssvwm_gym.models.state import put_rows
 
 NUMBERS = tuple(name for name in contract.OBSERVATIONS if not contract.needs_frame(name))

@@ -11,8 +11,8 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, inner, score
 from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, decode_clips, dream_along, dream_at_poses
 from lssvwm_gym.evaluation.workbench import Bench
-from lssvwm_gym.models.dreaming import first_state
-from lssvwm_gym.models.pose import motion_between
+from lssvwm_gym.models.geometry import motion_between
+from lssvwm_gym.models.rollout import first_state
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 

@@ -19,7 +19,7 @@ from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine
+from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.worlds import World
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing

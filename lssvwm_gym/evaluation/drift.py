@@ -10,7 +10,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, dream_along, reckon_clips, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench
-from lssvwm_gym.models.pose import PLANE, relative_to
+from lssvwm_gym.models.geometry import PLANE, relative_to
 
 HORIZONS = (10, 100, 300, 1000)  # steps
 

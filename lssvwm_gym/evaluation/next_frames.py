@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lssvwm_gym.evaluation.metrics import precision_recall_f1, psnr, rank_correlation, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, features_along, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation
-from lssvwm_gym.models.dreaming import imagine, remember
+from lssvwm_gym.models.rollout import imagine, remember
 
 
 def reconstruction(bench: Bench) -> dict[str, Any]:

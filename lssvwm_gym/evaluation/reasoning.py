@@ -11,7 +11,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import Score, masked_score, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, dream_at_poses, reckon_clips, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench
-from lssvwm_gym.models.pose import PLANE
+from lssvwm_gym.models.geometry import PLANE
 
 SIMILAR = 0.26  # radians of heading, and of tilt, within which two views of one place show the same
 SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen

@@ -23,7 +23,7 @@ from lssvwm_gym.evaluation.rollouts import (
     there_and_back,
 )
 from lssvwm_gym.evaluation.workbench import Bench
-from lssvwm_gym.models.dreaming import DreamState, imagine
+from lssvwm_gym.models.rollout import DreamState, imagine
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off

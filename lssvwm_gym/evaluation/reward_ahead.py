@@ -12,7 +12,7 @@ from torch import Tensor
 from lssvwm_gym.evaluation.metrics import score
 from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, remember_clips
 from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation
-from lssvwm_gym.models.dreaming import DreamState, commit, imagine, remember
+from lssvwm_gym.models.rollout import DreamState, commit, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel
 
 LEADS = (2, 5, 10, 20, 40)  # frames dreamed up to the one that was paid

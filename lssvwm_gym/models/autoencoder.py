@@ -6,17 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-from lssvwm_gym.models.gradients import is_recorded
-
-if TYPE_CHECKING:
-    from lssvwm_gym.models.packing import PackedDecoder
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,6 @@ class Autoencoder(nn.Module):
         self.config = config
         self.encoder = _encoder(config)
         self.decoder = _decoder(config)
-        self.packed: PackedDecoder | None = None  # a quicker way through the decoder, without gradients
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
@@ -80,9 +73,10 @@ class Autoencoder(nn.Module):
         """Float latents (B, N, C) to float images (B, 3, height, width) of about -1..1, before rounding."""
         latent = latent * self.latent_std + self.latent_mean
         latent = rearrange(latent, "b (y x) c -> b c y x", y=self.config.grid)
-        latent = latent.contiguous(memory_format=torch.channels_last)
-        if self.packed is not None and not is_recorded(self.decoder, latent):
-            return self.packed(latent)
+        return self.decoded(latent.contiguous(memory_format=torch.channels_last))
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """Latents (B, C, grid, grid) within -3..3, channels last, to float images (B, 3, height, width) of about -1..1."""
         image: Tensor = self.decoder(latent)
         return image
 

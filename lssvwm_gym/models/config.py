@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lssvwm_gym.models.pose import PLANE, SPACE
+from lssvwm_gym.models.geometry import PLANE, SPACE
 
 FEATURES = 256  # numbers that sum up a frame and its past, for the heads and for agents
+
+_FOUR = ((4, 4), (1, 1), (2, 2), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,37 @@ class WorldModelConfig:
     def has_places(self) -> bool:
         """Whether there is a memory of places, asked by pose."""
         return self.place_features > 0
+
+
+PRESETS = {
+    "tiny": WorldModelConfig(),
+    "base": WorldModelConfig(
+        width=512,
+        blocks=_FOUR + _FOUR[:2],
+        place=(False, True) * 3,
+        heads=8,
+        d_state=64,
+        d_conv=4,
+        window=8,
+        place_width=128,
+        place_features=1024,
+    ),
+    "paper": WorldModelConfig(
+        width=768,
+        blocks=_FOUR * 3,
+        place=(False, True) * 6,
+        heads=12,
+        d_state=128,
+        d_conv=4,
+        window=10,
+        place_width=256,
+        place_features=2048,
+    ),
+}
+
+
+def preset(name: str) -> WorldModelConfig:
+    """The sizes of a preset. Raises `ValueError` for a name that is none."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset named {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

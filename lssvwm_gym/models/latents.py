@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.pose import PLANE
+from lssvwm_gym.models.geometry import PLANE
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class LayerState(NamedTuple):
 
 
 class PlaceState(NamedTuple):
-    """What is remembered by pose (`lssvwm_gym.models.place`). Zeros before the first frame."""
+    """What is remembered by pose (`lssvwm_gym.models.spatial_memory`). Zeros before the first frame."""
 
     known: Tensor  # (B, F, F) float32: 1 - P, from 0 (nothing known of a direction of the features) to 1
     latents: Tensor  # (B, N * C, F) float32: M

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssvwm_gym.models.attention import FrameAttention
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.gradients import is_recorded
-from lssvwm_gym.models.heads import Conditioning, FrameInputs, PoseHead, SightHead, VectorHead, head
-from lssvwm_gym.models.layers import BlockScan, FrameAttention, Peeks, committed_mask
-from lssvwm_gym.models.place import Asked, PlaceHeads, PlaceLatents, PoseKeys, ask, exchange
+from lssvwm_gym.models.heads import PoseHead, SightHead, VectorHead
+from lssvwm_gym.models.read_only import Peeks, committed_mask
+from lssvwm_gym.models.spatial_memory import Asked, PlaceHeads, PlaceLatents, PoseKeys, ask, exchange
 from lssvwm_gym.models.state import LayerState, PlaceState, WorldState
-from lssvwm_gym.models.stepping import SteppedLayers
 
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 
@@ -63,7 +64,6 @@ class WorldModel(nn.Module):
         self.sight_head = SightHead(config)
         self.termination_head = head(FEATURES, 1) if config.termination else None
         self.vector_head = VectorHead(config) if config.vector_size else None
-        self.stepped: SteppedLayers | None = None  # a quicker way through the layers for one frame without gradients
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""
@@ -92,7 +92,7 @@ class WorldModel(nn.Module):
             recalled, place = recalled.view_as(latent), PlaceState(known, latents)
             tokens = foreknown and foreknown.tokens
             x = x + (self.place_latents.into_tokens(recalled, asked.unknown) if tokens is None else tokens)
-        x, after = self._through_layers(x, condition, asked, state, peeks)
+        x, after = self.through_layers(x, condition, asked, state, peeks)
         committed = latent.shape[1] if peeks is None else peeks.count(False)
         x = F.layer_norm(x, x.shape[-1:])
         features = F.layer_norm(self.summary(x).flatten(2), (FEATURES,))
@@ -112,11 +112,10 @@ class WorldModel(nn.Module):
         recalled = recalled.unflatten(2, (self.config.tokens, -1))
         return Foreknown(condition, asked, recalled, self.place_latents.into_tokens(recalled, asked.unknown))
 
-    def _through_layers(
+    def through_layers(
         self, x: Tensor, condition: Tensor, asked: Asked | None, state: WorldState, peeks: Peeks
     ) -> tuple[Tensor, list[LayerState]]:
-        if self.stepped is not None and x.shape[1] == 1 and not is_recorded(self.layers, x, condition, state.layers):
-            return self.stepped(x, condition, asked, state.layers, commits=peeks is None or not all(peeks))
+        """x (B, T, N, D) under conditions (B, T, D); returns x of the same shape and the layers' states after."""
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
             x, layer_state = layer(x, condition, asked, before, peeks)

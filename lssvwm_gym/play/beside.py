@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lssvwm_gym.data.episode import Episode
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.play.moments import Moment, RealView
 from lssvwm_gym.simulators import SimulatorDied
 from lssvwm_gym.worlds import World

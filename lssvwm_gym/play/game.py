@@ -12,7 +12,7 @@ import torch
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.env_state import EnvState
-from lssvwm_gym.models.dreaming import DreamState, follow
+from lssvwm_gym.models.rollout import DreamState, follow
 from lssvwm_gym.play.beside import RealWorld
 from lssvwm_gym.play.moments import Moment, Move, RealView, Ring
 from lssvwm_gym.play.saved_game import load_game, save_game

@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.device import chosen_device
+from lssvwm_gym.models.inference.backend import chosen_device
 
 PATIENCE = timedelta(hours=3)  # how long a process waits for another, which may be reading episodes or scoring
 

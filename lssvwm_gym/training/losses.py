@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
-from lssvwm_gym.models.heads import FrameInputs, VectorHead
-from lssvwm_gym.models.replay import replayed
+from lssvwm_gym.models.heads import VectorHead
+from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
 from lssvwm_gym.training.draws import Draws

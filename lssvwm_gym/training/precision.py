@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lssvwm_gym.models.packing import multiplies_bfloat16
+from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 
 
 def product_dtype(name: str, device: str = "cpu") -> torch.dtype:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.models.pose import motion_between
+from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.distributed import ALONE, Team
 from lssvwm_gym.training.walks import Episodes

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
 from lssvwm_gym.models.latents import LatentEpisode, encode_episode
-from lssvwm_gym.models.pose import motion_between, relative_to, start_pose
 from lssvwm_gym.models.world_model import FrameInputs
 from lssvwm_gym.training.distributed import ALONE, Team
 

@@ -18,13 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lssvwm_gym.data.folder import fingerprint
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.backends import Backend, chosen_backend, use_backend
+from lssvwm_gym.models.config import preset
+from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_device, use_backend
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.presets import preset
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import load_autoencoder

@@ -21,8 +21,8 @@ from lssvwm_gym.evaluation.bench.models import config_of, dreaming_model, random
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.stepping import AGED
 from lssvwm_gym.evaluation.bench.timing import Times, progress, seconds_of
-from lssvwm_gym.models.dreaming import DreamState, commit, first_state, imagine, remember
-from lssvwm_gym.models.pose import relative_to
+from lssvwm_gym.models.geometry import relative_to
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.heads import FrameInputs
+from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.world_model import WorldModelConfig
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.settings import Benchmark
+from lssvwm_gym.models.inference.backend import chosen_device
+from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.stepping import SteppedLayers
 from lssvwm_gym.models.weights import load_weights
-from lssvwm_gym.models.world_model import Layer, WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.variants import variant
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
 from lssvwm_gym.worlds import WORLDS, weights_of
@@ -66,7 +65,4 @@ def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> Late
 def dreaming_model(config: WorldModelConfig, device: str) -> WorldModel:
     """A random model as dreams use it: on a CPU with its layers laid out for one frame at a time."""
     model = WorldModel(config).eval().requires_grad_(False).to(chosen_device(device))
-    if chosen_device(device) == "cpu":
-        model = copy.copy(model)
-        model.stepped = SteppedLayers([layer for layer in model.layers if isinstance(layer, Layer)], torch.float32)
-    return model
+    return PrepackedWorldModel.of(model, torch.float32) if chosen_device(device) == "cpu" else model

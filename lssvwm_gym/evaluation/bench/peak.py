@@ -18,10 +18,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, finish, seconds_of
 from lssvwm_gym.evaluation.bench.training import stepping
+from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.training.precision import product_dtype
 
 CLIP = 80  # frames, as training has them

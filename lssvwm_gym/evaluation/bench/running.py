@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.caching import measure_cache
 from lssvwm_gym.evaluation.bench.peak import measure_peak
 from lssvwm_gym.evaluation.bench.plots import draw
@@ -23,6 +22,7 @@ from lssvwm_gym.evaluation.bench.tables import print_part
 from lssvwm_gym.evaluation.bench.timing import machine, peak_memory_bytes
 from lssvwm_gym.evaluation.bench.training import measure_training
 from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
 
 __all__ = ["PARTS", "Benchmark", "bench"]

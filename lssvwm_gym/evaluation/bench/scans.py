@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.models import config_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, seconds_of
-from lssvwm_gym.models.layers import BlockScan
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.inference.backend import chosen_device
+from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.precision import product_dtype
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.envs.dream import SAMPLING_STEPS
-from lssvwm_gym.models.arithmetic import DTYPES
+from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.variants import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 

@@ -19,12 +19,12 @@ import gymnasium
 import numpy as np
 import torch
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.envs.dream import open_dream
 from lssvwm_gym.envs.seen import SeenThroughModelVec
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.stepping import opened, seconds_of_steps
 from lssvwm_gym.evaluation.bench.timing import Times
+from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.worlds import WORLDS
 

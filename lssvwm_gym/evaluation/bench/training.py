@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lssvwm_gym.device import chosen_device
 from lssvwm_gym.evaluation.bench.counting import Kept, inputs_like
 from lssvwm_gym.evaluation.bench.models import trainer_of, training_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, free_bytes, seconds_of
+from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining
 

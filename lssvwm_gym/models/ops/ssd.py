@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.models.ssd_chunks import decay_between, scan_chunks
+from lssvwm_gym.models.ops.ssd_autograd import decay_between, scan_chunks
 
 Scan = Callable[..., tuple[Tensor, Tensor]]  # of the signature of `ssd_scan`
 

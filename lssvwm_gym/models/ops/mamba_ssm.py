@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
 
 MOST_PROGRAMS = 65_535  # along the second axis of a CUDA grid: the kernels have a program there for each chunk of each sequence
 SHORTEST_CHUNK = 16  # tokens; the least that Triton multiplies

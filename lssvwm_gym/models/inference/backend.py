@@ -7,17 +7,23 @@ PyTorch's own operations are the reference and run everywhere; what is quicker o
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from lssvwm_gym.models.compiled import check_compiler
-from lssvwm_gym.models.layers import BlockScan, FrameAttention
-from lssvwm_gym.models.mamba import interpreted, kernels, mamba_scan
-from lssvwm_gym.models.ssd import ssd_scan
+from lssvwm_gym.models.attention import FrameAttention
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.inference.compile import check_compiler
+from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
+from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
+from lssvwm_gym.models.ops.mamba_ssm import interpreted, kernels, mamba_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
+from lssvwm_gym.models.weights import Weights, load_weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,6 +37,8 @@ CHOICES = {
 NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole wish
 
 log = logging.getLogger("lssvwm_gym")
+
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -118,3 +126,61 @@ def on_backend(model: M, backend: Backend) -> M:
     other = copy.deepcopy(model, weights)  # of all but the weights
     use_backend(other, backend)
     return other
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Types of the products with weights; norms, attention, scans, memories and all states are float32 in any case."""
+
+    model: torch.dtype = torch.float32
+    pictures: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.model, self.pictures)]
+        return names[0] if names[0] == names[1] else f"{names[0]}, pictures {names[1]}"
+
+
+FLOAT32 = Arithmetic()
+
+
+def chosen_arithmetic(dtype: str, device: str) -> Arithmetic:
+    """For `auto`, `float32` or `bfloat16` and a torch device. Raises `ValueError` for other names, and for bfloat16 but on a CPU."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if device != "cpu":
+        if dtype == "bfloat16":
+            raise ValueError(f"dtype='bfloat16' is for the CPU; on {device} a dream is float32")
+        return FLOAT32
+    if dtype == "bfloat16":
+        return Arithmetic(torch.bfloat16, torch.bfloat16)
+    pictures = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32
+    return Arithmetic(pictures=pictures)
+
+
+@functools.lru_cache(maxsize=8)
+def load_arranged(folder: Path, device: str, arithmetic: Arithmetic, backend: Backend = PLAIN) -> Weights:
+    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
+    weights = load_weights(folder, device)
+    if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
+        return replace(weights, world_model=world_model)
+    return arranged(weights, arithmetic) if device == "cpu" else weights
+
+
+def arranged(weights: Weights, arithmetic: Arithmetic) -> Weights:
+    """The same weights, shared, with layers and decoder laid out as they are now."""
+    return replace(
+        weights,
+        world_model=PrepackedWorldModel.of(weights.world_model, arithmetic.model),
+        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, arithmetic.pictures),
+    )
+
+
+def chosen_device(name: str) -> str:
+    """`auto` is cuda where there is one and cpu elsewhere. Raises `ValueError` for a device that isn't there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch says "no such device" in all three
+        raise ValueError(f"device must be 'auto', 'cpu' or a device of this machine such as 'cuda', not {name!r} ({error})") from None
+    return str(name)

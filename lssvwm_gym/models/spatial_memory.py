@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.models.pose import PLANE
+from lssvwm_gym.models.geometry import PLANE
 
 
 class PoseKeys(nn.Module):

@@ -28,7 +28,7 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(supported and supported())
 
 
-class Product:
+class PrepackedLinear:
     """`nn.Linear` without gradients: x (..., in) of any type to (..., out) of the weights' type."""
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class Product:
         return F.linear(x, self.weight, self.bias)
 
 
-class Convolution:
+class PrepackedConv2d:
     """`nn.Conv2d` without gradients, and SiLU after it if wanted: x (B, C, side, side) of the weights' type, channels last."""
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class Convolution:
         return F.silu(y) if self.silu else y
 
 
-class PackedDecoder:
+class PrepackedDecoder:
     """The decoder of an autoencoder: latents (B, C, grid, grid) of any type to images (B, 3, height, width) float32."""
 
     def __init__(self, decoder: nn.Sequential, dtype: torch.dtype, grid: int) -> None:
@@ -86,9 +86,9 @@ class PackedDecoder:
         return x.float()
 
 
-class _PackedResidual:
+class _PrepackedResidual:
     def __init__(self, block: ResidualBlock, dtype: torch.dtype, side: int) -> None:
-        self.inner, self.outer = Convolution(block.inner, dtype, side, silu=True), Convolution(block.outer, dtype, side)
+        self.inner, self.outer = PrepackedConv2d(block.inner, dtype, side, silu=True), PrepackedConv2d(block.outer, dtype, side)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self.outer(self.inner(F.silu(x)))
@@ -96,8 +96,8 @@ class _PackedResidual:
 
 def _packed(part: nn.Module, dtype: torch.dtype, side: int) -> Callable[[Tensor], Tensor]:
     if isinstance(part, nn.Conv2d):
-        return Convolution(part, dtype, side)
-    return _PackedResidual(part, dtype, side) if isinstance(part, ResidualBlock) else part
+        return PrepackedConv2d(part, dtype, side)
+    return _PrepackedResidual(part, dtype, side) if isinstance(part, ResidualBlock) else part
 
 
 def _packs(what: str) -> bool:

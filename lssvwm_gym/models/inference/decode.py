@@ -7,35 +7,76 @@ float32 or bfloat16; norms, scans, attention and all states are float32 in eithe
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from lssvwm_gym.models.layers import BlockScan, FrameAttention
-from lssvwm_gym.models.packing import Product
-from lssvwm_gym.models.place import Asked
-from lssvwm_gym.models.state import LayerState
-
-if TYPE_CHECKING:
-    from lssvwm_gym.models.world_model import Layer
+from lssvwm_gym.models.attention import FrameAttention
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.inference.prepacked import PrepackedDecoder, PrepackedLinear
+from lssvwm_gym.models.read_only import Peeks
+from lssvwm_gym.models.spatial_memory import Asked
+from lssvwm_gym.models.state import LayerState, WorldState
+from lssvwm_gym.models.world_model import Layer, WorldModel
 
 SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are told as differences from 1
 
 
-class SteppedLayers:
+class PrepackedWorldModel(WorldModel):
+    """A world model whose layers are prepacked as they are now, for one frame without gradients; all else is the model's own, shared."""
+
+    prepacked: PrepackedLayers
+
+    @classmethod
+    def of(cls, model: WorldModel, dtype: torch.dtype) -> PrepackedWorldModel:
+        """`dtype`, of products with weights: float32 or bfloat16."""
+        wrapper = cls.__new__(cls)
+        wrapper.__dict__.update(copy.copy(model).__dict__)
+        wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
+        return wrapper
+
+    def through_layers(
+        self, x: Tensor, condition: Tensor, asked: Asked | None, state: WorldState, peeks: Peeks
+    ) -> tuple[Tensor, list[LayerState]]:
+        if x.shape[1] == 1 and not is_recorded(self.layers, x, condition, state.layers):
+            return self.prepacked(x, condition, asked, state.layers, commits=peeks is None or not all(peeks))
+        return super().through_layers(x, condition, asked, state, peeks)
+
+
+class PrepackedAutoencoder(Autoencoder):
+    """An autoencoder whose decoder is prepacked as it is now, for pictures without gradients; all else is its own, shared."""
+
+    prepacked: PrepackedDecoder
+
+    @classmethod
+    def of(cls, autoencoder: Autoencoder, dtype: torch.dtype) -> PrepackedAutoencoder:
+        """`dtype`, of products with weights: float32 or bfloat16."""
+        wrapper = cls.__new__(cls)
+        wrapper.__dict__.update(copy.copy(autoencoder).__dict__)
+        wrapper.prepacked = PrepackedDecoder(autoencoder.decoder, dtype, autoencoder.config.grid)
+        return wrapper
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        return super().decoded(latent) if is_recorded(self.decoder, latent) else self.prepacked(latent)
+
+
+class PrepackedLayers:
     """All layers for one frame; a copy of their weights as they are now, so later changes to those are not seen."""
 
     @torch.no_grad()
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
         offset = torch.zeros(9, layers[0].modulation.in_features)
         offset[list(SCALES_AND_GATES)] = 1
-        self.modulation = Product(torch.cat([layer.modulation.weight for layer in layers]), None, dtype)
+        self.modulation = PrepackedLinear(torch.cat([layer.modulation.weight for layer in layers]), None, dtype)
         self.modulation_bias = torch.cat([layer.modulation.bias + offset.flatten() for layer in layers])
-        self.layers = [SteppedLayer(layer, dtype) for layer in layers]
+        self.layers = [PrepackedLayer(layer, dtype) for layer in layers]
 
     def __call__(
         self, x: Tensor, condition: Tensor, asked: Asked | None, states: Sequence[LayerState], commits: bool
@@ -49,14 +90,14 @@ class SteppedLayers:
         return x.unsqueeze(1), after
 
 
-class SteppedLayer:
+class PrepackedLayer:
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
         self.place = layer.place
-        self.scan = None if layer.scan is None else SteppedScan(layer.scan, dtype)
-        self.attention = None if layer.attention is None else SteppedAttention(layer.attention, dtype)
+        self.scan = None if layer.scan is None else PrepackedScan(layer.scan, dtype)
+        self.attention = None if layer.attention is None else PrepackedAttention(layer.attention, dtype)
         into, _, out = cast(list[nn.Linear], list(layer.mlp))
         self.one, self.zero = torch.ones_like(out.bias), torch.zeros_like(out.bias)
-        self.into, self.out = Product(into.weight, into.bias, dtype), Product(out.weight, out.bias, dtype)
+        self.into, self.out = PrepackedLinear(into.weight, into.bias, dtype), PrepackedLinear(out.weight, out.bias, dtype)
 
     def __call__(
         self, x: Tensor, modulation: Sequence[Tensor], asked: Asked | None, state: LayerState, commits: bool
@@ -84,7 +125,7 @@ class SteppedLayer:
         return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
 
 
-class SteppedScan:
+class PrepackedScan:
     """`BlockScan` for one frame. A frame reads from the state before it and from its own tokens, so peek and commit give the
     same; what the tokens add to the state is a product apart."""
 
@@ -94,10 +135,10 @@ class SteppedScan:
         self.parts = (scan.inner, scan.d_state, scan.d_state)
         self.blocks, self.block_tokens = scan.blocks, scan.block[0] * scan.block[1]
         self.head_sizes = (scan.heads, scan.inner // scan.heads)
-        self.into = Product(scan.in_proj.weight, None, dtype)
+        self.into = PrepackedLinear(scan.in_proj.weight, None, dtype)
         self.dt_bias, self.A, self.D = scan.dt_bias.clone(), -scan.A_log.exp(), scan.D[:, None].clone()
         # the mean under the norm's root is a sum here, and what divides it is in the weights
-        self.out = Product(scan.out_proj.weight * scan.norm.weight * math.sqrt(scan.inner), None, dtype)
+        self.out = PrepackedLinear(scan.out_proj.weight * scan.norm.weight * math.sqrt(scan.inner), None, dtype)
         self.eps = (scan.norm.eps or 0.0) * scan.inner
         order = scan._to_blocks(torch.arange(scan.grid**2).view(1, 1, -1, 1)).flatten()
         self.order = None if bool((order == order.sort()[0]).all()) else order.to(self.A.device)
@@ -146,12 +187,12 @@ class SteppedScan:
         return added.addcmul_(state, survives)
 
 
-class SteppedAttention:
+class PrepackedAttention:
     """`FrameAttention` for one frame and a chunk of 1."""
 
     def __init__(self, attention: FrameAttention, dtype: torch.dtype) -> None:
         self.heads = attention.heads
-        self.qkv, self.out = Product(attention.qkv.weight, None, dtype), Product(attention.out.weight, None, dtype)
+        self.qkv, self.out = PrepackedLinear(attention.qkv.weight, None, dtype), PrepackedLinear(attention.out.weight, None, dtype)
         self.head_width = attention.out.weight.shape[1] // self.heads
         self.query_scale = torch.full((self.head_width,), 1 / math.sqrt(self.head_width), device=attention.bias.device)
         self.query_mean = self.key_scale = torch.ones_like(self.query_scale)
@@ -169,3 +210,11 @@ class SteppedAttention:
         if commits:
             keys, values = keys_now[:, :, 1:].transpose(1, 2), values_now[:, :, 1:].transpose(1, 2)
         return self.out(y.transpose(1, 2).flatten(2)).float(), keys, values
+
+
+def is_recorded(module: nn.Module, *inputs: Any) -> bool:
+    """Whether a gradient would be recorded of what a module makes of inputs, pytrees of tensors."""
+    if not torch.is_grad_enabled():
+        return False
+    leaves = [*module.parameters(), *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))]
+    return any(leaf.requires_grad for leaf in leaves)

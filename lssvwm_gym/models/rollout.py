@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.models.diffusion import sample
-from lssvwm_gym.models.pose import advance, motion_between, start_pose
+from lssvwm_gym.models.geometry import advance, motion_between, start_pose
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import FEATURES, Foreknown, FrameInputs, WorldModel
 

@@ -1,0 +1,110 @@
+"""What goes into the world model beside the latents: noise level, action, pose, motion and inventory of each frame."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lssvwm_gym.models.config import FEATURES, WorldModelConfig
+from lssvwm_gym.models.geometry import PLANE
+
+
+class FrameInputs(NamedTuple):
+    """What is known of each frame beside its latent. Entry t speaks of frame t; action t led to it."""
+
+    noise: Tensor  # (B, T) float, 0 clean .. 1 pure noise
+    action: Tensor  # (B, T) int64, `config.actions` where unknown; or (B, T, A) float, NaN where unknown
+    pose: Tensor  # (B, T, 4 or 6) as in `lssvwm_gym.models.geometry`, seen from where the state was empty
+    motion: Tensor  # (B, T, 3 or 5) since the frame before
+    pose_known: Tensor  # (B, T) float, 1 or 0
+    vector: Tensor  # (B, T, V) float counts before the frame; NaN where unknown
+
+
+class Conditioning(nn.Module):
+    """Noise level, action, pose and motion of each frame as one vector (B, T, D)."""
+
+    noise_frequencies = 16
+    pose_frequencies = 5
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.noise = head(2 * self.noise_frequencies, width, width)
+        self.action = ActionEmbedding(config, width)
+        places = 3 if config.spatial else 2
+        self.pose = head(2 * places * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
+        self.vector = VectorEmbedding(config.vector_size, width) if config.vector_size else None
+
+    def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
+        """`known`: what `but_noise` gave for these inputs, where it has been asked before."""
+        return self.noise(self._of_noise(inputs.noise)) + (self.but_noise(inputs) if known is None else known)
+
+    def but_noise(self, inputs: FrameInputs) -> Tensor:
+        """The part that does not depend on the noise level, (B, T, D)."""
+        known = self.action(inputs.action) + self.pose(self._of_pose(inputs))
+        return known if self.vector is None else known + self.vector(inputs.vector)
+
+    def _of_noise(self, noise: Tensor) -> Tensor:
+        return _waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
+
+    def _of_pose(self, inputs: FrameInputs) -> Tensor:
+        place = torch.cat([inputs.pose[..., :2], inputs.pose[..., PLANE : PLANE + 1]], -1)  # x, y and, in space, height
+        position = _waves(place, 0.35, self.pose_frequencies, growth=2.0)
+        known = inputs.pose_known.unsqueeze(-1)
+        return torch.cat([position, inputs.pose[..., 2:], inputs.motion / self.motion_scale, torch.ones_like(known)], -1) * known
+
+
+class ActionEmbedding(nn.Module):
+    """A learned vector for each discrete action and one for "unknown"; a small MLP for continuous actions."""
+
+    def __init__(self, config: WorldModelConfig, width: int) -> None:
+        super().__init__()
+        self.discrete = nn.Embedding(config.actions + 1, width) if config.actions else None
+        self.continuous = head(config.action_size + 1, width, width) if config.action_size else None
+
+    def forward(self, action: Tensor) -> Tensor:
+        if self.discrete is not None:
+            return self.discrete(action)
+        assert self.continuous is not None
+        known = ~action.isnan().any(-1, keepdim=True)
+        return self.continuous(torch.cat([action.nan_to_num() * known, known.to(action.dtype)], -1))
+
+
+class VectorEmbedding(nn.Module):
+    """Counts as a learned vector: a rule such as "at least three planks" is one of the inputs."""
+
+    thresholds = 8
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.network = head(size * (self.thresholds + 1) + 1, width, width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """vector (..., V) of counts, NaN where unknown."""
+        known = ~vector.isnan().any(-1, keepdim=True)
+        counts = vector.nan_to_num()
+        reached = counts.unsqueeze(-1) > torch.arange(self.thresholds, device=vector.device)
+        return self.network(torch.cat([reached.flatten(-2).to(counts.dtype), counts.log1p(), known.to(counts.dtype)], -1) * known)
+
+
+def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+def _waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
+    """Sines and cosines of x (..., K) at `count` growing frequencies: (..., 2 * K * count)."""
+    frequencies = _frequencies.__wrapped__ if torch.compiler.is_compiling() else _frequencies
+    angle = x.unsqueeze(-1) * frequencies(lowest, count, growth, x.device)
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training, too
+def _frequencies(lowest: float, count: int, growth: float, device: torch.device) -> Tensor:
+    return lowest * growth ** torch.arange(count, device=device)

@@ -1,0 +1,1 @@
+"""The models as a dream runs them: weights laid out for one frame, compiled steps, the choice of a backend."""
