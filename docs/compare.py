@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import tyro
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.checkpoints.package import Shipping, ship
 from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.training.ship import Shipping, ship
 from lssvwm_gym.training.variants import VARIANTS
 from lssvwm_gym.training.world import Stage, WorldTraining, train_world
 from lssvwm_gym.worlds import WORLDS

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lssvwm_gym.checkpoints.checkpoint import Starts
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.folder import episode_paths
 from lssvwm_gym.envs import open_dream
@@ -26,7 +27,6 @@ from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.rollout import DreamState, remember
-from lssvwm_gym.models.weights import Starts
 
 sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started
 

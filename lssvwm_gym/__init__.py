@@ -5,7 +5,7 @@ Importing this package registers the ids and loads neither torch nor a simulator
 
 import gymnasium
 
-from lssvwm_gym.hub import from_hub, load, push_to_hub
+from lssvwm_gym.checkpoints.hub import from_hub, load, push_to_hub
 from lssvwm_gym.worlds import DREAM_ID, WORLDS, World, register
 
 __version__ = "0.1.0"

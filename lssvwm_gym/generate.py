@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lssvwm_gym.checkpoints.checkpoint import Weights, arranged, load_weights
 from lssvwm_gym.data.episode import read_arrays, video_frames
 from lssvwm_gym.data.public.recording import Framing, framed
 from lssvwm_gym.data.public.videos import frames_a_second
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
-from lssvwm_gym.models.inference.backend import FLOAT32, arranged, chosen_device
+from lssvwm_gym.models.inference.backend import FLOAT32, chosen_device
 from lssvwm_gym.models.rollout import DreamState, Imagined, commit, first_state, follow, imagine, remember, unknown_action
 from lssvwm_gym.models.state import take_rows
-from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.worlds import chosen_world, weights_of
 

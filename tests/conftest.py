@@ -40,7 +40,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of tiny random weights; see tiny_world.py. The model is loaded once for all tests, and none may leave it changed."""
     from tiny_world import write_tiny_weights
 
-    from lssvwm_gym.models.weights import load_weights, read_weights
+    from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 
     folder = write_tiny_weights(tmp_path_factory.mktemp("weights"))
     yield folder

@@ -33,13 +33,13 @@ from test_training import RUN, signalling_episode
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import write_tiny_weights
 
+from lssvwm_gym.checkpoints.checkpoint import read_weights
+from lssvwm_gym.checkpoints.quantize import Export, export
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.export import Export, export
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.weights import read_weights
 from lssvwm_gym.training import autoencoder as seeing
 from lssvwm_gym.training.draws import Draws
 from lssvwm_gym.training.walks import latent_episodes

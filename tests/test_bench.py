@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
 from lssvwm_gym.evaluation.bench import Benchmark, bench, caching, peak, scans, simulators, training
 from lssvwm_gym.evaluation.bench.models import random_episode
 from lssvwm_gym.evaluation.bench.timing import Times, memory_bytes, seconds_of
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.simulators import SimulatorUnavailable
 

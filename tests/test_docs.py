@@ -26,11 +26,11 @@ from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from tiny_world import write_tiny_weights
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.envs.dream import SAMPLING_STEPS
 from lssvwm_gym.envs.starting import COMBINATIONS, EPISODE_FRAMES
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.worlds import WORLDS, World, write_world
 
 if sys.version_info >= (3, 11):

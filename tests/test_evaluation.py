@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from real_walks import write_real_walks
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.evaluation import reward_ahead
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
@@ -24,7 +25,6 @@ from lssvwm_gym.evaluation.rollouts import (
 from lssvwm_gym.evaluation.workbench import SUITES
 from lssvwm_gym.models.geometry import advance
 from lssvwm_gym.models.rollout import first_state
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import PoseHead, SightHead
 
 PICTURES = {"retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny_world import write_tiny_weights
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.checkpoints.quantize import Export, export
 from lssvwm_gym.cli import main
 from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
-from lssvwm_gym.models.export import Export, export
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]

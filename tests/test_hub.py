@@ -10,7 +10,7 @@ import pytest
 from tiny_world import write_tiny_weights
 
 import lssvwm_gym
-from lssvwm_gym.hub import FILES
+from lssvwm_gym.checkpoints.hub import FILES
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.worlds import WORLDS, write_world
 

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, dream
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream, step_of
 from lssvwm_gym.models.attention import FrameAttention
@@ -24,7 +25,6 @@ from lssvwm_gym.models.ops import flex_attention
 from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.rollout import first_state, frame_noise
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.world import WorldTraining
 

@@ -22,10 +22,10 @@ from test_episode import an_episode
 from test_training import RUN
 from tiny_world import write_tiny_weights
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
 from lssvwm_gym.data.episode import read_episode, write_episode
 from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.models.weights import load_weights, save_weights
 from lssvwm_gym.training.world import Trainer
 
 KILLS = 50 if os.environ.get("LSSVWM_FUZZ") == "full" else 6

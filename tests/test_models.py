@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lssvwm_gym.checkpoints.build import checked_sizes
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
-from lssvwm_gym.models.building import checked_sizes
 from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig

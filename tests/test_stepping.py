@@ -10,16 +10,16 @@ import torch
 from tiny_world import same
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
+from lssvwm_gym.checkpoints.checkpoint import arranged, load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.envs.dream import open_dream
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.inference import prepacked
-from lssvwm_gym.models.inference.backend import FLOAT32, Arithmetic, arranged, chosen_arithmetic
+from lssvwm_gym.models.inference.backend import FLOAT32, Arithmetic, chosen_arithmetic
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.inference.prepacked import PrepackedConv2d, PrepackedDecoder, PrepackedLinear, multiplies_bfloat16
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import take_rows
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
 SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, d_conv=1, place_width=4, place_features=16, window=3)

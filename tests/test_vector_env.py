@@ -15,8 +15,8 @@ from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same, write_tiny_weights
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]

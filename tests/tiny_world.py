@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, save_weights
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.weights import Starts, Weights, save_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
 OPENINGS, OPENING_FRAMES = 5, 6

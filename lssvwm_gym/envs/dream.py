@@ -19,22 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_arranged
 from lssvwm_gym.envs.starting import LongWalks, Past, choose_past, walked
 from lssvwm_gym.heap import keep_heap
-from lssvwm_gym.models.inference.backend import (
-    FLOAT32,
-    PLAIN,
-    Arithmetic,
-    Backend,
-    chosen_arithmetic,
-    chosen_backend,
-    chosen_device,
-    load_arranged,
-)
+from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Arithmetic, Backend, chosen_arithmetic, chosen_backend, chosen_device
 from lssvwm_gym.models.inference.compile import compiled, replayed
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.weights import Weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, World, weights_of
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lssvwm_gym.checkpoints.checkpoint import Starts, Weights
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.envs.contract import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.rollout import unknown_action
-from lssvwm_gym.models.weights import Starts, Weights
 
 EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("clip",), ("context_frames",), ("episode",), ("context_frames", "episode"), ("start",))

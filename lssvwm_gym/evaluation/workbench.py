@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
-from lssvwm_gym.models.weights import Weights, load_weights
 from lssvwm_gym.worlds import World, chosen_world, weights_of
 
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.latents import LatentEpisode
-from lssvwm_gym.models.weights import load_weights
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.variants import variant
 from lssvwm_gym.training.world import Stage, Trainer, WorldTraining

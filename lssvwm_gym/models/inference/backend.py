@@ -7,10 +7,8 @@ PyTorch's own operations are the reference and run everywhere; what is quicker o
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,11 +17,9 @@ from torch import nn
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.compile import check_compiler
-from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.ops.mamba_ssm import interpreted, kernels, mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
-from lssvwm_gym.models.weights import Weights, load_weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -155,24 +151,6 @@ def chosen_arithmetic(dtype: str, device: str) -> Arithmetic:
         return Arithmetic(torch.bfloat16, torch.bfloat16)
     pictures = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32
     return Arithmetic(pictures=pictures)
-
-
-@functools.lru_cache(maxsize=8)
-def load_arranged(folder: Path, device: str, arithmetic: Arithmetic, backend: Backend = PLAIN) -> Weights:
-    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
-    weights = load_weights(folder, device)
-    if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
-        return replace(weights, world_model=world_model)
-    return arranged(weights, arithmetic) if device == "cpu" else weights
-
-
-def arranged(weights: Weights, arithmetic: Arithmetic) -> Weights:
-    """The same weights, shared, with layers and decoder laid out as they are now."""
-    return replace(
-        weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, arithmetic.model),
-        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, arithmetic.pictures),
-    )
 
 
 def chosen_device(name: str) -> str:

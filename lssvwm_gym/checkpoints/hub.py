@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import gymnasium
 
+
 FILES = ("config.json", "model.safetensors", "starts.safetensors", "world.json", "README.md")
 NEEDED = FILES[:3]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -65,7 +66,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
         ValueError: the folder doesn't hold sound weights and a record of their world, or `repo_id` is not `owner/name`.
         ImportError: `huggingface_hub` is missing.
     """
-    from lssvwm_gym.models.weights import load_weights
+    from lssvwm_gym.checkpoints.checkpoint import load_weights
     from lssvwm_gym.worlds import read_world
 
     if not REPO_ID.fullmatch(repo_id):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lssvwm_gym.models.weights import Starts, Weights, read_weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, save_weights
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"

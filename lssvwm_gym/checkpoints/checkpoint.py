@@ -11,19 +11,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lssvwm_gym.checkpoints.build import built_autoencoder, built_world_model
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
 from lssvwm_gym.io.quantize import in_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.building import built_autoencoder, built_world_model
+from lssvwm_gym.models.inference.backend import PLAIN, Arithmetic, Backend, on_backend
+from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.world_model import WorldModel
 
 LARGEST_CONFIG = 1_000_000  # bytes
@@ -166,3 +168,21 @@ def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path
 
 def _on(device: str, starts: Starts) -> Starts:
     return Starts(**{name: tensor.to(device) for name, tensor in vars(starts).items()})
+
+
+@functools.lru_cache(maxsize=8)
+def load_arranged(folder: Path, device: str, arithmetic: Arithmetic, backend: Backend = PLAIN) -> Weights:
+    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
+    weights = load_weights(folder, device)
+    if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
+        return replace(weights, world_model=world_model)
+    return arranged(weights, arithmetic) if device == "cpu" else weights
+
+
+def arranged(weights: Weights, arithmetic: Arithmetic) -> Weights:
+    """The same weights, shared, with layers and decoder laid out as they are now."""
+    return replace(
+        weights,
+        world_model=PrepackedWorldModel.of(weights.world_model, arithmetic.model),
+        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, arithmetic.pictures),
+    )

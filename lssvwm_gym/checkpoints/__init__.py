@@ -1,0 +1,1 @@
+"""Folders of weights: read, checked, packaged with a model card, quantised, and the Hugging Face Hub."""
