@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_structure as structure
 from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
+from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import on_device
 from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
 from lssvwm_gym.envs.starting import past_of
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.inference.compile import replayed
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.rollout import DreamState, unknown_action
 from lssvwm_gym.models.state import join_rows, take_rows
 

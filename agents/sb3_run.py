@@ -40,7 +40,7 @@ from lssvwm_gym.envs.sb3 import DreamVecEnv, SeenThroughModelVecEnv, make_sb3_ve
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.io.video import enlarged, write_movie
-from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.worlds import World
 
 ELSEWHERE = 10_000  # added to the seed where a policy is tried: other mazes than those of the training

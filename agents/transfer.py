@@ -38,8 +38,7 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.planner import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
-from lssvwm_gym.data.episode import read_arrays
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.contract import picture_of
 from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import rank_correlation

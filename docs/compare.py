@@ -26,8 +26,9 @@ from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_ben
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.training.variants import VARIANTS
-from lssvwm_gym.training.world import Stage, WorldTraining, train_world
+from lssvwm_gym.training.ablations import VARIANTS
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.world_model import train_world
 from lssvwm_gym.worlds import WORLDS
 
 ROOT = Path(__file__).parent.parent

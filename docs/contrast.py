@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Starts
-from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import episode_paths, read_episode
+from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.rollout import DreamState, remember
 
 sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started

@@ -20,7 +20,7 @@ from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.read_only import Peeks
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.world import WorldTraining
+from lssvwm_gym.training.config import WorldTraining
 
 FRAMES = 80  # of a clip
 SEEN = 100e6  # frames of a training run

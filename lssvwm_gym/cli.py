@@ -8,7 +8,7 @@ import sys
 from lssvwm_gym.io.worker_pool import CrewError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
-    "collect gym": ("lssvwm_gym.data.gym_env", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
+    "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
     "convert": (
         "lssvwm_gym.data.public",
@@ -17,7 +17,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
         "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",
     ),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
-    "train world": ("lssvwm_gym.training.world", "WorldTraining", "train_world", "learn to dream"),
+    "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "learn to dream"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
     "bench": ("lssvwm_gym.evaluation.bench", "Benchmark", "bench", "measure the speed of a dream"),
     "ship": ("lssvwm_gym.checkpoints.package", "Shipping", "ship", "make a folder of weights from finished models"),

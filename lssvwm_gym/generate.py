@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, arranged, load_weights
+from lssvwm_gym.data.convert.recording import Framing, framed
+from lssvwm_gym.data.convert.videos import frames_a_second
 from lssvwm_gym.data.episode import read_arrays, video_frames
-from lssvwm_gym.data.public.recording import Framing, framed
-from lssvwm_gym.data.public.videos import frames_a_second
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose

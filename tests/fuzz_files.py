@@ -36,14 +36,13 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.checkpoints.quantize import Export, export
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
+from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.training import autoencoder as seeing
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.walks import latent_episodes
-from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.training.distributed import Draws
+from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, World, WorldError, read_world, write_world
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what the process has once everything is imported

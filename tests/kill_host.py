@@ -26,11 +26,10 @@ from tiny_world import write_tiny_weights
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
 from lssvwm_gym.data.collect import Recorder
-from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.tensors import load_tensors
-from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.training.world_model import Trainer
 
 EPISODES = [signalling_episode(seed=seed) for seed in range(2)]
 TRAINING_STEPS = 40

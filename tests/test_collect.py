@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from lssvwm_gym.data.collect import SOURCES, Collecting, Source, collect, record
-from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.io.worker_pool import CrewError
 
 STEPS = 6

@@ -18,10 +18,9 @@ from test_training import RUN, signalling_episode
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.training.distributed import ALONE, Team, assemble
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.losses import LOSSES
-from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.training.distributed import ALONE, Draws, Team, assemble
+from lssvwm_gym.training.objectives import LOSSES
+from lssvwm_gym.training.world_model import Trainer
 
 # few updates of the sight head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
 RUN = replace(RUN, steps=14, precision="float32", peeking=0.35, dreaming=0.35, sight_updates=2, device="cpu")

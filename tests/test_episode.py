@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_arrays, write_episode
-from lssvwm_gym.data.folder import episode_paths, fingerprint
+from lssvwm_gym.data.episode import Episode, EpisodeError, episode_paths, fingerprint, read_episode, write_arrays, write_episode
 from lssvwm_gym.io.video import write_video
 
 LENGTH = 12

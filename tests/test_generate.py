@@ -13,11 +13,12 @@ from lssvwm_gym import generate as generating
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import EpisodeError, read_video, write_arrays
+from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.generate import Generating, by_chunks, generate, imagined_chunk, watched
 from lssvwm_gym.io.video import write_video
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.rollout import first_state, imagine, remember
-from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.world_model import Trainer
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from lssvwm_gym.data import gym_env
+from lssvwm_gym.data import collect_gym as module
+from lssvwm_gym.data.collect_gym import GymCollecting, GymRecorder, Sticky, action_names, collect_gym, make, read_collection
 from lssvwm_gym.data.episode import EpisodeError, read_episode
-from lssvwm_gym.data.gym_env import GymCollecting, GymRecorder, Sticky, action_names, collect_gym, make, read_collection
 
 
 class Corridor(gym.Env[Any, Any]):
@@ -111,7 +111,7 @@ def test_poses_come_from_attributes_and_info(tmp_path):
 
 def test_an_episode_that_ends_too_early_is_played_anew(tmp_path, monkeypatch):
     assert len(recorded(run(tmp_path, least=5), seed=2)) == 7  # seed 2 alone ends after 4 frames
-    monkeypatch.setattr(gym_env, "TRIES", 1)
+    monkeypatch.setattr(module, "TRIES", 1)
     with pytest.raises(EpisodeError, match=r"the longest has 4 frames, not 5\. Choose a smaller --least"):
         recorded(run(tmp_path / "once", least=5), seed=2)
 
@@ -129,7 +129,7 @@ def test_sticky_actions_follow_their_odds():
 
 
 def test_collecting_goes_on_and_refuses_other_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(gym_env, "gather", lambda plain, work, frames: frames)  # other processes don't know this environment
+    monkeypatch.setattr(module, "gather", lambda plain, work, frames: frames)  # other processes don't know this environment
     assert collect_gym(run(tmp_path)) == 7
     assert collect_gym(run(tmp_path, episodes=9)) == 7
     collection = read_collection(tmp_path / "data")

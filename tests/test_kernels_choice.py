@@ -26,7 +26,7 @@ from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.rollout import first_state, frame_noise
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.world import WorldTraining
+from lssvwm_gym.training.config import WorldTraining
 
 SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, place_width=4, place_features=16, window=3, d_conv=4)
 MODELS = {

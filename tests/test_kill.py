@@ -26,7 +26,7 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
 from lssvwm_gym.data.episode import read_episode, write_episode
 from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.training.world_model import Trainer
 
 KILLS = 50 if os.environ.get("LSSVWM_FUZZ") == "full" else 6
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are tried where a process can fork")

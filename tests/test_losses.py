@@ -7,12 +7,12 @@ import torch
 from test_training import ACTIONS, RUN, TINY, signalling_episode
 from torch.utils._pytree import tree_map
 
+from lssvwm_gym.data.segments import Clip, Episodes, Walk, inputs_of, read_clip
 from lssvwm_gym.models.diffusion import energy_score
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.losses import LOSSES, LossOptions, dreamed_past
-from lssvwm_gym.training.walks import Clip, Episodes, Walk, inputs_of, read_clip
-from lssvwm_gym.training.world import Trainer
+from lssvwm_gym.training.distributed import Draws
+from lssvwm_gym.training.objectives import LOSSES, LossOptions, dreamed_past
+from lssvwm_gym.training.world_model import Trainer
 
 REAL, FRAMES = 3, 7
 

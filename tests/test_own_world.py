@@ -20,15 +20,15 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
 from lssvwm_gym.checkpoints.package import Shipping, ship
 from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
 from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
 from lssvwm_gym.io.tensors import save_tensors
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.playing import Playing, open_game, play
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
-from lssvwm_gym.training.fitting import refuse_unfit
+from lssvwm_gym.training.world_model import refuse_unfit
 from lssvwm_gym.worlds import WORLDS, World, WorldError, chosen_world, read_world, write_world
 
 POND = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"), near=0.5)

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from lssvwm_gym.cli import main
-from lssvwm_gym.data.episode import EpisodeError, read_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.convert.recording import Framing, Recording, framed, write_recording
+from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
 from lssvwm_gym.data.public import Converting, convert
-from lssvwm_gym.data.public.recording import Framing, Recording, framed, write_recording
 
 LENGTH = 13
 SHADE = 60  # grey a frame shows for each id of the action that led to it

@@ -8,19 +8,18 @@ import pytest
 import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, draw_walk, read_clip
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.geometry import advance, motion_between
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
-from lssvwm_gym.training.precision import mixed_precision
-from lssvwm_gym.training.schedule import learning_rate
-from lssvwm_gym.training.sight import sight_loss
-from lssvwm_gym.training.walks import Episodes, Walk, draw_walk, read_clip
-from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.odometry import sight_loss
+from lssvwm_gym.training.optim import learning_rate, mixed_precision
+from lssvwm_gym.training.world_model import Trainer
 
 ACTIONS = 4
 TINY = WorldModelConfig(
@@ -260,7 +259,7 @@ def test_finished_autoencoder_says_what_it_saw(episode_folder, tmp_path):
 
 def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
     from lssvwm_gym.models.autoencoder import Autoencoder
-    from lssvwm_gym.training.metric import picture_metric
+    from lssvwm_gym.training.latent_metric import picture_metric
 
     autoencoder = Autoencoder(AutoencoderConfig(image_size=16, widths=(8, 8), latent_channels=4)).requires_grad_(False)
     latent = torch.randn(3, autoencoder.config.tokens, 4)

@@ -12,8 +12,9 @@ from lssvwm_gym.evaluation.workbench import Evaluation
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
-from lssvwm_gym.training.variants import VARIANTS, variant
-from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.training.ablations import VARIANTS, variant
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS
 
 TINY_PRESET = replace(RUN, model=preset("tiny"))

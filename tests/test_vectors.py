@@ -9,16 +9,15 @@ import torch
 from test_training import TINY
 
 from lssvwm_gym.data.episode import Episode
+from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, mirrored, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.geometry import advance, motion_between, relative_to, start_pose
 from lssvwm_gym.models.inference.compile import Replay, replayed
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.spatial_memory import PoseKeys
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.mirror import mirrored
-from lssvwm_gym.training.walks import Episodes, Walk, read_clip
-from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.world_model import Trainer
 
 ACTIONS = 3  # wait, gather, spend
 SMALL = replace(TINY, place=(False, False), actions=ACTIONS, motion_scale=(0.1,) * 5, vector_size=2, vector_change=2)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from lssvwm_gym.checkpoints.checkpoint import Weights
-from lssvwm_gym.data.episode import read_arrays
-from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.gym_env import Collection, read_collection
+from lssvwm_gym.data.collect_gym import Collection, read_collection
+from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.worlds import WORLDS, World
 
 FPS = 15

@@ -18,11 +18,10 @@ from tqdm import tqdm
 from lssvwm_gym.checkpoints.build import built_world_model
 from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, save_weights
 from lssvwm_gym.checkpoints.model_card import Naming, card, described, write_card
-from lssvwm_gym.data.episode import read_arrays, read_episode
-from lssvwm_gym.data.folder import episode_paths, fingerprint
+from lssvwm_gym.data.episode import episode_paths, fingerprint, read_arrays, read_episode
+from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.latents import encoded
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.worlds import write_world

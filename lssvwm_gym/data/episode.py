@@ -6,6 +6,7 @@ array speak of the moment of frame t. action[0] is a placeholder.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Iterator
@@ -216,3 +217,26 @@ def video_frames(path: str | Path) -> Iterator[np.ndarray]:
         raise EpisodeError(f"{path}: no such file") from None
     except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such video
         raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
+
+
+def episode_paths(folder: str | Path) -> list[Path]:
+    """The npz files of all whole episodes in `folder`, sorted by name. Raises `EpisodeError` if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EpisodeError(f"{folder}: no such folder of episodes")
+    paths = sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
+    whole = [path for path in paths if path.with_suffix(".mp4").exists()]
+    if not whole:
+        raise EpisodeError(f"{folder}: holds no episode (a pair of <name>.mp4 and <name>.npz)")
+    return whole
+
+
+def fingerprint(folder: str | Path) -> dict[str, int | str]:
+    """Number of episodes and a hash over names and contents; equal folders have equal fingerprints."""
+    digest = hashlib.sha256()
+    paths = episode_paths(folder)
+    for path in paths:
+        for file in (path, path.with_suffix(".mp4")):
+            digest.update(file.name.encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return {"episodes": len(paths), "sha256": digest.hexdigest()[:16]}

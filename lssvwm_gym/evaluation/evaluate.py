@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lssvwm_gym.data.folder import fingerprint
+from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.evaluation.cold_start import cold_start
 from lssvwm_gym.evaluation.crafting import crafting, inventory, milestones
 from lssvwm_gym.evaluation.drift import drift

@@ -13,10 +13,9 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights
-from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import episode_paths, read_episode
+from lssvwm_gym.data.segments import LatentEpisode, encode_episode
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
-from lssvwm_gym.models.latents import LatentEpisode, encode_episode
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, imagine, remember, watch
 from lssvwm_gym.models.world_model import WorldModel
 

@@ -16,16 +16,19 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.build import built_autoencoder
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.data.episode import read_video
-from lssvwm_gym.data.folder import episode_paths, fingerprint
+from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from lssvwm_gym.training.distributed import assemble
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.precision import mixed_precision
-from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
+from lssvwm_gym.training.distributed import Draws, assemble
+from lssvwm_gym.training.optim import (
+    learning_rate,
+    load_optimizer_tensors,
+    mixed_precision,
+    optimizer_tensors,
+    set_learning_rate,
+    update_average,
+)
 
 
 @dataclass(frozen=True)

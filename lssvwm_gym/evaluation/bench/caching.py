@@ -1,6 +1,6 @@
 """A step of the model beside one of attention over all frames, whose cache grows with every frame.
 
-Both are random weights of the same code and nearly the same number (`full-causal` of `lssvwm_gym.training.variants`), dream with
+Both are random weights of the same code and nearly the same number (`full-causal` of `lssvwm_gym.training.ablations`), dream with
 as many passes as the profile balanced and commit; decoder and reward, which they share, are left out. Ours has remembered as
 many frames as its age says. The cache of the other holds so many keys and values and no more: a step reads each of them once,
 and appends its own, by which the next step's cache is longer.

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.variants import variant
-from lssvwm_gym.training.world import Stage, Trainer, WorldTraining
+from lssvwm_gym.training.ablations import variant
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, weights_of
 
 NOWHERE = Path()  # a run that reads and writes no files

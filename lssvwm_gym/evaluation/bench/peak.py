@@ -22,7 +22,7 @@ from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, finish, seconds_of
 from lssvwm_gym.evaluation.bench.training import stepping
 from lssvwm_gym.models.inference.backend import chosen_device
-from lssvwm_gym.training.precision import product_dtype
+from lssvwm_gym.training.optim import product_dtype
 
 CLIP = 80  # frames, as training has them
 PRODUCTS = "matrix products"

@@ -25,7 +25,7 @@ from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.training.precision import product_dtype
+from lssvwm_gym.training.optim import product_dtype
 
 OURS, THEIRS = "ours", "transformers"
 CHUNKS = (256, 64, 32)  # the first is transformers' own

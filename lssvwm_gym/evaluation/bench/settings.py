@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lssvwm_gym.envs.dream import SAMPLING_STEPS
 from lssvwm_gym.models.inference.backend import DTYPES
-from lssvwm_gym.training.variants import VARIANTS
+from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("speed", "ages", "cache", "training", "peak", "simulators", "scan")
@@ -32,7 +32,7 @@ class Benchmark:
     repeats: int = 10  # cache, training, peak, scan: measured calls a case
     clips: tuple[int, ...] = (100, 200, 400, 1000)  # training: frames of a clip
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
-    variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.variants`
+    variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.ablations`
     way: str = "forcing"  # training, peak: how a step learns from its clips: forcing, peeking, dreaming
     precision: str = (
         "auto"  # training, peak, scan: of products: bfloat16, beside float32 in scan, where the processor has it; or float32, bfloat16

@@ -20,7 +20,7 @@ from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, free_bytes, seconds_of
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.world import WorldTraining
+from lssvwm_gym.training.config import WorldTraining
 
 IN_FLIGHT = 1.6  # bytes that a step takes for a byte that it keeps for the backward pass: gradients of the widest layer, copies
 

@@ -22,8 +22,8 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
+from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.episode import EpisodeError, write_episode
-from lssvwm_gym.data.public.recording import Framing, framed
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import parsed
 from lssvwm_gym.io.video import VIDEO_CRF
@@ -33,6 +33,8 @@ FPS = 15  # where the environment doesn't say how fast it runs
 TRIES = 50  # seeds that are tried for an episode that is long enough
 UNITS = {"radians": 1.0, "degrees": np.pi / 180, "quarters": np.pi / 2}
 HEADLESS = {"PYGLET_HEADLESS": "true", "SDL_VIDEODRIVER": "dummy", "MUJOCO_GL": "egl"}  # where there is no screen
+
+POSE = ("agent_pos", "agent_dir")
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,6 @@ class GymRecorder:
 
     def close(self) -> None:
         self._env.close()
-
-
-POSE = ("agent_pos", "agent_dir")
 
 
 class Framed(gym.Wrapper):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lssvwm_gym.data.convert.recording import Found, Recording
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_arrays, write_arrays
-from lssvwm_gym.data.public.recording import Found, Recording
 
 ACTIONS = 6
 FPS = 4

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.data.folder import episode_paths
+from lssvwm_gym.data.episode import Episode, episode_paths, read_episode
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
-from lssvwm_gym.models.latents import LatentEpisode, encode_episode
+from lssvwm_gym.models.geometry import PLANE, motion_between, relative_to, start_pose
 from lssvwm_gym.models.world_model import FrameInputs
 from lssvwm_gym.training.distributed import ALONE, Team
 
@@ -183,3 +182,58 @@ def autoencoder_hash(autoencoder: Autoencoder) -> str:
     for tensor in autoencoder.encoder.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class LatentEpisode:
+    """An episode as the world model sees it."""
+
+    latent: Tensor  # (T, N, C) float16
+    action: Tensor  # (T,) int64, or (T, A) float32
+    reward: Tensor  # (T,) float32
+    pose: Tensor  # (T, 4 or 6) float32, in world units; NaN where not recorded
+    vector: Tensor  # (T, V) float32, counts that go with a frame, such as an inventory; V is 0 where there are none
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+
+def encode_episode(path: Path, autoencoder: Autoencoder) -> LatentEpisode:
+    """Read an episode and encode its frames."""
+    return encoded(read_episode(path), autoencoder)
+
+
+@torch.no_grad()
+def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None)) -> LatentEpisode:
+    """Encode an episode's frames, or a part of them."""
+    device = autoencoder.latent_mean.device
+    frames = torch.from_numpy(episode.frames[part]).split(100)
+    latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
+    pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
+    whole = episode.action.dtype.kind in "iu"
+    numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.vector)
+    return LatentEpisode(latent.half(), *(torch.from_numpy(array[part]) for array in numbers))
+
+
+@torch.no_grad()
+def mirrored(episode: LatentEpisode, autoencoder: Autoencoder, actions: tuple[int, ...]) -> LatentEpisode:
+    """What the episode looks like in a mirror; `actions` names each action's mirror image.
+
+    The frames are those that the autoencoder makes of the latents. Raises `ValueError` if `actions` is no exchange of the
+    actions that are in the episode.
+    """
+    if any(not 0 <= other < len(actions) or actions[other] != action for action, other in enumerate(actions)):
+        raise ValueError(f"mirror must name each action's mirror image, and that one's image the action; got {actions}")
+    if int(episode.action.max()) >= len(actions):
+        raise ValueError(f"mirror names {len(actions)} actions, but an episode has action {int(episode.action.max())}")
+    device = autoencoder.latent_mean.device
+    batches = episode.latent.float().split(100)
+    latent = torch.cat([autoencoder.encode(autoencoder.decode(batch.to(device)).flip(2)).cpu() for batch in batches])
+    action = torch.tensor(actions)[episode.action]
+    return LatentEpisode(latent.half(), action, episode.reward, _mirrored_pose(episode.pose), episode.vector)
+
+
+def _mirrored_pose(pose: Tensor) -> Tensor:
+    sign = torch.ones(pose.shape[-1])
+    sign[[1, 3]] = -1  # y and the sine of the heading
+    return pose * sign

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.latents import LatentEpisode
 
 STEP = 0.1  # of the finite differences, in latent units
 

@@ -6,7 +6,7 @@ import copy
 import json
 import operator
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,112 +17,49 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lssvwm_gym.data.folder import fingerprint
+from lssvwm_gym.data.episode import fingerprint
+from lssvwm_gym.data.segments import (
+    Clip,
+    Episodes,
+    LatentEpisode,
+    Walk,
+    autoencoder_hash,
+    draw_walk,
+    inputs_of,
+    latent_episodes,
+    mirrored,
+    read_clip,
+)
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_device, use_backend
-from lssvwm_gym.models.latents import LatentEpisode
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.autoencoder import load_autoencoder
-from lssvwm_gym.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from lssvwm_gym.training.distributed import Team, assemble
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.fitting import refuse_unfit
-from lssvwm_gym.training.looks import Looks
-from lssvwm_gym.training.losses import LOSSES, LossOptions
-from lssvwm_gym.training.metric import picture_metric
-from lssvwm_gym.training.mirror import mirrored
-from lssvwm_gym.training.optimizer import make_optimizer
-from lssvwm_gym.training.precision import mixed_precision
-from lssvwm_gym.training.schedule import learning_rate, set_learning_rate, update_average
-from lssvwm_gym.training.sight import learn_to_see
-from lssvwm_gym.training.variants import variant
-from lssvwm_gym.training.walks import Clip, Episodes, Walk, autoencoder_hash, draw_walk, inputs_of, latent_episodes, read_clip
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum."""
-
-    share: float  # of all steps
-    frames: int  # T, of a clip
-    clips: int  # the longest walk, in clips that hand their state on
-
+from lssvwm_gym.training.config import Stage, WorldTraining
+from lssvwm_gym.training.distributed import Draws, Team, assemble
+from lssvwm_gym.training.latent_metric import picture_metric
+from lssvwm_gym.training.objectives import LOSSES
+from lssvwm_gym.training.odometry import learn_to_see
+from lssvwm_gym.training.optim import (
+    learning_rate,
+    load_optimizer_tensors,
+    make_optimizer,
+    mixed_precision,
+    optimizer_tensors,
+    set_learning_rate,
+    update_average,
+)
+from lssvwm_gym.training.validation import Looks
 
 CURRICULUM = (
     Stage(0.05, 80, 1),
     Stage(0.15, 80, 3),
     Stage(0.8, 80, 10),
 )  # short clips in longer and longer walks: most frames for the time
-
-
-@dataclass(frozen=True)
-class WorldTraining:
-    """How to train a world model. The same command line goes on exactly where a stopped run was."""
-
-    data: Path  # folder with episodes to learn from
-    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
-    out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
-    val: Path | None = None  # folder with episodes to choose by
-    preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
-    variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.variants`
-    start: Path | None = (
-        None  # world.safetensors, checkpoint.safetensors or shipped model.safetensors to begin with, where names and shapes agree
-    )
-    model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    curriculum: tuple[Stage, ...] = CURRICULUM
-    steps: int = 6000
-    frames_a_step: int = 320  # rows times frames of a clip, of all processes together
-    learning_rate: float = 1e-3
-    muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
-    warmup: int = 100  # steps
-    decay: float = 0.35  # share of the steps over which the learning rate falls to zero
-    average: float = 0.998  # decay of the moving average that is shipped
-    peeking: float = 0.3  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
-    dreaming: float = 0.45  # share of steps in which, besides, a part of the past is what the model dreams; the rest is forcing
-    noising: LossOptions = field(default_factory=LossOptions)
-    back: float = 0.4  # share of walks that turn round and go back
-    picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
-    reward_weight: float = 0.1
-    pose_weight: float = 0.1
-    sight_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
-    save_every: int = 250  # steps
-    vector_weight: float = 0.5
-    mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
-    precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
-    device: str = "auto"  # auto: cuda where there is one, else cpu
-    backend: str = "auto"  # of scans: torch; on CUDA also mamba, mamba-ssm's kernels, which auto takes if they are installed
-    attention: str = "auto"  # fold; on CUDA also flex, FlexAttention; auto: fold
-    seed: int = 0
-    threads: int = 0  # 0: leave it to torch
-
-    def __post_init__(self) -> None:
-        if self.peeking < 0 or self.dreaming < 0 or self.peeking + self.dreaming > 1:
-            raise ValueError(f"peeking and dreaming are shares of the steps, together at most 1; got {self.peeking} and {self.dreaming}")
-        Backend(self.backend, self.attention)
-
-    def stage(self, step: int) -> Stage:
-        """The stage of the curriculum that a step belongs to."""
-        reached = np.cumsum([stage.share for stage in self.curriculum]) * self.steps
-        return self.curriculum[min(int(np.searchsorted(reached, step, side="right")), len(self.curriculum) - 1)]
-
-    def rows(self, stage: Stage) -> int:
-        """Walks under way in a stage, in all processes together."""
-        return max(1, self.frames_a_step // stage.frames)
-
-    def refuse_uneven_rows(self, team: Team) -> None:
-        """Refuse a team whose processes could not all have the same number of rows in every stage."""
-        for stage in self.curriculum:
-            rows = self.rows(stage)
-            team.refuse_uneven(rows, f"{rows} rows (--frames-a-step {self.frames_a_step} in clips of {stage.frames} frames)")
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a stopped run goes on from."""
-        return self.out / "checkpoint.safetensors"
 
 
 class Trainer:
@@ -352,3 +289,23 @@ def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
                 tqdm.write(looks.look(trainer.average, trainer.step, writer))
     if writer is not None:
         writer.close()
+
+
+def refuse_unfit(config: WorldModelConfig, episodes: list[LatentEpisode]) -> None:
+    """Raise `ValueError` for episodes whose actions, poses or counts are not those of the model, with the setting that would do."""
+    first = episodes[0]
+    shapes = {(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.vector.shape[1]) for e in episodes}
+    if len(shapes) > 1:
+        raise ValueError("the episodes are of several worlds: they differ in their actions, poses or counts")
+    if first.action.is_floating_point():
+        size = first.action.shape[1] if first.action.ndim == 2 else 0
+        if size != config.action_size or config.actions:
+            raise ValueError(f"actions are {size} numbers each: --model.actions 0 --model.action-size {size}")
+    elif not config.actions or first.action.ndim != 1:
+        raise ValueError("actions are discrete, one a frame: --model.actions N --model.action-size 0")
+    elif (largest := max(int(e.action.max()) for e in episodes)) >= config.actions:
+        raise ValueError(f"there are actions up to {largest}, but the model knows {config.actions}: --model.actions {largest + 1} or more")
+    if config.vector_size and first.vector.shape[1] != config.vector_size:
+        raise ValueError(f"{first.vector.shape[1]} counts go with a frame: --model.vector-size {first.vector.shape[1]}")
+    if config.has_places and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
+        raise ValueError("the recordings tell no poses, and without those no places can be remembered: --variant no-places")

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
+from lssvwm_gym.data.convert.recording import Found, Recording
 from lssvwm_gym.data.episode import EpisodeError
-from lssvwm_gym.data.public.recording import Found, Recording
 from lssvwm_gym.io.json_config import parsed
 
 if TYPE_CHECKING:
     from minari import MinariDataset
+
 
 METADATA = "metadata.json"
 FPS = 15.0  # datasets don't say; only playing the video needs it

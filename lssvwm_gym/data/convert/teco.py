@@ -25,10 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lssvwm_gym.data.convert.recording import Found, Recording, files_below
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
-from lssvwm_gym.data.public.recording import Found, Recording, files_below
 
 MAX_SKIP = 5  # 3 ** 5 = 243 actions
+MINECRAFT_FPS = 4.0  # 20 ticks a second, 5 ticks a step
+DMLAB_FPS = 15.0  # 60 frames a second, every fourth; the files don't say, and only playing the video needs it
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,6 @@ class Classes:
 
 MINECRAFT = Classes(first=1, count=3, placeholder=True)
 DMLAB = Classes(first=0, count=3, placeholder=False)
-MINECRAFT_FPS = 4.0  # 20 ticks a second, 5 ticks a step
-DMLAB_FPS = 15.0  # 60 frames a second, every fourth; the files don't say, and only playing the video needs it
 
 
 def find_minecraft(source: Path) -> list[Found]:

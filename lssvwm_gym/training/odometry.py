@@ -7,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.distributed import ALONE, Team
-from lssvwm_gym.training.walks import Episodes
+
+PAIRS = 512  # of an update
+BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
+
 
 SURE, CONFUSED = 0.6, 0.25  # shares of motions told nearly right, and told as another pair's; the rest is off by much
 TINY, LARGE = 0.02, 0.5  # of the typical motion
-PAIRS = 512  # of an update
-BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
 
 
 def learn_to_see(

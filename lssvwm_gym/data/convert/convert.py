@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lssvwm_gym.data.episode import EpisodeError, read_episode
-from lssvwm_gym.data.folder import episode_paths
-from lssvwm_gym.data.public import memory_maze, minari, teco, videos, vpt
-from lssvwm_gym.data.public.recording import Found, Framing, Recording, write_recording
+from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
+from lssvwm_gym.data.convert.recording import Found, Framing, Recording, write_recording
+from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import parsed
 from lssvwm_gym.io.video import VIDEO_CRF
@@ -28,6 +27,15 @@ from lssvwm_gym.io.video import VIDEO_CRF
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
 BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source
 SHOWN = 10  # broken files that an error names
+
+ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
+    "to": "memory-maze",
+    "frame_skip": ("teco", "vpt", "videos"),
+    "outgoing": ("teco", "videos"),
+    "cut": "vpt",
+    "index": "vpt",
+    "images": "minari",
+}
 
 
 @dataclass(frozen=True)
@@ -72,16 +80,6 @@ class Converting:
     def framing(self) -> Framing:
         """What becomes of the frames."""
         return Framing(self.size, self.crop, self.frame_skip)
-
-
-ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
-    "to": "memory-maze",
-    "frame_skip": ("teco", "vpt", "videos"),
-    "outgoing": ("teco", "videos"),
-    "cut": "vpt",
-    "index": "vpt",
-    "images": "minari",
-}
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from lssvwm_gym.data.convert.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
+from lssvwm_gym.data.convert.recording import Found, Recording, files_below, named
 from lssvwm_gym.data.episode import EpisodeError, video_frames
-from lssvwm_gym.data.public.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
-from lssvwm_gym.data.public.recording import Found, Recording, files_below, named
 from lssvwm_gym.io.json_config import parsed
 
 FPS = 20.0  # ticks a second

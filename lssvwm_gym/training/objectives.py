@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssvwm_gym.data.segments import Clip, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
 from lssvwm_gym.models.heads import VectorHead
 from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
-from lssvwm_gym.training.draws import Draws
-from lssvwm_gym.training.walks import Clip, inputs_of
+from lssvwm_gym.training.distributed import Draws
 
 
 @dataclass(frozen=True)

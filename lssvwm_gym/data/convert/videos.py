@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lssvwm_gym.data.convert.recording import Found, Recording, files_below
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
-from lssvwm_gym.data.public.recording import Found, Recording, files_below
 
 FPS = 15.0  # where the file doesn't say
 OTHERS = (".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v")  # what could be a video, but is not read

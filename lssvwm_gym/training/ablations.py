@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lssvwm_gym.models.world_model import WorldModelConfig
 
 if TYPE_CHECKING:
-    from lssvwm_gym.training.world import WorldTraining
+    from lssvwm_gym.training.config import WorldTraining
 
 
 def _without_places(model: WorldModelConfig) -> WorldModelConfig:

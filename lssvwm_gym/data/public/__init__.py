@@ -1,6 +1,0 @@
-"""Public recordings, each set in its own layout, and how they become episodes."""
-
-from lssvwm_gym.data.public.converting import Converting, convert
-from lssvwm_gym.data.public.memory_maze import agent_centric, from_one_hot, public_paths, read_public, to_one_hot, write_public
-
-__all__ = ["Converting", "agent_centric", "convert", "from_one_hot", "public_paths", "read_public", "to_one_hot", "write_public"]

@@ -1,0 +1,89 @@
+"""Settings of a training run of the world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lssvwm_gym.models.inference.backend import Backend
+from lssvwm_gym.models.world_model import WorldModelConfig
+from lssvwm_gym.training.distributed import Team
+from lssvwm_gym.training.objectives import LossOptions
+from lssvwm_gym.training.world_model import CURRICULUM
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum."""
+
+    share: float  # of all steps
+    frames: int  # T, of a clip
+    clips: int  # the longest walk, in clips that hand their state on
+
+
+@dataclass(frozen=True)
+class WorldTraining:
+    """How to train a world model. The same command line goes on exactly where a stopped run was."""
+
+    data: Path  # folder with episodes to learn from
+    autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
+    out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
+    val: Path | None = None  # folder with episodes to choose by
+    preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
+    variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.ablations`
+    start: Path | None = (
+        None  # world.safetensors, checkpoint.safetensors or shipped model.safetensors to begin with, where names and shapes agree
+    )
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    curriculum: tuple[Stage, ...] = CURRICULUM
+    steps: int = 6000
+    frames_a_step: int = 320  # rows times frames of a clip, of all processes together
+    learning_rate: float = 1e-3
+    muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
+    warmup: int = 100  # steps
+    decay: float = 0.35  # share of the steps over which the learning rate falls to zero
+    average: float = 0.998  # decay of the moving average that is shipped
+    peeking: float = 0.3  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
+    dreaming: float = 0.45  # share of steps in which, besides, a part of the past is what the model dreams; the rest is forcing
+    noising: LossOptions = field(default_factory=LossOptions)
+    back: float = 0.4  # share of walks that turn round and go back
+    picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
+    reward_weight: float = 0.1
+    pose_weight: float = 0.1
+    sight_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
+    save_every: int = 250  # steps
+    vector_weight: float = 0.5
+    mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
+    precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    backend: str = "auto"  # of scans: torch; on CUDA also mamba, mamba-ssm's kernels, which auto takes if they are installed
+    attention: str = "auto"  # fold; on CUDA also flex, FlexAttention; auto: fold
+    seed: int = 0
+    threads: int = 0  # 0: leave it to torch
+
+    def __post_init__(self) -> None:
+        if self.peeking < 0 or self.dreaming < 0 or self.peeking + self.dreaming > 1:
+            raise ValueError(f"peeking and dreaming are shares of the steps, together at most 1; got {self.peeking} and {self.dreaming}")
+        Backend(self.backend, self.attention)
+
+    def stage(self, step: int) -> Stage:
+        """The stage of the curriculum that a step belongs to."""
+        reached = np.cumsum([stage.share for stage in self.curriculum]) * self.steps
+        return self.curriculum[min(int(np.searchsorted(reached, step, side="right")), len(self.curriculum) - 1)]
+
+    def rows(self, stage: Stage) -> int:
+        """Walks under way in a stage, in all processes together."""
+        return max(1, self.frames_a_step // stage.frames)
+
+    def refuse_uneven_rows(self, team: Team) -> None:
+        """Refuse a team whose processes could not all have the same number of rows in every stage."""
+        for stage in self.curriculum:
+            rows = self.rows(stage)
+            team.refuse_uneven(rows, f"{rows} rows (--frames-a-step {self.frames_a_step} in clips of {stage.frames} frames)")
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a stopped run goes on from."""
+        return self.out / "checkpoint.safetensors"
