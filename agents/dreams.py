@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
 from lssvwm_gym.data.segments import LatentEpisode
-from lssvwm_gym.envs import on_device
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
-from lssvwm_gym.envs.starting import past_of
+from lssvwm_gym.envs import tensors
+from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, step_of
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.rollout import DreamState, unknown_action
@@ -206,7 +206,7 @@ class DreamRows:
         state, classes = step_of(SAMPLING_STEPS[self.dream.profile])(self.dream.weights.world_model, state, action, noise)
         paid = self._pays[classes.argmax(-1)]
         reward = classes.softmax(-1) @ self._pays if self._reward == "expected" else paid
-        return state, observed(self.dream, state, self._seen), reward, paid, on_device.terminated(self.dream, state)
+        return state, observed(self.dream, state, self._seen), reward, paid, tensors.terminated(self.dream, state)
 
     def _begin_anew(self, rows: Tensor, done: np.ndarray) -> None:
         """New starts for these rows. In place, for a copy of a thousand states takes longer than the rows of a step are worth."""

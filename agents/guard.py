@@ -8,8 +8,8 @@ does what the policy did. `explorer` needs the map: it acts in the real maze, an
 where the maze pays within `--tolerance` steps of it. When a ball is touched, another colour is drawn to be wanted, which no past tells:
 beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
 
-Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and `lssvwm_gym.envs.guard` for those that can be
-learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
+Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and
+`lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from agents.planner import Planning
 from agents.players import DREAMLESS, opened_player
 from agents.seen import observed
 from agents.transfer import as_json, shared_out, write_json
-from lssvwm_gym.envs.dream import Dream, open_dream
-from lssvwm_gym.envs.starting import past_of
+from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.simulators.explorer import Explorer
 

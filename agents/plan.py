@@ -23,7 +23,7 @@ from agents.planner import Planner, Planning
 from agents.players import PLANNER, opened_player
 from agents.seen import SeenThroughModel
 from agents.transfer import as_json, shared_out, summary, write_json
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.simulator import open_dream
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from agents.policy import Policy, load_policy
 from agents.seen import observed, observed_shape
-from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, step_of
-from lssvwm_gym.envs.seen import Onlooker
+from lssvwm_gym.envs import spaces
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, step_of
+from lssvwm_gym.envs.wrappers import Onlooker
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
@@ -130,8 +130,8 @@ class Planner:
         self.planning, self._dream = planning or Planning(), dream
         self._rng, self._generator = np.random.default_rng(seed), torch.Generator(dream.device).manual_seed(seed)
         self._policy = _policy(self.planning, dream) if self.planning.led else None
-        frames = contract.observation_space(dream.world, dream.weights.world_model.config, "image")
-        self._onlooker = Onlooker(dream, rows, "features", frames, contract.action_space(dream.world))
+        frames = spaces.observation_space(dream.world, dream.weights.world_model.config, "image")
+        self._onlooker = Onlooker(dream, rows, "features", frames, spaces.action_space(dream.world))
         self.plans: list[Plan | None] = [None] * rows
         self._done = [0] * rows  # actions of the plan that are done
         self._last: np.ndarray | None = None  # what it did, (rows,) int64

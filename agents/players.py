@@ -13,8 +13,8 @@ from torch import Tensor
 
 from agents.policy import Policy, load_policy
 from agents.seen import observed_shape
-from lssvwm_gym.envs.contract import needs_frame
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.io.tensors import load_tensors
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import lssvwm_gym  # noqa: F401  registers the environments
 from agents.dreams import Moment
-from lssvwm_gym.envs.dream import Dream
-from lssvwm_gym.envs.seen import NUMBERS, SeenThroughModelVec
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import NUMBERS, SeenThroughModelVec
 from lssvwm_gym.io.tensors import TensorFileError
 
 

@@ -22,8 +22,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.policy import RunningNorm
-from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs import spaces
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 KIND = "lssvwm_gym SB3 policy"
@@ -37,7 +37,7 @@ class SB3PolicyConfig:
 
     world: str  # name of the world that it acts in
     algorithm: str  # ppo or recurrent_ppo
-    observation: str  # one of `contract.OBSERVATIONS`
+    observation: str  # one of `spaces.OBSERVATIONS`
     frame_stack: int = 1  # observations that it sees at once
     hidden: int = 256  # units of each of two layers of actor and critic
     lstm: int = 256  # units of the memory of recurrent_ppo
@@ -45,7 +45,7 @@ class SB3PolicyConfig:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
-        contract.checked_observation(self.observation)
+        spaces.checked_observation(self.observation)
         for name, most in LARGEST.items():
             size = getattr(self, name)
             if type(size) is not int or not 0 < size <= most:
@@ -67,7 +67,7 @@ class Normed(BaseFeaturesExtractor):
 
 def seen_space(dream: Dream, observation: str, frame_stack: int) -> Space[Any]:
     """What a policy sees: `frame_stack` observations at once, one behind the other along the last axis."""
-    space = contract.observation_space(dream.world, dream.weights.world_model.config, observation)
+    space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
     if isinstance(space, Dict):
         return Dict({name: _stacked(part, frame_stack) for name, part in space.spaces.items()})
     return _stacked(space, frame_stack)
@@ -75,14 +75,14 @@ def seen_space(dream: Dream, observation: str, frame_stack: int) -> Space[Any]:
 
 def policy_name(config: SB3PolicyConfig, space: Space[Any]) -> str:
     """SB3's name for the class of policy that sees this."""
-    kind = "MultiInput" if isinstance(space, Dict) else "Cnn" if contract.needs_frame(config.observation) else "Mlp"
+    kind = "MultiInput" if isinstance(space, Dict) else "Cnn" if spaces.needs_frame(config.observation) else "Mlp"
     return kind + ("LstmPolicy" if config.algorithm == "recurrent_ppo" else "Policy")
 
 
 def policy_arguments(config: SB3PolicyConfig) -> dict[str, Any]:
     """SB3's `policy_kwargs`."""
     arguments: dict[str, Any] = {"net_arch": [config.hidden, config.hidden]}
-    if not contract.needs_frame(config.observation):
+    if not spaces.needs_frame(config.observation):
         arguments["features_extractor_class"] = Normed
     if config.algorithm == "recurrent_ppo":
         arguments["lstm_hidden_size"] = config.lstm
@@ -116,7 +116,7 @@ def load_sb3_policy(path: str | Path, dream: Dream, device: str = "cpu") -> tupl
         raise ValueError(f"{path}: plays in {config.world}, not in {dream.world.name}")
     space = seen_space(dream, config.observation, config.frame_stack)
     kind = algorithm_of(config).policy_aliases[policy_name(config, _channels_first(space))]
-    policy = kind(_channels_first(space), contract.action_space(dream.world), lambda _: 0.0, **policy_arguments(config))
+    policy = kind(_channels_first(space), spaces.action_space(dream.world), lambda _: 0.0, **policy_arguments(config))
     assert isinstance(policy, ActorCriticPolicy)
     load_strictly(policy, tensors, path)
     policy.set_training_mode(False)

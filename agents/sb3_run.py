@@ -33,10 +33,10 @@ from agents.sb3_policy import (
     policy_name,
     save_sb3_policy,
 )
-from lssvwm_gym.envs.contract import OBSERVATIONS, action_space, needs_frame
-from lssvwm_gym.envs.dream import Dream, open_dream
-from lssvwm_gym.envs.guard import GuardedDreams
+from lssvwm_gym.envs.conservative_rollouts import GuardedDreams
 from lssvwm_gym.envs.sb3 import DreamVecEnv, SeenThroughModelVecEnv, make_sb3_vec_env
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.spaces import OBSERVATIONS, action_space, needs_frame
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.io.video import enlarged, write_movie

@@ -39,8 +39,8 @@ from agents.planner import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.seen import SeenThroughModel, observed
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.envs.contract import picture_of
-from lssvwm_gym.envs.dream import Dream, open_dream
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.models.rollout import DreamState

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.players import opened_player
 from agents.seen import observed
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs.simulator import Dream
 
 
 class AtTheWheel:

@@ -22,7 +22,7 @@ from lssvwm_gym.checkpoints.checkpoint import Starts
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs import open_dream
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import DreamState, remember

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from lssvwm_gym.envs import DreamVectorEnv
-from lssvwm_gym.envs.contract import picture_of
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.io.atomic import renamed_when_whole
 
 LOOK_EVERY = 10  # steps between two frames that are measured

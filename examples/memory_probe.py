@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.evaluation.metrics import psnr
 from lssvwm_gym.evaluation.rollouts import memory_of
 from lssvwm_gym.io.video import enlarged

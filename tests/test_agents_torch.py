@@ -23,7 +23,7 @@ from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_ba
 from agents.real_rows import RealRows
 from agents.seen import OBSERVATIONS
 from lssvwm_gym.data.segments import LatentEpisode
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, open_dream
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember

@@ -13,8 +13,8 @@ from tiny_minecraft import write_tiny_minecraft
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.checkpoints.checkpoint import load_arranged
-from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.dream_env import DreamEnv
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_arithmetic, chosen_backend
 from lssvwm_gym.models.inference.compile import CompiledStep, compiled, settled
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from tiny_world import OPENING_FRAMES, same, write_tiny_weights
 
 from lssvwm_gym.envs import DreamEnv, open_dream
-from lssvwm_gym.envs.dream import _announce
+from lssvwm_gym.envs.simulator import _announce
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.rollout import first_state, remember
 from lssvwm_gym.worlds import WORLDS

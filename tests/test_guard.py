@@ -17,7 +17,7 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.guard import Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, same_in_twin, shorter, where_familiar
 from lssvwm_gym.envs import DreamVectorEnv
-from lssvwm_gym.envs.guard import OTHER_NOISE, Agreement, GuardedDreams
+from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, GuardedDreams
 
 ROOT = Path(__file__).parent.parent
 ROWS = 3

@@ -56,7 +56,7 @@ def at_import(tree: ast.Module) -> ast.Module:
 
 
 def own_part(name: str) -> str:
-    """`envs` of `lssvwm_gym.envs.dream`; empty for what is not of this package."""
+    """`envs` of `lssvwm_gym.envs.simulator`; empty for what is not of this package."""
     return name.split(".")[1] if name.startswith("lssvwm_gym.") else ""
 
 
@@ -177,11 +177,11 @@ def test_unpickling_is_noticed(code, found):
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        ("import lssvwm_gym.envs.dream", "lssvwm_gym.envs.dream"),
+        ("import lssvwm_gym.envs.simulator", "lssvwm_gym.envs.simulator"),
         ("from lssvwm_gym import envs", "lssvwm_gym.envs"),
-        ("from ..envs import dream", "lssvwm_gym.envs.dream"),
+        ("from ..envs import dream", "lssvwm_gym.envs.simulator"),
         ("from .. import envs", "lssvwm_gym.envs"),
-        ("def late():\n    from lssvwm_gym.envs import dream", "lssvwm_gym.envs.dream"),
+        ("def late():\n    from lssvwm_gym.envs import dream", "lssvwm_gym.envs.simulator"),
     ],
 )
 def test_every_kind_of_import_is_noticed(code, name):

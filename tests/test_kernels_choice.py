@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, dream
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream, open_dream, step_of
+from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, simulator
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream, step_of
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.block_scan import BlockScan
@@ -226,7 +226,7 @@ def test_a_dream_of_recorded_steps_is_the_dream(monkeypatch, tiny_weights):
     def recorded(function, model):
         return recordings.setdefault((function, model), Traced(function))
 
-    monkeypatch.setattr(dream, "replayed", recorded)
+    monkeypatch.setattr(simulator, "replayed", recorded)
     world, weights = open_dream("memory-maze", device="cpu", weights=tiny_weights).world, load_weights(tiny_weights)
     plain, quick = (Dream(world, weights, "fast", backend=replace(PLAIN, graphs=graphs)) for graphs in ("off", "on"))
     dreams = []

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.ops.mamba_ssm import kernels, mamba_scan

@@ -20,7 +20,7 @@ from agents.plan import Args, main
 from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.simulator import open_dream
 
 ROOT = Path(__file__).parent.parent
 ALONE = Planning(futures=6, horizon=4, keep=2, led=0.0, confirm=0, batch=4)  # no policy needed

@@ -16,7 +16,7 @@ from tiny_minecraft import write_tiny_minecraft
 
 from lssvwm_gym.data.episode import Episode, read_episode, write_episode
 from lssvwm_gym.envs import DreamEnv, SeenThroughModel, SeenThroughModelVec, open_dream
-from lssvwm_gym.envs.seen import NUMBERS, observed, observed_shape
+from lssvwm_gym.envs.wrappers import NUMBERS, observed, observed_shape
 
 LIMITS = (3, 5, 4)  # steps of each row's episodes, so that they end one by one
 

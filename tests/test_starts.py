@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs import DreamEnv, open_dream
-from lssvwm_gym.envs.dream import WALKS_KEPT, Dream
+from lssvwm_gym.envs.simulator import WALKS_KEPT, Dream
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import first_state, remember
 from lssvwm_gym.worlds import WORLDS

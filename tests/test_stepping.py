@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 from lssvwm_gym.checkpoints.checkpoint import arranged, load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.inference import prepacked
 from lssvwm_gym.models.inference.backend import FLOAT32, Arithmetic, chosen_arithmetic

@@ -20,8 +20,8 @@ from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
 from agents.seen import observed
 from agents.transfer import Args, Episodes, Tried, _played, all_episodes, begun, correlations, main, mean_and_error, table
-from lssvwm_gym.envs.contract import action_space
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.envs.spaces import action_space
 
 ROOT = Path(__file__).parent.parent
 

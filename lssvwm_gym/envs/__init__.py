@@ -1,9 +1,9 @@
 """Dreams as environments: pure functions of a state (`Dream`), and the contracts that Gymnasium and SB3 ask for around them."""
 
-from lssvwm_gym.envs.dream import Dream, open_dream
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
-from lssvwm_gym.envs.env_state import EnvState
-from lssvwm_gym.envs.seen import SeenThroughModel, SeenThroughModelVec
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.state_io import EnvState
+from lssvwm_gym.envs.wrappers import SeenThroughModel, SeenThroughModelVec
 
 __all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "SeenThroughModel", "SeenThroughModelVec", "open_dream"]

@@ -12,10 +12,10 @@ import torch
 from gymnasium.spaces import Space
 from torch import Tensor
 
-from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import open_dream
+from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
-from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
+from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import World
@@ -113,7 +113,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     * v0: first version
     """
 
-    metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
+    metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
         self,
@@ -126,12 +126,12 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         dtype: str = "auto",
         backend: str | Backend = "auto",
     ) -> None:
-        self.render_mode = contract.checked_render_mode(render_mode)
+        self.render_mode = spaces.checked_render_mode(render_mode)
         self.dream = open_dream(world, profile, device, weights, dtype, backend)
-        self.metadata = contract.metadata(self.dream.world)
-        self.kind = contract.checked_observation(observation)
-        self.observation_space = contract.observation_space(self.dream.world, self.dream.weights.world_model.config, self.kind)
-        self.action_space: Space[Any] = contract.action_space(self.dream.world)
+        self.metadata = spaces.metadata(self.dream.world)
+        self.kind = spaces.checked_observation(observation)
+        self.observation_space = spaces.observation_space(self.dream.world, self.dream.weights.world_model.config, self.kind)
+        self.action_space: Space[Any] = spaces.action_space(self.dream.world)
         self._now: tuple[DreamState, Tensor | None] | None = None  # and the frame (1, height, width, 3), None until it is asked for
         self._steps = 0
 
@@ -139,7 +139,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         before = copy.deepcopy(self._np_random), self._np_random_seed
         try:
             super().reset(seed=seed)
-            state = self.dream.begin(torch.tensor([contract.draw_seed(self.np_random)]), options)
+            state = self.dream.begin(torch.tensor([spaces.draw_seed(self.np_random)]), options)
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._np_random, self._np_random_seed = before
             raise
@@ -148,14 +148,14 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         state = self._begun("step")
-        state, reward, terminated, info = self.dream.go_on(state, contract.checked_actions(action, self.dream.world, ()))
+        state, reward, terminated, info = self.dream.go_on(state, spaces.checked_actions(action, self.dream.world, ()))
         self._now = state, None
         self._steps += 1
         return self._observation(), float(reward[0]), bool(terminated[0]), False, _single(info)
 
     def render(self) -> np.ndarray | None:
         if self.render_mode is None:
-            contract.warn_no_render_mode(self.dream.world.id)
+            spaces.warn_no_render_mode(self.dream.world.id)
             return None
         return self._frame("render")[0].cpu().numpy().copy()
 
@@ -194,12 +194,12 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         return self.restore_state(load_state(path, self.dream))
 
     def _observation(self) -> Any:
-        state, frame = self._begun("reset"), self._frame("reset") if contract.needs_frame(self.kind) else None
-        return contract.row_of(contract.observed(self.observation_space, self.kind, state, frame), 0)
+        state, frame = self._begun("reset"), self._frame("reset") if spaces.needs_frame(self.kind) else None
+        return spaces.row_of(spaces.observed(self.observation_space, self.kind, state, frame), 0)
 
     def _begun(self, method: str) -> DreamState:
         if self._now is None:
-            raise contract.reset_needed(method)
+            raise spaces.reset_needed(method)
         return self._now[0]
 
     def _frame(self, method: str) -> Tensor:

@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lssvwm_gym.envs import contract, on_device
-from lssvwm_gym.envs.dream import Dream, open_dream
-from lssvwm_gym.envs.env_state import EnvState, generator, load_state, save_state
+from lssvwm_gym.envs import spaces, tensors
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import put_rows
@@ -48,7 +48,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     read back. `reset_mask` stays an array, and `render` shows arrays.
     """
 
-    metadata: dict[str, Any] = {"render_modes": contract.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         backend: str | Backend = "auto",
         output: str = "numpy",
     ) -> None:
-        self.output = on_device.checked_output(output)
+        self.output = tensors.checked_output(output)
         self._set_up(open_dream(world, profile, device, weights, dtype, backend), num_envs, max_episode_steps, render_mode, observation)
 
     @classmethod
@@ -79,7 +79,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
-        envs.output = on_device.checked_output(output)
+        envs.output = tensors.checked_output(output)
         envs._set_up(dream, len(state), max_episode_steps, render_mode, observation)
         envs.restore_state(state)
         return envs
@@ -89,11 +89,11 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.dream, self.num_envs, self.max_episode_steps = dream, num_envs, max_episode_steps
-        self.render_mode = contract.checked_render_mode(render_mode)
-        self.metadata = {**contract.metadata(dream.world), "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.kind = contract.checked_observation(observation)
-        self.single_observation_space = contract.observation_space(dream.world, dream.weights.world_model.config, self.kind)
-        self.single_action_space = contract.action_space(dream.world)
+        self.render_mode = spaces.checked_render_mode(render_mode)
+        self.metadata = {**spaces.metadata(dream.world), "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.kind = spaces.checked_observation(observation)
+        self.single_observation_space = spaces.observation_space(dream.world, dream.weights.world_model.config, self.kind)
+        self.single_action_space = spaces.action_space(dream.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._now: tuple[DreamState, Tensor | None] | None = None  # and the frames (num_envs, height, width, 3), None where spared
@@ -107,7 +107,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
         An integer seeds row i with `seed + i`; a list has a seed, or None, a row. All other options are `DreamEnv`'s.
         """
-        options = contract.checked_options(options)
+        options = spaces.checked_options(options)
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
         seeds = self._checked_seeds(seed)
         before = copy.deepcopy(self._random)
@@ -125,7 +125,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         state = self._all_begun("step")
         if self.output == "torch":
             return self._step_on_device(state, actions)
-        state, rewards, terminated, info = self.dream.go_on(state, contract.checked_actions(actions, self.dream.world, (self.num_envs,)))
+        state, rewards, terminated, info = self.dream.go_on(state, spaces.checked_actions(actions, self.dream.world, (self.num_envs,)))
         frames = self._seen_frames(state)
         self._now = state, frames
         self._steps += 1
@@ -141,26 +141,26 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     @torch.no_grad()
     def _step_on_device(self, before: DreamState, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         dream = self.dream
-        action = on_device.checked_actions(actions, dream, self.num_envs)
-        state, judged = dream.advance(before, action, on_device.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
-        rewards, terminated = on_device.paid(dream, before, state, judged), on_device.terminated(dream, state)
+        action = tensors.checked_actions(actions, dream, self.num_envs)
+        state, judged = dream.advance(before, action, tensors.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
+        rewards, terminated = tensors.paid(dream, before, state, judged), tensors.terminated(dream, state)
         frames = self._seen_frames(state)
         self._now = state, frames
         self._steps, self._ages = self._steps + 1, self._ages + 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
-        done = on_device.read_back(dream, terminated) | truncated
-        seen, info = self._observed(state, frames), on_device.known(dream, state, judged)
+        done = tensors.read_back(dream, terminated) | truncated
+        seen, info = self._observed(state, frames), tensors.known(dream, state, judged)
         ended: dict[str, Any] = {}
         if done.any():
-            ended = on_device.final(seen, info, self._sent(done))
+            ended = tensors.final(seen, info, self._sent(done))
             state, frames = self._begin(done, {})
-            seen, info = self._observed(state, frames), on_device.known(dream, state, dream.weights.world_model.reward_head(state.features))
-        return seen, rewards, terminated, self._sent(truncated), {**ended, **on_device.masked(info, torch.ones_like(terminated))}
+            seen, info = self._observed(state, frames), tensors.known(dream, state, dream.weights.world_model.reward_head(state.features))
+        return seen, rewards, terminated, self._sent(truncated), {**ended, **tensors.masked(info, torch.ones_like(terminated))}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
         if self.render_mode is None:
-            contract.warn_no_render_mode(self.dream.world.id)
+            spaces.warn_no_render_mode(self.dream.world.id)
             return None
         return tuple(self._frames("render").cpu().numpy().copy())
 
@@ -196,7 +196,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> tuple[DreamState, Tensor | None]:
         """Start new dreams in the rows of the mask and leave all others as they are."""
         rows = np.flatnonzero(mask)
-        seeds = torch.tensor([contract.draw_seed(self._random[row]) for row in rows])
+        seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
         state = self.dream.begin(seeds, options)
         if self.output == "torch":  # an opening's age is known; after a reset that asks for another start it is read back
             self._seeds[rows] = seeds.numpy()
@@ -221,22 +221,22 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             return _masked(self.dream.info(state), mask)
         with torch.no_grad():
             judged = self.dream.weights.world_model.reward_head(state.features)
-            return on_device.masked(on_device.known(self.dream, state, judged), self._sent(mask))
+            return tensors.masked(tensors.known(self.dream, state, judged), self._sent(mask))
 
     def _sent(self, array: np.ndarray) -> Tensor:
-        return on_device.sent(torch.from_numpy(array.copy()), self.dream.device)
+        return tensors.sent(torch.from_numpy(array.copy()), self.dream.device)
 
     def _observed(self, state: DreamState, frames: Tensor | None) -> Any:
         if self.output == "torch":
-            return on_device.observed(self.single_observation_space, self.kind, state, frames)
-        return contract.observed(self.single_observation_space, self.kind, state, frames)
+            return tensors.observed(self.single_observation_space, self.kind, state, frames)
+        return spaces.observed(self.single_observation_space, self.kind, state, frames)
 
     def _seen_frames(self, state: DreamState) -> Tensor | None:
-        return self.dream.frame(state) if contract.needs_frame(self.kind) else None
+        return self.dream.frame(state) if spaces.needs_frame(self.kind) else None
 
     def _all_begun(self, method: str) -> DreamState:
         if self._now is None or not self._begun.all():
-            raise contract.reset_needed(method)
+            raise spaces.reset_needed(method)
         return self._now[0]
 
     def _frames(self, method: str) -> Tensor:
@@ -251,15 +251,15 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     def _checked_seeds(self, seed: Any) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if contract.is_whole(seed):
+        if spaces.is_whole(seed):
             seeds: list[Any] = [int(seed) + row for row in range(self.num_envs)]
         elif isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
-            seeds = [int(one) if contract.is_whole(one) else one for one in seed]
+            seeds = [int(one) if spaces.is_whole(one) else one for one in seed]
         else:
             raise ValueError(f"seed must be None, a whole number, or a list of them, not {seed!r}")
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
-        wrong = [one for one in seeds if not (one is None or (contract.is_whole(one) and one >= 0))]
+        wrong = [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]
         if wrong:
             raise ValueError(f"a seed must be None or a whole number, not below 0, but there is {wrong[0]!r}")
         return seeds
@@ -286,5 +286,5 @@ def _final(observations: Any, info: dict[str, np.ndarray], done: np.ndarray) -> 
     """The last observation and info of the rows that ended, as Gymnasium batches them."""
     final = np.full(len(done), None, dtype=object)
     for row in np.flatnonzero(done):
-        final[row] = contract.row_of(observations, row)
+        final[row] = spaces.row_of(observations, row)
     return {"final_obs": final, "_final_obs": done.copy(), "final_info": _masked(info, done), "_final_info": done.copy()}

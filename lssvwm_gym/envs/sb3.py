@@ -14,9 +14,9 @@ try:
 except ImportError:
     raise ImportError("the SB3 adapter needs Stable-Baselines3: pip install 'lssvwm_gym[agents]'") from None
 
-from lssvwm_gym.envs.dream import Dream
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
-from lssvwm_gym.envs.seen import Onlooker
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import Onlooker
 from lssvwm_gym.worlds import WORLDS, World
 
 # What `env_method` can ask of a single row.
@@ -44,7 +44,7 @@ class DreamVecEnv(VecEnv):
     """A `DreamVectorEnv` as SB3's `VecEnv`. The rows share one batch, so attributes are read and set for all of them alike."""
 
     def __init__(self, envs: DreamVectorEnv) -> None:
-        if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind `lssvwm_gym.envs.guard`
+        if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind `lssvwm_gym.envs.conservative_rollouts`
             raise ValueError(f"DreamVecEnv adapts a DreamVectorEnv, not {envs!r}")
         self.envs = envs
         self._actions = np.zeros(envs.num_envs, np.int64)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
 from lssvwm_gym.envs.dream_env import DreamEnv
-from lssvwm_gym.envs.env_state import EnvState
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.state_io import EnvState
 from lssvwm_gym.models.rollout import DreamState, follow
 from lssvwm_gym.play.beside import RealWorld
 from lssvwm_gym.play.moments import Moment, Move, RealView, Ring

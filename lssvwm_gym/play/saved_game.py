@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
-from lssvwm_gym.envs.env_state import load_state, save_state
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.state_io import load_state, save_state
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.play.moments import Moment, Move

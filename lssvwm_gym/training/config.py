@@ -11,7 +11,6 @@ from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.distributed import Team
 from lssvwm_gym.training.objectives import LossOptions
-from lssvwm_gym.training.world_model import CURRICULUM
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,13 @@ class Stage:
     share: float  # of all steps
     frames: int  # T, of a clip
     clips: int  # the longest walk, in clips that hand their state on
+
+
+CURRICULUM = (
+    Stage(0.05, 80, 1),
+    Stage(0.15, 80, 3),
+    Stage(0.8, 80, 10),
+)  # short clips in longer and longer walks: most frames for the time
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,6 @@ from lssvwm_gym.training.optim import (
 )
 from lssvwm_gym.training.validation import Looks
 
-CURRICULUM = (
-    Stage(0.05, 80, 1),
-    Stage(0.15, 80, 3),
-    Stage(0.8, 80, 10),
-)  # short clips in longer and longer walks: most frames for the time
-
 
 class Trainer:
     """A training run in memory: weights, their average, optimiser, and the walks under way with their states.

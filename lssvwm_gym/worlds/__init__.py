@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium
-
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 from lssvwm_gym.worlds.spec import WEIGHTS, World, WorldError, has_record, read_world, write_world
 
-DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, World] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
 OTHER_WEIGHTS = {(MEMORY_MAZE.name, "sharp"): WEIGHTS / "memory_maze_sharp"}  # that ship besides a world's own, by world and name
 
 __all__ = [
-    "DREAM_ID",
     "OTHER_WEIGHTS",
     "WORLDS",
     "World",
@@ -25,39 +21,10 @@ __all__ = [
     "chosen_world",
     "has_record",
     "read_world",
-    "register",
     "weights_of",
     "world_of",
     "write_world",
 ]
-
-
-def register(world: World | str | Path) -> World:
-    """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
-
-    Args:
-        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym ship` writes it).
-
-    Raises:
-        ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
-    """
-    world = world if isinstance(world, World) else read_world(world)
-    known = WORLDS.get(world.name)
-    if known not in (None, world):
-        raise ValueError(f"there is another world named {world.name!r} already: {known}")
-    if world.id in gymnasium.registry:
-        if known is None:
-            raise ValueError(f"there is another environment of the id {world.id} already")
-        return world
-    WORLDS[world.name] = world
-    gymnasium.register(
-        world.id,
-        entry_point="lssvwm_gym.envs.dream_env:DreamEnv",
-        vector_entry_point="lssvwm_gym.envs.dream_vector_env:DreamVectorEnv",
-        max_episode_steps=world.max_episode_steps,
-        kwargs={"world": world.name},
-    )
-    return world
 
 
 def chosen_world(name: str, weights: str | Path | None = None) -> World:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS
 from lssvwm_gym.evaluation.bench.models import config_of, dreaming_model, random_episode, training_of
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.stepping import AGED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS

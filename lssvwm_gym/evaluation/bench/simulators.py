@@ -19,8 +19,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from lssvwm_gym.envs.dream import open_dream
-from lssvwm_gym.envs.seen import SeenThroughModelVec
+from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.envs.wrappers import SeenThroughModelVec
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.stepping import opened, seconds_of_steps
 from lssvwm_gym.evaluation.bench.timing import Times

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from lssvwm_gym.envs.dream import SAMPLING_STEPS
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS
 from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.timing import Times, memory_bytes, progress
 from lssvwm_gym.models.state import state_bytes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io.tensors import TensorFileError, check_names_and_shapes, load_tensors, save_tensors
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorWrapper
 
-from lssvwm_gym.envs import contract
+from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.models.state import where_rows
 
@@ -58,12 +58,12 @@ class GuardedDreams(VectorWrapper):
         if not isinstance(getattr(env, "unwrapped", None), DreamVectorEnv):
             raise ValueError(f"GuardedDreams guards a DreamVectorEnv, not {env!r}")
         for name, value, least in (("most_steps", most_steps, 1), ("tolerance", tolerance, 0)):
-            if value is not None and not (contract.is_whole(value) and value >= least):
+            if value is not None and not (spaces.is_whole(value) and value >= least):
                 raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}")
         super().__init__(env)
         self.most_steps, self.tolerance, self.agree = most_steps, tolerance, agree
         self.limits = {"uncertainty": most_uncertain, "familiarity": least_familiar}
-        self.start = contract.checked_options(start)
+        self.start = spaces.checked_options(start)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._lately = {name: np.zeros((self.num_envs, 0)) for name, limit in self.limits.items() if limit is not None}
         self._twin: Any = None
@@ -71,7 +71,7 @@ class GuardedDreams(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As `DreamVectorEnv.reset`. Raises `ValueError` where the dream doesn't tell how uncertain it is and the guard asks for it."""
-        options = contract.checked_options(options)
+        options = spaces.checked_options(options)
         mask = options.get("reset_mask", np.ones(self.num_envs, bool))
         observations, info = self.env.reset(seed=seed, options={**({} if options.keys() - {"reset_mask"} else self.start), **options})
         for name in self._lately:
@@ -132,7 +132,7 @@ class GuardedDreams(VectorWrapper):
         if not self.agree or self._twin is None:
             return np.zeros(self.num_envs)
         dream = self._dreams.dream
-        taken = contract.checked_actions(actions, dream.world, (self.num_envs,))
+        taken = spaces.checked_actions(actions, dream.world, (self.num_envs,))
         self._twin, rewards, _, _ = dream.go_on(self._twin, taken)
         return rewards.numpy()
 
@@ -179,7 +179,7 @@ def _with_ends(info: dict[str, Any], observations: Any, cut: np.ndarray) -> dict
     info, now = dict(info), {name: value for name, value in info.items() if not name.startswith(("_", "final_"))}
     final = info.get("final_obs", np.full(len(cut), None, dtype=object)).copy()
     for row in np.flatnonzero(cut):
-        final[row] = contract.row_of(observations, row)
+        final[row] = spaces.row_of(observations, row)
     ended = info.get("_final_obs", np.zeros(len(cut), bool)) | cut
     before, last = info.get("final_info", {}), {}
     for name, value in now.items():

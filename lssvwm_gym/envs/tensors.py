@@ -14,8 +14,8 @@ import torch
 from gymnasium.spaces import Dict, Space
 from torch import Tensor
 
-from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs import spaces
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.models.rollout import DreamState, drawn_noise
 
 OUTPUTS = ("numpy", "torch")
@@ -45,16 +45,16 @@ def checked_actions(actions: Any, dream: Dream, rows: int) -> Tensor:
         said = f"{tuple(actions.shape)} {actions.dtype}" if isinstance(actions, Tensor) else repr(actions)
         raise ValueError(f"with output='torch' actions are a tensor {shape} of {kind} numbers, not {said}")
     if actions.device.type == "cpu":
-        return contract.checked_actions(actions.detach().numpy(), world, (rows,)).to(dream.device)
+        return spaces.checked_actions(actions.detach().numpy(), world, (rows,)).to(dream.device)
     if not continuous:
         torch._assert_async(((actions >= 0) & (actions < len(world.actions))).all(), "an action is out of range")
     return actions.to(dream.device, torch.float32 if continuous else torch.int64)
 
 
 def observed(space: Space[Any], observation: str, state: DreamState, frame: Tensor | None) -> Any:
-    """As `contract.observed`: uint8 (B, height, width, 3), in a `Dict` space beside int32 counts (B, V); or float32 numbers."""
-    if frame is None or not contract.needs_frame(observation):
-        return contract.numbers_of(state, observation).float().clone()
+    """As `spaces.observed`: uint8 (B, height, width, 3), in a `Dict` space beside int32 counts (B, V); or float32 numbers."""
+    if frame is None or not spaces.needs_frame(observation):
+        return spaces.numbers_of(state, observation).float().clone()
     image = frame.clone()
     if not isinstance(space, Dict):
         return image

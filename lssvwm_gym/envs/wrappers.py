@@ -20,25 +20,25 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lssvwm_gym.envs import contract
-from lssvwm_gym.envs.dream import Dream
+from lssvwm_gym.envs import spaces
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import DreamState, follow, remember, unknown_action
 from lssvwm_gym.models.state import put_rows
 
-NUMBERS = tuple(name for name in contract.OBSERVATIONS if not contract.needs_frame(name))
+NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(name))
 
 
 def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
     """What a dream shows of a state, on its device: float32 (B, numbers), or for "image" the frame, uint8 (B, height, width, 3)."""
-    return dream.frame(state) if observation == "image" else contract.numbers_of(state, observation).float()
+    return dream.frame(state) if observation == "image" else spaces.numbers_of(state, observation).float()
 
 
 def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
     """Shape of one row of `observed`. Raises `ValueError` for an observation that doesn't exist."""
     if observation not in ("image", *NUMBERS):
         raise ValueError(f"observation must be one of image, {', '.join(NUMBERS)}, not {observation!r}")
-    return contract.observation_space(dream.world, dream.weights.world_model.config, observation).shape or ()
+    return spaces.observation_space(dream.world, dream.weights.world_model.config, observation).shape or ()
 
 
 class Onlooker:
@@ -54,7 +54,7 @@ class Onlooker:
             raise ValueError(f"observation must be one of {', '.join(NUMBERS)}, not {observation!r}")
         _check_fit(frames, actions, dream)
         self.dream, self.rows, self.observation = dream, rows, observation
-        self.space = contract.observation_space(dream.world, dream.weights.world_model.config, observation)
+        self.space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
         self.state = self._empty(rows)
 
     def begin(self, seen: Any, rows: np.ndarray) -> np.ndarray:
@@ -81,11 +81,11 @@ class Onlooker:
         return (self.begin(seen, rows) if len(rows) else numbers), ends
 
     def numbers(self) -> np.ndarray:
-        return contract.numbers_of(self.state, self.observation).float().cpu().numpy().copy()
+        return spaces.numbers_of(self.state, self.observation).float().cpu().numpy().copy()
 
     def latents(self, seen: Any) -> Tensor:
         """Observations (B, ...) as latents (B, N, C), rounded like a remembered past."""
-        pixels = torch.from_numpy(np.ascontiguousarray(contract.picture_of(seen))).to(self.dream.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(spaces.picture_of(seen))).to(self.dream.device)
         return self.dream.weights.autoencoder.encode(pixels).half().float()
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
         return self._see(seen, action, False, info), reward, terminated, truncated, info
 
     def _see(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
-        self.frame = contract.picture_of(seen)
+        self.frame = spaces.picture_of(seen)
         batch = {name: part[None] for name, part in seen.items()} if isinstance(seen, dict) else seen[None]
         if self.told_poses:
             return self._told(batch, action, begins, info)[0]
@@ -219,9 +219,9 @@ def _replaced(seen: Any, rows: np.ndarray, by: Sequence[Any]) -> Any:
 
 def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:
     world = dream.world
-    fitting = contract.observation_space(world, dream.weights.world_model.config)
-    image = contract.observation_space(world, dream.weights.world_model.config, "image")
+    fitting = spaces.observation_space(world, dream.weights.world_model.config)
+    image = spaces.observation_space(world, dream.weights.world_model.config, "image")
     if frames not in (fitting, image):
         raise ValueError(f"{world.name} is seen in {fitting} or {image}; the environment's observations are {frames}")
-    if actions != contract.action_space(world):
-        raise ValueError(f"{world.name} has the actions {contract.action_space(world)}; the environment's are {actions}")
+    if actions != spaces.action_space(world):
+        raise ValueError(f"{world.name} has the actions {spaces.action_space(world)}; the environment's are {actions}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_arranged
-from lssvwm_gym.envs.starting import LongWalks, Past, choose_past, walked
+from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
 from lssvwm_gym.heap import keep_heap
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Arithmetic, Backend, chosen_arithmetic, chosen_backend, chosen_device
 from lssvwm_gym.models.inference.compile import compiled, replayed
@@ -70,7 +70,7 @@ class Dream:
         """Begin a dream a row: its state and first frame, uint8 (B, height, width, 3).
 
         seeds (B,) int64, 0..2**32-1, decide each row's start and noise. The options are the same for all rows; see
-        `lssvwm_gym.envs.starting`. Raises `ValueError` for options that can't be met.
+        `lssvwm_gym.envs.contexts`. Raises `ValueError` for options that can't be met.
         """
         state = self.begin(seeds, options)
         return state, self.frame(state)

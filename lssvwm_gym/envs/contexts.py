@@ -21,7 +21,7 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Starts, Weights
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.data.segments import encoded
-from lssvwm_gym.envs.contract import checked_options
+from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
 

@@ -1,0 +1,104 @@
+"""Worlds by their ids: what `gymnasium.make` and `gymnasium.make_vec` know. Loads neither torch nor a simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from lssvwm_gym.worlds import WORLDS, World, WorldError, world_of
+from lssvwm_gym.worlds.spec import read_world
+
+if TYPE_CHECKING:
+    from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+
+DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
+MAZE_SIZES = (9, 11, 13, 15)  # cells a side of the real mazes
+
+
+def register(world: World | str | Path) -> World:
+    """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
+
+    Args:
+        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym ship` writes it).
+
+    Raises:
+        ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
+    """
+    world = world if isinstance(world, World) else read_world(world)
+    known = WORLDS.get(world.name)
+    if known not in (None, world):
+        raise ValueError(f"there is another world named {world.name!r} already: {known}")
+    if world.id in gymnasium.registry:
+        if known is None:
+            raise ValueError(f"there is another environment of the id {world.id} already")
+        return world
+    WORLDS[world.name] = world
+    gymnasium.register(
+        world.id,
+        entry_point="lssvwm_gym.envs.dream_env:DreamEnv",
+        vector_entry_point="lssvwm_gym.envs.dream_vector_env:DreamVectorEnv",
+        max_episode_steps=world.max_episode_steps,
+        kwargs={"world": world.name},
+    )
+    return world
+
+
+def register_all() -> None:
+    """Every id of this package: its worlds, `LSSVWM-Dream-v0` for any folder of weights, and the real worlds."""
+    for world in tuple(WORLDS.values()):
+        register(world)
+    gymnasium.register(
+        DREAM_ID,
+        entry_point="lssvwm_gym.registry:make_dream",
+        vector_entry_point="lssvwm_gym.registry:make_dreams",
+    )
+    for size in MAZE_SIZES:
+        gymnasium.register(
+            f"MemoryMaze{size}x{size}-Real-v0",
+            entry_point="lssvwm_gym.simulators.memory_maze:MemoryMazeEnv",
+            kwargs={"size": size},
+        )
+    gymnasium.register(
+        "Luanti-Real-v0",
+        entry_point="lssvwm_gym.simulators.luanti.env:LuantiEnv",
+        nondeterministic=True,  # the game's threads are free in their order
+    )
+
+
+def make_dream(weights: str | Path | None = None, **kwargs: Any) -> gymnasium.Env:
+    """A `DreamEnv` of the folder's own world, truncated as that says; a smaller `max_episode_steps` of `gymnasium.make` ends it sooner.
+
+    Args:
+        weights: a folder with a `world.json` beside its weights, as `lssvwm-gym ship` writes it.
+        kwargs: as for `DreamEnv`.
+
+    Raises:
+        WorldError: no folder, or one without a sound record; else as `DreamEnv`.
+    """
+    from gymnasium.wrappers import TimeLimit
+
+    from lssvwm_gym.envs.dream_env import DreamEnv
+
+    world = _world(weights)
+    return TimeLimit(DreamEnv(world, weights=weights, **kwargs), world.max_episode_steps)
+
+
+make_dream.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined] # what Gymnasium asks of a class: how it can be rendered
+
+
+def make_dreams(
+    weights: str | Path | None = None, num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: Any
+) -> DreamVectorEnv:
+    """The same as one batch, a `DreamVectorEnv`."""
+    from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+
+    world = _world(weights)
+    return DreamVectorEnv(world, num_envs, max_episode_steps or world.max_episode_steps, weights=weights, **kwargs)
+
+
+def _world(weights: str | Path | None) -> World:
+    if weights is None:
+        raise WorldError("which world? Give the folder of its weights, as `lssvwm-gym ship` writes it: weights='my_weights'")
+    return world_of(weights)
