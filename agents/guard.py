@@ -9,7 +9,7 @@ where the maze pays within `--tolerance` steps of it. When a ball is touched, an
 beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
 
 Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and
-`lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
+learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from agents.transfer import as_json, shared_out, write_json
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.simulators.explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dreams for itself

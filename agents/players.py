@@ -121,12 +121,12 @@ class Wander:
 
 
 class Guided:
-    """`lssvwm_gym.simulators.explorer.Explorer`, which sees the map; one episode, in the real world."""
+    """`lssvwm_gym.real_envs.experts.maze_explorer.Explorer`, which sees the map; one episode, in the real world."""
 
     observation = "pixels"
 
     def __init__(self, actions: int, rows: int, rng: np.random.Generator) -> None:
-        from lssvwm_gym.simulators.explorer import Explorer
+        from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
         self._explorer = Explorer(rng)
 

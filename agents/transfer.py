@@ -45,7 +45,7 @@ from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.simulators.explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
 RESAMPLED = 1000  # times, for the interval of a correlation
 Job = TypeVar("Job")

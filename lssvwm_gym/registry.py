@@ -57,12 +57,12 @@ def register_all() -> None:
     for size in MAZE_SIZES:
         gymnasium.register(
             f"MemoryMaze{size}x{size}-Real-v0",
-            entry_point="lssvwm_gym.simulators.memory_maze:MemoryMazeEnv",
+            entry_point="lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv",
             kwargs={"size": size},
         )
     gymnasium.register(
         "Luanti-Real-v0",
-        entry_point="lssvwm_gym.simulators.luanti.env:LuantiEnv",
+        entry_point="lssvwm_gym.real_envs.luanti.env:LuantiEnv",
         nondeterministic=True,  # the game's threads are free in their order
     )
 

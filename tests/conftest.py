@@ -52,8 +52,8 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def luanti() -> None:
     """What can't be tested without the block world: skipped, with the reason."""
-    from lssvwm_gym.simulators import SimulatorUnavailable
-    from lssvwm_gym.simulators.luanti.programs import find_programs
+    from lssvwm_gym.real_envs import SimulatorUnavailable
+    from lssvwm_gym.real_envs.luanti.programs import find_programs
 
     try:
         find_programs()

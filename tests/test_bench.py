@@ -20,7 +20,7 @@ from lssvwm_gym.evaluation.bench.timing import Times, memory_bytes, seconds_of
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.simulators import SimulatorUnavailable
+from lssvwm_gym.real_envs import SimulatorUnavailable
 
 
 @pytest.fixture

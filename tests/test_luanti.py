@@ -25,12 +25,13 @@ from gymnasium.utils.env_checker import check_env
 import lssvwm_gym  # noqa: F401 - registers
 from lssvwm_gym.data.collect import SOURCES, Collecting, collect
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.simulators import SimulatorUnavailable
-from lssvwm_gym.simulators.luanti import LuantiEnv, programs, script
-from lssvwm_gym.simulators.luanti.chopper import Chopper
-from lssvwm_gym.simulators.luanti.env import ACTIONS, ITEMS, REWARDS, shrink
-from lssvwm_gym.simulators.luanti.explorer import Explorer
-from lssvwm_gym.simulators.luanti.script import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
+from lssvwm_gym.real_envs import SimulatorUnavailable
+from lssvwm_gym.real_envs.experts import luanti_script
+from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
+from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
+from lssvwm_gym.real_envs.experts.luanti_script import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
+from lssvwm_gym.real_envs.luanti import LuantiEnv, programs
+from lssvwm_gym.real_envs.luanti.env import ACTIONS, ITEMS, REWARDS, shrink
 
 DIRT = ITEMS.index("dirt")
 CRAFTS = [number for number, name in enumerate(ACTIONS) if name.startswith("craft_")]
@@ -46,8 +47,8 @@ def env(luanti: None) -> Iterator[LuantiEnv]:
 @pytest.fixture
 def unerring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted players do nothing at random."""
-    monkeypatch.setattr(script, "BURST_SHARE", 0.0)
-    monkeypatch.setattr(script, "WHIM_SHARE", 0.0)
+    monkeypatch.setattr(luanti_script, "BURST_SHARE", 0.0)
+    monkeypatch.setattr(luanti_script, "WHIM_SHARE", 0.0)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -192,7 +193,7 @@ def test_what_is_dug_is_owned_in_the_frame_in_which_it_is_gone_and_can_be_put_ba
     assert difference(shown, env.step(NOOP)[0]["image"]) < difference(images[-1], shown)
 
 
-def walk_up_to_a_tree(player: script.Player) -> script.Script:
+def walk_up_to_a_tree(player: luanti_script.Player) -> luanti_script.Script:
     """Until its trunk, straight ahead along an axis, stops the player."""
     for x, _, z in player.senses["trees"]:
         for side_x, side_z in ((2, 0), (0, 2), (-2, 0), (0, -2)):
@@ -206,7 +207,7 @@ def walk_up_to_a_tree(player: script.Player) -> script.Script:
     return False
 
 
-def act_out(env: LuantiEnv, player: script.Player, observation: dict[str, np.ndarray], info: dict[str, Any]) -> tuple[Any, bool]:
+def act_out(env: LuantiEnv, player: luanti_script.Player, observation: dict[str, np.ndarray], info: dict[str, Any]) -> tuple[Any, bool]:
     """Play a script to its end; the last observation, and whether it did what it is for."""
     try:
         while True:
@@ -375,7 +376,7 @@ def test_a_library_is_compiled_once_and_again_when_its_source_changes(tmp_path, 
 
 
 def test_importing_starts_and_loads_nothing_heavy():
-    code = "import sys, lssvwm_gym.simulators.luanti.chopper; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
+    code = "import sys, lssvwm_gym.real_envs.experts.luanti_chopper; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 0
 
 
@@ -396,8 +397,8 @@ class Plain:
         return {"inventory": np.zeros(len(ITEMS), int)}, info
 
     def step(self, action: int) -> None:
-        self.yaw += script.TURN * ((action == LEFT) - (action == RIGHT))
-        self.pitch += script.TURN * ((action == DOWN) - (action == UP))
+        self.yaw += luanti_script.TURN * ((action == LEFT) - (action == RIGHT))
+        self.pitch += luanti_script.TURN * ((action == DOWN) - (action == UP))
         if action in (FORWARD, JUMP):
             self.pos += np.array([-np.sin(self.yaw), 0, np.cos(self.yaw)], np.float32) * 0.8
 

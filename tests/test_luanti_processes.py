@@ -21,10 +21,10 @@ from gymnasium.error import ResetNeeded
 
 from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
-from lssvwm_gym.simulators.luanti import LuantiEnv
-from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
-from lssvwm_gym.simulators.luanti.script import FORWARD, LEFT, NOOP, RIGHT
+from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
+from lssvwm_gym.real_envs.experts.luanti_script import FORWARD, LEFT, NOOP, RIGHT
+from lssvwm_gym.real_envs.luanti import LuantiEnv
+from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
 
 ROUNDS = int(os.environ.get("LUANTI_ROUNDS", "2"))
 SECONDS_TO_VANISH = 15.0
@@ -88,7 +88,7 @@ def test_a_lost_env_ends_its_processes(luanti):
 
 OWNER = """
 import os, signal, sys, time
-from lssvwm_gym.simulators.luanti import LuantiEnv
+from lssvwm_gym.real_envs.luanti import LuantiEnv
 env = LuantiEnv()
 env.reset(seed=0)
 print(*(process.pid for process in env._client.processes), env._client.folder, flush=True)
@@ -112,7 +112,7 @@ def test_no_process_outlives_its_owner(end):
 KILLED_BEFORE = """
 import os, signal
 from pathlib import Path
-from lssvwm_gym.simulators.luanti import LuantiEnv, client, kept_folder
+from lssvwm_gym.real_envs.luanti import LuantiEnv, client, kept_folder
 
 def dies(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -135,7 +135,7 @@ def test_nothing_is_left_of_an_owner_killed_while_it_starts(step, tmp_path):
 
 @pytest.mark.usefixtures("luanti")
 def test_nothing_is_left_of_an_owner_killed_at_any_moment(tmp_path):
-    code = "from lssvwm_gym.simulators.luanti import LuantiEnv; env = LuantiEnv(); print(flush=True); env.reset()"
+    code = "from lssvwm_gym.real_envs.luanti import LuantiEnv; env = LuantiEnv(); print(flush=True); env.reset()"
     for round in range(ROUNDS):
         owner = [sys.executable, "-c", code]
         with subprocess.Popen(
@@ -151,7 +151,7 @@ def test_nothing_is_left_of_an_owner_killed_at_any_moment(tmp_path):
 def test_a_folder_stays_for_as_long_as_somebody_works_in_it(tmp_path):
     code = """
 import subprocess
-from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
+from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
 kept = KeptFolder()
 subprocess.Popen(["sleep", "1"], pass_fds=[kept.descriptor], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(kept.path)

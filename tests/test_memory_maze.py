@@ -22,11 +22,12 @@ from gymnasium.utils.env_checker import check_env
 
 from lssvwm_gym.data.collect import SOURCES, Collecting, collect
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.simulators import SimulatorUnavailable, explorer, memory_maze
-from lssvwm_gym.simulators.explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, Explorer, steer, steps_to
-from lssvwm_gym.simulators.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
+from lssvwm_gym.real_envs import SimulatorUnavailable, memory_maze
+from lssvwm_gym.real_envs.experts import maze_explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, Explorer, steer, steps_to
+from lssvwm_gym.real_envs.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
 
-ENTRY_POINT = "lssvwm_gym.simulators.memory_maze:MemoryMazeEnv"
+ENTRY_POINT = "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv"
 simulator = pytest.mark.simulator
 
 
@@ -306,7 +307,7 @@ class Walker:
         return {"agent_pos": self.position, "agent_dir": heading, "target_pos": self.balls[0], "maze_layout": self.layout}
 
     def step(self, action: int) -> float:
-        self.heading += np.radians(explorer.TURN) * ((action in (LEFT, FORWARD_LEFT)) - (action in (RIGHT, FORWARD_RIGHT)))
+        self.heading += np.radians(maze_explorer.TURN) * ((action in (LEFT, FORWARD_LEFT)) - (action in (RIGHT, FORWARD_RIGHT)))
         if action in (FORWARD, FORWARD_LEFT, FORWARD_RIGHT):
             there = self.position + 0.25 * np.array([np.cos(self.heading), np.sin(self.heading)])
             if (there > 0).all() and (there < 9).all() and self.layout[int(there[1]), int(there[0])]:

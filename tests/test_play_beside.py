@@ -14,7 +14,7 @@ from lssvwm_gym.play import Playing, playing
 from lssvwm_gym.play.beside import RealWorld
 from lssvwm_gym.play.playing import Player, open_game
 from lssvwm_gym.play.window import Window
-from lssvwm_gym.simulators import SimulatorDied
+from lssvwm_gym.real_envs import SimulatorDied
 from lssvwm_gym.worlds import WORLDS
 
 WATCHED = 3

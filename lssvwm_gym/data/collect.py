@@ -89,27 +89,27 @@ class Collected:
 
 def make_memory_maze(collecting: Collecting) -> gym.Env:
     os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering must not use the other workers' cores
-    from lssvwm_gym.simulators.memory_maze import MemoryMazeEnv
+    from lssvwm_gym.real_envs.memory_maze import MemoryMazeEnv
 
     return MemoryMazeEnv(collecting.size)
 
 
 def make_explorer(rng: np.random.Generator) -> Policy:
-    from lssvwm_gym.simulators.explorer import Explorer
+    from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
     return Explorer(rng)
 
 
 def make_luanti(collecting: Collecting) -> gym.Env:
-    from lssvwm_gym.simulators.luanti import LuantiEnv
+    from lssvwm_gym.real_envs.luanti import LuantiEnv
 
     return LuantiEnv(max_episode_steps=collecting.steps or MINECRAFT.max_episode_steps, senses=True)
 
 
 def make_player(rng: np.random.Generator) -> Policy:
     """Two explorers for every three choppers."""
-    from lssvwm_gym.simulators.luanti.chopper import Chopper
-    from lssvwm_gym.simulators.luanti.explorer import Explorer
+    from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
+    from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
 
     return Explorer(rng) if rng.random() < 0.4 else Chopper(rng)
 

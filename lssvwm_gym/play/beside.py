@@ -11,7 +11,7 @@ import torch
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.play.moments import Moment, RealView
-from lssvwm_gym.simulators import SimulatorDied
+from lssvwm_gym.real_envs import SimulatorDied
 from lssvwm_gym.worlds import World
 
 POSE_KEYS: tuple[str, ...] = ("agent_pos", "agent_dir", "pos", "yaw", "pitch")  # of info, as `Episode.pose` reads them

@@ -25,7 +25,7 @@ from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.evaluation.bench.stepping import opened, seconds_of_steps
 from lssvwm_gym.evaluation.bench.timing import Times
 from lssvwm_gym.models.inference.backend import chosen_device
-from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
+from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.worlds import WORLDS
 
 AS_IT_IS = "all"

@@ -21,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lssvwm_gym.simulators import SimulatorUnavailable, shown
+from lssvwm_gym.real_envs import SimulatorUnavailable, shown
 
 ACTIONS = ("noop", "forward", "left", "right", "forward_left", "forward_right")
 EPISODE_STEPS = {9: 1000, 11: 2000, 13: 3000, 15: 4000}  # the standard task's, by maze size

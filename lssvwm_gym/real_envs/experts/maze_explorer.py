@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 TURN = 18.4  # degrees that one more step of turning adds
 TURN_ON_SPOT = 50.0  # degrees of error from which it stops to turn
 ARRIVED = 0.3  # cells from the goal
@@ -20,6 +19,9 @@ NOISE_SHARE = (0.0, 0.05)  # of the steps that begin a burst, by episode
 BURST_STEPS = (1, 5)
 LOOK_STEPS = (8, 24)  # 20 steps are a full turn
 PATIENCE = 40  # steps without coming nearer before it picks another goal
+
+
+NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 
 
 class Explorer:

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.simulators.luanti.env import ACTIONS
+from lssvwm_gym.real_envs.luanti.env import ACTIONS
+
+TURN = math.radians(15)  # of one step
+STEEPEST = 4  # turns up or down
+EYE = 1.47  # metres above the feet
+WHIM_SHARE = 0.003  # of the steps try to craft anything, mostly in vain
+BURST_WEIGHTS = np.array([1, 4, 2, 3, 3, 2, 2, 3, 3, 2, 0.25, 0.25, 0.25, 0.25])
+SECOND_THOUGHT = 0.7  # how often it digs through what is in the way, if it can
+
 
 (
     NOOP,
@@ -31,13 +39,7 @@ from lssvwm_gym.simulators.luanti.env import ACTIONS
     CRAFT_STONE_PICKAXE,
 ) = range(len(ACTIONS))
 LOG, PLANKS, STICK, WOODEN_PICKAXE, COBBLESTONE, STONE_PICKAXE, DIRT = range(7)  # in the inventory
-TURN = math.radians(15)  # of one step
-STEEPEST = 4  # turns up or down
-EYE = 1.47  # metres above the feet
 BURST_SHARE, BURST_STEPS = 0.014, (4, 10)  # of the steps begin some random ones
-WHIM_SHARE = 0.003  # of the steps try to craft anything, mostly in vain
-BURST_WEIGHTS = np.array([1, 4, 2, 3, 3, 2, 2, 3, 3, 2, 0.25, 0.25, 0.25, 0.25])
-SECOND_THOUGHT = 0.7  # how often it digs through what is in the way, if it can
 
 Script = Generator[int, None, bool]
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from lssvwm_gym.simulators.luanti.script import TURN, Player, Script
+from lssvwm_gym.real_envs.experts.luanti_script import TURN, Player, Script
+
+TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
+
 
 BIOMES, SHARES = ("deciduous_forest", "coniferous_forest", "grassland"), (0.45, 0.3, 0.25)
-TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
 
 
 class Explorer(Player):

@@ -12,6 +12,6 @@ explorer.py     one that walks, looks around and comes back
 chopper.py      one that works its way from trees to a stone pickaxe
 """
 
-from lssvwm_gym.simulators.luanti.env import LuantiEnv
+from lssvwm_gym.real_envs.luanti.env import LuantiEnv
 
 __all__ = ["LuantiEnv"]

@@ -10,9 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lssvwm_gym.simulators import SimulatorDied, shown
-from lssvwm_gym.simulators.luanti.client import SIDE, Client, Moment
-from lssvwm_gym.simulators.luanti.programs import find_programs
+from lssvwm_gym.real_envs import SimulatorDied, shown
+from lssvwm_gym.real_envs.luanti.client import SIDE, Client, Moment
+from lssvwm_gym.real_envs.luanti.programs import find_programs
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How fast the block world is here: `python -m lssvwm_gym.simulators.luanti.speed [EPISODES]`.
+"""How fast the block world is here: `python -m lssvwm_gym.real_envs.luanti.speed [EPISODES]`.
 
 Whole episodes of each scripted player and of random actions, with their resets; the start of the client counts, too.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.simulators.luanti.chopper import Chopper
-from lssvwm_gym.simulators.luanti.env import EPISODE_STEPS, LuantiEnv
-from lssvwm_gym.simulators.luanti.explorer import Explorer
-from lssvwm_gym.simulators.luanti.script import BURST_WEIGHTS
+from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
+from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
+from lssvwm_gym.real_envs.experts.luanti_script import BURST_WEIGHTS
+from lssvwm_gym.real_envs.luanti.env import EPISODE_STEPS, LuantiEnv
 
 SHARES = BURST_WEIGHTS / BURST_WEIGHTS.sum()
 

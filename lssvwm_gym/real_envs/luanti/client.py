@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lssvwm_gym.simulators import SimulatorDied, SimulatorUnavailable
-from lssvwm_gym.simulators.luanti.kept_folder import KeptFolder
-from lssvwm_gym.simulators.luanti.programs import HERE, Programs
+from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
+from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
+from lssvwm_gym.real_envs.luanti.programs import HERE, Programs
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.simulators import SimulatorUnavailable
+from lssvwm_gym.real_envs import SimulatorUnavailable
 
 HERE = Path(__file__).parent
 VERSION = "5.6"  # of Luanti, whose client the libraries know

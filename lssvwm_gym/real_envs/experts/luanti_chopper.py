@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from lssvwm_gym.simulators.luanti.script import (
+from lssvwm_gym.real_envs.experts.luanti_script import (
     BACK,
     COBBLESTONE,
     CRAFT_PLANKS,
@@ -35,11 +35,13 @@ from lssvwm_gym.simulators.luanti.script import (
     wrapped,
 )
 
-BIOMES, SHARES = ("deciduous_forest", "coniferous_forest"), (0.6, 0.4)
 REACH = 2.3  # metres from a tree at which it begins
 TRUNK = (2, 1, 3, 4)  # metres above its foot, which is in the ground, in the order of digging
 SOFT = ("leaves", "grass", "tree", "dirt", "needles", "bush", "fern", "flower", "apple")  # dug where it hides a trunk
 CENTRED = 0.19  # metres from the middle of a block at which the player, 0.6 wide, still falls through a hole of one
+
+
+BIOMES, SHARES = ("deciduous_forest", "coniferous_forest"), (0.6, 0.4)
 
 
 class Chopper(Player):
