@@ -9,7 +9,8 @@ where the maze pays within `--tolerance` steps of it. When a ball is touched, an
 beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
 
 Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and
-learned behind. Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
+`lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
+Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
 
 from __future__ import annotations

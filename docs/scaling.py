@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.evaluation.bench.counting import Kept, address, inputs_like
+from lssvwm_gym.benchmark.training import Kept, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.read_only import Peeks

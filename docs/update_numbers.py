@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lssvwm_gym.evaluation.bench.tables import PRINTED
+from lssvwm_gym.benchmark.report import PRINTED
 
 sys.path.append(str(Path(__file__).parent.parent))  # for `agents`, wherever this is started
 

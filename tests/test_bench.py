@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from lssvwm_gym.benchmark import kernels, step, training
+from lssvwm_gym.benchmark.config import Benchmark
+from lssvwm_gym.benchmark.machine import Times, memory_bytes, seconds_of
+from lssvwm_gym.benchmark.models import random_episode
+from lssvwm_gym.benchmark.run import bench
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
-from lssvwm_gym.evaluation.bench import Benchmark, bench, caching, peak, scans, simulators, training
-from lssvwm_gym.evaluation.bench.models import random_episode
-from lssvwm_gym.evaluation.bench.timing import Times, memory_bytes, seconds_of
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
@@ -99,7 +101,7 @@ def test_a_cache_of_some_frames_is_attention_over_all_of_them(quick):
     for _ in range(9):
         state = commit(roomy, state, action, imagine(roomy, state, action, 1))
     layers = tuple(layer._replace(keys=layer.keys[:, -9:], values=layer.values[:, -9:]) for layer in state.world.layers)
-    random = caching.filled_cache(exact, 9).world.layers
+    random = step.filled_cache(exact, 9).world.layers
     assert [layer.keys.shape for layer in layers] == [layer.keys.shape for layer in random]
     expected = imagine(roomy, state, action, 1).latent
     seen, other = (imagine(exact, state._replace(world=state.world._replace(layers=held)), action, 1).latent for held in (layers, random))
@@ -142,43 +144,43 @@ def test_the_share_of_the_peak_is_accounted_for(quick):
     assert report["dtype"] == "float32"
     assert report["share"] == pytest.approx(report["step_flops"] / (report["ms"] / 1000) / report["peak_flops"])
     assert sum(part["share"] for part in report["account"].values()) == pytest.approx(1, abs=0.05)
-    assert {peak.PRODUCTS, peak.ELEMENTWISE, peak.OUTSIDE, "norms", "optimiser"} <= report["account"].keys()
+    assert {training.PRODUCTS, training.ELEMENTWISE, training.OUTSIDE, "norms", "optimiser"} <= report["account"].keys()
 
 
 def test_arithmetic_is_counted():
     a, b = torch.randn(7, 5, requires_grad=True), torch.randn(5, 3, requires_grad=True)
-    assert peak.counted(lambda: (a @ b).sum().backward()) == 3 * 2 * 7 * 5 * 3
+    assert training.counted(lambda: (a @ b).sum().backward()) == 3 * 2 * 7 * 5 * 3
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("aten::addmm", peak.PRODUCTS),
-        ("aten::mul", peak.ELEMENTWISE),
+        ("aten::addmm", training.PRODUCTS),
+        ("aten::mul", training.ELEMENTWISE),
         ("aten::copy_", "copies and layout"),
-        ("aten::normal_", peak.ELEMENTWISE),
+        ("aten::normal_", training.ELEMENTWISE),
         ("aten::linalg_cholesky_ex", "factorisations"),
         ("aten::linalg_vector_norm", "norms"),
-        ("MulBackward0", peak.OUTSIDE),
-        ("autograd::engine::evaluate_function: MulBackward0", peak.OUTSIDE),
+        ("MulBackward0", training.OUTSIDE),
+        ("autograd::engine::evaluate_function: MulBackward0", training.OUTSIDE),
     ],
 )
 def test_operators_have_classes(name, kind):
-    assert peak.class_of(name) == kind
+    assert training.class_of(name) == kind
 
 
 def test_time_that_no_operator_took_is_outside_of_them():
-    account = peak.shares([("aten::mm", 2.0, 4), ("aten::mul", 1.0, 2)], wall=10.0, steps=2)
-    assert account[peak.OUTSIDE]["share"] == pytest.approx(0.7)
-    assert account[peak.PRODUCTS] == {"share": 0.2, "calls": 2}
-    assert list(account) == [peak.OUTSIDE, peak.PRODUCTS, peak.ELEMENTWISE]
+    account = training.shares([("aten::mm", 2.0, 4), ("aten::mul", 1.0, 2)], wall=10.0, steps=2)
+    assert account[training.OUTSIDE]["share"] == pytest.approx(0.7)
+    assert account[training.PRODUCTS] == {"share": 0.2, "calls": 2}
+    assert list(account) == [training.OUTSIDE, training.PRODUCTS, training.ELEMENTWISE]
 
 
 def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypatch, capsys):
     def missing(*args, **kwargs):
         raise SimulatorUnavailable("pip install 'lssvwm_gym[memory-maze]'")
 
-    monkeypatch.setattr(simulators.gymnasium, "make", missing)
+    monkeypatch.setattr(step.gymnasium, "make", missing)
     rows = bench(replace(quick, parts=("simulators",), processes=(1,)))["simulators"]
     missing = {"id": "MemoryMaze9x9-Real-v0", "processes": 1, "skipped": "pip install 'lssvwm_gym[memory-maze]'"}
     assert rows == [{**missing, "observation": observation} for observation in ("all", "features")]
@@ -187,7 +189,7 @@ def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypa
 
 @pytest.mark.slow
 def test_dreams_are_measured_in_processes_beside_it(quick, monkeypatch, capsys):
-    monkeypatch.setattr(simulators, "_stepped", lambda real, row, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0})
+    monkeypatch.setattr(step, "_stepped", lambda real, row, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0})
     rows = bench(replace(quick, parts=("simulators",), processes=(2,), many=3, steps=4))["simulators"]
     assert [(row["id"], row["observation"], row["processes"], row.get("envs")) for row in rows] == [
         ("MemoryMaze9x9-Real-v0", "all", 2, None),
@@ -228,9 +230,9 @@ def test_scans_are_compared_with_the_same_outcome(quick, tmp_path, capsys):
 
 
 def test_another_outcome_would_show(quick):
-    given = scans.scan_inputs(1, 6, 2, 4, 3)
-    calls = {("ours", 2): (scans.ours_scan, (*given, 2)), ("theirs", 2): (lambda *g: 1.01 * scans.ours_scan(*g), (*given, 2))}
-    ours, theirs = scans._compared("scan", (1,), calls, given, quick, "cpu")
+    given = kernels.scan_inputs(1, 6, 2, 4, 3)
+    calls = {("ours", 2): (kernels.ours_scan, (*given, 2)), ("theirs", 2): (lambda *g: 1.01 * kernels.ours_scan(*g), (*given, 2))}
+    ours, theirs = kernels._compared("scan", (1,), calls, given, quick, "cpu")
     assert (ours["off"], theirs["off"]) == (0, pytest.approx(0.01, rel=0.1))
 
 
@@ -243,7 +245,7 @@ def test_without_transformers_scans_are_left_out_with_the_reason(quick, monkeypa
         return imported(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    (row,) = scans.measure_scans(quick)
+    (row,) = kernels.measure_scans(quick)
     assert "lssvwm_gym[bench]" in row["skipped"]
 
 

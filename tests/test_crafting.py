@@ -24,11 +24,11 @@ from tiny_minecraft import (
     write_tiny_minecraft,
 )
 
-from lssvwm_gym.evaluation.crafting import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
+from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_bench
-from lssvwm_gym.evaluation.retrieval import retrieval, untouched
+from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
+from lssvwm_gym.evaluation.memory import retrieval, untouched
 from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, features_along, reckon_clips, remember_clips
-from lssvwm_gym.evaluation.workbench import SUITES, DoesNotApply
 from lssvwm_gym.models.heads import VectorHead
 
 FRAMES, AHEAD = 40, 10

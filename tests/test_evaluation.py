@@ -9,7 +9,8 @@ from PIL import Image
 from real_walks import write_real_walks
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.evaluation import reward_ahead
+from lssvwm_gym.evaluation import prediction
+from lssvwm_gym.evaluation.context import SUITES
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_bench
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import (
@@ -22,7 +23,6 @@ from lssvwm_gym.evaluation.rollouts import (
     remember_clips,
     there_and_back,
 )
-from lssvwm_gym.evaluation.workbench import SUITES
 from lssvwm_gym.models.geometry import advance
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.world_model import PoseHead, SightHead
@@ -256,11 +256,11 @@ def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
         """A dream that pays right in time, but never more than 10 frames ahead, and once where nothing is."""
         told.append((state.world.age.tolist(), len(clips)))
         pays = torch.zeros(clips.reward.shape, dtype=torch.bool)
-        pays[:, -reward_ahead.NEAR - 1] = len(clips) - reward_ahead.NEAR <= 10
+        pays[:, -prediction.NEAR - 1] = len(clips) - prediction.NEAR <= 10
         pays[:, 0] |= len(clips) > 40
         return pays
 
-    monkeypatch.setattr(reward_ahead, "paying", foretold)
+    monkeypatch.setattr(prediction, "paying", foretold)
     results = TESTS["reward_ahead"](bench)
     assert results["rewards"] == 6  # in each of three episodes; frame 12 has too little before it
     assert told == [([45 - lead + 1] * 6, lead + 3) for lead in (40, 20, 10, 5, 2)]
@@ -277,21 +277,21 @@ def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
     assert all(0 <= share <= 1 for share in shares)
     real = torch.zeros(1, 9)
     real[0, 4] = 1
-    assert reward_ahead._widened(real > 0)[0].tolist() == [False, True, True, True, True, True, True, True, False]
+    assert prediction._widened(real > 0)[0].tolist() == [False, True, True, True, True, True, True, True, False]
 
 
 def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkeypatch):
-    monkeypatch.setattr(reward_ahead, "LONG", 9)
+    monkeypatch.setattr(prediction, "LONG", 9)
     bench = paid_at(open_bench(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
     asked = []
-    monkeypatch.setattr(reward_ahead, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
+    monkeypatch.setattr(prediction, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
     results = TESTS["reward_ahead"](bench)
     assert (results["rewards"], results["after 9 frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
-    monkeypatch.setattr(reward_ahead, "TOGETHER", 2 * 45)
+    monkeypatch.setattr(prediction, "TOGETHER", 2 * 45)
     in_parts = TESTS["reward_ahead"](bench)
     assert asked == [(6, 49), (3, 53)] + [(2, 49)] * 3 + [(1, 53)] * 3
     assert in_parts["rewards"] == 6
-    monkeypatch.setattr(reward_ahead, "LONG", 5)  # no longer than the usual one
+    monkeypatch.setattr(prediction, "LONG", 5)  # no longer than the usual one
     assert not any(name.startswith("after") for name in TESTS["reward_ahead"](bench))
 
 

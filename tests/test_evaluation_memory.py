@@ -8,13 +8,21 @@ from PIL import Image
 from real_walks import write_real_walks
 
 from lssvwm_gym.evaluation import figures
-from lssvwm_gym.evaluation.cold_start import _reversed, statistics
-from lssvwm_gym.evaluation.drift import _off
-from lssvwm_gym.evaluation.identity import identity, k_means, nearest, patches
-from lssvwm_gym.evaluation.interruption import interrupted
-from lssvwm_gym.evaluation.reasoning import _by_age, frames_since_seen
-from lssvwm_gym.evaluation.retrieval import _revisits, retrieval, revisit_curve, view_steps, way_back
-from lssvwm_gym.evaluation.workbench import Evaluation, open_bench
+from lssvwm_gym.evaluation.context import Evaluation, open_bench
+from lssvwm_gym.evaluation.imagination import _reversed, statistics
+from lssvwm_gym.evaluation.memory import (
+    _revisits,
+    identity,
+    interrupted,
+    k_means,
+    nearest,
+    patches,
+    retrieval,
+    revisit_curve,
+    view_steps,
+    way_back,
+)
+from lssvwm_gym.evaluation.prediction import _by_age, _off, frames_since_seen
 from lssvwm_gym.models.geometry import advance
 from lssvwm_gym.models.world_model import PoseHead, SightHead
 

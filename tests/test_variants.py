@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_training import RUN, signalling_episode
 
-from lssvwm_gym.evaluation.workbench import Evaluation
+from lssvwm_gym.evaluation.context import Evaluation
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel

@@ -10,7 +10,7 @@ from tiny_world import IMAGE, SIZES
 
 from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, save_weights
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.evaluation.crafting import by_recipe
+from lssvwm_gym.evaluation.inventory import by_recipe
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.worlds import WORLDS

@@ -13,18 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lssvwm_gym.data.episode import fingerprint
-from lssvwm_gym.evaluation.cold_start import cold_start
-from lssvwm_gym.evaluation.crafting import crafting, inventory, milestones
-from lssvwm_gym.evaluation.drift import drift
+from lssvwm_gym.evaluation.context import Bench, DoesNotApply, Evaluation, open_bench
 from lssvwm_gym.evaluation.figures import draw
-from lssvwm_gym.evaluation.identity import identity
-from lssvwm_gym.evaluation.interruption import interruption
+from lssvwm_gym.evaluation.imagination import cold_start
+from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
+from lssvwm_gym.evaluation.memory import identity, interruption, retrieval
 from lssvwm_gym.evaluation.metrics import Score
-from lssvwm_gym.evaluation.next_frames import next_frame, open_loop, reconstruction, reward
-from lssvwm_gym.evaluation.reasoning import reasoning
-from lssvwm_gym.evaluation.retrieval import retrieval
-from lssvwm_gym.evaluation.reward_ahead import reward_ahead
-from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply, Evaluation, open_bench
+from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction, reward, reward_ahead
 from lssvwm_gym.io.atomic import renamed_when_whole
 
 __all__ = ["TESTS", "Bench", "Evaluation", "evaluate", "open_bench"]

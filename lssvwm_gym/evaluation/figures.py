@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssvwm_gym.evaluation.retrieval import REVISIT, view_steps
-from lssvwm_gym.evaluation.workbench import PICTURED, Bench
+from lssvwm_gym.evaluation.context import PICTURED, Bench
+from lssvwm_gym.evaluation.memory import REVISIT, view_steps
 from lssvwm_gym.io.atomic import renamed_when_whole
 
 ZOOM = 2  # screen pixels a pixel

@@ -1,4 +1,4 @@
-"""Cold start: a dream that begins from nothing. Does it look like the world, and is the world it made still there on the way back?"""
+"""Tests of imagination: a dream that begins from nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lssvwm_gym.evaluation.context import Bench
 from lssvwm_gym.evaluation.metrics import Score, inner, score
 from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, decode_clips, dream_along, dream_at_poses
-from lssvwm_gym.evaluation.workbench import Bench
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import first_state
 

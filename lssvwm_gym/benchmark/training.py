@@ -1,28 +1,32 @@
-"""How much of what the machine can multiply a training step makes use of, and where the rest of its time goes.
-
-The peak is what one large matrix product reaches, in the type that training multiplies in. The step's own arithmetic is
-counted by PyTorch (products and convolutions, forward and backward; factorisations are not counted), and the profiler says which
-operators its time goes to.
-"""
+"""Training steps: frames a second by length of clips, the share of the machine's peak, where the rest of the time goes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.evaluation.bench.settings import Benchmark
-from lssvwm_gym.evaluation.bench.timing import Times, finish, seconds_of
-from lssvwm_gym.evaluation.bench.training import stepping
+from lssvwm_gym.benchmark.config import Benchmark
+from lssvwm_gym.benchmark.machine import Times, finish, free_bytes, seconds_of
+from lssvwm_gym.benchmark.models import trainer_of, training_of
+from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.inference.backend import chosen_device
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training.config import WorldTraining
 from lssvwm_gym.training.optim import product_dtype
+
+IN_FLIGHT = 1.6  # bytes that a step takes for a byte that it keeps for the backward pass: gradients of the widest layer, copies
 
 CLIP = 80  # frames, as training has them
 PRODUCTS = "matrix products"
@@ -61,6 +65,71 @@ CLASSES = {  # of operators, by what their names begin with; the first that fits
     ),
     "sums": ("sum", "mean", "cumsum", "amax", "argmax", "any", "all"),
 }
+
+
+def measure_training(run: Benchmark) -> list[dict[str, Any]]:
+    """Rows of variant, frames of a clip, frames a second, milliseconds a step, and bytes kept for the backward pass.
+
+    A length whose step would not fit into memory has `skipped`, the reason, instead of times.
+    """
+    cases = [(name, frames) for name in run.variants for frames in sorted(run.clips)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        kept = list(apart.map(kept_bytes, *zip(*[_shape(run, name, frames) for name, frames in cases], strict=True)))
+    rows, first = [], dict[str, float]()
+    for (name, frames), size in zip(cases, kept, strict=True):
+        row = _length(run, name, frames, size)
+        if "ms" in row:
+            cost = row["ms"] / row["frames"]
+            row["growth"] = cost / first.setdefault(name, cost) - 1  # of the cost of a frame
+        rows.append(row)
+    return rows
+
+
+def kept_bytes(config: WorldModelConfig, rows: int, frames: int, way: str) -> int:
+    """Bytes that autograd keeps for the backward pass of a step, in float32; found out with tensors that have shapes and no numbers.
+
+    For a process of its own: constants that the model keeps would be without numbers from then on.
+    """
+    peeks = None if way == "forcing" else (True, False) * frames
+    frames = frames if peeks is None else 2 * frames
+    kept = Kept()
+    with FakeTensorMode(allow_non_fake_inputs=True), kept:
+        inputs, model = inputs_like(config, rows, frames), WorldModel(config)
+        model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), peeks)
+    return sum(kept.sizes.values())
+
+
+def stepping(run: Benchmark, name: str, frames: int, frames_a_step: int) -> Callable[[], Any]:
+    """The training step of a variant on random clips, again and again."""
+    trainer = trainer_of(training_of(run, name, frames, frames_a_step))
+    return trainer.train_step
+
+
+def _training(run: Benchmark, name: str, frames: int) -> WorldTraining:
+    training = training_of(run, name, frames, run.frames_a_step)
+    if name == "full-causal":  # sees all of a clip, and no more than that
+        training = replace(training, model=replace(training.model, window=frames))
+    return training
+
+
+def _shape(run: Benchmark, name: str, frames: int) -> tuple[WorldModelConfig, int, int, str]:
+    training = _training(run, name, frames)
+    return training.model, training.rows(training.curriculum[0]), frames, run.way
+
+
+def _length(run: Benchmark, name: str, frames: int, kept: int) -> dict[str, Any]:
+    training = _training(run, name, frames)
+    clips, free = training.rows(training.curriculum[0]), free_bytes()
+    row: dict[str, Any] = {"variant": name, "clip": frames, "clips": clips, "frames": clips * frames, "kept_bytes": kept}
+    if chosen_device(run.device) == "cpu" and free is not None and kept * IN_FLIGHT > run.memory * free:
+        needs, may = kept * IN_FLIGHT / 1e9, run.memory * free / 1e9
+        return row | {"skipped": f"a step would take about {needs:.0f} GB of memory, and --memory {run.memory} leaves {may:.0f} GB"}
+    trainer = trainer_of(training)
+    seconds = seconds_of(trainer.train_step, run.repeats, 1, str(trainer.device), f"{name}, clips of {frames} frames")
+    times = Times.of(seconds)
+    return row | asdict(times) | {"frames_per_second": row["frames"] / (times.ms / 1000)}
+
+
 ELEMENTWISE, OUTSIDE = "elementwise", "outside of operators: Python, autograd's bookkeeping"
 
 
@@ -145,3 +214,30 @@ def class_of(name: str) -> str:
         if any(plain == one or (len(one) > 2 and plain.startswith(one)) for one in beginnings):
             return kind
     return ELEMENTWISE
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Within it, `sizes` gets what autograd keeps for the backward pass: the bytes of each storage, by its address."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self._held: list[Tensor] = []  # a storage that is gone could lend its address to another
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._held.append(tensor)
+        self.sizes[address(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def address(tensor: Tensor) -> int:
+    """Of a tensor's storage."""
+    return tensor.untyped_storage()._cdata
+
+
+def inputs_like(config: WorldModelConfig, rows: int, frames: int) -> FrameInputs:
+    """What is known of frames (B, T), of which only the shapes matter."""
+    numbers = torch.zeros(rows, frames)
+    action = torch.zeros(rows, frames, config.action_size) if config.action_size else numbers.long()
+    pose, motion = (torch.zeros(rows, frames, size) for size in (config.pose_size, len(config.motion_scale)))
+    return FrameInputs(numbers, action, pose, motion, torch.ones(rows, frames), torch.zeros(rows, frames, config.vector_size))

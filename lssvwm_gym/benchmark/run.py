@@ -1,4 +1,18 @@
-"""Run the parts of a benchmark, print their tables, write JSON and plots."""
+"""Measure the speed of a dream, and of what it is to be compared with: `lssvwm-gym bench`. Tables, JSON, plots.
+
+| part | what is measured |
+|---|---|
+| `speed` | steps a second of the environment, by profile and number of environments |
+| `ages` | what a step costs, and how much memory the process has, so many steps after the reset |
+| `cache` | the model's step beside attention over all frames with a growing cache: time and size of the state against age |
+| `training` | frames a second of a training step against the length of clips, of both |
+| `peak` | the share of the machine's measured matrix-product peak that a training step reaches, and where the rest goes |
+| `simulators` | the real world, in one process and more |
+| `scan` | the scan alone, and a layer of it, beside transformers' Mamba-2 in plain PyTorch |
+
+    lssvwm-gym bench                                   # speed and ages, a minute
+    lssvwm-gym bench --parts all --ages 10 1000 10000 --out FILE --plots DIR
+"""
 
 from __future__ import annotations
 
@@ -11,21 +25,16 @@ from typing import Any
 
 import torch
 
-from lssvwm_gym.evaluation.bench.caching import measure_cache
-from lssvwm_gym.evaluation.bench.peak import measure_peak
-from lssvwm_gym.evaluation.bench.plots import draw
-from lssvwm_gym.evaluation.bench.scans import measure_scans
-from lssvwm_gym.evaluation.bench.settings import PARTS, Benchmark
-from lssvwm_gym.evaluation.bench.simulators import measure_simulators
-from lssvwm_gym.evaluation.bench.stepping import measure_ages, measure_speed
-from lssvwm_gym.evaluation.bench.tables import print_part
-from lssvwm_gym.evaluation.bench.timing import machine, peak_memory_bytes
-from lssvwm_gym.evaluation.bench.training import measure_training
+from lssvwm_gym.benchmark.config import Benchmark
+from lssvwm_gym.benchmark.kernels import measure_scans
+from lssvwm_gym.benchmark.machine import machine, peak_memory_bytes
+from lssvwm_gym.benchmark.plots import draw
+from lssvwm_gym.benchmark.report import print_part
+from lssvwm_gym.benchmark.step import measure_ages, measure_cache, measure_simulators, measure_speed
+from lssvwm_gym.benchmark.training import measure_peak, measure_training
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
-
-__all__ = ["PARTS", "Benchmark", "bench"]
 
 MEASURES: dict[str, tuple[str, Callable[[Benchmark], Any]]] = {  # part: (its name in the report, what measures it)
     "speed": ("speeds", measure_speed),

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lssvwm_gym.evaluation.bench.timing import Times
+from lssvwm_gym.benchmark.machine import Times
 
 
 def print_part(part: str, report: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval: a real past, walked back by its poses. Whose memory is it that the pictures come from, and how old may it be?"""
+"""Tests of memory: revisiting by poses walked back, colours that hold, contexts that are interrupted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 
-from lssvwm_gym.evaluation.metrics import Score, score
+from lssvwm_gym.evaluation.context import Bench, DoesNotApply
+from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import (
     Clips,
     cut_clips,
@@ -22,7 +24,6 @@ from lssvwm_gym.evaluation.rollouts import (
     remember_clips,
     there_and_back,
 )
-from lssvwm_gym.evaluation.workbench import Bench
 from lssvwm_gym.models.rollout import DreamState, imagine
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
@@ -38,6 +39,10 @@ NAMES = {
     "believed": "believed poses",
     "untold": "untold way back",
 }
+
+GRID = 6  # patches a side
+COLOURS = 12  # classes
+COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 
 
 @dataclass(frozen=True)
@@ -184,3 +189,107 @@ def _single_views(bench: Bench, way: WayBack, name: str) -> dict[str, Score]:
         seen = decode_clips(bench.weights, back.latent[:, places])
         bench.keep("recall", {"truth": truth, "autoencoder": seen, "from pure noise": recalled})
     return bench.frame_scores(f"{name}, single views:", recalled, truth)
+
+
+def identity(bench: Bench) -> dict[str, Any]:
+    """Share of picture patches that keep their class of colour on the way back from own memory, at the first size of retrieval.
+
+    A patch is a cell of a 6 x 6 grid over the picture without its border, its colour the mean of its pixels, its class the
+    nearest of 12 colours that k-means finds in the context frames of all clips. Patches count whose true class is not one
+    of the two most frequent ones. Beside it the same share for the dreamed frames of a clip in another order (chance) and
+    for the autoencoder's reconstruction of the real frames (ceiling). Not for worlds that change.
+    """
+    if bench.world.changes:
+        raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
+    way = way_back(bench, bench.run.retrieval[0])
+    dreamed = recalled_frames(bench, way)
+    colours = _found_colours(patches(way.past.frames, bench.world.border).flatten(0, -2))
+    classes = {name: _classes(bench, frames, colours) for name, frames in (("truth", way.back.frames), ("dream", dreamed))}
+    classes["autoencoder"] = _classes(bench, decode_clips(bench.weights, way.back.latent), colours)
+    order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(bench.run.seed))
+    classes["shuffled frames"] = classes["dream"][:, order]
+    truth = classes.pop("truth")
+    common = torch.bincount(truth.flatten(), minlength=COLOURS).topk(COMMON).indices
+    counted = ~torch.isin(truth, common)
+    kept = {name: masked_score((found == truth).float().flatten(1), counted.flatten(1)) for name, found in classes.items()}
+    shares = {f"{name}: share of patches that keep their colour": share for name, share in kept.items() if share is not None}
+    return {**shares, "patches": int(counted.sum())}
+
+
+def patches(frames: Tensor, border: int) -> Tensor:
+    """Mean colours in 0..1 of the grid's cells, (B, T, GRID * GRID, 3), of uint8 frames (B, T, height, width, 3)."""
+    picture = inner(frames, border)
+    high, wide = picture.shape[2] // GRID, picture.shape[3] // GRID
+    cells = picture[:, :, : GRID * high, : GRID * wide]
+    rows = [reduce(part.float() / 255, "t (y h) (x w) c -> t (y x) c", "mean", y=GRID, x=GRID) for part in cells]
+    return torch.stack(rows)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest of centres (K, C) for each of points (..., C)."""
+    return torch.cdist(points.flatten(0, -2), centres).argmin(-1).view(points.shape[:-1])
+
+
+def k_means(points: Tensor, count: int, rounds: int = 25) -> Tensor:
+    """Centres (count, C) of points (M, C): begun at points far from each other, then moved to the means of those nearest (Lloyd)."""
+    centres = points[(points - points.mean(0)).norm(dim=-1).argmax()][None]
+    while len(centres) < count:
+        centres = torch.cat([centres, points[torch.cdist(points, centres).amin(1).argmax()][None]])
+    for _ in range(rounds):
+        member = torch.nn.functional.one_hot(nearest(points, centres), count).to(points.dtype)
+        size = member.sum(0).unsqueeze(-1)
+        centres = torch.where(size > 0, member.T @ points / size.clamp(min=1), centres)
+    return centres
+
+
+def _found_colours(points: Tensor, most: int = 20_000) -> Tensor:
+    return k_means(points[:: -(-len(points) // most)], COLOURS)
+
+
+def _classes(bench: Bench, frames: Tensor, colours: Tensor) -> Tensor:
+    """(B, T, GRID * GRID)"""
+    return nearest(patches(frames, bench.world.border), colours)
+
+
+def interruption(bench: Bench) -> dict[str, Any]:
+    """Retrieval of `context` frames of which the last 1, 3, 10 are replaced by uniform noise or by black; poses stay true.
+
+    PSNR of the way back against the real frames, the replaced ones included; and its cost against the uninterrupted way
+    back, over all frames and over those that weren't replaced.
+    """
+    way = way_back(bench, bench.run.context)
+    truth, whole = way.back.frames, recalled_frames(bench, way)
+    own = bench.quality(whole, truth)
+    results: dict[str, Any] = {"uninterrupted: PSNR": score(own)}
+    pictures = {"truth": truth, "uninterrupted": whole}
+    for kind in ("noise", "black"):
+        for frames in bench.run.interruption:
+            name = f"{frames} of {kind}"
+            pictures[name] = dreamed = _dreamed_on(bench, way, interrupted(bench, way.past, kind, frames))
+            cost = own - bench.quality(dreamed, truth)
+            results[f"{name}: PSNR"] = score(own - cost)
+            results[f"{name}: cost (dB)"] = score(cost)
+            results[f"{name}: cost for frames not replaced (dB)"] = score(cost[:, frames - 1 :])
+    bench.keep("interruption", pictures)
+    return results
+
+
+def interrupted(bench: Bench, past: Clips, kind: str, frames: int) -> Clips:
+    """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
+    if frames >= len(past):
+        raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
+    generator = torch.Generator().manual_seed(bench.run.seed)
+    shape = past.frames[:, -frames:].shape
+    noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    pixels = noise if kind == "noise" else torch.zeros_like(noise)
+    latent = torch.cat([bench.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]).unflatten(0, shape[:2])
+    return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
+
+
+def _dreamed_on(bench: Bench, way: WayBack, past: Clips) -> Tensor:
+    model, run = bench.weights.world_model, bench.run
+    return decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), way.back, run.steps))
+
+
+def _ended(clips: Tensor, end: Tensor) -> Tensor:
+    return torch.cat([clips[:, : -end.shape[1]], end], 1)

@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.evaluation.bench.models import config_of
-from lssvwm_gym.evaluation.bench.settings import Benchmark
-from lssvwm_gym.evaluation.bench.timing import Times, seconds_of
+from lssvwm_gym.benchmark.config import Benchmark
+from lssvwm_gym.benchmark.machine import Times, seconds_of
+from lssvwm_gym.benchmark.models import config_of
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.optim import product_dtype
 
-OURS, THEIRS = "ours", "transformers"
 CHUNKS = (256, 64, 32)  # the first is transformers' own
 NEEDED = "transformers 5.24 or newer is not installed: pip install 'lssvwm_gym[bench]'"
+
+
+OURS, THEIRS = "ours", "transformers"
 
 Scan = Callable[..., Tensor]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.evaluation.context import Bench, DoesNotApply
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, remember_clips
-from lssvwm_gym.evaluation.workbench import Bench, DoesNotApply
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.worlds import World
 

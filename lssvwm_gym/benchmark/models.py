@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.segments import LatentEpisode
-from lssvwm_gym.evaluation.bench.settings import Benchmark
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig

@@ -1,0 +1,280 @@
+"""Tests of prediction: the ceiling, the next frame, open-loop dreams, rewards, what follows a long past, drift of the pose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lssvwm_gym.evaluation.context import Bench, DoesNotApply, Evaluation
+from lssvwm_gym.evaluation.metrics import Score, masked_score, precision_recall_f1, psnr, rank_correlation, score
+from lssvwm_gym.evaluation.rollouts import (
+    Clips,
+    RealEpisode,
+    clips_at,
+    cut_clips,
+    decode_clips,
+    dream_along,
+    dream_at_poses,
+    features_along,
+    reckon_clips,
+    remember_clips,
+)
+from lssvwm_gym.models.geometry import PLANE, relative_to
+from lssvwm_gym.models.rollout import DreamState, commit, imagine, remember
+from lssvwm_gym.models.world_model import WorldModel
+
+LEADS = (2, 5, 10, 20, 40)  # frames dreamed up to the one that was paid
+NEAR = 3  # frames that a dreamed reward may be off
+LONG = 600  # frames of a long past
+TOGETHER = 12_000  # frames that are remembered in one go
+MOST = 12  # rewards of an episode, for each of the clips that are asked for
+
+HORIZONS = (10, 100, 300, 1000)  # steps
+
+SIMILAR = 0.26  # radians of heading, and of tilt, within which two views of one place show the same
+SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
+
+
+def reconstruction(bench: Bench) -> dict[str, Any]:
+    """The autoencoder's own reconstruction: the ceiling of everything else."""
+    clips = cut_clips(bench.episodes, 50, 4)
+    return bench.scores("autoencoder", clips.latent, clips.frames)
+
+
+def next_frame(bench: Bench) -> dict[str, Any]:
+    """The next frame from a real past: with the motion the model believes in, with the true one, and the last frame repeated."""
+    model, run = bench.weights.world_model, bench.run
+    clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
+    state = remember_clips(model, clips[: run.context], run.seed)
+    believed, true, off, uncertain = [], [], [], []
+    for t in tqdm(range(run.context, len(clips)), desc="next frames", leave=False):
+        action, motion = clips.action[:, t], clips.motion[:, t]
+        imagined = imagine(model, state, action, run.steps)
+        believed.append(imagined.latent)
+        uncertain.append(imagined.uncertainty)
+        true.append(imagine(model, state, action, run.steps, motion).latent)
+        off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
+        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.vector)))
+    truth = clips.frames[:, run.context :]
+    frames = decode_clips(bench.weights, torch.stack(believed, 1))
+    return {
+        **bench.frame_scores("believed motion", frames, truth),
+        **bench.scores("true motion", torch.stack(true, 1), truth),
+        **bench.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
+        "position error of one step (world units)": score(torch.stack(off, 1)),
+        **_meaning_of_uncertainty(run, torch.stack(uncertain, 1), bench.quality(frames, truth)),
+    }
+
+
+def open_loop(bench: Bench) -> dict[str, Any]:
+    """A dream of real actions from a real past, with believed motion, by horizon; beside the last context frame repeated."""
+    model, run = bench.weights.world_model, bench.run
+    clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
+    state = remember_clips(model, clips[: run.context], run.seed)
+    future = clips[run.context :]
+    dream, end = dream_along(model, state, future, run.steps, true_motion=False)
+    dreamed = bench.quality(decode_clips(bench.weights, dream.latent), future.frames)
+    repeated = psnr(clips.frames[:, run.context - 1 : run.context].expand_as(future.frames), future.frames, bench.world.border)
+    results: dict[str, Any] = {}
+    for horizon in sorted({1, 2, 5, 10, 20, 30, 40, run.ahead}):
+        if horizon <= run.ahead:
+            results[f"frame {horizon}: dream PSNR"] = score(dreamed[:, horizon - 1])
+            results[f"frame {horizon}: last frame repeated PSNR"] = score(repeated[:, horizon - 1])
+    results["horizons at which the dream is ahead"] = int((dreamed.mean(0) > repeated.mean(0)).sum())
+    results["believed position off at the end (world units)"] = score((end.pose - future.pose[:, -1])[:, :2].norm(dim=-1))
+    return results | _meaning_of_uncertainty(run, dream.uncertainty, dreamed)
+
+
+def reward(bench: Bench) -> dict[str, Any]:
+    """The reward head on real pasts: precision, recall, F1 over all frames of all episodes. Not where milestones of the counts pay."""
+    if bench.world.milestones:
+        raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
+    model = bench.weights.world_model
+    frames = min(len(episode.frames) for episode in bench.episodes)
+    clips = cut_clips(bench.episodes, frames, 1)
+    features, _ = features_along(model, remember_clips(model, clips[:1]), clips[1:])
+    predicted = model.reward_head(features).argmax(-1) > 0
+    precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
+    return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
+
+
+def _meaning_of_uncertainty(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
+    """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
+    if run.steps == 1:
+        return {}
+    return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
+
+
+def reward_ahead(bench: Bench) -> dict[str, Any]:
+    """Dreams on real actions that end shortly after a recorded reward, begun 2 to 40 frames before it from a real past at its true poses.
+
+    Share of these rewards that the dream pays too, at most 3 frames off, by frames dreamed before; and of what the longest dreams
+    pay, the share that was paid at most 3 frames off. What an agent can learn from a dream is bounded by the first, what it may
+    be misled by told by the second. All of it after `context` frames, and, where recordings are that long, after 600: what was
+    never seen can't be foreseen, and after so many most of a maze has been. Rewards with less before them don't count.
+    """
+    if bench.world.milestones:
+        raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
+    context, results = bench.run.context, foreseen(bench, bench.run.context)
+    if not results:
+        raise DoesNotApply(f"no reward has {context + LEADS[-1]} frames before it")
+    longer = foreseen(bench, LONG) if context < LONG else {}
+    return results | {f"after {LONG} frames, {name}": value for name, value in longer.items()}
+
+
+def foreseen(bench: Bench, context: int) -> dict[str, Any]:
+    """What dreams begun from `context` frames and more pay; empty where no reward has that much before it."""
+    model, run, before = bench.weights.world_model, bench.run, context + LEADS[-1]
+    places = [place for episode in bench.episodes for place in _before_rewards(episode, before, MOST * run.clips)]
+    if not places:
+        return {}
+    together = max(1, TOGETHER // before)
+    parts = [places[at : at + together] for at in range(0, len(places), together)]
+    columns = [list(_dreamed(model, clips_at(part, before + NEAR + 1), context, run)) for part in parts]
+    results: dict[str, Any] = {"rewards": len(places)}
+    for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):
+        pays, real = (torch.cat(column) for column in zip(*some, strict=True))
+        results[f"{lead} frames ahead: share of rewards dreamed"] = score(pays[:, max(0, lead - 1 - NEAR) :].any(1))
+        if lead == LEADS[-1]:
+            results[f"{lead} frames ahead: share of dreamed rewards that are real"] = (
+                round((pays & _widened(real)).sum().item() / pays.sum().item(), 4) if pays.any() else None
+            )
+    return results
+
+
+def _dreamed(model: WorldModel, clips: Clips, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which frames of the dreams along some clips pay, and which were paid, bool (B, T): from the longest dreams to the shortest."""
+    state, remembered, before = remember_clips(model, clips[: context + 1], run.seed), context + 1, context + LEADS[-1]
+    for lead in sorted(LEADS, reverse=True):
+        upto = before - lead + 1
+        if upto > remembered:
+            part = clips[remembered:upto]
+            state, remembered = remember(model, state, part.latent, part.action, part.pose, part.vector), upto
+        yield paying(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
+
+
+def paying(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
+    """Which frames of a dream along clips' actions, with believed motion, pay: bool (B, T)."""
+    pays = []
+    for action in clips.action.unbind(1):
+        state = commit(model, state, action, imagine(model, state, action, steps))
+        pays.append(model.reward_head(state.features).argmax(-1) > 0)
+    return torch.stack(pays, 1)
+
+
+def _before_rewards(episode: RealEpisode, before: int, most: int) -> list[tuple[RealEpisode, int]]:
+    """Where clips begin that have a reward `before` frames later: at most so many, evenly over the episode's."""
+    paid = torch.nonzero(episode.latent.reward > 0)[:, 0].tolist()
+    starts = [t - before for t in paid if t >= before and t + NEAR < len(episode.latent)]
+    chosen: list[int] = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int)).tolist() if starts else []
+    return [(episode, starts[number]) for number in chosen]
+
+
+def _widened(events: Tensor) -> Tensor:
+    """Frames (B, T) at most `NEAR` from an event."""
+    spread = torch.nn.functional.max_pool1d(events.float()[:, None], 2 * NEAR + 1, 1, NEAR)
+    return spread[:, 0] > 0
+
+
+def drift(bench: Bench) -> dict[str, Any]:
+    """Believed against true poses along each episode from its start, off by world units and degrees after 10, 100, 300, 1000 steps
+    (in space, position counts height too, and tilt has a row of its own), of
+
+    real frames: every real frame is committed where the pose head says that its action led, corrected by what it shows;
+    real frames, blindly: the same without that correction;
+    dreamed frames: after `context` real frames at their true poses, a dream of its own frames on the recorded actions;
+    steps count from the last real frame.
+
+    The last horizon is as far as the shortest episode goes, if that is less.
+    """
+    model, run = bench.weights.world_model, bench.run
+    frames = min(run.drift + 1, *(len(episode.frames) for episode in bench.episodes))
+    if frames <= run.context + 1:
+        raise ValueError(f"drift needs more than {run.context + 1} frames, and has {frames}: choose a smaller context, or leave it out")
+    clips = cut_clips(bench.episodes, frames, 1)
+    reckoned, blindly = (reckon_clips(model, clips, run.seed, sees)[1] for sees in (True, False))
+    past, future = clips[: run.context], clips[run.context :]
+    dream, _ = dream_along(model, remember_clips(model, past, run.seed), future, run.steps, true_motion=False)
+    dreamed = torch.cat([past.pose[:, -1:], dream.pose], 1)
+    bench.kept["drift"] = {"true": clips.pose, "real frames": reckoned, "dreamed frames": dreamed}
+    blind = _off(blindly, clips.pose, "real frames, blindly")
+    return _off(reckoned, clips.pose, "real frames") | blind | _off(dreamed, clips.pose[:, run.context - 1 :], "dreamed frames")
+
+
+def _off(believed: Tensor, true: Tensor, name: str) -> dict[str, Score]:
+    """Errors of poses (B, 1 + steps, 4 or 6)."""
+    steps = true.shape[1] - 1
+    seen = relative_to(believed, true)
+    place = torch.cat([seen[..., :2], seen[..., PLANE : PLANE + 1]], -1)
+    position, heading = place.norm(dim=-1), torch.atan2(seen[..., 3], seen[..., 2]).abs().rad2deg()
+    results: dict[str, Score] = {}
+    for step in sorted({min(horizon, steps) for horizon in HORIZONS}):
+        results[f"{name}, step {step}: position off (world units)"] = score(position[:, step])
+        results[f"{name}, step {step}: heading off (degrees)"] = score(heading[:, step])
+        if seen.shape[-1] > PLANE:
+            results[f"{name}, step {step}: tilt off (degrees)"] = score(seen[:, step, PLANE + 1].abs().rad2deg())
+    return results
+
+
+def reasoning(bench: Bench) -> dict[str, Any]:
+    """A real past, then frames dreamed on the real actions; PSNR and SSIM against the real continuation, of
+
+    told poses: a past at its true poses, and the true poses and motions ahead;
+    believed poses: the model follows the past by its actions and by what it sees, and ahead its pose head goes on from there;
+    last frame repeated: the last one of the past.
+
+    With told poses PSNR is split by whether a frame of the past had a pose within the world's `near` and 0.26 radians (seen
+    before) or none had (new); and what was seen before by the frames since the last such frame of the past. A clip
+    without frames of a kind doesn't count there.
+    """
+    model, run = bench.weights.world_model, bench.run
+    context, ahead = run.reasoning
+    clips = cut_clips(bench.episodes, context + ahead, run.clips)
+    past, future = clips[:context], clips[context:]
+    truth = future.frames
+    told = decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
+    name, pictures = f"{context} then {ahead}", {"truth": truth, "told poses": told}
+    results = bench.frame_scores(f"{name}, told poses:", told, truth)
+    results |= _by_age(bench.quality(told, truth), frames_since_seen(past.pose, future.pose, bench.world.near), f"{name}, told poses:")
+    if "believed" in run.memories:
+        followed = reckon_clips(model, past, run.seed)[0]
+        dreamed = decode_clips(bench.weights, dream_along(model, followed, future, run.steps, true_motion=False)[0].latent)
+        results |= bench.frame_scores(f"{name}, believed poses:", dreamed, truth)
+        pictures["believed poses"] = dreamed
+    bench.keep("reasoning", pictures)
+    return results | bench.frame_scores(f"{name}, last frame repeated:", past.frames[:, -1:].expand_as(truth), truth)
+
+
+def frames_since_seen(past: Tensor, future: Tensor, within: float) -> Tensor:
+    """Frames since the last frame of the past (B, P, 4 or 6) that had about the pose of a frame that followed it (B, T, 4 or 6).
+
+    About: `within` so many units of length, in space of x, y and height, and within 0.26 radians of heading and of tilt.
+    (B, T) int64; 0 where none had.
+    """
+    frames, cosine = past.shape[1], math.cos(SIMILAR)
+    near = torch.cdist(_place(future), _place(past)) <= within
+    alike = torch.einsum("btc,bpc->btp", future[..., 2:PLANE], past[..., 2:PLANE]) >= cosine
+    if future.shape[-1] > PLANE:
+        alike &= (future[..., None, PLANE + 1] - past[:, None, :, PLANE + 1]).abs() <= SIMILAR
+    number = torch.arange(1, frames + 1)
+    last = ((near & alike) * number).amax(-1)
+    return torch.where(last > 0, torch.arange(1, future.shape[1] + 1) + frames - last, 0)
+
+
+def _place(pose: Tensor) -> Tensor:
+    """x, y and, in space, height."""
+    return torch.cat([pose[..., :2], pose[..., PLANE : PLANE + 1]], -1)
+
+
+def _by_age(quality: Tensor, since: Tensor, name: str) -> dict[str, Score]:
+    parts = {"seen before": since > 0, "new": since == 0}
+    parts |= {f"seen {first} to {end - 1} frames ago": (since >= first) & (since < end) for first, end in SPANS}
+    scores = {f"{name} PSNR of frames {part}": masked_score(quality, mask) for part, mask in parts.items()}
+    present = {key: value for key, value in scores.items() if value is not None}
+    return {f"{name} share of frames seen before": score((since > 0).float()), **present}
