@@ -16,7 +16,8 @@ import pygame
 from PIL import Image
 
 from lssvwm_gym.play import Playing
-from lssvwm_gym.play.playing import Player, open_game
+from lssvwm_gym.play.input import Player
+from lssvwm_gym.play.run import open_game
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
 

@@ -26,7 +26,7 @@ from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
 from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.play.playing import Playing, open_game, play
+from lssvwm_gym.play.run import Playing, open_game, play
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.world_model import refuse_unfit
 from lssvwm_gym.worlds import WORLDS, World, WorldError, chosen_world, read_world, write_world

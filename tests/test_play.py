@@ -17,11 +17,12 @@ from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.video import enlarged, write_movie
-from lssvwm_gym.play import Playing, play, playing
-from lssvwm_gym.play.chart import on_map
+from lssvwm_gym.play import Playing, play
+from lssvwm_gym.play import run as run_module
 from lssvwm_gym.play.game import Game
-from lssvwm_gym.play.keyboard import BESIDE, COMMANDS, MARK_KEYS, POLICY, Keyboard, chosen_action, meaning
-from lssvwm_gym.play.playing import Pace, Player, open_game
+from lssvwm_gym.play.input import BESIDE, COMMANDS, MARK_KEYS, POLICY, Keyboard, Pace, Player, chosen_action, meaning
+from lssvwm_gym.play.run import open_game
+from lssvwm_gym.play.view import on_map
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
 
@@ -87,7 +88,7 @@ def scripted(monkeypatch):
                 for event in script.pop(0) if script else [pygame.event.Event(pygame.QUIT)]:
                     pygame.event.post(event)
 
-        monkeypatch.setattr(playing, "Window", Scripted)
+        monkeypatch.setattr(run_module, "Window", Scripted)
         return seen
 
     return give
@@ -242,7 +243,7 @@ def test_the_loop_holds_its_rate_or_says_that_it_does_not(run, monkeypatch, want
         moments.append(clock.now)
 
     draw = Window.draw
-    monkeypatch.setattr(playing, "time", clock)
+    monkeypatch.setattr(run_module, "time", clock)
     monkeypatch.setattr(pygame.time, "Clock", lambda: clock)
     monkeypatch.setattr(Game, "step", step)
     monkeypatch.setattr(Window, "draw", lambda self, player: (draw(self, player), setattr(clock, "now", clock.now + 0.003)))

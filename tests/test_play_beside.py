@@ -10,9 +10,10 @@ from gymnasium.spaces import Box, Discrete
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same
 
-from lssvwm_gym.play import Playing, playing
-from lssvwm_gym.play.beside import RealWorld
-from lssvwm_gym.play.playing import Player, open_game
+from lssvwm_gym.play import Playing, run
+from lssvwm_gym.play.input import Player
+from lssvwm_gym.play.run import open_game
+from lssvwm_gym.play.side_by_side import RealWorld
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.real_envs import SimulatorDied
 from lssvwm_gym.worlds import WORLDS
@@ -69,7 +70,7 @@ def beside(tiny_weights, monkeypatch, tmp_path):
     opened = []
 
     def open_beside(env, **settings):
-        monkeypatch.setattr(playing, "RealWorld", lambda world: RealWorld(world, env))
+        monkeypatch.setattr(run, "RealWorld", lambda world: RealWorld(world, env))
         defaults = dict(weights=tiny_weights, seed=3, scale=2, beside=True, context_frames=WATCHED, saves=tmp_path)
         game = open_game(Playing(**{**defaults, **settings}))
         opened.append(game)
@@ -222,7 +223,7 @@ def test_both_are_seen_swapped_and_filmed(beside):
 
 def test_closing_the_game_closes_the_real_world(tiny_weights, monkeypatch):
     env = Counted()
-    monkeypatch.setattr(playing, "RealWorld", lambda world: RealWorld(world, env))
+    monkeypatch.setattr(run, "RealWorld", lambda world: RealWorld(world, env))
     open_game(Playing(weights=tiny_weights, beside=True)).close()
     assert env.closed
 

@@ -8,12 +8,12 @@ import numpy as np
 import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
-from lssvwm_gym.play.keyboard import BESIDE, COMMANDS, POLICY, action_help, shown
-from lssvwm_gym.play.panel import MARGIN, draw_panel
-from lssvwm_gym.play.pens import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Pens
+from lssvwm_gym.play.input import BESIDE, COMMANDS, POLICY, action_help, shown
+from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Pens
+from lssvwm_gym.play.view import MARGIN, draw_panel
 
 if TYPE_CHECKING:
-    from lssvwm_gym.play.playing import Player
+    from lssvwm_gym.play.input import Player
 
 SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
 PANEL = 280  # pixels: width of the panel

@@ -6,7 +6,6 @@ import functools
 
 import pygame
 
-Colour = tuple[int, int, int]
 DARK: Colour = (18, 20, 26)
 FAINT: Colour = (32, 35, 44)
 DIM: Colour = (138, 144, 158)
@@ -15,6 +14,9 @@ ACCENT: Colour = (255, 176, 64)  # the dream
 REAL: Colour = (96, 190, 255)  # the real world
 WRONG: Colour = (255, 104, 96)
 SIZES = {"title": 30, "normal": 23, "small": 19, "tiny": 16}  # pygame's own font, in pixels
+
+
+Colour = tuple[int, int, int]
 
 
 class Pens:
