@@ -42,7 +42,7 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	BLOCKS=<block world>, folders with train, val and test" >&2; exit 1; }; done
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --weights sharp --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES)_sharp.json
-	$(BIN)/python docs/contrast.py --data $(DATA)/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
+	$(BIN)/python experiments/sharpness.py --data $(DATA)/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	for k in 2 4; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --out $(SCORES)_reasoning_$$k.json; done
 	$(BIN)/lssvwm-gym bench --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
@@ -52,11 +52,11 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/lssvwm-gym bench --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
 	$(BIN)/lssvwm-gym bench --parts peak scan --out docs/scores/bench_arithmetic.json
 	$(BIN)/lssvwm-gym bench --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
-	$(BIN)/python docs/compare.py --data $(DATA)
-	$(BIN)/python docs/compare.py --short --data $(DATA)
+	$(BIN)/python experiments/compare_variants.py --data $(DATA)
+	$(BIN)/python experiments/compare_variants.py --short --data $(DATA)
 	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
-	$(BIN)/python docs/compare.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
-	$(BIN)/python docs/update_numbers.py
+	$(BIN)/python experiments/compare_variants.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
+	$(BIN)/python docs/_scripts/update_numbers.py
 
 lint: $(BIN)/.ready-dev ## style: ruff format and ruff check
 	$(BIN)/ruff format --check .
@@ -69,8 +69,8 @@ docs: $(BIN)/.ready-dev ## the site of the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 versions: $(BIN)/.ready-dev ## a part of the tests at the lowest and the newest releases: make versions OLDEST=python3.10 NEWEST=python3.13
-	$(BIN)/python docs/versions.py lowest --python $(OLDEST) --pip-args="$(PIP_ARGS)"
-	$(BIN)/python docs/versions.py newest --python $(NEWEST) --pip-args="$(PIP_ARGS)"
+	$(BIN)/python experiments/versions.py lowest --python $(OLDEST) --pip-args="$(PIP_ARGS)"
+	$(BIN)/python experiments/versions.py newest --python $(NEWEST) --pip-args="$(PIP_ARGS)"
 
 # What each target installs. labmaze, which the simulator needs, has no wheel for Python 3.13 yet.
 $(BIN)/.ready-demo: EXTRAS = play

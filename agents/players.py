@@ -18,7 +18,7 @@ from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.io.tensors import load_tensors
 
 if TYPE_CHECKING:
-    from agents.planner import Planning
+    from agents.mpc import Planning
 
 PLANNER, GREEDY = "planner", "greedy"
 SB3_KIND = "lssvwm_gym SB3 policy"  # in the header of files of `agents.sb3_policy`
@@ -53,7 +53,7 @@ def opened_player(name: str, dream: Dream, rows: int, seed: int, planning: Plann
     if manner:
         raise ValueError(f"{name!r} knows no likeliest action: @{GREEDY} is for policies from files")
     if name == PLANNER:
-        from agents.planner import Planner
+        from agents.mpc import Planner
 
         return Planner(dream, rows, seed, planning)
     if name in SCRIPTS:

@@ -3,7 +3,7 @@
 python -m agents.ppo_torch                                       learn, on a GPU if there is one
 python -m agents.ppo_torch --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo_torch --resume --total-steps 20000000       go on where the last run stopped
-python -m agents.transfer --policies random runs/ppo_torch/memory-maze/policy.safetensors         try it in the real world
+python -m agents.check_transfer --policies random runs/ppo_torch/memory-maze/policy.safetensors         try it in the real world
 
 Run it in the project's folder. `runs/ppo_torch/WORLD` gets policy.safetensors (see `agents.policy`), checkpoint.safetensors, and
 logs for `tensorboard --logdir runs/ppo_torch`. Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
@@ -40,7 +40,7 @@ class Args:
     world: str = "memory-maze"
     out: Path | None = None  # folder to write to; runs/ppo_torch/WORLD if not given
     resume: bool = False  # go on from out/checkpoint.safetensors
-    start: Path | None = None  # policy.safetensors to begin with, such as that of `agents.imitate`
+    start: Path | None = None  # policy.safetensors to begin with, such as that of `agents.behavior_cloning`
     total_steps: int = 10_000_000  # of all dreams together
     time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
     seed: int = 0

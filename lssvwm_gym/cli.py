@@ -11,7 +11,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
     "convert": (
-        "lssvwm_gym.data.public",
+        "lssvwm_gym.data.convert",
         "Converting",
         "convert",
         "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",

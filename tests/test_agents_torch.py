@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents import imitate as imitation
+from agents import behavior_cloning as imitation
+from agents.behavior_cloning import leads_to_reward, watched
 from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts
-from agents.imitate import leads_to_reward, watched
 from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_bank, resume, save, with_defaults
 from agents.real_rows import RealRows
@@ -527,7 +527,7 @@ def test_what_is_imitated_is_what_a_dream_would_show(dream):
 
 def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weights):
     """The action to come is told by the last one, which the features know of."""
-    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: [walked([12, 27]), walked([9], frames=40)])
+    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: [walked([12, 27]), walked([9], frames=40)])
     args = imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path, within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3)
     imitation.main(args)
     policy, about = load_policy(tmp_path / "policy.safetensors")
@@ -544,7 +544,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
     views = 5 * torch.randn(6, 16, 4, generator=torch.Generator().manual_seed(0))
     episodes = [walked([12, 27]), walked([]), walked([9], frames=40)]
     episodes = [replace(episode, latent=views[(episode.action + 1) % 6].half()) for episode in episodes]
-    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: episodes)
+    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: episodes)
     args = imitation.Args(
         tmp_path, weights=tiny_weights, out=tmp_path, observation="pixels", within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3
     )
@@ -562,7 +562,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
 
 
 def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
-    monkeypatch.setattr("agents.imitate.latent_episodes", lambda *_: [walked([])])
+    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: [walked([])])
     with pytest.raises(SystemExit, match=r"no frame in .* is followed by a reward within 60: imitate all with --within 0"):
         imitation.main(imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path))
 

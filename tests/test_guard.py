@@ -15,7 +15,7 @@ from tiny_world import WALK_FRAMES, same
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.guard import Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, same_in_twin, shorter, where_familiar
+from agents.check_rewards import Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, same_in_twin, shorter, where_familiar
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, GuardedDreams
 
@@ -205,7 +205,20 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
     pytest.importorskip("matplotlib", reason="needs lssvwm_gym[train]")
     out, plot = tmp_path / "guard.json", tmp_path / "guard.png"
     small = ["--policies", "random", "explorer", "--episodes", 2, "--context", 3, "--steps", 6, "--ages", 0, 3]
-    command = [sys.executable, "-m", "agents.guard", *small, "--weights", tiny_weights, "--device", "cpu", "--out", out, "--plot", plot]
+    command = [
+        sys.executable,
+        "-m",
+        "agents.check_rewards",
+        *small,
+        "--weights",
+        tiny_weights,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+        "--plot",
+        plot,
+    ]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
@@ -219,7 +232,7 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_replay_repeats_the_walk():
-    from agents.guard import Errand, walk
+    from agents.check_rewards import Errand, walk
 
     first = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6))
     again = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6, first.action))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from lssvwm_gym.data.convert import Converting, convert
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode
-from lssvwm_gym.data.public import Converting, convert
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")

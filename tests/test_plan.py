@@ -15,9 +15,8 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents import planner as planning_module
-from agents.plan import Args, main
-from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
+from agents import mpc as planning_module
+from agents.mpc import MANOEUVRES, Args, Futures, Planner, Planning, main, manoeuvres, roll, scored
 from agents.players import opened_player
 from agents.policy import Policy, PolicyConfig, save_policy
 from lssvwm_gym.envs.simulator import open_dream
@@ -209,12 +208,12 @@ def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
 def test_it_plans_in_the_real_maze(tiny_weights, tmp_path):
     out, video = tmp_path / "plan.json", tmp_path / "plan.mp4"
     planning = ["--planning.futures", 2, "--planning.horizon", 4, "--planning.keep", 3, "--planning.led", 0]
-    command = [sys.executable, "-m", "agents.plan", "--episodes", 2, "--steps", 5, *planning, "--weights", tiny_weights]
+    command = [sys.executable, "-m", "agents.mpc", "--episodes", 2, "--steps", 5, *planning, "--weights", tiny_weights]
     done = subprocess.run(list(map(str, [*command, "--out", out, "--video", video])), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert [len(result["players"][player]["returns"]) for player in ("planner", "random")] == [2, 2]
-    assert result["command"].startswith("python -m agents.plan --episodes 2")
+    assert result["command"].startswith("python -m agents.mpc --episodes 2")
     assert result["decisions"] >= 4
     from lssvwm_gym.data.episode import read_video
 

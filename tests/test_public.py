@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lssvwm_gym.data.convert import Converting, agent_centric, convert, from_one_hot, read_public, to_one_hot, write_public
 from lssvwm_gym.data.episode import EpisodeError, read_episode
-from lssvwm_gym.data.public import Converting, agent_centric, convert, from_one_hot, read_public, to_one_hot, write_public
 
 LENGTH, BALLS = 8, 3
 

@@ -76,5 +76,7 @@ def test_two_thousand_random_steps_stay_finite():
 
 
 def test_the_numbers_in_the_readme_are_those_measured():
-    checked = subprocess.run([sys.executable, "docs/update_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [sys.executable, "docs/_scripts/update_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from lssvwm_gym.cli import main
+from lssvwm_gym.data.convert import Converting, convert
 from lssvwm_gym.data.convert.recording import Framing, Recording, framed, write_recording
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
-from lssvwm_gym.data.public import Converting, convert
 
 LENGTH = 13
 SHADE = 60  # grey a frame shows for each id of the action that led to it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lssvwm_gym.data.convert import Converting, convert
 from lssvwm_gym.data.episode import EpisodeError, read_episode
-from lssvwm_gym.data.public import Converting, convert
 from lssvwm_gym.io.video import write_video
 
 FRAMES = 6

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_teco import write_mp4
 
+from lssvwm_gym.data.convert import Converting, convert
 from lssvwm_gym.data.convert.human_actions import BUTTONS, SCREEN, action_names, discrete, pressed
 from lssvwm_gym.data.convert.vpt import ITEMS, count_items
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode
-from lssvwm_gym.data.public import Converting, convert
 
 NAMES = action_names()
 Line = dict[str, Any]

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.play.game import Moment, Move
+from lssvwm_gym.play.snapshot import Moment, Move
 
 FORWARD, KEEP = 0.7, 0.8  # chances that a wanderer goes forward, and that it does the same once more
 

@@ -18,7 +18,7 @@ from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.envs.state_io import load_state, save_state
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.play.game import Moment, Move
+from lssvwm_gym.play.snapshot import Moment, Move
 
 FORMAT = "lssvwm_gym game 1"
 

@@ -10,7 +10,7 @@ import torch
 
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.play.game import Moment, RealView
+from lssvwm_gym.play.snapshot import Moment, RealView
 from lssvwm_gym.real_envs import SimulatorDied
 from lssvwm_gym.worlds import World
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pygame
 
-from lssvwm_gym.play.game import Moment
+from lssvwm_gym.play.input import Player
+from lssvwm_gym.play.snapshot import Moment
 from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Pens
-
-if TYPE_CHECKING:
-    from lssvwm_gym.play.input import Player
-from collections.abc import Sequence
 
 MOST_UNCERTAIN = 0.2  # mean square in latent units at which the bar is full
 

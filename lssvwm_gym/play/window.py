@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
-from lssvwm_gym.play.input import BESIDE, COMMANDS, POLICY, action_help, shown
+from lssvwm_gym.play.input import BESIDE, COMMANDS, POLICY, Player, action_help, shown
 from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Pens
 from lssvwm_gym.play.view import MARGIN, draw_panel
-
-if TYPE_CHECKING:
-    from lssvwm_gym.play.input import Player
 
 SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
 PANEL = 280  # pixels: width of the panel

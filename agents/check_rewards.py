@@ -1,14 +1,14 @@
 """Are dreamed rewards real? What policies are paid in dreams is checked in the real simulator, from the same start and on the same actions.
 
-python -m agents.guard --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/guard.png
-python -m agents.guard --episodes 24 --workers 2
+python -m agents.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/guard.png
+python -m agents.check_rewards --episodes 24 --workers 2
 
 A scripted walk in a real maze is remembered; from its end a policy acts in the dream, and then the real simulator repeats the walk and
 does what the policy did. `explorer` needs the map: it acts in the real maze, and the dream is told its actions. A dreamed reward is real
 where the maze pays within `--tolerance` steps of it. When a ball is touched, another colour is drawn to be wanted, which no past tells:
 beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
 
-Counter-measures are tried on the same dreams: see `agents.guard.COUNTER_MEASURES`, and
+Counter-measures are tried on the same dreams: see `agents.check_rewards.COUNTER_MEASURES`, and
 `lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
 Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
@@ -27,10 +27,10 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.planner import Planning
+from agents.mpc import Planning
 from agents.players import DREAMLESS, opened_player
+from agents.results import as_json, shared_out, write_json
 from agents.seen import observed
-from agents.transfer import as_json, shared_out, write_json
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.rollout import DreamState
@@ -44,7 +44,7 @@ OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dr
 class Args:
     """Whose dreams to check, and how many."""
 
-    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/transfer.py
+    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/check_transfer.py
     episodes: int = 12  # of each
     context: int = 100  # steps of the scripted walk that is remembered
     steps: int = 200  # dreamed from there

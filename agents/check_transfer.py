@@ -1,14 +1,14 @@
 """Does what was learned in a dream hold in the real world? Policies are tried in both, and their returns compared.
 
-python -m agents.transfer --policies random wander runs/ppo_torch/memory-maze/policy.safetensors
-python -m agents.transfer --policies random runs/ppo/LSSVWM-MemoryMaze-v0/policy.safetensors --episodes 32 --video runs/transfer.mp4
+python -m agents.check_transfer --policies random wander runs/ppo_torch/memory-maze/policy.safetensors
+python -m agents.check_transfer --policies random runs/ppo/LSSVWM-MemoryMaze-v0/policy.safetensors --episodes 32 --video runs/transfer.mp4
 
 A policy is one of
 
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted explorer that episodes are collected with; it needs the map, so it is tried in the real world only
-PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/imitate.py
+PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/behavior_cloning.py
 
 Dreams begin from real openings, or with `--data` from long recorded walks, in mazes that they then know; real episodes at the start
 of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze for so many steps. Needs
@@ -18,16 +18,10 @@ of a maze, of seeds from `--seed` on, or with `--walked` after the scripted expl
 from __future__ import annotations
 
 import functools
-import json
-import shlex
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -35,21 +29,19 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.planner import Planning
+from agents.mpc import Planning
 from agents.players import DREAMLESS, Player, opened_player
+from agents.results import as_json, mean_and_error, shared_out, summary, write_json
 from agents.seen import SeenThroughModel, observed
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.evaluation.metrics import rank_correlation
-from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
 RESAMPLED = 1000  # times, for the interval of a correlation
-Job = TypeVar("Job")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -181,32 +173,6 @@ def all_episodes(args: Args) -> Iterator[Episodes]:
             yield Episodes("real", policy, seeds, args.steps, filmed, seen_through, env=env, walked=args.walked, planning=args.planning)
 
 
-def shared_out(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-    """Numbers of jobs and their answers as they come, from as many processes as there are workers; says how far it is.
-
-    A single worker is this process. `steps` says how long each job is, to tell how much is left.
-    """
-    start, said, done = time.perf_counter(), 0.0, 0
-    for count, (number, answer) in enumerate(_answers(work, jobs, workers), 1):
-        yield number, answer
-        done += steps[number]
-        seconds = time.perf_counter() - start
-        if seconds - said > 5 or count == len(jobs):
-            said, left = seconds, seconds / done * (sum(steps) - done)
-            print(f"{count} of {len(jobs)} jobs  {done / seconds:.0f} steps/s  {left / 60:.1f} min left", flush=True)
-
-
-def _answers(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Answer]]:
-    if workers == 1:
-        yield from ((number, work(job)) for number, job in enumerate(jobs))
-        return
-    # a fresh process each: renderers don't survive a fork
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as crew:
-        waiting = {crew.submit(work, job): number for number, job in enumerate(jobs)}
-        for ready in as_completed(waiting):
-            yield waiting[ready], ready.result()
-
-
 def play(episodes: Episodes) -> Played:
     return play_dreams(episodes) if episodes.where == "dream" else play_real(episodes)
 
@@ -288,13 +254,6 @@ def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:
     return frame
 
 
-def mean_and_error(returns: list[float]) -> tuple[float, float]:
-    """Mean and standard error; NaN where there is too little for one."""
-    if not returns:
-        return float("nan"), float("nan")
-    return float(np.mean(returns)), float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else float("nan")
-
-
 def correlations(results: list[Tried]) -> dict[str, Any]:
     """Of the mean returns in dream and real world over the policies tried in both; None where fewer than three differ.
 
@@ -323,31 +282,6 @@ def _correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], f
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
-
-
-def command_line() -> str:
-    """The command that started this program, as one would type it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name] if spec is not None else [sys.argv[0]]
-    return shlex.join(["python", *program, *sys.argv[1:]])
-
-
-def as_json(settings: Any) -> Any:
-    """Settings as what JSON can say."""
-    return json.loads(json.dumps(asdict(settings), default=str))
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result and the command that made it, whole or not at all; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(json.dumps({"command": command_line(), **result}, indent=2, allow_nan=False) + "\n")
-
-
-def summary(returns: list[float]) -> dict[str, Any]:
-    """Mean, standard error and all returns; numbers that don't exist are null."""
-    mean, error = mean_and_error(returns)
-    return {"mean": _or_none(mean), "standard_error": _or_none(error), "returns": returns}
 
 
 def write(args: Args, results: list[Tried]) -> None:
@@ -386,10 +320,6 @@ def film_side_by_side(path: Path, policies: tuple[str, ...], films: dict[tuple[s
 
 def _cell(mean: float, error: float) -> str:
     return "-" if np.isnan(mean) else f"{mean:.2f} ± {error:.2f}"
-
-
-def _or_none(number: float) -> float | None:
-    return None if np.isnan(number) else number
 
 
 if __name__ == "__main__":

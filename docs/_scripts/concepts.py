@@ -1,4 +1,4 @@
-"""The two pictures of docs/concepts.md, from the shipped maze model's own sizes: `python docs/concepts.py`."""
+"""The two pictures of docs/concepts.md, from the shipped maze model's own sizes: `python docs/_scripts/concepts.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS
 
-MEDIA = Path(__file__).parent / "media"
+MEDIA = Path(__file__).parent.parent / "media"
 INK, PALE, STATE, PLACE, BLOCK, HEAD = "#20242c", "#f3f4f7", "#dbe9f6", "#fde7c8", "#e3f1df", "#efe3f3"
 AGAIN, WRITE = "#7a2f2f", "#1f5d8f"
 COLOURS = ("#8fb8de", "#f2b880", "#9fcf9a", "#c9a5d6")  # blocks of tokens

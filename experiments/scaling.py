@@ -1,6 +1,6 @@
 """What a preset costs, counted from the code without running it: the tables of docs/scaling.md.
 
-    python docs/scaling.py            # a minute of one core, whatever the size; prints Markdown
+    python experiments/scaling.py            # a minute of one core, whatever the size; prints Markdown
 
 Models are built of fake tensors, which have shapes and no numbers: PyTorch's own counter then sees every matrix product
 that a training step or a dream's step makes, and autograd says what it keeps for the backward pass.

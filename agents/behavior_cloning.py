@@ -1,6 +1,6 @@
 """A policy that does as recorded walks did shortly before they were paid: a beginning for `agents.ppo_torch`.
 
-python -m agents.imitate --data DIR/train --val DIR/val                              runs/imitate/WORLD/policy.safetensors
+python -m agents.behavior_cloning --data DIR/train --val DIR/val                              runs/imitate/WORLD/policy.safetensors
 python -m agents.ppo_torch --start runs/imitate/memory-maze/policy.safetensors       learn on from there, in dreams
 
 What the policy sees of each recorded frame is what it will see of dreams and of the real world: the model's numbers, or with

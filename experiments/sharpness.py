@@ -1,6 +1,6 @@
 """How soft dreams are, beside the very frames they stand for.
 
-    python docs/contrast.py --data DIR/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
+    python experiments/sharpness.py --data DIR/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
 
 After 100 frames of each episode, the next 100 as they were, as they are dreamed on the same actions, and on random ones: contrast and
 sharpness as in soak.py, by weights and profile; and a picture of those on the same actions. Without --data, of the walks that ship.

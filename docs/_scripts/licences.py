@@ -1,4 +1,4 @@
-"""Write docs/licences.md: what each installed dependency says its licence is. `python docs/licences.py`
+"""Write docs/licences.md: what each installed dependency says its licence is. `python docs/_scripts/licences.py`
 
 The packages are those that the extras of lssvwm_gym bring, found from its own metadata; nothing is downloaded.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-OUT = Path(__file__).with_name("licences.md")
+OUT = Path(__file__).parent.parent / "licences.md"
 EXTRAS = ("", *(metadata("lssvwm_gym").get_all("Provides-Extra") or []))
 LONGEST = 60  # characters; some packages put the whole text where the name belongs
 

@@ -1,11 +1,11 @@
 """Train every variant on the same clips for the same number of frames, score it, and write what came out to docs/scores/comparison/.
 
-    python docs/compare.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
-    python docs/compare.py --short --data DIR              # short walks, on which full-causal can be trained, into short_comparison/
-    python docs/compare.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
-    python docs/compare.py --data DIR --help
+    python experiments/compare_variants.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
+    python experiments/compare_variants.py --short --data DIR              # short walks for full-causal, into short_comparison/
+    python experiments/compare_variants.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
+    python experiments/compare_variants.py --data DIR --help
 
-`python docs/update_numbers.py` then makes the README's table of it. A variant that is already trained, in --runs, or scored, in
+`python docs/_scripts/update_numbers.py` then makes the README's table of it. A variant that is already trained, in --runs, or scored, in
 the folder of scores, is left as it is. A model that was trained elsewhere is put where it would have been: --runs/NAME/world.safetensors,
 for other worlds than Memory Maze --runs/WORLD-NAME/world.safetensors.
 """

@@ -1,6 +1,6 @@
 """A long dream, watched: numbers stay finite, memory and speed stay flat, pictures stay like real ones.
 
-    python docs/soak.py --world memory-maze --steps 100000 --rows 2 --profile fast --out docs/scores/soak_memory_maze.json
+    python experiments/soak.py --world memory-maze --steps 100000 --rows 2 --profile fast --out docs/scores/soak_memory_maze.json
 
 It is one dream a row, never begun anew where the world has no end of its own. Actions are random and change about every fourth step, as
 those of somebody who walks. Every part of the run is a line of the table: RSS of the process, processor time of a step (which other work
@@ -62,7 +62,12 @@ def main() -> int:
 
 def write(args: argparse.Namespace, parts: list[dict[str, Any]], real: dict[str, list[float]]) -> None:
     """What was reached so far."""
-    run = {"command": "python docs/soak.py " + " ".join(sys.argv[1:]), "date": str(date.today()), "machine": machine(), "seed": args.seed}
+    run = {
+        "command": "python experiments/soak.py " + " ".join(sys.argv[1:]),
+        "date": str(date.today()),
+        "machine": machine(),
+        "seed": args.seed,
+    }
     reached = parts[-1]["step"]
     size = {"steps": args.steps, "reached": reached, "rows": args.rows, "frames": reached * args.rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Dreams on a GPU: are they the CPU's, and how fast are they, in eager PyTorch and with the step recorded as a CUDA graph?
 
-    python docs/gpu.py            # a minute on a machine with a CUDA device; writes docs/scores/memory_maze_gpu.json
+    python experiments/gpu.py            # a minute on a machine with a CUDA device; writes docs/scores/memory_maze_gpu.json
 
-`python docs/update_numbers.py` then makes the README's table of it.
+`python docs/_scripts/update_numbers.py` then makes the README's table of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
-OUT = Path(__file__).parent / "scores" / "memory_maze_gpu.json"
+OUT = Path(__file__).parent.parent / "docs" / "scores" / "memory_maze_gpu.json"
 ROWS = (1, 16, 256, 1024)
 WALK = (1, 2, 4, 3, 5, 1)  # actions, over and over
 CONTEXT, STEPS, TIMED = 100, 40, 30

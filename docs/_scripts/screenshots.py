@@ -1,4 +1,4 @@
-"""Pictures of `lssvwm-gym play` for the documentation: `python docs/screenshots.py`. Needs no screen, but both simulators.
+"""Pictures of `lssvwm-gym play` for the documentation: `python docs/_scripts/screenshots.py`. Needs no screen, but both simulators.
 
 In each world the dream is shown a look around in the real world; then it closes its eyes and both look around once more.
 """
@@ -21,7 +21,7 @@ from lssvwm_gym.play.run import open_game
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
 
-MEDIA = Path(__file__).parent / "media"
+MEDIA = Path(__file__).parent.parent / "media"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The package at the lowest, or the newest, releases that pyproject.toml allows, in an environment of its own.
 
-    python docs/versions.py lowest --python python3.10
-    python docs/versions.py newest --python python3.13
+    python experiments/versions.py lowest --python python3.10
+    python experiments/versions.py newest --python python3.13
 
 The lowest are those after each ">=" of pyproject.toml, for what the package itself asks for; what those need is as new as they bear. A
 fast selection of the tests is run, and what was installed and how many passed is kept in docs/scores/versions.json. Exits with 1 where
@@ -107,7 +107,7 @@ def releases(python: Path, requirements: list[Requirement]) -> dict[str, str]:
 def keep(name: str, result: dict[str, Any]) -> None:
     """Put a result beside those of other environments."""
     results = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    command = "python docs/versions.py " + " ".join(sys.argv[1:])
+    command = "python experiments/versions.py " + " ".join(sys.argv[1:])
     results[name] = {"command": command, "date": str(date.today()), "machine": platform.machine(), **result}
     OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

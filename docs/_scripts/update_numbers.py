@@ -1,4 +1,4 @@
-"""Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/update_numbers.py`.
+"""Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
 Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym bench --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
@@ -15,11 +15,11 @@ from typing import Any
 
 from lssvwm_gym.benchmark.report import PRINTED
 
-sys.path.append(str(Path(__file__).parent.parent))  # for `agents`, wherever this is started
+sys.path.append(str(Path(__file__).parent.parent.parent))  # for `agents`, wherever this is started
 
-from agents.transfer import Tried, correlations
+from agents.check_transfer import Tried, correlations
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (
@@ -154,7 +154,7 @@ def main() -> None:
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
-        sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/update_numbers.py")
+        sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/_scripts/update_numbers.py")
     for path in stale:
         path.write_text(_updated(path, tables))
 
@@ -174,7 +174,7 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def gpu(report: dict[str, Any]) -> str:
-    """One row a profile and number of environments; what `docs/gpu.py` measured."""
+    """One row a profile and number of environments; what `experiments/gpu.py` measured."""
     lines = ["| profile | envs | eager, steps/s in all | CUDA graph, steps/s in all |", "|---|---|---|---|"]
     lines += [f"| {s['profile']} | {s['envs']:,} | {s['eager']:,.0f} | {s['graph']:,.0f} |" for s in report["speeds"]]
     off = report["parity"]["frames_off_by_step"]
@@ -202,7 +202,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
 
 
 def planner(report: dict[str, Any]) -> str:
-    """One row a player; what `agents/plan.py` measured."""
+    """One row a player; what `agents/mpc.py` measured."""
     settings = report["settings"]
     lines = [f"| player | return of {settings['steps']} steps in {settings['episodes']} real mazes |", "|---|---|"]
     for player, numbers in report["players"].items():

@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
 FENCES = {".py": "python", "Makefile": "make"}
 PLACE = "repository"  # folder of the site for what comes from outside
