@@ -126,9 +126,9 @@ def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
     pose = (
         episode.pose if episode.pose.shape[1] == model.config.pose_size else torch.full((len(episode), model.config.pose_size), torch.nan)
     )
-    past = past_of(episode.latent[None].float(), action[None], pose[None], episode.vector[None])
-    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, vector=past.vector[:, 0]), []
-    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
+    past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
+    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0]), []
+    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
         state, features = watch(model, state, latent, *told)
         numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
     return torch.cat(numbers)

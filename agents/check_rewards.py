@@ -111,7 +111,7 @@ def main(args: Args) -> None:
             again = [np.concatenate([walk.action[: args.context], action]) for walk, action in zip(walks, dreams.action, strict=True)]
             real = _walked(args, [Errand(env, one.seed, one.steps, action) for one, action in zip(errands, again, strict=True)])
         paid, ball = (np.stack([getattr(walk, name)[args.context :] for walk in real]) for name in ("reward", "ball"))
-        report[policy] = judged(args, dreams, paid, ball)
+        report[policy] = reward_logits(args, dreams, paid, ball)
         events[policy] = {"dreamed": _times(dreams.reward), "twin": _times(dreams.twin), "real": _times(paid)}
         print(f"{policy}\n{table(report[policy])}", flush=True)
     write_json(args.out, {"settings": as_json(args), "policies": report, "rewards_at_step": events})
@@ -204,8 +204,8 @@ def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
         twin, second, _, _ = dream.go_on(twin, action)
         state, reward, _, info = dream.go_on(state, action)
         uncertainty = info.get("uncertainty", np.zeros(len(action)))
-        judged = info["reward_probability"], uncertainty, info["familiarity"]
-        moments.append((action.numpy(), reward.numpy(), again.numpy(), second.numpy(), *judged))
+        reward_logits = info["reward_probability"], uncertainty, info["familiarity"]
+        moments.append((action.numpy(), reward.numpy(), again.numpy(), second.numpy(), *reward_logits))
     return Dreams(*(np.stack(parts, 1) for parts in zip(*moments, strict=True)))
 
 
@@ -279,7 +279,7 @@ def pairs(dreamed: np.ndarray, real: np.ndarray, tolerance: int) -> tuple[np.nda
     return with_real, with_dreamed
 
 
-def judged(args: Args, dreams: Dreams, paid: np.ndarray, ball: np.ndarray) -> dict[str, dict[str, Any]]:
+def reward_logits(args: Args, dreams: Dreams, paid: np.ndarray, ball: np.ndarray) -> dict[str, dict[str, Any]]:
     """Precision and recall of what each counter-measure leaves of the dreamed rewards, and of all of them by age."""
     result = {name: rates(kept(dreams, args.tolerance), paid, ball, args.tolerance) for name, kept in COUNTER_MEASURES.items()}
     for first, last in zip(args.ages, (*args.ages[1:], args.steps), strict=True):

@@ -32,7 +32,7 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.mpc import Planning
 from agents.players import DREAMLESS, Player, opened_player
 from agents.results import as_json, mean_and_error, shared_out, summary, write_json
-from agents.seen import SeenThroughModel, observed
+from agents.seen import WorldModelObservation, observed
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
@@ -220,7 +220,7 @@ def play_real(episode: Episodes) -> Played:
     player = opened_player(episode.policy, dream, 1, seed, episode.planning)
     env: gymnasium.Env = gymnasium.make(episode.env, max_episode_steps=episode.walked + episode.steps)
     if player.observation != "pixels":
-        env = SeenThroughModel(env, dream, player.observation)
+        env = WorldModelObservation(env, dream, player.observation)
     try:
         return _played(episode, env, player)
     finally:
@@ -250,7 +250,7 @@ def walked_first(episode: Episodes, env: gymnasium.Env, seen: Any, info: dict[st
 
 
 def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:
-    frame: np.ndarray = env.frame if isinstance(env, SeenThroughModel) else picture_of(seen)
+    frame: np.ndarray = env.frame if isinstance(env, WorldModelObservation) else picture_of(seen)
     return frame
 
 

@@ -92,12 +92,12 @@ def bank_before_rewards(
 def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context: int) -> DreamState:
     """The states after the last `context` frames before frame t, for these episodes and t."""
     cut = [(episode, slice(t - context, t)) for episode, t in moments]
-    latent, action, pose, vector = (
+    latent, action, pose, inventory = (
         torch.stack([getattr(episode, name)[part] for episode, part in cut]).to(dream.device)
-        for name in ("latent", "action", "pose", "vector")
+        for name in ("latent", "action", "pose", "inventory")
     )
     action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
-    return dream.remember(torch.arange(len(moments)), past_of(latent.float(), action, pose, vector))
+    return dream.remember(torch.arange(len(moments)), past_of(latent.float(), action, pose, inventory))
 
 
 class DreamRows:

@@ -26,10 +26,10 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.players import PLANNER, opened_player
 from agents.policy import Policy, load_policy
 from agents.results import as_json, shared_out, summary, write_json
-from agents.seen import SeenThroughModel, observed, observed_shape
+from agents.seen import WorldModelObservation, observed, observed_shape
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream, step_of
-from lssvwm_gym.envs.wrappers import Onlooker
+from lssvwm_gym.envs.wrappers import StateEstimator
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
@@ -102,7 +102,7 @@ def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Gener
             wanted = torch.where(wanted < 0, leader(now), wanted)
         noise = torch.randn(shape, generator=generator, device=dream.device)
         now, classes = step(model, now, wanted, noise)
-        steps.append((wanted, classes.softmax(-1) @ pays, now.unknown, now.latent))
+        steps.append((wanted, classes.softmax(-1) @ pays, now.posterior_variance, now.latent))
     return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 
@@ -136,7 +136,7 @@ class Planner:
         self._rng, self._generator = np.random.default_rng(seed), torch.Generator(dream.device).manual_seed(seed)
         self._policy = _policy(self.planning, dream) if self.planning.led else None
         frames = spaces.observation_space(dream.world, dream.weights.world_model.config, "image")
-        self._onlooker = Onlooker(dream, rows, "features", frames, spaces.action_space(dream.world))
+        self._onlooker = StateEstimator(dream, rows, "features", frames, spaces.action_space(dream.world))
         self.plans: list[Plan | None] = [None] * rows
         self._done = [0] * rows  # actions of the plan that are done
         self._last: np.ndarray | None = None  # what it did, (rows,) int64
@@ -156,9 +156,9 @@ class Planner:
             self._onlooker.begin(frames, rows)
         else:
             self._onlooker.go_on(frames, self._last)
-        judged = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
+        reward_logits = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
         for row, plan in enumerate(self.plans):
-            paid = self._dream.world.reward_values[judged[row]] != 0
+            paid = self._dream.world.reward_values[reward_logits[row]] != 0
             if plan is None or paid or self._done[row] >= min(self.planning.keep, len(plan.action)):
                 start = time.perf_counter()
                 self.plans[row] = self.plan(take_rows(self.state, torch.tensor([row], device=self._dream.device)), self._left_over(row))
@@ -346,7 +346,7 @@ def play(job: Job) -> Outcome:
     player = opened_player(job.player, dream, 1, job.seed, args.planning)
     filmed = args.video is not None and isinstance(player, Planner) and job.seed == args.seed
     env: gymnasium.Env = gymnasium.make(args.env, max_episode_steps=args.steps)
-    env = env if player.observation == "pixels" else SeenThroughModel(env, dream, player.observation)
+    env = env if player.observation == "pixels" else WorldModelObservation(env, dream, player.observation)
     try:
         seen, info = env.reset(seed=job.seed)
         earned, film, over = 0.0, [], False

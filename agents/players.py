@@ -162,7 +162,7 @@ class FromSB3:
 
     def __init__(self, path: Path, dream: Dream, greedy: bool = False) -> None:
         self._policy, config = _loaded_sb3_policy(path, dream, _written(path))
-        if config.observation == "all" and dream.world.counts:
+        if config.observation == "all" and dream.world.inventory:
             raise ValueError(f"{path}: sees counts beside pictures, which no player is shown: let it learn from another observation")
         self.observation = "pixels" if needs_frame(config.observation) else config.observation
         self._frames, self._greedy = config.frame_stack, greedy

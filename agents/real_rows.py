@@ -11,7 +11,7 @@ from torch import Tensor
 import lssvwm_gym  # noqa: F401  registers the environments
 from agents.dreams import Moment
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.wrappers import NUMBERS, SeenThroughModelVec
+from lssvwm_gym.envs.wrappers import NUMBERS, WorldModelObservationVec
 from lssvwm_gym.io.tensors import TensorFileError
 
 
@@ -35,7 +35,7 @@ class RealRows:
             max_episode_steps=episode_steps,
         )
         self.kind = f"times {env}"
-        self.envs, self.device = SeenThroughModelVec(envs, dream, observation), dream.device
+        self.envs, self.device = WorldModelObservationVec(envs, dream, observation), dream.device
         self.shape, self.actions = self.envs.single_observation_space.shape or (), len(dream.world.actions)
         self.begin_anew(seed)
 

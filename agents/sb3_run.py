@@ -33,15 +33,15 @@ from agents.sb3_policy import (
     policy_name,
     save_sb3_policy,
 )
-from lssvwm_gym.envs.conservative_rollouts import GuardedDreams
-from lssvwm_gym.envs.sb3 import DreamVecEnv, SeenThroughModelVecEnv, make_sb3_vec_env
+from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
+from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import OBSERVATIONS, action_space, needs_frame
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 ELSEWHERE = 10_000  # added to the seed where a policy is tried: other mazes than those of the training
 
@@ -119,7 +119,7 @@ def check(args: Run) -> None:
             raise SystemExit(str(error)) from None
 
 
-def world_of(args: Run) -> World:
+def world_of(args: Run) -> WorldSpec:
     """The world that is learned in, or whose model the real one is seen through."""
     id = args.env.removeprefix("lssvwm_gym:")
     for world in lssvwm_gym.WORLDS.values():
@@ -140,7 +140,7 @@ def opened_envs(args: Run, dream: Dream, id: str, num_envs: int, frame_stack: in
         kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
         envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
         if not needs_frame(args.observation):
-            envs = SeenThroughModelVecEnv(envs, dream, args.observation)
+            envs = WorldModelObservationVecEnv(envs, dream, args.observation)
     return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
 
 
@@ -150,7 +150,7 @@ def begun_after_walks(args: Run, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv
     frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if len(walks) else 0
     if not frames:
         return envs
-    guarded: Any = GuardedDreams(envs.envs, start={"context_frames": frames})
+    guarded: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
     return DreamVecEnv(guarded)
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from lssvwm_gym.envs import wrappers
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.wrappers import SeenThroughModel
+from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.models.rollout import DreamState
 
-__all__ = ["OBSERVATIONS", "SeenThroughModel", "observed", "observed_shape"]
+__all__ = ["OBSERVATIONS", "WorldModelObservation", "observed", "observed_shape"]
 
 OBSERVATIONS = ("pixels", *wrappers.NUMBERS)
 

@@ -96,8 +96,8 @@ def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.nda
 
 def beside_each_other(env: gymnasium.Env, run: Demo, episode: Episode, dreamed: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
     """Pictures (T, height, width, 3): real, dreamed, and the map of both ways. The first shows the last remembered frame."""
-    first, counts = run.context_frames - 1, env.unwrapped.dream.world.counts  # type: ignore[attr-defined]
-    believed = np.stack([info["believed_pose"] for info in infos])
+    first, counts = run.context_frames - 1, env.unwrapped.dream.world.inventory  # type: ignore[attr-defined]
+    believed = np.stack([info["estimated_pose"] for info in infos])
     ways = None if episode.pose is None else (episode.pose[: first + len(dreamed), :2], in_the_world(believed, episode.pose[0]))
     ground = None if ways is None else ground_of(episode.extras.get("maze_layout"), np.concatenate(ways))
     pictures = []
@@ -107,7 +107,7 @@ def beside_each_other(env: gymnasium.Env, run: Demo, episode: Episode, dreamed: 
         if ways is not None and ground is not None:
             picture = np.concatenate([picture, map_of(ground, ways[0][: first + step + 1], ways[1][: step + 1], picture.shape[0])], 1)
         if counts:
-            bags = episode.vector[first + step], infos[step]["inventory"]
+            bags = episode.inventory[first + step], infos[step]["inventory"]
             picture = np.concatenate([picture, carried(counts, bags, run.scale * frame.shape[1] + GAP, picture.shape[1])])
         pictures.append(picture)
     return np.stack(pictures)

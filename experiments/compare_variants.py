@@ -21,8 +21,8 @@ import torch
 import tyro
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.checkpoints.package import Shipping, ship
-from lssvwm_gym.evaluation.evaluate import Bench, Evaluation, evaluate, open_bench
+from lssvwm_gym.checkpoints.package import Packaging, ship
+from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.models.world_model import WorldModelConfig
@@ -47,7 +47,7 @@ class Plan:
     measured: dict[str, Any]  # what differs from `Evaluation`'s
     pictured: tuple[str, str]  # test and its pictures, by which the variants are shown beside the truth
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    ship: dict[str, int] = field(default_factory=dict)  # what differs from `Shipping`'s
+    ship: dict[str, int] = field(default_factory=dict)  # what differs from `Packaging`'s
     variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")  # if no others are asked for
 
 
@@ -84,7 +84,9 @@ PLANS = {
         ),
         measured=dict(tests=("next_frame", "reasoning"), clips=3),
         pictured=("reasoning", "told poses"),
-        model=WorldModelConfig(actions=14, vector_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), place_scales=((1.0, 0.25), (3.0, 0.5))),
+        model=WorldModelConfig(
+            actions=14, inventory_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), memory_scales=((1.0, 0.25), (3.0, 0.5))
+        ),
         ship=dict(walk_frames=100),
     ),
 }
@@ -135,7 +137,7 @@ class Comparison:
 
 def main(run: Comparison) -> None:
     torch.set_num_threads(run.threads)
-    bench: Bench | None = None
+    bench: EvalContext | None = None
     for name in run.variants or run.plan.variants:
         world = trained(run, name)
         if not run.train_only and not run.scores(name).exists():
@@ -151,16 +153,16 @@ def trained(run: Comparison, name: str) -> Path:
         print(f"{name}: {VARIANTS[name][0]}")
         settings = dict(frames_a_step=1280) | run.plan.training | ({} if run.steps is None else {"steps": run.steps})
         settings |= dict(data=run.data / "train", val=run.data / "val", autoencoder=run.seeing, out=finished.parent, variant=name)
-        train_world(WorldTraining(**settings, model=run.plan.model, sight_updates=2, save_every=100, threads=run.threads))
+        train_world(WorldTraining(**settings, model=run.plan.model, odometry_updates=2, save_every=100, threads=run.threads))
     return finished
 
 
-def score(run: Comparison, name: str, world: Path, opened: Bench | None) -> Bench:
+def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -> EvalContext:
     """Score a variant on the test episodes and write its JSON; returns the bench, whose encoded episodes serve the next one, too."""
     plan, weights = run.plan, run.folder(name) / "weights"
-    ship(Shipping(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
+    ship(Packaging(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
     evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
-    bench = open_bench(evaluation) if opened is None else Bench(evaluation, opened.world, load_weights(weights), opened.episodes)
+    bench = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
     report = evaluate(evaluation, bench)
     tensors, header = load_tensors(world)
     parameters = sum(tensor.numel() for tensor in tensors.values())

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lssvwm_gym.benchmark.training import Kept, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
-from lssvwm_gym.models.read_only import Peeks
+from lssvwm_gym.models.read_only import ReadOnly
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
@@ -47,7 +47,7 @@ class Cost:
         return sum(self.parts.values())
 
 
-def cost(config: WorldModelConfig, frames: int, peeks: Peeks = None, a_frame_of: int = 1) -> Cost:
+def cost(config: WorldModelConfig, frames: int, read_only: ReadOnly = None, a_frame_of: int = 1) -> Cost:
     """Count a call of `frames` frames in bfloat16 products; `a_frame_of` of them make one frame of the clip."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = WorldModel(config)
@@ -55,7 +55,7 @@ def cost(config: WorldModelConfig, frames: int, peeks: Peeks = None, a_frame_of:
         latent = torch.zeros(1, frames, config.tokens, config.latent_channels)
         counter = FlopCounterMode(display=False)
         with counter, torch.autocast("cpu", torch.bfloat16), (kept := Kept()):
-            output = model(latent, inputs, state, peeks)
+            output = model(latent, inputs, state, read_only)
             total = output.clean.sum() + output.features.sum()
         parts = {part: flops_of(counter, f".{part}") for part in PARTS}
         parts["rest"] = counter.get_total_flops() - sum(parts.values())
@@ -101,7 +101,7 @@ def main() -> None:
     forcing = [cost(PRESETS[name], FRAMES) for name in names]
     peeking = [cost(PRESETS[name], 2 * FRAMES, (True, False) * FRAMES, 2) for name in names]
     dreamed = [cost(PRESETS[name], 2, (False, True), 2).forward for name in names]
-    commit, peek = ([cost(PRESETS[name], 1, peeks).forward for name in names] for peeks in (None, (True,)))
+    commit, peek = ([cost(PRESETS[name], 1, read_only).forward for name in names] for read_only in (None, (True,)))
     parts = [[part, *(f"{c.parts[part] / 1e6:,.1f}" for c in forcing)] for part in (*PARTS, "rest")]
     total = ["together", *(f"{c.forward / 1e6:,.1f}" for c in forcing)]
     table("Forward pass of a clip of 80 frames, MFLOP a frame:", ["part", *names], *parts, total)

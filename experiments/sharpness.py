@@ -74,14 +74,14 @@ def first_frames(dream: Dream, data: Path, episodes: int) -> Starts:
     autoencoder, piece = dream.weights.autoencoder, slice(0, SEEN + AHEAD)
     with torch.no_grad():
         latents = [encoded(read_episode(path), autoencoder, piece) for path in episode_paths(data)[:episodes]]
-    return Starts(*(torch.stack(column) for column in zip(*((e.latent, e.action, e.pose, e.vector) for e in latents), strict=True)))
+    return Starts(*(torch.stack(column) for column in zip(*((e.latent, e.action, e.pose, e.inventory) for e in latents), strict=True)))
 
 
 @torch.no_grad()
 def after_walks(dream: Dream, walks: Starts) -> DreamState:
     """A row a walk, its first frames remembered."""
     pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
-    past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.vector))
+    past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.inventory))
     return remember(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past)
 
 

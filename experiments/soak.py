@@ -55,7 +55,7 @@ def main() -> int:
         print(line(parts[-1]), flush=True)
         write(args, parts, real)
     print("real frames, 1st to 99th percentile: " + ", ".join(f"{name} {low:.1f} to {high:.1f}" for name, (low, high) in real.items()))
-    wrong = judged(parts, real)
+    wrong = reward_logits(parts, real)
     print("\n".join(wrong) or "nothing is wrong")
     return bool(wrong)
 
@@ -72,7 +72,7 @@ def write(args: argparse.Namespace, parts: list[dict[str, Any]], real: dict[str,
     size = {"steps": args.steps, "reached": reached, "rows": args.rows, "frames": reached * args.rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(args.out) as unfinished:
-        text = json.dumps({**run, **size, "parts": parts, "real": real, "wrong": judged(parts, real)}, indent=1)
+        text = json.dumps({**run, **size, "parts": parts, "real": real, "wrong": reward_logits(parts, real)}, indent=1)
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
@@ -138,7 +138,7 @@ def spread(measured: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {name: [float(value) for value in np.percentile(values, [1, 99])] for name, values in measured.items()}
 
 
-def judged(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> list[str]:
+def reward_logits(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> list[str]:
     """What is wrong. The first part warms up; sharpness is shown, not judged: a dream in one pass is known to be softer."""
     wrong = [f"step {part['step']}: numbers that are not finite" for part in parts if not part["finite"]]
     warm = parts[1:2] or parts

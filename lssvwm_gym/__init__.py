@@ -5,9 +5,9 @@ Importing this package registers the ids and loads neither torch nor a simulator
 
 from lssvwm_gym.checkpoints.hub import from_hub, load, push_to_hub
 from lssvwm_gym.registry import register, register_all
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 __version__ = "0.1.0"
-__all__ = ["WORLDS", "World", "from_hub", "load", "push_to_hub", "register"]
+__all__ = ["WORLDS", "WorldSpec", "from_hub", "load", "push_to_hub", "register"]
 
 register_all()

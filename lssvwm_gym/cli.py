@@ -20,7 +20,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "learn to dream"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
     "bench": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
-    "ship": ("lssvwm_gym.checkpoints.package", "Shipping", "ship", "make a folder of weights from finished models"),
+    "ship": ("lssvwm_gym.checkpoints.package", "Packaging", "ship", "make a folder of weights from finished models"),
     "export": ("lssvwm_gym.checkpoints.quantize", "Export", "export", "make a folder of weights smaller: 8 bits"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "go on with a video of which nobody knows the actions"),
     "play": ("lssvwm_gym.play", "Playing", "play", "walk in a dream by hand"),

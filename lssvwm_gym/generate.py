@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.checkpoints.checkpoint import Weights, arranged, load_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import frames_a_second
 from lssvwm_gym.data.episode import read_arrays, video_frames
@@ -112,7 +112,7 @@ def continued(weights: Weights, latents: Tensor, run: Generating) -> np.ndarray:
     if model.config.chunk > 1:
         after = by_chunks(model, latents, run.frames, run.steps, run.seed)
     else:
-        stepped = arranged(weights, FLOAT32).world_model if _device(model).type == "cpu" else model
+        stepped = prepack(weights, FLOAT32).world_model if _device(model).type == "cpu" else model
         after = by_frames(stepped, latents, run)
     return decoded(weights, after[: run.frames])
 
@@ -146,7 +146,7 @@ def watched(model: WorldModel, latents: Tensor, seed: int) -> tuple[DreamState, 
     The motion is that action's, corrected by sight. Continuous actions, and more than `CANDIDATES`, stay unknown, and poses with them.
     """
     tells = 0 < model.config.actions <= CANDIDATES
-    state = first_state(model, torch.tensor([seed], device=_device(model)), pose_known=tells and model.config.has_places)
+    state = first_state(model, torch.tensor([seed], device=_device(model)), pose_known=tells and model.config.has_spatial_memory)
     taken: list[int] = []
     for number, latent in enumerate(tqdm(latents.split(1), desc="remembering", leave=False)):
         if tells and number:
@@ -204,7 +204,7 @@ def imagined_chunk(model: WorldModel, state: DreamState, noise: Tensor, steps: i
 
 def _remembered(model: WorldModel, state: DreamState, latent: Tensor) -> DreamState:
     inputs = _untold(model, state, latent.shape[1])
-    return remember(model, state, latent, inputs.action, inputs.pose, inputs.vector if model.config.vector_size else None)
+    return remember(model, state, latent, inputs.action, inputs.pose, inputs.inventory if model.config.inventory_size else None)
 
 
 def _untold(model: WorldModel, state: DreamState, frames: int) -> FrameInputs:
@@ -212,8 +212,8 @@ def _untold(model: WorldModel, state: DreamState, frames: int) -> FrameInputs:
     rows = len(state.seed)
     action = unknown_action(model, rows)[:, None].expand(-1, frames, *[-1] * bool(model.config.action_size))
     pose = start_pose(rows, model.config.pose_size, state.pose.device)[:, None].expand(-1, frames, -1)
-    nothing, vector = torch.zeros(rows, frames, device=state.pose.device), state.vector[:, None].expand(-1, frames, -1)
-    return FrameInputs(nothing, action, pose, torch.zeros_like(state.motion)[:, None].expand(-1, frames, -1), nothing, vector)
+    nothing, inventory = torch.zeros(rows, frames, device=state.pose.device), state.inventory[:, None].expand(-1, frames, -1)
+    return FrameInputs(nothing, action, pose, torch.zeros_like(state.motion)[:, None].expand(-1, frames, -1), nothing, inventory)
 
 
 def _device(model: WorldModel) -> torch.device:

@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallo
 
 
 @functools.cache
-def keep_heap() -> bool:
+def keep_freed_memory() -> bool:
     """Tell glibc to keep up to 2 GiB that this process has freed; says whether it does.
 
     Does nothing with another C library, or where the environment says `LSSVWM_KEEP_HEAP=0`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from lssvwm_gym.worlds import WORLDS, World, WorldError, world_of
+from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, world_of
 from lssvwm_gym.worlds.spec import read_world
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 MAZE_SIZES = (9, 11, 13, 15)  # cells a side of the real mazes
 
 
-def register(world: World | str | Path) -> World:
+def register(world: WorldSpec | str | Path) -> WorldSpec:
     """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
 
     Args:
@@ -26,7 +26,7 @@ def register(world: World | str | Path) -> World:
     Raises:
         ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
     """
-    world = world if isinstance(world, World) else read_world(world)
+    world = world if isinstance(world, WorldSpec) else read_world(world)
     known = WORLDS.get(world.name)
     if known not in (None, world):
         raise ValueError(f"there is another world named {world.name!r} already: {known}")
@@ -98,7 +98,7 @@ def make_dreams(
     return DreamVectorEnv(world, num_envs, max_episode_steps or world.max_episode_steps, weights=weights, **kwargs)
 
 
-def _world(weights: str | Path | None) -> World:
+def _world(weights: str | Path | None) -> WorldSpec:
     if weights is None:
         raise WorldError("which world? Give the folder of its weights, as `lssvwm-gym ship` writes it: weights='my_weights'")
     return world_of(weights)

@@ -41,9 +41,9 @@ from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training import autoencoder as seeing
-from lssvwm_gym.training.distributed import Draws
+from lssvwm_gym.training.distributed import ShardedRNG
 from lssvwm_gym.training.world_model import Trainer
-from lssvwm_gym.worlds import WORLDS, World, WorldError, read_world, write_world
+from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what the process has once everything is imported
 LONGEST_MESSAGE = 2000
@@ -147,7 +147,7 @@ def eight_bits_family(folder: Path) -> Family:
 
 def record_families(folder: Path) -> dict[str, Family]:
     """Records of a world with discrete actions, of one whose actions are numbers, and of one that counts things and pays for them."""
-    pond = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, folder, near=0.5)
+    pond = WorldSpec("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, folder, length_scale=0.5)
     raft = replace(pond, id="LSSVWM-Raft-v0", name="raft", actions=("along", "across"), keys={}, low=(-1.0, 0.0), high=(1.0, 2.0))
     write_tiny_weights(folder / "pond", actions=2)
     write_tiny_weights(folder / "raft", actions=0, action_size=2)
@@ -155,10 +155,10 @@ def record_families(folder: Path) -> dict[str, Family]:
     return {f"world.json: {world.name}": record_family(folder / world.name, world) for world in (pond, raft, WORLDS["minecraft"])}
 
 
-def record_family(folder: Path, world: World) -> Family:
+def record_family(folder: Path, world: WorldSpec) -> Family:
     path = write_world(folder, world)
 
-    def read() -> World:
+    def read() -> WorldSpec:
         try:
             return read_world(folder)
         except WorldError:
@@ -233,7 +233,7 @@ def seeing_family(folder: Path) -> Family:
 
     def step(model: Autoencoder, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-        loss = seeing.reconstruction_loss(model, frames, Draws(torch.Generator().manual_seed(0)))[0]
+        loss = seeing.reconstruction_loss(model, frames, ShardedRNG(torch.Generator().manual_seed(0)))[0]
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -287,7 +287,7 @@ def episode_families(folder: Path) -> dict[str, Family]:
         arrays = {"frames": episode.frames, "action": episode.action, "reward": episode.reward, **episode.extras}
         if episode.pose is not None:
             arrays["pose"] = episode.pose
-        return {**arrays, "vector": episode.vector}
+        return {**arrays, "inventory": episode.inventory}
 
     def spoil_npz(content: bytes, rng: Rng) -> bytes:
         way = rng.random()

@@ -34,7 +34,7 @@ from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelCon
 
 MAMBA = Backend("mamba", "fold", "off")
 TINY = dict(latent_channels=4, grid=2, width=16, head_width=16, d_state=8, d_conv=4, heads=2, window=3, blocks=((2, 2), (1, 1)))
-TINY |= dict(place=(False, False), place_features=0, mlp=1)
+TINY |= dict(memory_features=0, mlp=1)
 SCANS = {  # b, l, h, p, groups, n; length of a chunk, and what is left out
     "40 tokens in chunks of 32": ((2, 40, 2, 16, 1, 16), 32, ()),
     "50 tokens in chunks of 16, two groups, no D": ((1, 50, 2, 16, 2, 8), 16, ("D",)),
@@ -210,10 +210,10 @@ def training():
     inputs = FrameInputs(
         torch.rand(frames), torch.randint(6, frames), pose, torch.randn(*frames, 3), torch.ones(frames), torch.zeros(*frames, 0)
     )
-    for name, peeks in (("", None), (", peeks", (True, False) * 2)):
+    for name, read_only in (("", None), (", peeks", (True, False) * 2)):
         outputs, gradients = [], []
         for model in two_models():
-            output = model(latent, inputs, model.initial_state(1), peeks)
+            output = model(latent, inputs, model.initial_state(1), read_only)
             states = [leaf for leaf in tree_leaves(output.state) if leaf.is_floating_point()]
             (output.clean.square().sum() + sum(leaf.square().sum() for leaf in states if leaf.numel())).backward()
             outputs.append((output.clean, states))

@@ -56,7 +56,7 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     data, out = str(tmp_path / "data"), str(tmp_path)
     sizes = ["--model.widths", "8", "8", "8", "--model.latent-channels", "4"]
     main(["train", "autoencoder", "--data", data, "--out", f"{out}/ae", "--steps", "2", "--batch", "2", *sizes])
-    sizes = ["--model.latent-channels", "4", "--model.width", "32", "--model.place-features", "16", "--model.head-width", "16"]
+    sizes = ["--model.latent-channels", "4", "--model.width", "32", "--model.memory-features", "16", "--model.head-width", "16"]
     autoencoder, world_model = f"{out}/ae/autoencoder.safetensors", f"{out}/world/world.safetensors"
     curriculum = [word for stage in range(3) for word in (f"--curriculum.{stage}.frames", "16")]
     train = [

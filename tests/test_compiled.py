@@ -12,11 +12,11 @@ import torch
 from tiny_minecraft import write_tiny_minecraft
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lssvwm_gym.checkpoints.checkpoint import load_arranged
+from lssvwm_gym.checkpoints.checkpoint import load_prepacked
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_arithmetic, chosen_backend
-from lssvwm_gym.models.inference.compile import CompiledStep, compiled, settled
+from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_backend, chosen_precision
+from lssvwm_gym.models.inference.compile import CompiledStep, compiled, laid_out
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.state import take_rows
 
@@ -90,7 +90,7 @@ def test_a_world_with_counts_and_poses_in_space_compiles(tmp_path):
     for dream in (plain, quick):
         state = dream.begin(torch.tensor([5]))
         state, reward, terminated, info = dream.go_on(state, torch.tensor([3]))
-        dreams.append([state.latent, state.vector, state.pose, reward, terminated, torch.from_numpy(info["inventory"])])
+        dreams.append([state.latent, state.inventory, state.pose, reward, terminated, torch.from_numpy(info["inventory"])])
     for mine, other in zip(*dreams, strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-3, atol=1e-3)
 
@@ -117,15 +117,15 @@ def test_states_are_laid_out_alike_wherever_they_come_from(tiny_weights):
     states.append(take_rows(walked(dream, [(1, 2)])[0][-1], torch.tensor([1])))
     layouts = [[(leaf.shape, leaf.stride()) for leaf in tree_leaves(state)] for state in states]
     assert len({str(layout) for layout in layouts}) > 1
-    after = [settled(state) for state in states]
+    after = [laid_out(state) for state in states]
     assert len({str([(leaf.shape, leaf.stride()) for leaf in tree_leaves(state)]) for state in after}) == 1
     for mine, other in zip(tree_leaves(states), tree_leaves(after), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_a_step_and_a_model_have_one_compiled_step(tiny_weights):
-    arithmetic = chosen_arithmetic("float32", "cpu")
-    models = [load_arranged(tiny_weights, "cpu", arithmetic, backend).world_model for backend in (PLAIN, replace(PLAIN, compiled="on"))]
+    arithmetic = chosen_precision("float32", "cpu")
+    models = [load_prepacked(tiny_weights, "cpu", arithmetic, backend).world_model for backend in (PLAIN, replace(PLAIN, compiled="on"))]
 
     def step(model, state, action, noise): ...
 

@@ -25,11 +25,11 @@ from tiny_minecraft import (
 )
 
 from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
-from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_bench
+from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
 from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, features_along, reckon_clips, remember_clips
-from lssvwm_gym.models.heads import VectorHead
+from lssvwm_gym.models.heads import InventoryHead
 
 FRAMES, AHEAD = 40, 10
 
@@ -47,23 +47,23 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(folder, weights):
     sizes = dict(clips=2, context=20, ahead=AHEAD, detour=12, retrieval=(10,), reasoning=(20, 5), memories=("own",))
-    return open_bench(Evaluation(folder, world="minecraft", weights=weights, **sizes))
+    return open_context(Evaluation(folder, world="minecraft", weights=weights, **sizes))
 
 
 @pytest.fixture
 def followed(monkeypatch):
-    monkeypatch.setattr(VectorHead, "after", recipes_are_followed)
+    monkeypatch.setattr(InventoryHead, "after", recipes_are_followed)
 
 
 def counts(**carried):
-    return torch.tensor([float(carried.get(name, 0)) for name in WORLD.counts])
+    return torch.tensor([float(carried.get(name, 0)) for name in WORLD.inventory])
 
 
-def clip_of(actions, *vectors):
+def clip_of(actions, *inventories):
     """A clip of one row: action t led from vector t to vector t + 1."""
-    vector, action = torch.stack(vectors)[None], torch.tensor([actions])
+    inventory, action = torch.stack(inventories)[None], torch.tensor([actions])
     nothing = torch.zeros(1, len(actions))
-    return Clips(nothing, nothing, action, nothing, nothing, nothing, vector[:, :-1], vector[:, 1:], nothing)
+    return Clips(nothing, nothing, action, nothing, nothing, nothing, inventory[:, :-1], inventory[:, 1:], nothing)
 
 
 def mean(results):
@@ -98,7 +98,7 @@ def test_every_case_is_counted_where_it_belongs():
     ]
     action, before, after, predicted = (list(column) for column in zip(*steps, strict=True))
     clip = clip_of(action, *before, after[-1])
-    clip = dataclasses.replace(clip, before=torch.stack(before)[None], vector=torch.stack(after)[None])
+    clip = dataclasses.replace(clip, before=torch.stack(before)[None], inventory=torch.stack(after)[None])
     results = step_scores(WORLD, "x", clip, torch.stack(predicted)[None])
     assert mean(results) == {
         "possible crafts right": (0.5, 2),
@@ -136,7 +136,7 @@ def test_a_craft_read_a_step_too_late_is_wrong(bench, monkeypatch):
     def late(head, features, before, action):
         return recipes_are_followed(head, features, before, action.roll(1, -1))
 
-    monkeypatch.setattr(VectorHead, "after", late)
+    monkeypatch.setattr(InventoryHead, "after", late)
     results = crafting(bench)
     assert results["real frames: possible crafts right"].mean == 0
     assert results["real frames: false changes in all other steps"].mean > 0
@@ -151,7 +151,7 @@ def test_a_dream_goes_on_from_its_own_counts(bench, monkeypatch):
         after[..., LOG] = 0
         return torch.where((action == TURN).unsqueeze(-1), after, recipes_are_followed(head, features, before, action))
 
-    monkeypatch.setattr(VectorHead, "after", dreamed)
+    monkeypatch.setattr(InventoryHead, "after", dreamed)
     results = crafting(dataclasses.replace(bench, run=dataclasses.replace(bench.run, ahead=7)))
     assert results["dreamed frames: possible crafts right"].mean < 1
     assert results["dreamed frames: possible crafts right, by the dream's own counts"].mean == 1
@@ -165,10 +165,10 @@ def test_what_is_carried_is_kept_where_nothing_takes_it(bench, followed):
 
 
 def test_what_is_lost_on_the_way_is_told(bench, monkeypatch):
-    monkeypatch.setattr(VectorHead, "after", lambda head, features, before, action: before * (torch.arange(9) != LOG))
+    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: before * (torch.arange(9) != LOG))
     results = inventory(bench)
     assert results["after 12 frames: all counts as they were"].mean == 1  # there is no log any more after 20 frames
-    monkeypatch.setattr(VectorHead, "after", lambda head, features, before, action: (before - 1).clamp(min=0))
+    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: (before - 1).clamp(min=0))
     results = inventory(bench)
     assert results["after 12 frames: all counts as they were"].mean == 0
     assert results["after 12 frames: share of items still there"].mean == 0
@@ -202,7 +202,7 @@ def test_a_script_without_sticks_earns_no_pickaxe(bench, monkeypatch):
     def no_sticks(head, features, before, action):
         return torch.where((action == STICKS).unsqueeze(-1), before, recipes_are_followed(head, features, before, action))
 
-    monkeypatch.setattr(VectorHead, "after", no_sticks)
+    monkeypatch.setattr(InventoryHead, "after", no_sticks)
     results = milestones(bench)
     assert results["wooden pickaxe: rewards paid in order the first time"].mean == 0
     assert results["wooden pickaxe: repeated crafts pay nothing"].mean == 1
@@ -211,20 +211,20 @@ def test_a_script_without_sticks_earns_no_pickaxe(bench, monkeypatch):
 
 def test_real_pasts_begin_with_the_counts_before_them(bench):
     clips = cut_clips(bench.episodes, 20, 3)
-    assert torch.equal(clips.before[:, 1:], clips.vector[:, :-1])
+    assert torch.equal(clips.before[:, 1:], clips.inventory[:, :-1])
     assert clips.before[2, 0].any()  # the last clip begins with something in the bag
     model = bench.weights.world_model
-    assert torch.equal(remember_clips(model, clips).vector, clips.vector[:, -1])
+    assert torch.equal(remember_clips(model, clips).inventory, clips.inventory[:, -1])
     first = clips[:1]
     features, state = features_along(model, remember_clips(model, first), clips[1:])
-    assert torch.equal(state.vector, clips.vector[:, -1])
+    assert torch.equal(state.inventory, clips.inventory[:, -1])
     assert features[:, -1].allclose(remember_clips(model, clips).features, atol=1e-4)
 
 
 def test_followed_pasts_begin_with_the_counts_before_them(bench, followed):
     clips = cut_clips(bench.episodes, 20, 3)
     state, poses = reckon_clips(bench.weights.world_model, clips)
-    assert torch.equal(state.vector[2], clips.vector[2, -1])  # nothing was dug in that part
+    assert torch.equal(state.inventory[2], clips.inventory[2, -1])  # nothing was dug in that part
     assert poses.shape == (6, 20, 6)
 
 
@@ -263,7 +263,7 @@ def test_the_worlds_own_tests_run_and_others_say_why_not(folder, weights, tmp_pa
 
 
 def test_a_maze_has_nothing_to_craft(tiny_weights, tmp_path):
-    maze = open_bench(Evaluation(write_real_walks(tmp_path, 1), weights=tiny_weights))
+    maze = open_context(Evaluation(write_real_walks(tmp_path, 1), weights=tiny_weights))
     for test in (crafting, inventory, milestones):
         with pytest.raises(DoesNotApply, match="nothing is carried or crafted in this world"):
             test(maze)

@@ -18,17 +18,17 @@ from test_training import RUN, signalling_episode
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.training.distributed import ALONE, Draws, Team, assemble
+from lssvwm_gym.training.distributed import ALONE, ProcessGroup, ShardedRNG, assemble
 from lssvwm_gym.training.objectives import LOSSES
 from lssvwm_gym.training.world_model import Trainer
 
 # few updates of the sight head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
-RUN = replace(RUN, steps=14, precision="float32", peeking=0.35, dreaming=0.35, sight_updates=2, device="cpu")
+RUN = replace(RUN, steps=14, precision="float32", peeking=0.35, dreaming=0.35, odometry_updates=2, device="cpu")
 STOP = 10  # steps before the checkpoint, in the second stage and within walks of both processes
 AUTOENCODER = "train autoencoder --model.image-size 16 --model.patch 4 --model.widths 8 8 --model.latent-channels 4 --batch 4 --steps 3"
 WORLD = (
-    "train world --model.latent-channels 4 --model.grid 2 --model.width 16 --model.blocks 2 2 --model.place False --model.heads 2 "
-    "--model.head-width 16 --model.d-state 4 --model.place-features 16 --model.window 2 --precision float32 --steps 2 --warmup 1"
+    "train world --model.latent-channels 4 --model.grid 2 --model.width 16 --model.blocks 2 2 --model.heads 2 "
+    "--model.head-width 16 --model.d-state 4 --model.memory-features 16 --model.window 2 --precision float32 --steps 2 --warmup 1"
 )
 
 
@@ -186,7 +186,7 @@ def test_one_process_needs_no_accelerate(monkeypatch):
 
 def test_draws_of_shares_are_those_of_the_whole():
     def draw(*share):
-        draws = Draws(torch.Generator().manual_seed(0), *share)
+        draws = ShardedRNG(torch.Generator().manual_seed(0), *share)
         rows = 6 // draws.shares
         return draws.uniform(rows, 3), draws.normal(2, rows, axis=1).T, torch.full((rows,), draws.whole(0, 1000))
 
@@ -196,7 +196,7 @@ def test_draws_of_shares_are_those_of_the_whole():
 
 def test_shares_cover_all_once():
     things = list(range(11))
-    assert [thing for number in range(3) for thing in things[Team(ALONE.device, number, 3).share(11)]] == things
+    assert [thing for number in range(3) for thing in things[ProcessGroup(ALONE.device, number, 3).share(11)]] == things
 
 
 if __name__ == "__main__":  # as accelerate launches it

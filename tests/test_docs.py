@@ -31,7 +31,7 @@ from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.envs.contexts import COMBINATIONS, EPISODE_FRAMES
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS
-from lssvwm_gym.worlds import WORLDS, World, write_world
+from lssvwm_gym.worlds import WORLDS, WorldSpec, write_world
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,8 +72,8 @@ PYTHON = [page for page in PAGES if "```python" in (ROOT / page).read_text(encod
 def a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with what pages take for granted; worlds that they register are forgotten again."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    write_tiny_weights(tmp_path / "marsh_weights", actions=10, place=(False, False), place_features=0)
-    write_world(write_tiny_weights(tmp_path / "my_weights", actions=3), World(**ROOMS, weights=tmp_path / "my_weights"))
+    write_tiny_weights(tmp_path / "marsh_weights", actions=10, memory_features=0)
+    write_world(write_tiny_weights(tmp_path / "my_weights", actions=3), WorldSpec(**ROOMS, weights=tmp_path / "my_weights"))
     monkeypatch.chdir(tmp_path)
     worlds, ids = dict(WORLDS), dict(gymnasium.registry)
     yield tmp_path
@@ -267,7 +267,7 @@ def code_in(cell: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=SPECIFICATIONS)
-def specified(request: pytest.FixtureRequest) -> tuple[str, World]:
+def specified(request: pytest.FixtureRequest) -> tuple[str, WorldSpec]:
     return request.param, WORLDS[SPECIFICATIONS[request.param]]
 
 
@@ -304,7 +304,7 @@ def test_a_specification_tells_all_observations(specified):
     with pytest.raises(ValueError, match="observation must be one of") as refused:
         DreamEnv(world, observation="nothing")
     assert set(str(refused.value).split("one of ")[1].split(", not")[0].split(", ")) == told.keys()
-    assert ", ".join(world.counts) in (ROOT / page).read_text(encoding="utf-8")
+    assert ", ".join(world.inventory) in (ROOT / page).read_text(encoding="utf-8")
 
 
 def shown(space: str) -> str:

@@ -80,8 +80,8 @@ def test_info_holds_numbers_only(env):
         assert type(info["age"]) is int
         assert type(info["reward_probability"]) is float
         assert 0 <= info["reward_probability"] <= 1
-        assert info["believed_pose"].dtype == np.float32
-        assert np.hypot(*info["believed_pose"][2:]) == pytest.approx(1, abs=0.01)
+        assert info["estimated_pose"].dtype == np.float32
+        assert np.hypot(*info["estimated_pose"][2:]) == pytest.approx(1, abs=0.01)
         assert 0 <= info["familiarity"] <= 1
 
 
@@ -139,7 +139,7 @@ def test_two_thousand_steps_stay_finite(env):
     env.reset(seed=0)
     for _ in range(2000):
         _, reward, _, _, info = env.step(env.action_space.sample())
-        assert np.isfinite([reward, info["reward_probability"], *info["believed_pose"]]).all()
+        assert np.isfinite([reward, info["reward_probability"], *info["estimated_pose"]]).all()
 
 
 def test_recording_a_video_sees_the_observations(tiny_weights, tmp_path):

@@ -11,7 +11,7 @@ from real_walks import write_real_walks
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.evaluation import prediction
 from lssvwm_gym.evaluation.context import SUITES
-from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_bench
+from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import (
     clips_at,
@@ -25,7 +25,7 @@ from lssvwm_gym.evaluation.rollouts import (
 )
 from lssvwm_gym.models.geometry import advance
 from lssvwm_gym.models.rollout import first_state
-from lssvwm_gym.models.world_model import PoseHead, SightHead
+from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
 PICTURES = {"retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}
 
@@ -113,7 +113,7 @@ def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, wei
     assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin
     assert (poses[:, -1] - clips.pose[:, -1])[:, :2].norm(dim=-1).max() > 0.1  # random weights don't know where they go
     motions = iter(clips.motion.unbind(1))
-    monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
+    monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
     state, poses = reckon_clips(model, blind, sees=False)
     assert poses.allclose(clips.pose, atol=0.02)
     assert state.features.allclose(remember_clips(model, clips).features, atol=0.1)
@@ -122,8 +122,8 @@ def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, wei
 def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
     slips = torch.tensor([0.1, -0.05, 0.2]).expand(6, 3)
     motions = iter(clips.motion.unbind(1))
-    monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
-    monkeypatch.setattr(SightHead, "forward", lambda *frames_and_motions: frames_and_motions[4] + slips)
+    monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
+    monkeypatch.setattr(OdometryHead, "forward", lambda *frames_and_motions: frames_and_motions[4] + slips)
     _, poses = reckon_clips(weights.world_model, clips)
     expected = [clips.pose[:, 0]]
     for motion in clips.motion[:, 1:].unbind(1):
@@ -144,7 +144,7 @@ def test_a_strangers_memory_is_another_episodes(clips, weights):
                 assert (getattr(none, part) == 0).all()
     assert torch.equal(strange.world.age, state.world.age)
     assert torch.equal(strange.pose, state.pose)
-    assert any(layer.place.any() for layer in state.world.layers)
+    assert state.world.spatial_memory.latents.any()
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_test_that_fails_costs_none_before_it(folder, tiny_weights, tmp_path):
 
 
 def test_one_test_can_be_run_by_a_script(folder, tiny_weights):
-    bench = open_bench(Evaluation(folder, weights=tiny_weights))
+    bench = open_context(Evaluation(folder, weights=tiny_weights))
     assert set(TESTS["reward"](bench)) == {"precision", "recall", "F1", "rewards"}
 
 
@@ -249,7 +249,7 @@ def paid_at(bench, *frames):
 
 
 def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
-    bench = paid_at(open_bench(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 12, 50, 55)
+    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 12, 50, 55)
     told = []
 
     def foretold(model, state, clips, steps):
@@ -270,7 +270,7 @@ def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
 
 
 def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
-    bench = paid_at(open_bench(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 50)
+    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 50)
     results = TESTS["reward_ahead"](bench)
     shares = [value.mean for name, value in results.items() if name.endswith("of rewards dreamed")]
     assert len(shares) == 5
@@ -282,7 +282,7 @@ def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
 
 def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkeypatch):
     monkeypatch.setattr(prediction, "LONG", 9)
-    bench = paid_at(open_bench(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
+    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
     asked = []
     monkeypatch.setattr(prediction, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
     results = TESTS["reward_ahead"](bench)

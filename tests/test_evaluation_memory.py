@@ -8,7 +8,7 @@ from PIL import Image
 from real_walks import write_real_walks
 
 from lssvwm_gym.evaluation import figures
-from lssvwm_gym.evaluation.context import Evaluation, open_bench
+from lssvwm_gym.evaluation.context import Evaluation, open_context
 from lssvwm_gym.evaluation.imagination import _reversed, statistics
 from lssvwm_gym.evaluation.memory import (
     _revisits,
@@ -24,13 +24,13 @@ from lssvwm_gym.evaluation.memory import (
 )
 from lssvwm_gym.evaluation.prediction import _by_age, _off, frames_since_seen
 from lssvwm_gym.models.geometry import advance
-from lssvwm_gym.models.world_model import PoseHead, SightHead
+from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, tiny_weights):
     folder = write_real_walks(tmp_path_factory.mktemp("real"))
-    return open_bench(Evaluation(folder, weights=tiny_weights, clips=1, context=20, retrieval=(20,), memories=("own", "believed")))
+    return open_context(Evaluation(folder, weights=tiny_weights, clips=1, context=20, retrieval=(20,), memories=("own", "believed")))
 
 
 def picture_of(path):
@@ -62,11 +62,11 @@ def test_the_fall_is_from_50_to_800_frames_clip_by_clip():
     assert fall.error == pytest.approx(0, abs=1e-4)  # a clip that is better everywhere falls as much as the other
 
 
-def test_believed_poses_cost_nothing_where_the_pose_head_is_right(bench, monkeypatch):
+def test_estimated_poses_cost_nothing_where_the_pose_head_is_right(bench, monkeypatch):
     def cost(slip):
         motions = iter(way_back(bench, 20).past.motion.unbind(1))
-        monkeypatch.setattr(PoseHead, "forward", lambda *_: next(motions))
-        monkeypatch.setattr(SightHead, "forward", lambda *seen: seen[4] + slip)
+        monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
+        monkeypatch.setattr(OdometryHead, "forward", lambda *seen: seen[4] + slip)
         return abs(retrieval(bench)["20 back, cost of believed poses (dB)"].mean)
 
     right, wrong = cost(0.0), cost(0.4)

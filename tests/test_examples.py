@@ -121,7 +121,7 @@ def test_demo_tells_what_is_carried_in_a_block_world(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "motions"), [(4, 3), (6, 5)])
-def test_demo_puts_believed_poses_into_the_world(size, motions):
+def test_demo_puts_estimated_poses_into_the_world(size, motions):
     demo = runpy.run_path(str(EXAMPLES / "demo.py"))
     origin = torch.tensor([2.0, 3.0, 0.6, 0.8, 1.0, 0.1])[:size]
     pose = advance(origin.expand(4, size), torch.randn(4, motions))

@@ -153,8 +153,8 @@ def test_counts_beyond_the_space_are_told_as_its_bound(arguments):
     env = DreamEnv(**arguments)
     env.reset(seed=0)
     state = env.clone_state()
-    seen = env.restore_state(replace(state, dream=state.dream._replace(vector=torch.full_like(state.dream.vector, 1e6))))
+    seen = env.restore_state(replace(state, dream=state.dream._replace(inventory=torch.full_like(state.dream.inventory, 1e6))))
     told = env.dream.info(env.clone_state().dream)["inventory"][0]
     assert env.observation_space.contains(seen)
     assert same(told, seen["inventory"])
-    assert told.max() == env.dream.world.most_counted
+    assert told.max() == env.dream.world.max_inventory

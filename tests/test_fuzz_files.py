@@ -27,7 +27,7 @@ from lssvwm_gym.io.json_config import parsed
 from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.io.video import write_video
-from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, World, WorldError, read_world, write_world
+from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, WorldError, WorldSpec, read_world, write_world
 
 FULL = os.environ.get("LSSVWM_FUZZ") == "full"
 COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the fourteen families of files
@@ -187,7 +187,7 @@ def test_json_that_is_none_is_a_value_error(text, says):
         parsed(text)
 
 
-POND = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"))
+POND = WorldSpec("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"))
 BOX = {"actions": ["a", "b"], "keys": {}}
 
 
@@ -206,8 +206,8 @@ BOX = {"actions": ["a", "b"], "keys": {}}
         ({**BOX, "low": [0, 0], "high": [1, 1e39]}, "high is 1e.39, not finite or out"),
         ({**BOX, "low": [0, 1], "high": [1, 1.00000000001]}, "don't bound"),
         ({"counts": ["log"]}, "most_counted is 0"),
-        ({"counts": ["log"], "most_counted": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
-        ({"counts": ["log"], "most_counted": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
+        ({"counts": ["log"], "max_inventory": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
+        ({"counts": ["log"], "max_inventory": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
     ],
     ids=range(14),
 )

@@ -31,7 +31,14 @@ def clip(tmp_path):
 @pytest.fixture(scope="module")
 def chunked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chunked")
-    return write_tiny_weights(folder, openings=0, walks=0, chunk=5, window=10, place_features=0, place=(False, False))
+    return write_tiny_weights(
+        folder,
+        openings=0,
+        walks=0,
+        chunk=5,
+        window=10,
+        memory_features=0,
+    )
 
 
 def test_a_clip_goes_on_by_one_command(clip, tiny_weights, tmp_path, capsys):
@@ -118,7 +125,12 @@ def test_what_is_no_clip_is_one_clear_error(clip, chunked, tiny_weights, tmp_pat
 
 def test_a_model_of_chunks_learns_by_forcing_alone(tmp_path):
     config = load_weights(write_tiny_weights(tmp_path, openings=0, walks=0)).world_model.config
-    config = dataclasses.replace(config, chunk=5, window=10, place_features=0, place=(False, False))
+    config = dataclasses.replace(
+        config,
+        chunk=5,
+        window=10,
+        memory_features=0,
+    )
     nowhere = torch.full((30, 4), torch.nan)
     episode = LatentEpisode(torch.randn(30, 16, 4).half(), torch.zeros(30, dtype=torch.int64), torch.zeros(30), nowhere, torch.zeros(30, 0))
     run = WorldTraining(

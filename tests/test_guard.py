@@ -17,7 +17,7 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.check_rewards import Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, same_in_twin, shorter, where_familiar
 from lssvwm_gym.envs import DreamVectorEnv
-from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, GuardedDreams
+from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 
 ROOT = Path(__file__).parent.parent
 ROWS = 3
@@ -34,7 +34,7 @@ def actions(steps):
 
 def test_short_episodes_are_those_of_a_shorter_environment(arguments):
     """Observations, rewards, ends, infos and last observations, over several episodes."""
-    guarded, reference = GuardedDreams(DreamVectorEnv(**arguments), most_steps=4), DreamVectorEnv(max_episode_steps=4, **arguments)
+    guarded, reference = ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=4), DreamVectorEnv(max_episode_steps=4, **arguments)
     assert same(guarded.reset(seed=5), reference.reset(seed=5))
     for number, action in enumerate(actions(9)):
         ours, theirs = guarded.step(action), reference.step(action)
@@ -62,14 +62,14 @@ def test_a_row_is_cut_where_the_model_is_unsure(arguments, name, limit):
     unsure[0, 2] = 1  # at once
     dreams = Told(**arguments)
     dreams.script = {name: unsure if name == "uncertainty" else 1 - unsure}
-    guarded = GuardedDreams(dreams, **limit)
+    guarded = ConservativeRollouts(dreams, **limit)
     guarded.reset(seed=5)
     cut = np.stack([guarded.step(action)[3] for action in actions(16)])
     assert [np.flatnonzero(row).tolist() for row in cut.T] == [[], [6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [0]]
 
 
 def test_rewards_count_where_a_twin_agrees(arguments):
-    guarded, plain = GuardedDreams(DreamVectorEnv(**arguments), agree=True, tolerance=1), DreamVectorEnv(**arguments)
+    guarded, plain = ConservativeRollouts(DreamVectorEnv(**arguments), agree=True, tolerance=1), DreamVectorEnv(**arguments)
     guarded.reset(seed=5), plain.reset(seed=5)
     state = plain.clone_state().dream
     twin, agreement, paid = state._replace(seed=state.seed + OTHER_NOISE), Agreement(ROWS, 1), []
@@ -97,13 +97,13 @@ def test_an_agreement_pays_once_and_late():
 
 def test_every_episode_starts_where_it_is_told(arguments):
     start = {"context_frames": WALK_FRAMES}
-    guarded = GuardedDreams(DreamVectorEnv(max_episode_steps=5, **arguments), most_steps=3, start=start)
+    guarded = ConservativeRollouts(DreamVectorEnv(max_episode_steps=5, **arguments), most_steps=3, start=start)
     _, info = guarded.reset(seed=1)
     assert (info["age"] == WALK_FRAMES).all()
     for step, action in enumerate(actions(7), 1):
         info = guarded.step(action)[4]
         assert (info["age"] == WALK_FRAMES + step % 3).all()
-    longer = GuardedDreams(DreamVectorEnv(max_episode_steps=3, **arguments), most_steps=5, start=start)
+    longer = ConservativeRollouts(DreamVectorEnv(max_episode_steps=3, **arguments), most_steps=5, start=start)
     longer.reset(seed=1)
     ages = [longer.step(action)[4]["age"][0] for action in actions(4)]
     assert ages == [WALK_FRAMES + step for step in (1, 2, 0, 1)]
@@ -113,7 +113,7 @@ def test_sb3_learns_behind_the_guard(arguments):
     sb3 = pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
     from lssvwm_gym.envs.sb3 import DreamVecEnv
 
-    envs = DreamVecEnv(GuardedDreams(DreamVectorEnv(**arguments), most_steps=3, agree=True))
+    envs = DreamVecEnv(ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=3, agree=True))
     envs.seed(0)
     envs.reset()
     for action in actions(3):
@@ -128,10 +128,10 @@ def test_what_cannot_be_guarded_is_refused(arguments):
     import gymnasium
 
     with pytest.raises(ValueError, match="guards a DreamVectorEnv"):
-        GuardedDreams(gymnasium.make_vec("CartPole-v1", 2))
+        ConservativeRollouts(gymnasium.make_vec("CartPole-v1", 2))
     with pytest.raises(ValueError, match="most_steps must be a whole number, at least 1, not 0"):
-        GuardedDreams(DreamVectorEnv(**arguments), most_steps=0)
-    fast = GuardedDreams(DreamVectorEnv(**{**arguments, "profile": "fast"}), most_uncertain=0.1)
+        ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=0)
+    fast = ConservativeRollouts(DreamVectorEnv(**{**arguments, "profile": "fast"}), most_uncertain=0.1)
     with pytest.raises(ValueError, match=r'tells no info\["uncertainty"\]'):
         fast.reset(seed=0)
 

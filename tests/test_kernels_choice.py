@@ -28,11 +28,11 @@ from lssvwm_gym.models.rollout import first_state, frame_noise
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
 
-SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, place_width=4, place_features=16, window=3, d_conv=4)
+SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, memory_features=16, window=3, d_conv=4)
 MODELS = {
-    "everything": dict(place=(False, True, False, True)),
-    "no places": dict(place_features=0, d_conv=1),
-    "counts, space and ends": dict(vector_size=3, termination=True, motion_scale=(0.1,) * 5),
+    "everything": dict(),
+    "no places": dict(memory_features=0, d_conv=1),
+    "counts, space and ends": dict(inventory_size=3, termination=True, motion_scale=(0.1,) * 5),
     "continuous actions": dict(actions=0, action_size=2),
 }
 
@@ -118,7 +118,7 @@ def attention(window, chunk):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
-    ("window", "chunk", "frames", "peeks"),
+    ("window", "chunk", "frames", "read_only"),
     [
         (3, 1, 9, None),
         (10, 1, 12, None),  # further than biases tell apart
@@ -129,15 +129,15 @@ def attention(window, chunk):
         (3, 1, 3, (True,) * 3),
     ],
 )
-def test_flex_attention_is_the_fold(window, chunk, frames, peeks):
+def test_flex_attention_is_the_fold(window, chunk, frames, read_only):
     layer, state = attention(window, chunk)
     x = torch.randn(2, frames, 4, 32)
-    folded = layer(x, *state, peeks)
+    folded = layer(x, *state, read_only)
     layer.flex = True
-    flexed = layer(x, *state, peeks)
+    flexed = layer(x, *state, read_only)
     assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(flexed, folded, strict=True))
     layer.bias.mul_(2)
-    assert not torch.allclose(layer(x, *state, peeks)[0], folded[0], atol=1e-3)
+    assert not torch.allclose(layer(x, *state, read_only)[0], folded[0], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -178,9 +178,9 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, sizes, passes):
     with torch.no_grad():
         state, _ = step(model, state, action, noise)  # what is the same for all steps is copied to the device in the first one
         with NoWaiting():
-            after, judged = step(model, state, action, noise)
+            after, reward_logits = step(model, state, action, noise)
             frame = autoencoder.decode(after.latent)
-    assert (judged.shape, frame.shape, frame.device.type) == ((3, model.config.reward_values), (3, 64, 64, 3), "meta")
+    assert (reward_logits.shape, frame.shape, frame.device.type) == ((3, model.config.reward_values), (3, 64, 64, 3), "meta")
     assert [leaf.shape for leaf in tree_leaves(after)] == [leaf.shape for leaf in tree_leaves(state)]
 
 

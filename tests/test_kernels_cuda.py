@@ -52,8 +52,8 @@ def test_kernels_give_what_pytorch_gives(length):
         assert max(off(y, exact["y"]), off(state, exact["state"])) < 1e-5
 
 
-@pytest.mark.parametrize("peeks", [None, (True, False) * 20])
-def test_flex_attention_is_the_fold_in_outputs_and_gradients(peeks):
+@pytest.mark.parametrize("read_only", [None, (True, False) * 20])
+def test_flex_attention_is_the_fold_in_outputs_and_gradients(read_only):
     torch.manual_seed(0)
     layer = FrameAttention(128, 16, 4, window=4).to(DEVICE)
     layer.bias.data += torch.randn_like(layer.bias)
@@ -61,7 +61,7 @@ def test_flex_attention_is_the_fold_in_outputs_and_gradients(peeks):
     outcomes = []
     for layer.flex in (False, True):
         layer.zero_grad()
-        y = layer(x, *state, peeks)[0]
+        y = layer(x, *state, read_only)[0]
         y.sin().sum().backward()
         outcomes.append({"y": y.detach(), **{name: parameter.grad.clone() for name, parameter in layer.named_parameters()}})
     assert all(off(outcomes[1][name], reference) < 1e-2 for name, reference in outcomes[0].items())

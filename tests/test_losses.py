@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from lssvwm_gym.data.segments import Clip, Episodes, Walk, inputs_of, read_clip
 from lssvwm_gym.models.diffusion import energy_score
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.distributed import Draws
+from lssvwm_gym.training.distributed import ShardedRNG
 from lssvwm_gym.training.objectives import LOSSES, LossOptions, dreamed_past
 from lssvwm_gym.training.world_model import Trainer
 
@@ -32,7 +32,7 @@ def clip():
 
 
 def draws(seed=0):
-    return Draws(torch.Generator().manual_seed(seed))
+    return ShardedRNG(torch.Generator().manual_seed(seed))
 
 
 def frame_of(inputs, t, noise):

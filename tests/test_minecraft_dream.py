@@ -24,7 +24,7 @@ from tiny_minecraft import (
 from tiny_world import same
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.models.heads import VectorHead
+from lssvwm_gym.models.heads import InventoryHead
 
 ID = WORLD.id
 SCRIPT = [PLANKS, STICKS, WOODEN]
@@ -47,7 +47,7 @@ def env(arguments):
 
 @pytest.fixture
 def followed(monkeypatch):
-    monkeypatch.setattr(VectorHead, "after", recipes_are_followed)
+    monkeypatch.setattr(InventoryHead, "after", recipes_are_followed)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def episode(tmp_path_factory):
 
 
 def counts(observation):
-    return dict(zip(WORLD.counts, observation["inventory"].tolist(), strict=True))
+    return dict(zip(WORLD.inventory, observation["inventory"].tolist(), strict=True))
 
 
 # --- the contract
@@ -76,7 +76,7 @@ def test_an_observation_is_a_picture_and_what_is_carried(env):
     assert np.array_equal(info["inventory"], observation["inventory"])
     assert counts(observation)["log"] == 2  # as the openings end
     assert info["age"] == OPENING_FRAMES
-    assert info["believed_pose"].shape == (6,)
+    assert info["estimated_pose"].shape == (6,)
     observation, reward, terminated, truncated, info = env.step(NOOP)
     assert env.observation_space.contains(observation)
     assert np.array_equal(info["inventory"], observation["inventory"])
@@ -124,7 +124,7 @@ def test_rows_that_end_begin_with_what_their_opening_carries(arguments, followed
     observation, _, _, truncated, info = envs.step(np.array([STICKS, TURN]))
     assert truncated.all()
     assert [counts(final)["planks"] for final in info["final_obs"]] == [3, 4]
-    assert observation["inventory"][:, WORLD.counts.index("planks")].tolist() == [0, 0]
+    assert observation["inventory"][:, WORLD.inventory.index("planks")].tolist() == [0, 0]
     _, rewards, *_ = envs.step(np.array([PLANKS, TURN]))
     assert rewards.tolist() == [2, 0]  # a new episode pays anew
 
@@ -150,20 +150,20 @@ def test_what_was_carried_before_the_dream_pays_no_more(env, episode, followed):
 def test_what_was_carried_and_is_gone_pays_no_more(env, episode, followed):
     env.reset(seed=0, options={"episode": episode, "context_frames": 17})  # both logs and the sticks' planks are used up
     state = env.clone_state()
-    peak = dict(zip(WORLD.counts, state.dream.peak[0].tolist(), strict=True))
-    now = dict(zip(WORLD.counts, state.dream.vector[0].tolist(), strict=True))
-    assert (peak["log"], now["log"]) == (2, 0)
-    assert peak["planks"] >= 4
+    inventory_peak = dict(zip(WORLD.inventory, state.dream.inventory_peak[0].tolist(), strict=True))
+    now = dict(zip(WORLD.inventory, state.dream.inventory[0].tolist(), strict=True))
+    assert (inventory_peak["log"], now["log"]) == (2, 0)
+    assert inventory_peak["planks"] >= 4
 
 
 def test_a_milestone_pays_when_the_count_rises_not_a_step_later(env, monkeypatch):
     rises = iter([0, 0, 3, 0])
 
     def dirt_and_stone(head, features, before, action):
-        return before + torch.eye(9)[WORLD.counts.index("cobblestone")] * next(rises)
+        return before + torch.eye(9)[WORLD.inventory.index("cobblestone")] * next(rises)
 
     env.reset(seed=0)
-    monkeypatch.setattr(VectorHead, "after", dirt_and_stone)
+    monkeypatch.setattr(InventoryHead, "after", dirt_and_stone)
     steps = [env.step(DIG) for _ in range(4)]
     assert [step[1] for step in steps] == [0, 0, 16, 0]
     assert [counts(step[0])["cobblestone"] for step in steps] == [0, 0, 3, 3]
@@ -173,7 +173,7 @@ def test_counts_go_into_the_dream(env):
     """The same start, picture and action, with another bag: random weights show another picture."""
     env.reset(seed=0)
     state = env.clone_state()
-    richer = state.dream._replace(vector=state.dream.vector + 5)
+    richer = state.dream._replace(inventory=state.dream.inventory + 5)
     images = []
     for dream in (state.dream, richer):
         env.restore_state(type(state)(dream, state.frame, state.steps, state.random, state.weights))
@@ -224,7 +224,7 @@ def test_branches_carry_and_are_paid_on_their_own(env, followed):
     branches = env.branch(3)
     observation, rewards, *_ = branches.step(np.array([STICKS, PLANKS, TURN]))
     assert rewards.tolist() == [4, 0, 0]
-    columns = [WORLD.counts.index(name) for name in ("log", "planks", "stick")]
+    columns = [WORLD.inventory.index(name) for name in ("log", "planks", "stick")]
     assert observation["inventory"][:, columns].tolist() == [[1, 3, 4], [0, 8, 0], [1, 4, 0]]
     _, rewards, *_ = branches.step(np.array([TURN, STICKS, PLANKS]))
     assert rewards.tolist() == [0, 4, 0]
@@ -245,7 +245,7 @@ def test_stable_baselines3_learns_from_both_parts(weights):
 
 
 def test_dirt_and_logs_have_their_columns():
-    assert (WORLD.counts[LOG], WORLD.counts[DIRT], WORLD.actions[DIG], WORLD.actions[WOODEN]) == (
+    assert (WORLD.inventory[LOG], WORLD.inventory[DIRT], WORLD.actions[DIG], WORLD.actions[WOODEN]) == (
         "log",
         "dirt",
         "dig",

@@ -11,7 +11,7 @@ from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 
-SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, place=(False, True, False, True), place_width=4, place_features=16)
+SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, memory_features=16)
 SMALL = WorldModelConfig(window=3, d_conv=4, **SIZES)
 
 
@@ -154,11 +154,11 @@ def test_peeking_changes_no_state(model):
 @pytest.mark.parametrize("pattern", ["10110010", "10101010", "00000001", "00000000", "11111111"])
 def test_frames_peeked_at_in_one_call_are_what_a_call_each_gives(model, pattern):
     latent, inputs = clip(2, 8)
-    peeks = tuple(peek == "1" for peek in pattern)
-    inputs = inputs._replace(noise=torch.tensor(peeks) * 0.7 + torch.zeros(2, 8).double())
-    together = model(latent, inputs, model.initial_state(2), peeks)
+    read_only = tuple(peek == "1" for peek in pattern)
+    inputs = inputs._replace(noise=torch.tensor(read_only) * 0.7 + torch.zeros(2, 8).double())
+    together = model(latent, inputs, model.initial_state(2), read_only)
     state = model.initial_state(2)
-    for t, peek in enumerate(peeks):
+    for t, peek in enumerate(read_only):
         frame = slice(t, t + 1)
         alone = model(latent[:, frame], cut(inputs, frame), state)
         assert torch.allclose(together.clean[:, frame], alone.clean, atol=1e-9), t
@@ -171,9 +171,9 @@ def test_only_clean_frames_with_a_pose_write_to_places(model):
     latent, inputs = clip(1, 3, noise=0.5)
     blank = inputs._replace(noise=torch.zeros_like(inputs.noise), pose_known=torch.zeros_like(inputs.pose_known))
     for unwritten in (inputs, blank):
-        assert all((layer.place == 0).all() for layer in model(latent, unwritten, model.initial_state(1)).state.layers)
+        assert (model(latent, unwritten, model.initial_state(1)).state.spatial_memory.latents == 0).all()
     clean = inputs._replace(noise=torch.zeros_like(inputs.noise))
-    assert model(latent, clean, model.initial_state(1)).state.layers[1].place.abs().sum() > 0
+    assert model(latent, clean, model.initial_state(1)).state.spatial_memory.latents.abs().sum() > 0
 
 
 def test_unknown_pose_hides_the_pose(model):
@@ -191,8 +191,6 @@ def test_config_survives_json():
 
 
 def test_config_refuses_contradictions():
-    with pytest.raises(ValueError, match="place has 1"):
-        WorldModelConfig(blocks=((1, 1), (4, 4)), place=(True,))
     with pytest.raises(ValueError, match="action_size"):
         WorldModelConfig(actions=0)
     with pytest.raises(ValueError, match="doesn't tile"):
@@ -215,8 +213,8 @@ def test_an_unknown_preset_names_the_known_ones():
         preset("huge")
 
 
-@pytest.mark.parametrize("peeks", [None, (True, False) * 6])
-def test_gradients_of_long_windows_are_the_same_though_less_is_kept(peeks, monkeypatch):
+@pytest.mark.parametrize("read_only", [None, (True, False) * 6])
+def test_gradients_of_long_windows_are_the_same_though_less_is_kept(read_only, monkeypatch):
     torch.manual_seed(0)
     attention, x = FrameAttention(32, 4, 2, window=20), torch.randn(2, 12, 4, 32, requires_grad=True)
     keys, values = attention.initial_state(2)
@@ -225,7 +223,7 @@ def test_gradients_of_long_windows_are_the_same_though_less_is_kept(peeks, monke
         monkeypatch.setattr(FrameAttention, "kept", longest)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            y, *_ = attention(x, keys, values, peeks)
+            y, *_ = attention(x, keys, values, read_only)
         gradients.append(torch.autograd.grad(y.square().sum(), [x, attention.bias, attention.qkv.weight]))
         kept.append(sum(saved))
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))

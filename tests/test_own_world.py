@@ -18,7 +18,7 @@ from tiny_world import write_tiny_weights
 import lssvwm_gym
 from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
-from lssvwm_gym.checkpoints.package import Shipping, ship
+from lssvwm_gym.checkpoints.package import Packaging, ship
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamEnv
@@ -29,9 +29,9 @@ from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.run import Playing, open_game, play
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.world_model import refuse_unfit
-from lssvwm_gym.worlds import WORLDS, World, WorldError, chosen_world, read_world, write_world
+from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, chosen_world, read_world, write_world
 
-POND = World("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"), near=0.5)
+POND = WorldSpec("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"), length_scale=0.5)
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
         tmp_path / "world.safetensors", weights.world_model.state_dict(), {"config": dataclasses.asdict(weights.world_model.config)}
     )
     out = tmp_path / "shipped"
-    shipping = Shipping(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
+    shipping = Packaging(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
     ship(shipping)
     env = lssvwm_gym.load(out, profile="fast")
     env.reset(seed=0, options={"context_frames": 20})
@@ -284,7 +284,7 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
     config = dataclasses.replace(load_weights(pond).autoencoder.config, decoder_widths=(4, 8))
     training = dict(data=recordings, encoder=pond, model=config, steps=2, batch=2, warmup=1)
     decoder = train_autoencoder(AutoencoderTraining(out=tmp_path / "decoder", **training))
-    shipping = Shipping(decoder, pond, tmp_path / "shipped")
+    shipping = Packaging(decoder, pond, tmp_path / "shipped")
     new, old = ship(shipping), load_weights(pond)
     assert torch.equal(new.walks.latent, old.walks.latent)
     assert new.autoencoder.config == config
@@ -324,7 +324,7 @@ def test_clips_without_poses_leave_no_trace_of_any(recordings, pond):
     state = remember_clips(weights.world_model, clips)
     assert state.features.isfinite().all()
     assert (state.pose_known == 0).all()
-    assert (state.unknown == 1).all()
+    assert (state.posterior_variance == 1).all()
 
 
 def episode(action: torch.Tensor, told: bool = True) -> LatentEpisode:
@@ -351,4 +351,4 @@ def test_training_refuses_what_it_could_not_learn(config, episodes, said):
 def test_training_takes_what_fits():
     refuse_unfit(WorldModelConfig(), [episode(torch.tensor([0, 5])), episode(torch.tensor([0, 1]), told=False)])
     refuse_unfit(WorldModelConfig(actions=0, action_size=3), [episode(torch.zeros(2, 3))])
-    refuse_unfit(WorldModelConfig(place_features=0), [episode(torch.tensor([0, 5]), told=False)])
+    refuse_unfit(WorldModelConfig(memory_features=0), [episode(torch.tensor([0, 5]), told=False)])

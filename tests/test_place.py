@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lssvwm_gym.models.spatial_memory import PoseKeys, ask, exchange
+from lssvwm_gym.models.spatial_memory import PoseKeys, query_memory, read_write
 
 FEATURES, VALUES = 48, 6
 
@@ -26,28 +26,28 @@ def empty(rows, dtype=torch.float64):
 def test_every_frame_reads_what_a_regression_on_the_written_frames_before_it_gives():
     k, v, writes = keys(2, 30), values(2, 30), (torch.arange(30) % 3 != 1).double().expand(2, -1)
     known, memory = empty(2)
-    asked, known = ask(k, writes, known)
-    read, memory = exchange(asked, v, memory)
+    memory_query, known = query_memory(k, writes, known)
+    read, memory = read_write(memory_query, v, memory)
     for t in range(30):
         past, seen = (k * writes[..., None])[:, :t], v[:, :t]
         solved = torch.linalg.solve(torch.eye(FEATURES) + past.transpose(1, 2) @ past, k[:, t, :, None]).squeeze(-1)
         assert torch.allclose(read[:, t], torch.einsum("btv,btf,bf->bv", seen, past, solved)), t
-        assert torch.allclose(asked.unknown[:, t], (solved * k[:, t]).sum(-1) / k[:, t].square().sum(-1)), t
+        assert torch.allclose(memory_query.posterior_variance[:, t], (solved * k[:, t]).sum(-1) / k[:, t].square().sum(-1)), t
 
 
 def test_what_was_written_comes_back_there_and_fades_with_distance():
     key = PoseKeys(512, ((0.35, 0.25), (1.0, 0.5)), 0.05)
     pose = torch.tensor([[[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.3, 0.0, 1.0, 0.0], [3.0, 3.0, 0.0, 1.0]]])
     writes, shown = torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 4, 1)
-    asked, _ = ask(key(pose), writes, torch.zeros(1, 512, 512))
-    read, _ = exchange(asked, shown, torch.zeros(1, 1, 512))
+    memory_query, _ = query_memory(key(pose), writes, torch.zeros(1, 512, 512))
+    read, _ = read_write(memory_query, shown, torch.zeros(1, 1, 512))
     nothing, here, near, far = read.flatten().tolist()
     assert nothing == 0
     assert here == pytest.approx(1 / 1.05, abs=0.01)  # one observation, off by a variance of 0.05
     assert 0.3 < near < 0.9
     assert abs(far) < 0.2
-    assert asked.unknown[0, [0, 1]].tolist() == pytest.approx([1, 0.05 / 1.05], abs=0.01)
-    assert asked.unknown[0, 3] > 0.9
+    assert memory_query.posterior_variance[0, [0, 1]].tolist() == pytest.approx([1, 0.05 / 1.05], abs=0.01)
+    assert memory_query.posterior_variance[0, 3] > 0.9
 
 
 def test_a_place_is_told_apart_from_a_thousand_others():
@@ -57,10 +57,10 @@ def test_a_place_is_told_apart_from_a_thousand_others():
     pose = torch.stack([along, (along * 2).sin(), (along * 0.7).cos(), (along * 0.7).sin()], -1)[None]
     shown = torch.randn(1, 400, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)  # views change gradually
     shown = (shown - shown.mean(1)) / shown.std(1)
-    asked, known = ask(key(pose), torch.ones(1, 400), torch.zeros(1, 512, 512))
-    _, memory = exchange(asked, shown, torch.zeros(1, 8, 512))
-    back, _ = ask(key(pose), None, known)
-    solved, _ = exchange(back, shown, memory)
+    memory_query, known = query_memory(key(pose), torch.ones(1, 400), torch.zeros(1, 512, 512))
+    _, memory = read_write(memory_query, shown, torch.zeros(1, 8, 512))
+    back, _ = query_memory(key(pose), None, known)
+    solved, _ = read_write(back, shown, memory)
     summed = key(pose) @ memory.transpose(1, 2)
     summed = summed * (summed * shown).mean() / summed.square().mean()  # at its best scale
     assert (solved - shown).square().mean() < 0.02
@@ -70,14 +70,14 @@ def test_a_place_is_told_apart_from_a_thousand_others():
 def test_frames_that_only_read_change_nothing():
     k, v = keys(1, 5), values(1, 5)
     known, memory = empty(1)
-    asked, known = ask(k, torch.ones(1, 5).double(), known)
-    _, memory = exchange(asked, v, memory)
+    memory_query, known = query_memory(k, torch.ones(1, 5).double(), known)
+    _, memory = read_write(memory_query, v, memory)
     for writes in (None, torch.zeros(1, 5).double()):
-        asked, after = ask(k, writes, known)
-        read, kept = exchange(asked, v, memory)
+        memory_query, after = query_memory(k, writes, known)
+        read, kept = read_write(memory_query, v, memory)
         assert torch.equal(after, known)
         assert torch.equal(kept, memory)
-        assert torch.allclose(read, exchange(ask(k, None, known)[0], v, memory)[0])
+        assert torch.allclose(read, read_write(query_memory(k, None, known)[0], v, memory)[0])
 
 
 @pytest.mark.slow
@@ -88,9 +88,9 @@ def test_ten_thousand_frames_in_float32_stay_close_to_float64():
     for dtype in (torch.float32, torch.float64):
         known, memory = empty(1, dtype)
         for part in range(0, 10_000, 50):
-            asked, known = ask(k[:, part : part + 50].to(dtype), torch.ones(1, 50, dtype=dtype), known)
-            read, memory = exchange(asked, v[:, part : part + 50].to(dtype), memory)
-        results.append((read.double(), asked.unknown.double()))
+            memory_query, known = query_memory(k[:, part : part + 50].to(dtype), torch.ones(1, 50, dtype=dtype), known)
+            read, memory = read_write(memory_query, v[:, part : part + 50].to(dtype), memory)
+        results.append((read.double(), memory_query.posterior_variance.double()))
     (read, unknown), (true_read, true_unknown) = results
     assert (read - true_read).abs().max() < 0.02
     assert (unknown - true_unknown).abs().max() < 1e-3

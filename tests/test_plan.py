@@ -50,7 +50,7 @@ def test_futures_are_dreams_of_their_actions(dream):
     action = torch.tensor([[1, 1, 2], [4, 0, 5]])
     futures = roll(dream, state, action, torch.Generator().manual_seed(0))
     assert torch.equal(futures.action, action)
-    assert futures.reward.shape == futures.unknown.shape == (2, 3)
+    assert futures.reward.shape == futures.posterior_variance.shape == (2, 3)
     again = roll(dream, state, action, torch.Generator().manual_seed(0))
     assert torch.equal(futures.latent, again.latent)
     noise = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))

@@ -102,9 +102,9 @@ def test_one_broken_file_does_not_stop_the_others(source, tmp_path):
 
 def test_vectors_are_right_and_ahead():
     here, north, east_of_here = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]]), np.array([[3.0, 1.0]])
-    vectors = agent_centric(here, north, east_of_here, np.array([[[1.0, 5.0], [0.0, 1.0]]]))
-    np.testing.assert_allclose(vectors["target_vec"], [[2, 0]])  # to the right
-    np.testing.assert_allclose(vectors["targets_vec"], [[[0, 4], [-1, 0]]])  # ahead; to the left
+    inventories = agent_centric(here, north, east_of_here, np.array([[[1.0, 5.0], [0.0, 1.0]]]))
+    np.testing.assert_allclose(inventories["target_vec"], [[2, 0]])  # to the right
+    np.testing.assert_allclose(inventories["targets_vec"], [[[0, 4], [-1, 0]]])  # ahead; to the left
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_the_adapter_does_what_sb3_does_with_single_environments(venv, arguments
         for a, b in zip(mine[3], theirs[3], strict=True):
             assert a.keys() == b.keys()
             assert a["TimeLimit.truncated"] is b["TimeLimit.truncated"]
-            assert np.allclose(a["believed_pose"], b["believed_pose"], atol=0.002)
+            assert np.allclose(a["estimated_pose"], b["estimated_pose"], atol=0.002)
             assert same(a["age"], b["age"])
     assert [info.keys() for info in venv.reset_infos] == [info.keys() for info in reference.reset_infos]
 

@@ -15,7 +15,7 @@ from gymnasium.wrappers import TimeLimit
 from tiny_minecraft import write_tiny_minecraft
 
 from lssvwm_gym.data.episode import Episode, read_episode, write_episode
-from lssvwm_gym.envs import DreamEnv, SeenThroughModel, SeenThroughModelVec, open_dream
+from lssvwm_gym.envs import DreamEnv, WorldModelObservation, WorldModelObservationVec, open_dream
 from lssvwm_gym.envs.wrappers import NUMBERS, observed, observed_shape
 
 LIMITS = (3, 5, 4)  # steps of each row's episodes, so that they end one by one
@@ -84,7 +84,7 @@ def test_the_real_world_is_seen_as_a_dream_remembers_it(dream, tmp_path, poses, 
     pytest.importorskip("av", reason="needs lssvwm_gym[video]")
     write_episode(tmp_path / "walk", walk(poses), fps=4, crf=0)
     episode = read_episode(tmp_path / "walk")
-    env = SeenThroughModel(Recorded(episode), dream, observation, told_poses=poses)
+    env = WorldModelObservation(Recorded(episode), dream, observation, told_poses=poses)
     seen, _ = env.reset()
     for frames in range(1, len(episode) + 1):
         state, _ = dream.reset(torch.tensor([0]), {"episode": str(tmp_path / "walk.npz"), "context_frames": frames})
@@ -104,7 +104,7 @@ class Dreamed(gymnasium.Env):
         self.dreamed = DreamEnv(render_mode="rgb_array", observation="features", **arguments)
 
     def _told(self, info):
-        return {"agent_pos": info["believed_pose"][:2], "agent_dir": info["believed_pose"][2:]}
+        return {"agent_pos": info["estimated_pose"][:2], "agent_dir": info["estimated_pose"][2:]}
 
     def reset(self, *, seed=None, options=None):
         self.features, info = self.dreamed.reset(seed=seed, options=options)
@@ -119,7 +119,7 @@ def test_a_dream_seen_through_the_model_has_the_dreams_own_features(tiny_weights
     """From an empty memory on, and with the dream's latents: what encoding a decoded frame loses is the autoencoder's."""
     dreamed = Dreamed(world="memory-maze", weights=tiny_weights, profile="fast", device="cpu")
     monkeypatch.setattr(type(dream.weights.autoencoder), "encode", lambda *_: dreamed.dreamed.clone_state().dream.latent)
-    env = SeenThroughModel(dreamed, dream, "features", told_poses=True)
+    env = WorldModelObservation(dreamed, dream, "features", told_poses=True)
     seen, _ = env.reset(seed=0, options={"start": "cold"})
     differences = [differ(seen, dreamed.features)]
     for action in (1, 2, 3, 1, 4, 0):
@@ -130,13 +130,13 @@ def test_a_dream_seen_through_the_model_has_the_dreams_own_features(tiny_weights
 
 
 def test_gymnasiums_checker_is_content(dream, recwarn):
-    check_env(SeenThroughModel(Flicker(), dream, "latent+features"))
+    check_env(WorldModelObservation(Flicker(), dream, "latent+features"))
     said = [str(warning.message) for warning in recwarn.list]
     assert [one for one in said if "wrapper applied" not in one and "render" not in one] == []
 
 
 def alone(dream, limit, observation="features"):
-    return SeenThroughModel(TimeLimit(Flicker(), limit), dream, observation)
+    return WorldModelObservation(TimeLimit(Flicker(), limit), dream, observation)
 
 
 def stepped_alone(singles, actions, mode, over):
@@ -157,7 +157,7 @@ def stepped_alone(singles, actions, mode, over):
 def test_a_row_of_a_batch_is_seen_as_if_alone(dream, mode):
     """Over several episodes that end at different times; a row that begins anew has forgotten the last."""
     rows = [lambda limit=limit: TimeLimit(Flicker(), limit) for limit in LIMITS]
-    envs = SeenThroughModelVec(SyncVectorEnv(rows, autoreset_mode=mode), dream, "features")
+    envs = WorldModelObservationVec(SyncVectorEnv(rows, autoreset_mode=mode), dream, "features")
     singles = [alone(dream, limit) for limit in LIMITS]
     assert envs.observation_space.shape == (3, 256)
     seen, _ = envs.reset(seed=5)
@@ -183,9 +183,11 @@ def test_sb3s_batches_are_seen_alike(dream):
     pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from lssvwm_gym.envs.sb3 import SeenThroughModelVecEnv
+    from lssvwm_gym.envs.sb3 import WorldModelObservationVecEnv
 
-    venv = SeenThroughModelVecEnv(DummyVecEnv([lambda limit=limit: TimeLimit(Flicker(), limit) for limit in LIMITS]), dream, "features")
+    venv = WorldModelObservationVecEnv(
+        DummyVecEnv([lambda limit=limit: TimeLimit(Flicker(), limit) for limit in LIMITS]), dream, "features"
+    )
     reference = DummyVecEnv([lambda limit=limit: alone(dream, limit) for limit in LIMITS])
     assert venv.observation_space == reference.observation_space
     for env in (venv, reference):
@@ -210,25 +212,25 @@ def test_counts_are_told_where_the_world_shows_them(tmp_path):
         def _frame(self, action):
             return {"image": super()._frame(action), "inventory": np.full(9, action, np.int32)}
 
-    env = SeenThroughModel(Bag(), dream, "features")
+    env = WorldModelObservation(Bag(), dream, "features")
     seen, _ = env.reset(seed=0)
-    assert env.onlooker.state.vector.tolist() == [[9.0] * 9]
+    assert env.onlooker.state.inventory.tolist() == [[9.0] * 9]
     env.step(4)
-    assert env.onlooker.state.vector.tolist() == [[4.0] * 9]
+    assert env.onlooker.state.inventory.tolist() == [[4.0] * 9]
     assert env.onlooker.state.peak.tolist() == [[9.0] * 9]
-    envs = SeenThroughModelVec(SyncVectorEnv([Bag], autoreset_mode=AutoresetMode.SAME_STEP), dream, "features")
+    envs = WorldModelObservationVec(SyncVectorEnv([Bag], autoreset_mode=AutoresetMode.SAME_STEP), dream, "features")
     assert differ(envs.reset(seed=0)[0][0], seen) < 0.02
 
 
 def test_another_world_and_other_observations_are_refused(dream):
     with pytest.raises(ValueError, match=r"the environment's observations are Box"):
-        SeenThroughModel(gymnasium.make("CartPole-v1"), dream, "features")
+        WorldModelObservation(gymnasium.make("CartPole-v1"), dream, "features")
     other = copy.copy(Recorded(walk(False)))
     other.action_space = Discrete(5)
     with pytest.raises(ValueError, match=r"has the actions Discrete\(6\)"):
-        SeenThroughModel(other, dream, "features")
+        WorldModelObservation(other, dream, "features")
     for observation in ("image", "smell"):
         with pytest.raises(ValueError, match="observation must be one of features, latent"):
-            SeenThroughModel(Flicker(), dream, observation)
+            WorldModelObservation(Flicker(), dream, observation)
     with pytest.raises(ValueError, match="observation must be one of image, features"):
         observed_shape(dream, "smell")

@@ -70,7 +70,7 @@ def test_two_thousand_random_steps_stay_finite():
     env.action_space.seed(0)
     for _ in range(2000):
         frame, reward, _, _, info = env.step(env.action_space.sample())
-        assert np.isfinite(info["believed_pose"]).all()
+        assert np.isfinite(info["estimated_pose"]).all()
         assert np.isfinite(reward)
     assert 20 < frame.mean() < 200
 

@@ -70,7 +70,7 @@ def test_the_whole_opening_is_remembered_with_its_poses_seen_from_the_first(env)
     openings, model, state = env.dream.weights.openings, env.dream.weights.world_model, env.clone_state().dream
     pose = relative_to(openings.pose[[2]], openings.pose[[2], :1])
     expected = remember(model, first_state(model, state.seed), openings.latent[[2]].float(), openings.action[[2]], pose)
-    assert np.array_equal(info["believed_pose"], pose[0, -1].numpy())
+    assert np.array_equal(info["estimated_pose"], pose[0, -1].numpy())
     assert all(torch.equal(a, b) for a, b in zip(state.world.layers[1], expected.world.layers[1], strict=True))
 
 
@@ -114,7 +114,7 @@ def test_a_cold_start_imagines_the_first_frame_too(env):
     again, info = env.reset(seed=0, options={"start": "cold"})
     assert shown[0] == again.tobytes()
     assert info["age"] == 1
-    assert info["believed_pose"].tolist() == [0, 0, 1, 0]
+    assert info["estimated_pose"].tolist() == [0, 0, 1, 0]
 
 
 def test_an_episode_of_your_own_is_remembered(env, episode_path):
@@ -132,11 +132,11 @@ def test_an_episode_shorter_than_the_default_is_remembered_whole(env, tmp_path):
 def test_in_an_episode_without_poses_the_model_finds_its_own_way(env, tmp_path):
     pytest.importorskip("av")
     _, info = env.reset(options={"episode": write(tmp_path / "blind", 5, poses=False)})
-    assert np.abs(info["believed_pose"] - [0, 0, 1, 0]).max() > 0.01  # these weights are random: it goes somewhere
+    assert np.abs(info["estimated_pose"] - [0, 0, 1, 0]).max() > 0.01  # these weights are random: it goes somewhere
     dreams_on(env)
     state = env.clone_state().dream
     assert state.pose_known.item() == 1
-    assert state.world.place.latents.any()
+    assert state.world.spatial_memory.latents.any()
 
 
 def test_starts_without_poses_are_followed_too(env):
@@ -145,12 +145,12 @@ def test_starts_without_poses_are_followed_too(env):
     dream = dataclasses.replace(env.dream, weights=dataclasses.replace(env.dream.weights, openings=blind))
     state, _ = dream.reset(torch.tensor([0]))
     state, *_, info = dream.step(state, torch.tensor([1]))
-    assert np.isfinite(info["believed_pose"]).all()
-    assert state.world.layers[1].place.any()
+    assert np.isfinite(info["estimated_pose"]).all()
+    assert state.world.spatial_memory.latents.any()
 
 
 def test_a_world_without_poses_reports_none(tmp_path):
-    env = DreamEnv("memory-maze", weights=write_tiny_weights(tmp_path, place=(False, False), place_features=0))
+    env = DreamEnv("memory-maze", weights=write_tiny_weights(tmp_path, memory_features=0))
     for options in ({}, {"start": "cold"}):
         assert set(env.reset(options=options)[1]) == {"age", "reward_probability", "uncertainty"}
 

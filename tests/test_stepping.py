@@ -10,28 +10,26 @@ import torch
 from tiny_world import same
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
-from lssvwm_gym.checkpoints.checkpoint import arranged, load_weights
+from lssvwm_gym.checkpoints.checkpoint import load_weights, prepack
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.inference import prepacked
-from lssvwm_gym.models.inference.backend import FLOAT32, Arithmetic, chosen_arithmetic
+from lssvwm_gym.models.inference.backend import FLOAT32, Precision, chosen_precision
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.inference.prepacked import PrepackedConv2d, PrepackedDecoder, PrepackedLinear, multiplies_bfloat16
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
-SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, d_conv=1, place_width=4, place_features=16, window=3)
-PLACES = (False, True, False, True)
+SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, d_conv=1, memory_features=16, window=3)
 VARIANTS = {
     "shipped": {},
-    "place heads": dict(place=PLACES),
     "short convolution": dict(d_conv=4),
-    "no places": dict(place_features=0),
+    "no places": dict(memory_features=0),
     "no attention": dict(heads=0),
     "no scan": dict(d_state=0),
-    "place heads alone": dict(d_state=0, heads=0, place=PLACES),
+    "memory alone": dict(d_state=0, heads=0),
     "wide blocks": dict(blocks=((4, 1), (1, 2), (2, 4), (4, 4))),
 }
 in_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16("cpu"), reason="this processor does not multiply in bfloat16")
@@ -77,7 +75,7 @@ def test_a_dream_is_the_same_in_outputs_and_states(variant):
     assert torch.equal(plain[-1][1].world.age, stepped[-1][1].world.age)
 
 
-@pytest.mark.parametrize("variant", ["shipped", "place heads", "wide blocks"])
+@pytest.mark.parametrize("variant", ["shipped", "wide blocks"])
 def test_rows_do_not_depend_on_each_other(variant):
     model = quick(random_model(**VARIANTS[variant]))
     many = first_state(model, torch.tensor([5, 6, 7, 8]))
@@ -89,7 +87,7 @@ def test_rows_do_not_depend_on_each_other(variant):
 
 
 def test_peeks_and_commits_write_to_no_tensor_of_the_caller():
-    model = quick(random_model(place=PLACES))
+    model = quick(random_model())
     state = dreamed(model)[-1][1]
     kept = tree_map(torch.clone, state)
     dreamed(model, state=state)
@@ -126,22 +124,22 @@ def test_gradients_take_the_plain_way():
 
 @torch.no_grad()
 def test_what_passes_share_is_used_for_this_very_frame_only():
-    model = random_model(place=PLACES)
+    model = random_model()
     state, action = dreamed(model)[-1][1], torch.tensor([1, 2, 3])
     imagined = imagine(model, state, action, 2)
-    plain = commit(model, state, action, imagined._replace(foreseen=None))
+    plain = commit(model, state, action, imagined._replace(shared_context=None))
     assert furthest(commit(model, state, action, imagined), plain) < 1e-5
     other = torch.tensor([4, 5, 0])
-    assert furthest(commit(model, state, other, imagined), commit(model, state, other, imagined._replace(foreseen=None))) == 0
+    assert furthest(commit(model, state, other, imagined), commit(model, state, other, imagined._replace(shared_context=None))) == 0
     moved = imagined._replace(motion=imagined.motion + 0.3)
-    assert furthest(commit(model, state, action, moved), commit(model, state, action, moved._replace(foreseen=None))) == 0
+    assert furthest(commit(model, state, action, moved), commit(model, state, action, moved._replace(shared_context=None))) == 0
     elsewhere = imagine(model, state, action, 1, pose=state.pose + 0.5)
-    assert elsewhere.foreseen is None
+    assert elsewhere.shared_context is None
 
 
 @in_bfloat16
 def test_layers_in_bfloat16_are_near_and_leave_a_float32_state():
-    model = random_model(place=PLACES)
+    model = random_model()
     plain, rough = dreamed(model, steps=1), dreamed(quick(model, torch.bfloat16), steps=1)
     assert 0 < furthest(rough[0][0][0], plain[0][0][0]) < 0.05
     types = {leaf.dtype for leaf in tree_leaves(rough[0][1])}
@@ -192,7 +190,7 @@ def test_no_width_of_a_decoder_falls_off_a_cliff(dtype, widths):
 
 def test_arranged_weights_are_shared_and_the_plain_ones_stay_plain(tiny_weights):
     plain = load_weights(tiny_weights)
-    quick = arranged(plain, FLOAT32)
+    quick = prepack(plain, FLOAT32)
     assert type(plain.world_model) is WorldModel
     assert type(plain.autoencoder) is Autoencoder
     assert isinstance(quick.world_model, PrepackedWorldModel)
@@ -204,16 +202,16 @@ def test_a_dream_says_what_it_computes_in(tiny_weights):
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights, "float32")
     assert "dtype='float32'" in repr(dream)
     assert "dtype='bfloat16'" in repr(open_dream("memory-maze", "fast", "cpu", tiny_weights, "bfloat16"))
-    assert str(Arithmetic(pictures=torch.bfloat16)) == "float32, pictures bfloat16"
+    assert str(Precision(pictures=torch.bfloat16)) == "float32, pictures bfloat16"
     assert dream.fingerprint == open_dream("memory-maze", "fast", "cpu", tiny_weights, "auto").fingerprint
 
 
 def test_auto_takes_bfloat16_for_pictures_where_the_processor_multiplies_in_it(monkeypatch):
     for has in (True, False):
         monkeypatch.setattr("lssvwm_gym.models.inference.backend.multiplies_bfloat16", lambda device, has=has: has)
-        assert chosen_arithmetic("auto", "cpu") == Arithmetic(pictures=torch.bfloat16 if has else torch.float32)
-        assert chosen_arithmetic("float32", "cpu") == FLOAT32
-    assert chosen_arithmetic("auto", "cuda") == FLOAT32
+        assert chosen_precision("auto", "cpu") == Precision(pictures=torch.bfloat16 if has else torch.float32)
+        assert chosen_precision("float32", "cpu") == FLOAT32
+    assert chosen_precision("auto", "cuda") == FLOAT32
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ def test_auto_takes_bfloat16_for_pictures_where_the_processor_multiplies_in_it(m
 )
 def test_arithmetic_that_does_not_exist_is_refused(dtype, device, said):
     with pytest.raises(ValueError, match=said):
-        chosen_arithmetic(dtype, device)
+        chosen_precision(dtype, device)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto", pytest.param("bfloat16", marks=in_bfloat16)])

@@ -17,7 +17,7 @@ from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
-from lssvwm_gym.training.odometry import sight_loss
+from lssvwm_gym.training.odometry import odometry_loss
 from lssvwm_gym.training.optim import learning_rate, mixed_precision
 from lssvwm_gym.training.world_model import Trainer
 
@@ -27,12 +27,10 @@ TINY = WorldModelConfig(
     grid=2,
     width=32,
     blocks=((2, 2), (1, 1)),
-    place=(False, True),
     heads=2,
     head_width=16,
     d_state=8,
-    place_width=8,
-    place_features=32,
+    memory_features=32,
     actions=ACTIONS,
     window=2,
 )
@@ -280,7 +278,7 @@ def test_training_runs_in_bfloat16_and_keeps_its_state_in_float32(episodes):
     trainer = Trainer(run, episodes)
     losses = [trainer.train_step()["denoise"].item() for _ in range(8)]
     assert np.isfinite(losses).all()
-    assert all(layer.ssm.dtype == layer.place.dtype == torch.float32 for layer in trainer.state.layers)
+    assert all(layer.ssm.dtype == layer.keys.dtype == torch.float32 for layer in trainer.state.layers)
 
 
 def test_an_unknown_precision_names_the_known_ones():
@@ -292,21 +290,21 @@ def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
     """Frame t shows by how much its action turned: motions told wrongly are corrected, those of unrecorded poses are left out."""
     torch.manual_seed(0)
     model = WorldModel(TINY)
-    optimizer = torch.optim.AdamW(model.sight_head.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.odometry_head.parameters(), lr=3e-3)
     losses = []
     for step in range(150):
         optimizer.zero_grad()
-        loss = sight_loss(model, Episodes.of(episodes), 128, np.random.default_rng(step))
+        loss = odometry_loss(model, Episodes.of(episodes), 128, np.random.default_rng(step))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-20:]) < 0.3 * losses[0]
     episode, wrong = episodes[0], torch.tensor([0.1, 0.0, 0.9])
     frames = episode.latent.float()
-    seen = [model.sight_head(frames[t - 1], frames[t], episode.action[t], wrong, wrong)[2].item() for t in (10, 11, 12)]
+    seen = [model.odometry_head(frames[t - 1], frames[t], episode.action[t], wrong, wrong)[2].item() for t in (10, 11, 12)]
     assert seen == pytest.approx([0.1 * episode.action[t].item() for t in (10, 11, 12)], abs=0.08)
     blind = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]
-    assert sight_loss(model, Episodes.of(blind), 8, np.random.default_rng(0)) == 0
+    assert odometry_loss(model, Episodes.of(blind), 8, np.random.default_rng(0)) == 0
 
 
 def test_episodes_shorter_than_a_clip_are_refused(episodes):

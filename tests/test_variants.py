@@ -37,7 +37,7 @@ def test_variants_have_as_many_weights_as_ours(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains(name, episodes):
-    run = variant(name, replace(RUN, variant=name, peeking=0.5, dreaming=0.0, sight_updates=1, curriculum=(Stage(1.0, 8, 2),)))
+    run = variant(name, replace(RUN, variant=name, peeking=0.5, dreaming=0.0, odometry_updates=1, curriculum=(Stage(1.0, 8, 2),)))
     trainer = Trainer(run, episodes)
     for _ in range(2):
         losses = trainer.train_step()
@@ -46,7 +46,7 @@ def test_every_variant_trains(name, episodes):
 
 def test_each_variant_lacks_what_it_says():
     models = {name: variant(name, TINY_PRESET).model for name in VARIANTS}
-    assert [name for name, model in models.items() if not model.has_places] == [
+    assert [name for name, model in models.items() if not model.has_spatial_memory] == [
         "no-places",
         "sliding-window",
         "mamba",
@@ -66,7 +66,7 @@ def test_what_is_compared_fits_its_world():
     for name, plan in compare["PLANS"].items():
         run, world = compare["Comparison"](Path("data"), world=plan.world, short="short" in name), WORLDS[plan.world]
         assert run.plan is plan
-        assert (plan.model.actions, plan.model.vector_size) == (len(world.actions), len(world.counts))
+        assert (plan.model.actions, plan.model.inventory_size) == (len(world.actions), len(world.inventory))
         assert plan.pictured[0] in Evaluation(run.data, world=plan.world, **plan.measured).tests
         assert WorldTraining(run.data, run.seeing, run.folder("ours"), model=plan.model, **plan.training).steps == plan.training["steps"]
     with pytest.raises(ValueError, match="nothing is compared in a world named mars; there are memory-maze, minecraft"):
@@ -85,7 +85,7 @@ def test_what_sees_all_frames_sees_whole_short_walks():
 
 def test_a_scan_reaches_further_than_a_window():
     """Of one layer that looks 4 frames back, with and without a scan."""
-    shallow = replace(preset("tiny"), blocks=((4, 4),), place=(False,), place_features=0, window=4)
+    shallow = replace(preset("tiny"), blocks=((4, 4),), memory_features=0, window=4)
     for d_state, expected in ((0, 5), (32, 50)):
         torch.manual_seed(0)
         model = WorldModel(replace(shallow, d_state=d_state))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
-from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from gymnasium.wrappers.inventory import DictInfoToList, RecordEpisodeStatistics
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same, write_tiny_weights
 from torch.utils._pytree import tree_leaves, tree_map
@@ -85,7 +85,7 @@ def test_a_row_is_the_single_environment_of_its_seed(envs, arguments):
                 info, frame = info["final_info"], alone.reset()[0]
             assert alike(frames[row], frame)
             assert reward == rewards[row]
-            assert alike(info["believed_pose"][row], known["believed_pose"])
+            assert alike(info["estimated_pose"][row], known["estimated_pose"])
 
 
 def test_a_row_does_not_depend_on_the_number_of_rows(arguments):
@@ -192,7 +192,7 @@ def test_episode_statistics_are_right(envs):
 def test_infos_become_lists(envs):
     listed = DictInfoToList(envs)
     _, infos = listed.reset(seed=0)
-    assert [set(info) for info in infos] == [{"age", "reward_probability", "believed_pose", "familiarity"}] * ROWS
+    assert [set(info) for info in infos] == [{"age", "reward_probability", "estimated_pose", "familiarity"}] * ROWS
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 
 ACTIONS = 3  # wait, gather, spend
-SMALL = replace(TINY, place=(False, False), actions=ACTIONS, motion_scale=(0.1,) * 5, vector_size=2, vector_change=2)
+SMALL = replace(TINY, actions=ACTIONS, motion_scale=(0.1,) * 5, inventory_size=2, max_inventory_change=2)
 
 
 def trading_episode(frames=160, seed=0):
@@ -42,18 +42,18 @@ def trading_episode(frames=160, seed=0):
 def test_counts_before_a_frame_are_those_of_the_frame_before_it():
     episode = trading_episode()
     clip = read_clip(Episodes.of([episode, episode]), [Walk(1, 0, 30, 30), Walk(0, 20, 12, 24)], 24, ACTIONS)
-    assert torch.equal(clip.vector[0], episode.vector[:24])
-    assert torch.equal(clip.before[0], torch.cat([episode.vector[:1], episode.vector[:23]]))
-    assert torch.equal(clip.before[1, :12], episode.vector[19:31])
-    assert torch.equal(clip.before[1, 12:], clip.vector[1, 12:])  # on the way back nothing is gained
-    gained = (clip.vector - clip.before)[0, :, 0] == 1
+    assert torch.equal(clip.inventory[0], episode.inventory[:24])
+    assert torch.equal(clip.before[0], torch.cat([episode.inventory[:1], episode.inventory[:23]]))
+    assert torch.equal(clip.before[1, :12], episode.inventory[19:31])
+    assert torch.equal(clip.before[1, 12:], clip.inventory[1, 12:])  # on the way back nothing is gained
+    gained = (clip.inventory - clip.before)[0, :, 0] == 1
     assert torch.equal(gained, clip.action[0] == 1)
 
 
 def test_the_rule_of_a_count_is_learned_and_obeyed_in_the_dream():
     run = WorldTraining(
         data="", autoencoder="", out="", model=SMALL, curriculum=(Stage(1.0, 32, 2),), frames_a_step=256, steps=120, warmup=5,
-        sight_updates=0, back=0.0, learning_rate=3e-3, dreaming=0.0, precision="float32", device="cpu", average=0.9,
+        odometry_updates=0, back=0.0, learning_rate=3e-3, dreaming=0.0, precision="float32", device="cpu", average=0.9,
     )  # fmt: skip
     trainer = Trainer(run, [trading_episode(seed=seed) for seed in range(6)])
     losses = [trainer.train_step()["vector"].item() for _ in range(run.steps)]
@@ -63,24 +63,24 @@ def test_the_rule_of_a_count_is_learned_and_obeyed_in_the_dream():
         for action in (0, 1, 2, 1, 2, 2, 1, 0):
             chosen = torch.tensor([action])
             state = commit(trainer.average, state, chosen, imagine(trainer.average, state, chosen, 1))
-            held.append(state.vector[0].tolist())
+            held.append(state.inventory[0].tolist())
     assert held == [[0, 0], [1, 0], [1, 0], [2, 0], [0, 1], [0, 1], [1, 1], [1, 1]]
-    assert state.peak[0].tolist() == [2, 1]
+    assert state.inventory_peak[0].tolist() == [2, 1]
 
 
 def test_given_counts_are_kept_and_the_others_reckoned_frame_by_frame():
     model, episode = WorldModel(SMALL), trading_episode()
     latent, action, pose = episode.latent[None, :6].float(), episode.action[None, :6], episode.pose[None, :6]
     with torch.no_grad():
-        given = remember(model, first_state(model, torch.tensor([0])), latent, action, pose, episode.vector[None, :6])
-        assert torch.equal(given.vector[0], episode.vector[5])
-        assert torch.equal(given.peak[0], episode.vector[:6].amax(0))
+        given = remember(model, first_state(model, torch.tensor([0])), latent, action, pose, episode.inventory[None, :6])
+        assert torch.equal(given.inventory[0], episode.inventory[5])
+        assert torch.equal(given.inventory_peak[0], episode.inventory[:6].amax(0))
         at_once = remember(model, first_state(model, torch.tensor([0])), latent, action, pose)
         state = first_state(model, torch.tensor([0]))
         for t in range(6):
             state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
-    assert torch.equal(at_once.vector, state.vector)
-    assert (at_once.vector >= 0).all()
+    assert torch.equal(at_once.inventory, state.inventory)
+    assert (at_once.inventory >= 0).all()
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -126,7 +126,7 @@ def test_an_episode_in_space_has_a_pose_and_counts():
     extras = {"pos": np.array([[1.0, 5.0, 2.0]]), "yaw": np.array([0.5]), "pitch": np.array([0.1]), "inventory": np.array([[3, 0]])}
     episode = Episode(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.float32), extras)
     assert episode.pose == pytest.approx(np.array([[1.0, 2.0, -np.sin(0.5), np.cos(0.5), 5.0, 0.1]]), abs=1e-6)
-    assert episode.vector.tolist() == [[3.0, 0.0]]
+    assert episode.inventory.tolist() == [[3.0, 0.0]]
 
 
 def test_a_mirror_image_swaps_left_and_right_and_twice_is_the_same():

@@ -17,7 +17,7 @@ from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["minecraft"]
 NOOP, FORWARD, TURN, DIG, PLACE, PLANKS, STICKS, WOODEN, STONE = 0, 1, 3, 8, 9, 10, 11, 12, 13
-LOG, DIRT = WORLD.counts.index("log"), WORLD.counts.index("dirt")
+LOG, DIRT = WORLD.inventory.index("log"), WORLD.inventory.index("dirt")
 OPENING_FRAMES = 6
 # dig twice in vain, two logs, then crafts of which the first pickaxe is impossible, then dirt, and the rest of the way on foot
 PLAY = [NOOP, FORWARD, DIG, DIG, DIG, DIG, WOODEN, TURN, PLANKS, TURN, STICKS, FORWARD, WOODEN, STONE, DIG, PLANKS, FORWARD]
@@ -27,7 +27,11 @@ DUG = {4: LOG, 5: LOG, 14: DIRT}  # frame to what was in the hand by then
 def write_tiny_minecraft(folder: Path, seed: int = 4) -> Path:
     """Random weights of a block world."""
     torch.manual_seed(seed)
-    sizes = dict(actions=14, vector_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), place=(False, False))
+    sizes = dict(
+        actions=14,
+        inventory_size=9,
+        motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15),
+    )
     model, autoencoder = WorldModel(WorldModelConfig(**{**SIZES, **sizes})), Autoencoder(IMAGE)
     for parameter in (*model.parameters(), *autoencoder.parameters()):  # zero-initialised parts must take part
         parameter.data += torch.randn_like(parameter) * 0.05
@@ -36,14 +40,14 @@ def write_tiny_minecraft(folder: Path, seed: int = 4) -> Path:
 
 
 def recipes_are_followed(head, features, before, action):
-    """In place of `VectorHead.after`: crafts change the counts by the recipes, nothing else does."""
+    """In place of `InventoryHead.after`: crafts change the counts by the recipes, nothing else does."""
     return before + by_recipe(WORLD, before, action)
 
 
 def play(frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Actions (T,) and the counts (T, 9) that go with them."""
     action = np.array(PLAY + [TURN] * (frames - len(PLAY)))[:frames]
-    counts = torch.zeros(frames, len(WORLD.counts))
+    counts = torch.zeros(frames, len(WORLD.inventory))
     for t in range(1, frames):
         counts[t] = counts[t - 1] + by_recipe(WORLD, counts[t - 1], torch.tensor(action[t]))
         if t in DUG:
@@ -67,6 +71,6 @@ def write_real_plays(folder: Path, episodes: int = 2, frames: int = 40) -> Path:
 def _starts(count: int, frames: int) -> Starts:
     heading = torch.rand(count, frames) * 2 * np.pi
     pose = torch.stack([*torch.rand(2, count, frames) * 9, heading.cos(), heading.sin(), *torch.rand(2, count, frames)], -1)
-    vector = torch.zeros(count, frames, len(WORLD.counts))
-    vector[..., LOG] = 2
-    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(8, (count, frames)), pose, vector)
+    inventory = torch.zeros(count, frames, len(WORLD.inventory))
+    inventory[..., LOG] = 2
+    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(8, (count, frames)), pose, inventory)

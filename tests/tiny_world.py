@@ -14,8 +14,8 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 OPENINGS, OPENING_FRAMES = 5, 6
 WALKS, WALK_FRAMES = 2, 150
 IMAGE = AutoencoderConfig(patch=8, widths=(8, 16), latent_channels=4)
-SIZES = dict(latent_channels=4, width=32, blocks=((4, 4), (1, 1)), place=(False, True), heads=2, head_width=16, d_state=8, mlp=2)
-SIZES |= dict(place_width=4, place_features=16, window=3)
+SIZES = dict(latent_channels=4, width=32, blocks=((4, 4), (1, 1)), heads=2, head_width=16, d_state=8, mlp=2)
+SIZES |= dict(memory_features=16, window=3)
 
 
 def write_tiny_weights(folder: Path, seed: int = 4, openings: int = OPENINGS, walks: int = WALKS, **sizes) -> Path:

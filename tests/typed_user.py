@@ -31,7 +31,7 @@ def use(weights: Path, folder: Path) -> None:
 
 def use_a_world() -> None:
     world = lssvwm_gym.WORLDS["memory-maze"]
-    assert_type(world, lssvwm_gym.World)
+    assert_type(world, lssvwm_gym.WorldSpec)
     assert_type(world.actions, tuple[str, ...])
     assert_type(world.keys, dict[str, int])
     assert_type(world.weights, Path)

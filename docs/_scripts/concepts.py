@@ -93,8 +93,8 @@ def state_picture(config: WorldModelConfig) -> Any:
 def draw_parts(axes: Axes, state: DreamState) -> None:
     world, layers = state.world, state.world.layers
     parts = (
-        ("memory of places: what is known", PLACE, world.place.known, f"{shape(world.place.known)} float32"),
-        ("memory of places: latents by key", PLACE, world.place.latents, f"{shape(world.place.latents)} float32"),
+        ("memory of places: what is known", PLACE, world.spatial_memory.explained, f"{shape(world.spatial_memory.explained)} float32"),
+        ("memory of places: latents by key", PLACE, world.spatial_memory.latents, f"{shape(world.spatial_memory.latents)} float32"),
         ("scan states of all layers", STATE, [layer.ssm for layer in layers], ", ".join(shape(layer.ssm) for layer in layers[:2]) + ", …"),
         ("keys and values of the last frames", STATE, [(layer.keys, layer.values) for layer in layers], f"{shape(layers[0].keys)} each"),
         ("last frame, as latent", HEAD, state.latent, shape(state.latent)),

@@ -59,7 +59,7 @@ def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> Late
         action = normal(frames, config.action_size)
     reward = (torch.rand(frames, generator=generator) < 0.05).float()
     return LatentEpisode(
-        normal(frames, config.tokens, config.latent_channels).half(), action, reward, pose, torch.zeros(frames, config.vector_size)
+        normal(frames, config.tokens, config.latent_channels).half(), action, reward, pose, torch.zeros(frames, config.inventory_size)
     )
 
 

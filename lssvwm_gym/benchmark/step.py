@@ -21,7 +21,7 @@ from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.benchmark.machine import Times, memory_bytes, progress, seconds_of
 from lssvwm_gym.benchmark.models import config_of, dreaming_model, random_episode, training_of
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
-from lssvwm_gym.envs.wrappers import SeenThroughModelVec
+from lssvwm_gym.envs.wrappers import WorldModelObservationVec
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
@@ -167,12 +167,12 @@ def _walked(model: WorldModel, ages: list[int]) -> list[tuple[int, DreamState]]:
     device = model.token_in.weight.device
     episode = random_episode(model.config, max(ages))
     action, pose = episode.action.to(device)[None], relative_to(episode.pose, episode.pose[:1]).to(device)[None]
-    latent, vector = episode.latent.float().to(device)[None], episode.vector.to(device)[None]
+    latent, inventory = episode.latent.float().to(device)[None], episode.inventory.to(device)[None]
     state, at, states = first_state(model, torch.zeros(1, dtype=torch.int64, device=device)), 0, []
     stops = sorted({*ages, *range(TOGETHER, max(ages), TOGETHER)})
     for stop in progress(stops, f"remembering {max(ages)} frames"):
         part = slice(at, stop)
-        state, at = remember(model, state, latent[:, part], action[:, part], pose[:, part], vector[:, part]), stop
+        state, at = remember(model, state, latent[:, part], action[:, part], pose[:, part], inventory[:, part]), stop
         if stop in ages:
             states.append((stop, state))
     return states
@@ -250,7 +250,7 @@ def _stepped(real: str, row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
     envs: Any = gymnasium.make_vec(real, processes, vectorization_mode="async", vector_kwargs={"context": "spawn"})
     try:
         if row["observation"] != AS_IT_IS:
-            envs = SeenThroughModelVec(envs, open_dream(run.world, DREAMED, run.device, run.weights), row["observation"])
+            envs = WorldModelObservationVec(envs, open_dream(run.world, DREAMED, run.device, run.weights), row["observation"])
         envs.reset(seed=0)
         rng, actions = np.random.default_rng(0), int(envs.single_action_space.n)
         title = f"{real}, {row['observation']}, {processes} processes"

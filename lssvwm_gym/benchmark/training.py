@@ -90,12 +90,12 @@ def kept_bytes(config: WorldModelConfig, rows: int, frames: int, way: str) -> in
 
     For a process of its own: constants that the model keeps would be without numbers from then on.
     """
-    peeks = None if way == "forcing" else (True, False) * frames
-    frames = frames if peeks is None else 2 * frames
+    read_only = None if way == "forcing" else (True, False) * frames
+    frames = frames if read_only is None else 2 * frames
     kept = Kept()
     with FakeTensorMode(allow_non_fake_inputs=True), kept:
         inputs, model = inputs_like(config, rows, frames), WorldModel(config)
-        model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), peeks)
+        model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), read_only)
     return sum(kept.sizes.values())
 
 
@@ -240,4 +240,4 @@ def inputs_like(config: WorldModelConfig, rows: int, frames: int) -> FrameInputs
     numbers = torch.zeros(rows, frames)
     action = torch.zeros(rows, frames, config.action_size) if config.action_size else numbers.long()
     pose, motion = (torch.zeros(rows, frames, size) for size in (config.pose_size, len(config.motion_scale)))
-    return FrameInputs(numbers, action, pose, motion, torch.ones(rows, frames), torch.zeros(rows, frames, config.vector_size))
+    return FrameInputs(numbers, action, pose, motion, torch.ones(rows, frames), torch.zeros(rows, frames, config.inventory_size))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import in_short
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -24,8 +25,8 @@ LARGEST_SIZE = 2**16  # of any number in a configuration
 MOST_LAYERS = 128  # of anything that it lists or repeats
 LARGEST_STATE = 2**27  # numbers that one dream remembers; preset paper: 2**26
 BESIDE = 10_000  # numbers that a model holds beside its weights
-ABOVE_ZERO = {"motion_scale", "place_scales", "place_noise"}  # what others are divided by
-MAY_BE_ZERO = {"heads", "d_state", "place_features", "actions", "action_size", "vector_size", "vector_change", "residual_blocks"}
+ABOVE_ZERO = {"motion_scale", "memory_scales", "memory_noise"}  # what others are divided by
+MAY_BE_ZERO = {"heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change", "residual_blocks"}
 MAKERS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty}
 
 
@@ -43,7 +44,11 @@ def built_world_model(config: Any, tensors: Mapping[str, Tensor], file: Path, so
     def build(sizes: dict[str, Any]) -> WorldModel:
         return WorldModel(WorldModelConfig(**sizes))
 
-    model = _built(build, WorldModelConfig, config, tensors, file, source)
+    try:
+        config = legacy.sizes(config)
+    except ValueError as error:
+        raise TensorFileError(f"{source}: {error}") from None
+    model = _built(build, WorldModelConfig, config, legacy.parameters(tensors), file, source)
     try:
         with AtMost(LARGEST_STATE):
             model.initial_state(1)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.checkpoints.build import built_autoencoder, built_world_model
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
 from lssvwm_gym.io.quantize import in_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.inference.backend import PLAIN, Arithmetic, Backend, on_backend
+from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.world_model import WorldModel
 
@@ -38,7 +39,7 @@ class Starts:
     latent: Tensor  # (K, T, N, C) float16
     action: Tensor  # (K, T) int64, or (K, T, A) float32
     pose: Tensor  # (K, T, 4 or 6) float32
-    vector: Tensor  # (K, T, V) float32, counts that go with a frame
+    inventory: Tensor  # (K, T, V) float32, counts that go with a frame
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -136,14 +137,15 @@ def _check_files(folder: Path, sha256: Any) -> None:
 
 def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Starts:
     """A bank of starts that this model can begin with."""
-    if "latent" in tensors and "vector" not in tensors:  # older weights, of worlds without counts
-        tensors = {**tensors, "vector": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
+    tensors = legacy.renamed(tensors, legacy.SEGMENTS)
+    if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
+        tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
     rest: dict[str, tuple[int, ...]] = {
         "latent": (config.tokens, config.latent_channels),
         "action": (config.action_size,) if config.action_size else (),
         "pose": (config.pose_size,),
-        "vector": (config.vector_size,),
+        "inventory": (config.inventory_size,),
     }
     if tensors.keys() != rest.keys():
         raise TensorFileError(f"{path}: {name} are {in_short(sorted(tensors))}, not {sorted(rest)}")
@@ -152,11 +154,11 @@ def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path
     if len(first) != 2 or wrong or (first[0] and not first[1]):
         raise TensorFileError(f"{path}: {name} don't fit this model or each other: {in_short(', '.join(wrong) or tuple(first))}")
     kind = torch.float32 if config.action_size else torch.int64
-    types = {"latent": torch.float16, "action": kind, "pose": torch.float32, "vector": torch.float32}
+    types = {"latent": torch.float16, "action": kind, "pose": torch.float32, "inventory": torch.float32}
     if any(tensors[k].dtype != wanted for k, wanted in types.items()):
         raise TensorFileError(f"{path}: {name} are of other types than {types}")
     known = tensors["action"] if config.actions else tensors["action"].new_zeros(0)
-    counted = tensors["vector"]
+    counted = tensors["inventory"]
     if not tensors["latent"].isfinite().all() or not (counted.isfinite() & (counted >= 0)).all():
         raise TensorFileError(f"{path}: {name} with latents or counts that are not finite, or counts below 0")
     if not ((known >= 0) & (known <= config.actions)).all():
@@ -171,15 +173,15 @@ def _on(device: str, starts: Starts) -> Starts:
 
 
 @functools.lru_cache(maxsize=8)
-def load_arranged(folder: Path, device: str, arithmetic: Arithmetic, backend: Backend = PLAIN) -> Weights:
+def load_prepacked(folder: Path, device: str, arithmetic: Precision, backend: Backend = PLAIN) -> Weights:
     """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
     weights = load_weights(folder, device)
     if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
         return replace(weights, world_model=world_model)
-    return arranged(weights, arithmetic) if device == "cpu" else weights
+    return prepack(weights, arithmetic) if device == "cpu" else weights
 
 
-def arranged(weights: Weights, arithmetic: Arithmetic) -> Weights:
+def prepack(weights: Weights, arithmetic: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(
         weights,

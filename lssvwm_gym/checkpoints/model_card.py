@@ -12,7 +12,7 @@ import numpy as np
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.collect_gym import Collection, read_collection
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 FPS = 15
 KEYS = {  # what a key means, by a word in the action's name; the first action that has the word takes it
@@ -39,7 +39,7 @@ class Naming:
     near: float = 0.25  # units of length within which two views of one direction show about the same
 
 
-def described(naming: Naming, data: Path, weights: Weights) -> World | None:
+def described(naming: Naming, data: Path, weights: Weights) -> WorldSpec | None:
     """The world of recordings, for weights that have learned from them; None where nothing says what it is called.
 
     Raises `ValueError` for a world that doesn't exist or names that don't fit the weights.
@@ -54,7 +54,7 @@ def described(naming: Naming, data: Path, weights: Weights) -> World | None:
     return _new_world(naming, collection, data, weights)
 
 
-def _new_world(naming: Naming, collection: Collection | None, data: Path, weights: Weights) -> World:
+def _new_world(naming: Naming, collection: Collection | None, data: Path, weights: Weights) -> WorldSpec:
     title = naming.name or re.sub(r"-v\d+$", "", (collection.env if collection else "").split(":")[-1].split("/")[-1])
     arrays = [read_arrays(path) for path in episode_paths(data)]
     model = weights.world_model.config
@@ -63,9 +63,9 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     if len(actions) != count:
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
-    if model.vector_size:
+    if model.inventory_size:
         raise ValueError("a world with counts is registered by a record of its own, see docs/own_world.md: leave out --name")
-    return World(
+    return WorldSpec(
         id=f"LSSVWM-{title}-v0",
         name=re.sub(r"[^a-z0-9_.-]", "-", title.lower()),
         image_size=weights.autoencoder.config.image_size,
@@ -75,7 +75,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         reward_values=(0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values],
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
-        near=naming.near,
+        length_scale=naming.near,
         low=low,
         high=high,
     )
@@ -112,7 +112,7 @@ def _keys(actions: tuple[str, ...]) -> dict[str, int]:
     return keys
 
 
-def card(world: World, weights: Weights, out: Path) -> str:
+def card(world: WorldSpec, weights: Weights, out: Path) -> str:
     """A model card for the folder, in the Hub's form."""
     trained, data = weights.info.get("training", {}), weights.info.get("starts_from", {})
     sizes = {

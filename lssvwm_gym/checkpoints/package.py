@@ -29,7 +29,7 @@ from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 
 
 @dataclass(frozen=True)
-class Shipping:
+class Packaging:
     """What goes into a folder of weights."""
 
     autoencoder: Path  # autoencoder.safetensors of a finished autoencoder, or a folder of weights
@@ -44,7 +44,7 @@ class Shipping:
     naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
 
-def ship(run: Shipping) -> Weights:
+def ship(run: Packaging) -> Weights:
     """Write the folder and return what is in it."""
     autoencoder = load_autoencoder(run.autoencoder)
     weights = _with_its_starts(run, autoencoder) if run.data is None else _with_starts_from(run, run.data, autoencoder)
@@ -58,7 +58,7 @@ def ship(run: Shipping) -> Weights:
     return weights
 
 
-def _with_its_starts(run: Shipping, autoencoder: Autoencoder) -> Weights:
+def _with_its_starts(run: Packaging, autoencoder: Autoencoder) -> Weights:
     if not run.world_model.is_dir():
         raise ValueError(f"{run.world_model} has no starts: name a folder with real episodes (--data)")
     old = read_weights(run.world_model)
@@ -72,7 +72,7 @@ def _encoding(autoencoder: Autoencoder) -> str:
     return checksum({name: tensor.half() for name, tensor in autoencoder.encoding().items()}, "")
 
 
-def _with_starts_from(run: Shipping, data: Path, autoencoder: Autoencoder) -> Weights:
+def _with_starts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> Weights:
     world_model, trained = load_world_model(run.world_model)
     paths = episode_paths(data)
     rng = np.random.default_rng(run.seed)
@@ -105,5 +105,5 @@ def _starts(
         episode = read_episode(paths[number % len(paths)])
         start = int(rng.integers(len(episode) - frames + 1))
         piece = encoded(episode, autoencoder, slice(start, start + frames))
-        pieces.append((piece.latent, piece.action, piece.pose, piece.vector))
+        pieces.append((piece.latent, piece.action, piece.pose, piece.inventory))
     return Starts(*(torch.stack(column) for column in zip(*pieces, strict=True)))

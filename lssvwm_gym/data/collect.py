@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.video import VIDEO_CRF
-from lssvwm_gym.io.worker_pool import Done, Failed, Message, Progress, Work, work_off
+from lssvwm_gym.io.worker_pool import Done, Failed, Message, Progress, Work, run_jobs
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -170,7 +170,7 @@ def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -
 
 
 def _work_off(collecting: Collecting, open_work: Callable[[], Work], frames: int, seeds: list[int], collected: Collected) -> None:
-    messages = work_off(seeds, open_work, collecting.workers)
+    messages = run_jobs(seeds, open_work, collecting.workers)
     bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes", disable=not seeds)
     with contextlib.closing(messages), bar:
         seen = dict.fromkeys(seeds, 0)

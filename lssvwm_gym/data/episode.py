@@ -74,7 +74,7 @@ class Episode:
         return None
 
     @property
-    def vector(self) -> np.ndarray:
+    def inventory(self) -> np.ndarray:
         """Counts that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded.
 
         Raises `EpisodeError` for an inventory that is something else.
@@ -107,7 +107,7 @@ def read_episode(path: str | Path) -> Episode:
         episode = Episode(frames, arrays.pop("action"), arrays.pop("reward"), arrays)
         with np.errstate(over="ignore"):
             episode = replace(episode, reward=episode.reward.astype(np.float32))  # looked at again: what was finite may no longer be
-        _ = episode.pose, episode.vector  # raise where they can't be told
+        _ = episode.pose, episode.inventory  # raise where they can't be told
         return episode
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from None

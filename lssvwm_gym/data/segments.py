@@ -21,7 +21,7 @@ from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.geometry import PLANE, motion_between, relative_to, start_pose
 from lssvwm_gym.models.world_model import FrameInputs
-from lssvwm_gym.training.distributed import ALONE, Team
+from lssvwm_gym.training.distributed import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Clip:
     pose: Tensor  # (B, T, 4 or 6)
     motion: Tensor  # (B, T, 3 or 5) since the frame before; zeros at the first frame of a walk
     before: Tensor  # (B, T, V) counts before the frame; on the way back those that the frame was recorded with
-    vector: Tensor  # (B, T, V) counts that go with the frame
+    inventory: Tensor  # (B, T, V) counts that go with the frame
     placed: Tensor  # (B, T) float; 1 where poses were recorded, 0 where pose and motion mean nothing
 
 
@@ -130,8 +130,8 @@ def read_clip(episodes: Episodes, walks: list[Walk], frames: int, unknown_action
         recorded.float(),
         pose[:, 1:],
         motion_between(pose[:, :-1], pose[:, 1:]),
-        whole.vector[earlier],
-        whole.vector[index],
+        whole.inventory[earlier],
+        whole.inventory[index],
         placed.squeeze(2).float().expand(index.shape),
     )
 
@@ -143,7 +143,7 @@ def _told(action: Tensor, recorded: Tensor, unknown: int) -> Tensor:
     return torch.where(recorded, action, unknown)
 
 
-def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path, team: Team = ALONE) -> list[LatentEpisode]:
+def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path, team: ProcessGroup = ALONE) -> list[LatentEpisode]:
     """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights.
 
     Each process of a team encodes its share of the episodes, and reads what the others have encoded.
@@ -192,7 +192,7 @@ class LatentEpisode:
     action: Tensor  # (T,) int64, or (T, A) float32
     reward: Tensor  # (T,) float32
     pose: Tensor  # (T, 4 or 6) float32, in world units; NaN where not recorded
-    vector: Tensor  # (T, V) float32, counts that go with a frame, such as an inventory; V is 0 where there are none
+    inventory: Tensor  # (T, V) float32, counts that go with a frame, such as an inventory; V is 0 where there are none
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -211,7 +211,7 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
     pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
     whole = episode.action.dtype.kind in "iu"
-    numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.vector)
+    numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.inventory)
     return LatentEpisode(latent.half(), *(torch.from_numpy(array[part]) for array in numbers))
 
 
@@ -230,7 +230,7 @@ def mirrored(episode: LatentEpisode, autoencoder: Autoencoder, actions: tuple[in
     batches = episode.latent.float().split(100)
     latent = torch.cat([autoencoder.encode(autoencoder.decode(batch.to(device)).flip(2)).cpu() for batch in batches])
     action = torch.tensor(actions)[episode.action]
-    return LatentEpisode(latent.half(), action, episode.reward, _mirrored_pose(episode.pose), episode.vector)
+    return LatentEpisode(latent.half(), action, episode.reward, _mirrored_pose(episode.pose), episode.inventory)
 
 
 def _mirrored_pose(pose: Tensor) -> Tensor:

@@ -4,6 +4,6 @@ from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.state_io import EnvState
-from lssvwm_gym.envs.wrappers import SeenThroughModel, SeenThroughModelVec
+from lssvwm_gym.envs.wrappers import WorldModelObservation, WorldModelObservationVec
 
-__all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "SeenThroughModel", "SeenThroughModelVec", "open_dream"]
+__all__ = ["Dream", "DreamEnv", "DreamVectorEnv", "EnvState", "WorldModelObservation", "WorldModelObservationVec", "open_dream"]

@@ -24,7 +24,7 @@ WINDOW = 8  # steps that uncertainty and familiarity are averaged over
 OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin
 
 
-class GuardedDreams(VectorWrapper):
+class ConservativeRollouts(VectorWrapper):
     """A `DreamVectorEnv` whose rows are cut short, and whose rewards are doubted.
 
     A row that is cut is truncated, not terminated: what would have followed has a value. It begins anew within the same step, as

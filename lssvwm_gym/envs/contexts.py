@@ -36,7 +36,7 @@ class Past(NamedTuple):
     action: Tensor  # (B, T) int64, or (B, T, A) float; the action that led to frame t
     pose: Tensor  # (B, T, 4 or 6) seen from the first frame
     pose_known: Tensor  # (B,) float, 0 where no poses were recorded
-    vector: Tensor  # (B, T, V) counts that go with each frame
+    inventory: Tensor  # (B, T, V) counts that go with each frame
 
 
 class LongWalks(NamedTuple):
@@ -108,8 +108,8 @@ def _check_episode(episode: Episode, path: str | Path, weights: Weights) -> None
     side, model = weights.autoencoder.config.image_size, weights.world_model.config
     if episode.frames.shape[1:3] != (side, side):
         raise ValueError(f"{path}: frames of {episode.frames.shape[1:3]} pixels; this world's are {(side, side)}")
-    if episode.vector.shape[1] != model.vector_size:
-        raise ValueError(f"{path}: an inventory of {episode.vector.shape[1]} counts a frame; this world's has {model.vector_size}")
+    if episode.inventory.shape[1] != model.inventory_size:
+        raise ValueError(f"{path}: an inventory of {episode.inventory.shape[1]} counts a frame; this world's has {model.inventory_size}")
     taken, actions = episode.action[1:], model.actions
     if model.action_size:
         if taken.ndim != 2 or taken.shape[1] != model.action_size:
@@ -126,18 +126,18 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
     device = weights.world_model.token_in.weight.device
     size = weights.world_model.config.pose_size
     pose = part.pose if part.pose.shape[1] == size else part.pose.new_full((frames, size), torch.nan)
-    return part.latent.float(), action.to(device), pose.to(device), part.vector.to(device)
+    return part.latent.float(), action.to(device), pose.to(device), part.inventory.to(device)
 
 
 def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
-    return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.vector)))
+    return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.inventory)))
 
 
-def past_of(latent: Tensor, action: Tensor, pose: Tensor, vector: Tensor) -> Past:
+def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Past:
     """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN."""
     known = pose.isfinite().flatten(1).all(1)
     pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
-    return Past(latent, action, pose, known.float(), vector)
+    return Past(latent, action, pose, known.float(), inventory)
 
 
 def _drawn(seeds: Tensor, count: int) -> list[int]:

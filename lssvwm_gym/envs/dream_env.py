@@ -18,7 +18,7 @@ from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 
 class DreamEnv(gymnasium.Env[Any, np.int64]):
@@ -44,10 +44,10 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     ## Observation Space
     `Box(0, 255, (64, 64, 3), uint8)`: what is seen now, RGB. `render()` gives the same picture. In worlds with counts, such as
     `minecraft`, a `Dict` of that `image` and `inventory`, `Box(0, 3267, (9,), int32)`, in the order of
-    `env.unwrapped.dream.world.counts`; with `observation="image"` the picture alone.
+    `env.unwrapped.dream.world.inventory`; with `observation="image"` the picture alone.
 
     Three more observations are numbers that the model has anyway, float32; they spare the decoder, and `render()` still shows the
-    picture. `lssvwm_gym.envs.SeenThroughModel` makes the same of a real environment.
+    picture. `lssvwm_gym.envs.WorldModelObservation` makes the same of a real environment.
 
     | `observation`       | Space                               | Meaning                                                          |
     |---------------------|-------------------------------------|------------------------------------------------------------------|
@@ -61,7 +61,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     |----------------------|--------------------|----------------------------------------------------------------------------|
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
     | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
-    | `believed_pose`      | float32 array (4,) | where it believes to be: x, y, cos, sin of heading; (6,) with height, tilt |
+    | `estimated_pose`      | float32 array (4,) | where it believes to be: x, y, cos, sin of heading; (6,) with height, tilt |
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
@@ -94,7 +94,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     ## Arguments
     | Name          | Default      | Meaning                                                                                       |
     |---------------|--------------|-----------------------------------------------------------------------------------------------|
-    | `world`       |              | name of a world, or a `World`; the registered ids set it                                      |
+    | `world`       |              | name of a world, or a `WorldSpec`; the registered ids set it                                      |
     | `render_mode` | `None`       | `None` or `"rgb_array"`                                                                       |
     | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
@@ -117,7 +117,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     def __init__(
         self,
-        world: str | World,
+        world: str | WorldSpec,
         render_mode: str | None = None,
         profile: str = "balanced",
         device: str = "auto",

@@ -19,7 +19,7 @@ from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import put_rows
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 
 class DreamVectorEnv(VectorEnv[Any, Any, Any]):
@@ -52,7 +52,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        world: str | World,
+        world: str | WorldSpec,
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -142,14 +142,14 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     def _step_on_device(self, before: DreamState, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         dream = self.dream
         action = tensors.checked_actions(actions, dream, self.num_envs)
-        state, judged = dream.advance(before, action, tensors.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
-        rewards, terminated = tensors.paid(dream, before, state, judged), tensors.terminated(dream, state)
+        state, reward_logits = dream.advance(before, action, tensors.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
+        rewards, terminated = tensors.paid(dream, before, state, reward_logits), tensors.terminated(dream, state)
         frames = self._seen_frames(state)
         self._now = state, frames
         self._steps, self._ages = self._steps + 1, self._ages + 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
         done = tensors.read_back(dream, terminated) | truncated
-        seen, info = self._observed(state, frames), tensors.known(dream, state, judged)
+        seen, info = self._observed(state, frames), tensors.known(dream, state, reward_logits)
         ended: dict[str, Any] = {}
         if done.any():
             ended = tensors.final(seen, info, self._sent(done))
@@ -220,8 +220,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         if self.output == "numpy":
             return _masked(self.dream.info(state), mask)
         with torch.no_grad():
-            judged = self.dream.weights.world_model.reward_head(state.features)
-            return tensors.masked(tensors.known(self.dream, state, judged), self._sent(mask))
+            reward_logits = self.dream.weights.world_model.reward_head(state.features)
+            return tensors.masked(tensors.known(self.dream, state, reward_logits), self._sent(mask))
 
     def _sent(self, array: np.ndarray) -> Tensor:
         return tensors.sent(torch.from_numpy(array.copy()), self.dream.device)

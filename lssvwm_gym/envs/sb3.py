@@ -16,8 +16,8 @@ except ImportError:
 
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.wrappers import Onlooker
-from lssvwm_gym.worlds import WORLDS, World
+from lssvwm_gym.envs.wrappers import StateEstimator
+from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 # What `env_method` can ask of a single row.
 ROW_METHODS: dict[str, Callable[[DreamVectorEnv, int], Any]] = {
@@ -26,8 +26,8 @@ ROW_METHODS: dict[str, Callable[[DreamVectorEnv, int], Any]] = {
 }
 
 
-def make_sb3_vec_env(world: str | World, num_envs: int = 1, **kwargs: Any) -> DreamVecEnv:
-    """`num_envs` dreams of a world (its id, its name, or a `World`) in one batch, truncated as the world says.
+def make_sb3_vec_env(world: str | WorldSpec, num_envs: int = 1, **kwargs: Any) -> DreamVecEnv:
+    """`num_envs` dreams of a world (its id, its name, or a `WorldSpec`) in one batch, truncated as the world says.
 
     `kwargs` are those of `DreamVectorEnv`: give observation="features" for a policy with the world model's memory, and
     render_mode="rgb_array" for `VecVideoRecorder`.
@@ -35,7 +35,7 @@ def make_sb3_vec_env(world: str | World, num_envs: int = 1, **kwargs: Any) -> Dr
     if isinstance(world, str) and world not in WORLDS:
         envs: Any = gymnasium.make_vec(world, num_envs, **kwargs)
     else:
-        record = world if isinstance(world, World) else WORLDS[world]
+        record = world if isinstance(world, WorldSpec) else WORLDS[world]
         envs = DreamVectorEnv(record, num_envs, **{"max_episode_steps": record.max_episode_steps, **kwargs})
     return DreamVecEnv(envs)
 
@@ -109,8 +109,8 @@ class DreamVecEnv(VecEnv):
         return groups
 
 
-class SeenThroughModelVecEnv(VecEnvWrapper):
-    """`lssvwm_gym.envs.SeenThroughModel` over an SB3 `VecEnv` of real environments; all rows go through the model in one batch.
+class WorldModelObservationVecEnv(VecEnvWrapper):
+    """`lssvwm_gym.envs.WorldModelObservation` over an SB3 `VecEnv` of real environments; all rows go through the model in one batch.
 
     A row that ends begins anew with an empty state; `terminal_observation` holds its last numbers.
 
@@ -119,7 +119,7 @@ class SeenThroughModelVecEnv(VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, dream: Dream, observation: str = "features") -> None:
-        self.onlooker = Onlooker(dream, venv.num_envs, observation, venv.observation_space, venv.action_space)
+        self.onlooker = StateEstimator(dream, venv.num_envs, observation, venv.observation_space, venv.action_space)
         self._actions = np.zeros(venv.num_envs, np.int64)
         super().__init__(venv, observation_space=self.onlooker.space)
 

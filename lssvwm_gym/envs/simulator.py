@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssvwm_gym.checkpoints.checkpoint import Weights, load_arranged
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
-from lssvwm_gym.heap import keep_heap
-from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Arithmetic, Backend, chosen_arithmetic, chosen_backend, chosen_device
+from lssvwm_gym.heap import keep_freed_memory
+from lssvwm_gym.io import legacy
+from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compiled, replayed
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.worlds import WORLDS, World, weights_of
+from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
 TOGETHER = 128  # frames remembered in one go
@@ -40,10 +41,10 @@ log = logging.getLogger("lssvwm_gym")
 class Dream:
     """A world, its weights and a profile. Has no state of its own, so any number of environments may share it."""
 
-    world: World
+    world: WorldSpec
     weights: Weights
     profile: str
-    arithmetic: Arithmetic = FLOAT32
+    arithmetic: Precision = FLOAT32
     backend: Backend = PLAIN
 
     @property
@@ -54,9 +55,17 @@ class Dream:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of all weights: a state means something to the model it came from only."""
+        return self._hash(repr(self.weights.world_model.config))
+
+    @functools.cached_property
+    def fingerprint_before(self) -> str:
+        """The same as version 0.1 worked it out, for states that it saved."""
+        return self._hash(legacy.sizes_said_before(self.weights.world_model.config))
+
+    def _hash(self, sizes: str) -> str:
         digest = hashlib.sha256()
-        for model in (self.weights.autoencoder, self.weights.world_model):
-            digest.update(repr(model.config).encode())
+        for model, said in ((self.weights.autoencoder, repr(self.weights.autoencoder.config)), (self.weights.world_model, sizes)):
+            digest.update(said.encode())
             for tensor in model.state_dict().values():
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -109,14 +118,14 @@ class Dream:
     def remember(self, seeds: Tensor, past: Past) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
         model, state = self.weights.world_model, self.empty(seeds)
-        if past.vector.shape[-1]:
-            state = state._replace(vector=past.vector[:, 0])
-        if model.config.has_places and not past.pose_known.any():  # an episode without poses: the model finds its own way
+        if past.inventory.shape[-1]:
+            state = state._replace(inventory=past.inventory[:, 0])
+        if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: the model finds its own way
             for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
                 state = follow(model, state, latent, action)
             return state
         state = state._replace(pose_known=past.pose_known)
-        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.vector)), strict=True):
+        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
             state = remember(model, state, *parts)
         return state
 
@@ -124,13 +133,13 @@ class Dream:
     def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
         """`step` without the frame, which spares the decoder: the next state, reward, whether the episode ended, and `info`."""
         model = self.weights.world_model
-        before, (state, judged) = state, self.advance(state, action.to(self.device), frame_noise(state, model))
-        reward = self._reward(before, state, judged)
+        before, (state, reward_logits) = state, self.advance(state, action.to(self.device), frame_noise(state, model))
+        reward = self._reward(before, state, reward_logits)
         if model.termination_head is None:
             terminated = torch.zeros(len(reward), dtype=torch.bool)
         else:
             terminated = model.termination_head(state.features)[:, 0].cpu() > 0
-        return state, reward, terminated, self._info(state, judged)
+        return state, reward, terminated, self._info(state, reward_logits)
 
     @torch.no_grad()
     def advance(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
@@ -152,7 +161,7 @@ class Dream:
         """What the dream knows beside the frame, first axis B.
 
         `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
-        `believed_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
+        `estimated_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
         tilt behind, seen from the first frame that it remembers; and `familiarity`: float64, 0..1, how well it knew this place
         before this frame; both only in worlds whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
         disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
@@ -160,32 +169,32 @@ class Dream:
         """
         return self._info(state, self.weights.world_model.reward_head(state.features))
 
-    def _info(self, state: DreamState, judged: Tensor) -> dict[str, np.ndarray]:
+    def _info(self, state: DreamState, reward_logits: Tensor) -> dict[str, np.ndarray]:
         pays = torch.tensor([value != 0 for value in self.world.reward_values])
-        probability = judged.softmax(-1).cpu()[:, pays].sum(-1)
+        probability = reward_logits.softmax(-1).cpu()[:, pays].sum(-1)
         numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
-        if self.weights.world_model.config.has_places:
-            numbers["believed_pose"] = state.pose.cpu().numpy()
-            numbers["familiarity"] = 1 - state.unknown.double().cpu().numpy()
-        if self.world.counts:
-            numbers["inventory"] = state.vector.clamp(max=self.world.most_counted).cpu().numpy().astype(np.int32)
+        if self.weights.world_model.config.has_spatial_memory:
+            numbers["estimated_pose"] = state.pose.cpu().numpy()
+            numbers["familiarity"] = 1 - state.posterior_variance.double().cpu().numpy()
+        if self.world.inventory:
+            numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).cpu().numpy().astype(np.int32)
         if SAMPLING_STEPS[self.profile] > 1:
             numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
         return {name: number.copy() for name, number in numbers.items()}
 
-    def _reward(self, before: DreamState, state: DreamState, judged: Tensor) -> Tensor:
-        """What the last step paid, (B,) float64 on the CPU; `judged` are logits of the reward values, (B, K)."""
+    def _reward(self, before: DreamState, state: DreamState, reward_logits: Tensor) -> Tensor:
+        """What the last step paid, (B,) float64 on the CPU; `reward_logits` are logits of the reward values, (B, K)."""
         if self.world.milestones:
             pays = dict(self.world.milestones)
-            values = torch.tensor([pays.get(name, 0.0) for name in self.world.counts], dtype=torch.float64)
-            return ((before.peak == 0) & (state.peak > 0)).cpu().double() @ values
-        return torch.tensor(self.world.reward_values, dtype=torch.float64)[judged.argmax(-1).cpu()]
+            values = torch.tensor([pays.get(name, 0.0) for name in self.world.inventory], dtype=torch.float64)
+            return ((before.inventory_peak == 0) & (state.inventory_peak > 0)).cpu().double() @ values
+        return torch.tensor(self.world.reward_values, dtype=torch.float64)[reward_logits.argmax(-1).cpu()]
 
     def _first_imagined(self, state: DreamState) -> DreamState:
         model = self.weights.world_model
-        state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_places)))
-        unknown = unknown_action(model, len(state.seed))
-        return commit(model, state, unknown, imagine(model, state, unknown, SAMPLING_STEPS[self.profile]))
+        state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_spatial_memory)))
+        posterior_variance = unknown_action(model, len(state.seed))
+        return commit(model, state, posterior_variance, imagine(model, state, posterior_variance, SAMPLING_STEPS[self.profile]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dream:
         return self  # nothing in it changes, so copies of an environment share it
@@ -213,7 +222,7 @@ def step_of(passes: int) -> Step:
 
 
 def open_dream(
-    world: str | World,
+    world: str | WorldSpec,
     profile: str = "balanced",
     device: str = "auto",
     weights: str | Path | None = None,
@@ -234,17 +243,17 @@ def open_dream(
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = chosen_device(device)
     if chosen == "cpu":
-        keep_heap()
+        keep_freed_memory()
     folder = weights_of(world, weights)
-    arithmetic, computed = chosen_arithmetic(dtype, chosen), chosen_backend(backend, chosen)
-    dream = Dream(world, load_arranged(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
+    arithmetic, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
+    dream = Dream(world, load_prepacked(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
     _check_fit(dream, folder)
     _announce(chosen)
     return dream
 
 
-def _known(world: str | World) -> World:
-    if isinstance(world, World):
+def _known(world: str | WorldSpec) -> WorldSpec:
+    if isinstance(world, WorldSpec):
         return world
     if world not in WORLDS:
         raise ValueError(f"world must be one of {', '.join(WORLDS)} or a World, not {world!r}")
@@ -260,13 +269,13 @@ def _check_fit(dream: Dream, folder: Path) -> None:
         ("tokens a frame in the world model", model.tokens, image.tokens),
         ("latent channels in the world model", model.latent_channels, image.latent_channels),
         ("frames of attention at once", model.chunk, 1),
-        ("counts", model.vector_size, len(world.counts)),
+        ("counts", model.inventory_size, len(world.inventory)),
     ):
         if found != needed:
             raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
 
 
-def _actions(world: World, model: WorldModelConfig) -> tuple[int, int]:
+def _actions(world: WorldSpec, model: WorldModelConfig) -> tuple[int, int]:
     """Actions, or numbers of a continuous one, that the model has, and that the world needs."""
     return model.action_size if world.continuous else model.actions, len(world.actions)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 RENDER_MODES = ["rgb_array"]
 OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
@@ -38,16 +38,16 @@ def needs_frame(observation: str) -> bool:
     return observation in ("all", "image")
 
 
-def observation_space(world: World, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
+def observation_space(world: WorldSpec, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
     """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
     if not needs_frame(observation):
         most = {"latent": (MOST_LATENT, model.tokens * model.latent_channels), "features": (MOST_FEATURE, FEATURES)}
         high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(most.__getitem__, observation.split("+"))])
         return Box(-high, high, dtype=np.float32)
     image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
-    if not world.counts or observation == "image":
+    if not world.inventory or observation == "image":
         return image
-    return Dict({"image": image, "inventory": Box(0, world.most_counted, (len(world.counts),), np.int32)})
+    return Dict({"image": image, "inventory": Box(0, world.max_inventory, (len(world.inventory),), np.int32)})
 
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
@@ -65,7 +65,7 @@ def observed(space: Space[Any], observation: str, state: DreamState, frame: Tens
     if not isinstance(space, Dict):
         return image
     most = int(space["inventory"].high.max())  # type: ignore[attr-defined]
-    return {"image": image, "inventory": state.vector.clamp(max=most).cpu().numpy().astype(np.int32)}
+    return {"image": image, "inventory": state.inventory.clamp(max=most).cpu().numpy().astype(np.int32)}
 
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
@@ -75,13 +75,13 @@ def row_of(observations: Any, row: int | np.integer) -> Any:
     return observations[row].copy()
 
 
-def action_space(world: World) -> Discrete | Box:
+def action_space(world: WorldSpec) -> Discrete | Box:
     if world.continuous:
         return Box(np.array(world.low, np.float32), np.array(world.high, np.float32))
     return Discrete(len(world.actions))
 
 
-def metadata(world: World) -> dict[str, Any]:
+def metadata(world: WorldSpec) -> dict[str, Any]:
     return {"render_modes": RENDER_MODES, "render_fps": world.fps}
 
 
@@ -91,7 +91,7 @@ def checked_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
-def checked_actions(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
+def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
     """Whole numbers of shape `rows` within the action space, as int64 (B,); float32 (B, A) where it is a Box.
 
     Raises `ValueError` for anything else.
@@ -116,7 +116,7 @@ def _as_array(action: Any) -> np.ndarray:
         return np.empty(0, object)
 
 
-def _checked_numbers(action: Any, world: World, rows: tuple[int, ...]) -> torch.Tensor:
+def _checked_numbers(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
     shape, array = (*rows, len(world.actions)), _as_array(action)
     if array.shape != shape or array.dtype.kind not in "iuf":
         raise ValueError(f"an action must be numbers {shape}: {', '.join(world.actions)}; not {action!r}")

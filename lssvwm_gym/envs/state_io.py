@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, check_names_and_shapes, load_tensors, save_tensors
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
@@ -89,9 +90,10 @@ def save_state(path: str | Path, state: EnvState, dream: Dream) -> None:
 def load_state(path: str | Path, dream: Dream) -> EnvState:
     """Read what `save_state` wrote. Raises `TensorFileError` for any other file and for the state of another model."""
     tensors, header = load_tensors(path)
+    tensors = legacy.state(tensors)
     if not _is_header(header):
         raise TensorFileError(f"{path}: not a saved state ({FORMAT})")
-    if header["weights"] != dream.fingerprint:
+    if header["weights"] not in (dream.fingerprint, dream.fingerprint_before):
         raise TensorFileError(
             f"{path}: a state of {header['world']} with weights {header['weights']}, but this environment dreams "
             f"{dream.world.id} with weights {dream.fingerprint}"
@@ -109,14 +111,14 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     for name, number, most in (
         ("seed", state.seed, 2**32 - 1),
         ("age", state.world.age, MOST_STEPS),
-        ("vector", state.vector, MOST_COUNTED),
-        ("peak", state.peak, MOST_COUNTED),
+        ("inventory", state.inventory, MOST_COUNTED),
+        ("inventory_peak", state.inventory_peak, MOST_COUNTED),
         ("pose_known", state.pose_known, 1),
-        ("place.known", state.world.place.known.abs(), 2),  # 1 at most, but for rounding
+        ("spatial_memory.explained", state.world.spatial_memory.explained.abs(), 2),  # 1 at most, but for rounding
     ):
         if not ((number >= 0) & (number <= most)).all():
             raise TensorFileError(f"{path}: {name} is {number.flatten()[:4].tolist()}, not 0..{most}")
-    return _on(dream.device, EnvState(state, tensors["frame"], tuple(header["steps"]), tuple(header["random"]), header["weights"]))
+    return _on(dream.device, EnvState(state, tensors["frame"], tuple(header["steps"]), tuple(header["random"]), dream.fingerprint))
 
 
 def _is_header(header: Any) -> bool:

@@ -59,30 +59,30 @@ def observed(space: Space[Any], observation: str, state: DreamState, frame: Tens
     if not isinstance(space, Dict):
         return image
     most = int(space["inventory"].high.max())  # type: ignore[attr-defined]
-    return {"image": image, "inventory": state.vector.clamp(max=most).to(torch.int32)}
+    return {"image": image, "inventory": state.inventory.clamp(max=most).to(torch.int32)}
 
 
-def known(dream: Dream, state: DreamState, judged: Tensor) -> dict[str, Tensor]:
-    """As `Dream.info`, with float32 for its floats; `judged` are the logits of the reward values, (B, K)."""
+def known(dream: Dream, state: DreamState, reward_logits: Tensor) -> dict[str, Tensor]:
+    """As `Dream.info`, with float32 for its floats; `reward_logits` are the logits of the reward values, (B, K)."""
     pays = _numbers(tuple(float(value != 0) for value in dream.world.reward_values), dream.device)
-    numbers = {"age": state.world.age, "reward_probability": judged.softmax(-1) @ pays}
-    if dream.weights.world_model.config.has_places:
-        numbers["believed_pose"] = state.pose
-        numbers["familiarity"] = 1 - state.unknown
-    if dream.world.counts:
-        numbers["inventory"] = state.vector.clamp(max=dream.world.most_counted).to(torch.int32)
+    numbers = {"age": state.world.age, "reward_probability": reward_logits.softmax(-1) @ pays}
+    if dream.weights.world_model.config.has_spatial_memory:
+        numbers["estimated_pose"] = state.pose
+        numbers["familiarity"] = 1 - state.posterior_variance
+    if dream.world.inventory:
+        numbers["inventory"] = state.inventory.clamp(max=dream.world.max_inventory).to(torch.int32)
     if SAMPLING_STEPS[dream.profile] > 1:
         numbers["uncertainty"] = state.uncertainty
     return {name: number.clone() for name, number in numbers.items()}
 
 
-def paid(dream: Dream, before: DreamState, state: DreamState, judged: Tensor) -> Tensor:
+def paid(dream: Dream, before: DreamState, state: DreamState, reward_logits: Tensor) -> Tensor:
     """What the last step paid, (B,) float32."""
     if dream.world.milestones:
         pays = dict(dream.world.milestones)
-        values = _numbers(tuple(pays.get(name, 0.0) for name in dream.world.counts), dream.device)
-        return ((before.peak == 0) & (state.peak > 0)).float() @ values
-    return _numbers(tuple(dream.world.reward_values), dream.device)[judged.argmax(-1)]
+        values = _numbers(tuple(pays.get(name, 0.0) for name in dream.world.inventory), dream.device)
+        return ((before.inventory_peak == 0) & (state.inventory_peak > 0)).float() @ values
+    return _numbers(tuple(dream.world.reward_values), dream.device)[reward_logits.argmax(-1)]
 
 
 def terminated(dream: Dream, state: DreamState) -> Tensor:

@@ -4,7 +4,7 @@ env = SeenThroughModel(gymnasium.make("MemoryMaze9x9-Real-v0"), open_dream("memo
 envs = SeenThroughModelVec(gymnasium.make_vec("MemoryMaze9x9-Real-v0", 8), open_dream("memory-maze"), "features")
 
 A policy that learned in dreams of the same `observation` acts in them unchanged. The like for Stable-Baselines3 is
-`lssvwm_gym.envs.sb3.SeenThroughModelVecEnv`.
+`lssvwm_gym.envs.sb3.WorldModelObservationVecEnv`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
     return spaces.observation_space(dream.world, dream.weights.world_model.config, observation).shape or ()
 
 
-class Onlooker:
+class StateEstimator:
     """States of a world model that watches real environments, a row each; what the wrappers below share.
 
     The model reckons its own pose from the actions and from what it sees. Counts, in worlds that have any, are told it by
@@ -97,19 +97,19 @@ class Onlooker:
         if not isinstance(seen, dict):
             return follow(model, state, self.latents(seen), led)
         told = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
-        before = torch.where(self._index(begins)[:, None], told, state.vector)
-        after = follow(model, state._replace(vector=before), self.latents(seen), led)
-        return after._replace(vector=told, peak=torch.maximum(state.peak, told))
+        before = torch.where(self._index(begins)[:, None], told, state.inventory)
+        after = follow(model, state._replace(inventory=before), self.latents(seen), led)
+        return after._replace(inventory=told, inventory_peak=torch.maximum(state.inventory_peak, told))
 
     def _empty(self, rows: int) -> DreamState:
         state = self.dream.empty(torch.zeros(rows, dtype=torch.int64))
-        return state._replace(pose_known=torch.full_like(state.pose_known, float(self.dream.weights.world_model.config.has_places)))
+        return state._replace(pose_known=torch.full_like(state.pose_known, float(self.dream.weights.world_model.config.has_spatial_memory)))
 
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.dream.device)
 
 
-class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
+class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
     """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
 
     The model reckons its own pose; with `told_poses` it is told by `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
@@ -121,7 +121,7 @@ class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
 
     def __init__(self, env: gymnasium.Env[Any, np.int64], dream: Dream, observation: str = "features", told_poses: bool = False) -> None:
         super().__init__(env)
-        self.onlooker = Onlooker(dream, 1, observation, env.observation_space, env.action_space)
+        self.onlooker = StateEstimator(dream, 1, observation, env.observation_space, env.action_space)
         self.observation_space: Space[Any] = self.onlooker.space
         self.told_poses = told_poses
         self.frame = np.zeros((0, 0, 3), np.uint8)  # the last real one, (height, width, 3)
@@ -160,8 +160,8 @@ class SeenThroughModel(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
         return onlooker.numbers()
 
 
-class SeenThroughModelVec(VectorWrapper):  # not generic in Gymnasium 1.2
-    """`SeenThroughModel` over a Gymnasium vector environment; all rows go through the model in one batch.
+class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
+    """`WorldModelObservation` over a Gymnasium vector environment; all rows go through the model in one batch.
 
     A row that begins anew begins with an empty state, in each of the three ways that Gymnasium has of it. With
     `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too.
@@ -175,7 +175,7 @@ class SeenThroughModelVec(VectorWrapper):  # not generic in Gymnasium 1.2
         super().__init__(envs)
         if not isinstance(envs.metadata.get("autoreset_mode"), AutoresetMode):
             raise ValueError(f"{envs} doesn't say how its rows begin anew: its metadata needs an autoreset_mode")
-        self.onlooker = Onlooker(dream, envs.num_envs, observation, envs.single_observation_space, envs.single_action_space)
+        self.onlooker = StateEstimator(dream, envs.num_envs, observation, envs.single_observation_space, envs.single_action_space)
         self.single_observation_space: Space[Any] = self.onlooker.space
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
         self._done = np.zeros(envs.num_envs, bool)  # whose next step is the first of a new episode

@@ -11,7 +11,7 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
-from lssvwm_gym.worlds import World, chosen_world, weights_of
+from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
 REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
@@ -72,11 +72,11 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvalContext:
     """A loaded evaluation: models, world, episodes, and what the tests have left."""
 
     run: Evaluation
-    world: World
+    world: WorldSpec
     weights: Weights
     episodes: list[RealEpisode]
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
@@ -106,7 +106,7 @@ class Bench:
         self.kept[test] = {name: clips[:: self.run.clips][:PICTURED].clone() for name, clips in pictures.items()}
 
 
-def open_bench(run: Evaluation) -> Bench:
+def open_context(run: Evaluation) -> EvalContext:
     """Load the weights and encode the episodes.
 
     Raises:
@@ -114,4 +114,4 @@ def open_bench(run: Evaluation) -> Bench:
     """
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights))
-    return Bench(run, world, weights, read_real_episodes(run.data, weights))
+    return EvalContext(run, world, weights, read_real_episodes(run.data, weights))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lssvwm_gym.data.episode import fingerprint
-from lssvwm_gym.evaluation.context import Bench, DoesNotApply, Evaluation, open_bench
+from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation, open_context
 from lssvwm_gym.evaluation.figures import draw
 from lssvwm_gym.evaluation.imagination import cold_start
 from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
@@ -22,9 +22,9 @@ from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction, reward, reward_ahead
 from lssvwm_gym.io.atomic import renamed_when_whole
 
-__all__ = ["TESTS", "Bench", "Evaluation", "evaluate", "open_bench"]
+__all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
-TESTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+TESTS: dict[str, Callable[[EvalContext], dict[str, Any]]] = {
     "reconstruction": reconstruction,
     "next_frame": next_frame,
     "open_loop": open_loop,
@@ -43,7 +43,7 @@ TESTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 @torch.no_grad()
-def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
+def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, Any]:
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
     The JSON is written after every test, so that one that fails costs none of those before it. A bench that is already open
@@ -56,18 +56,18 @@ def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
     unknown = set(run.tests) - TESTS.keys()
     if unknown:
         raise ValueError(f"no test named {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
-    bench = bench or open_bench(run)
+    context = context or open_context(run)
     report: dict[str, Any] = {
-        "world": bench.world.id,
-        "weights": bench.weights.info,
+        "world": context.world.id,
+        "weights": context.weights.info,
         "data": fingerprint(run.data),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(run).items()},
         "scores": {},
     }
     for name in run.tests:
         try:
-            bench.refuse_untold(name)
-            results = TESTS[name](bench)
+            context.refuse_untold(name)
+            results = TESTS[name](context)
         except DoesNotApply as reason:
             report.setdefault("skipped", {})[name] = str(reason)
             print(f"{name.replace('_', ' ')}: left out, {reason}")
@@ -76,7 +76,7 @@ def evaluate(run: Evaluation, bench: Bench | None = None) -> dict[str, Any]:
             _print(name, results)
         _write(report, run.out)
     if run.figures:
-        for path in draw(bench, report, run.figures):
+        for path in draw(context, report, run.figures):
             print(f"wrote {path}")
     return report
 

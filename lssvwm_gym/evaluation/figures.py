@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssvwm_gym.evaluation.context import PICTURED, Bench
+from lssvwm_gym.evaluation.context import PICTURED, EvalContext
 from lssvwm_gym.evaluation.memory import REVISIT, view_steps
 from lssvwm_gym.io.atomic import renamed_when_whole
 
@@ -21,16 +21,16 @@ STEPS = 8  # columns
 MAPS = 6  # paths
 
 
-def draw(bench: Bench, report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write a picture of everything that the tests have left in `bench.kept`; returns what was written."""
+def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write a picture of everything that the tests have left in `context.kept`; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = bench.kept
+    kept = context.kept
     written = [_sheet_of_steps(folder / f"{n}.png", kept[n]) for n in ("reasoning", "interruption", "cold_start") if n in kept]
     if "retrieval" in kept:
         dreamed = {name: frames for name, frames in kept["retrieval"].items() if name != "truth"}
         written.append(retrieval_sheet(folder / "retrieval.png", kept["retrieval"]["truth"], dreamed))
     if "recall" in kept:
-        steps = view_steps(max(bench.run.retrieval) - 1)
+        steps = view_steps(max(context.run.retrieval) - 1)
         written.append(sheet(folder / "recall.png", kept["recall"], [f"step {step}" for step in steps]))
     if "drift" in kept:
         written.append(paths_map(folder / "map.png", kept["drift"]["true"], kept["drift"]["real frames"]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssvwm_gym.evaluation.context import Bench
+from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, score
 from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, decode_clips, dream_along, dream_at_poses
 from lssvwm_gym.models.geometry import motion_between
@@ -17,30 +17,30 @@ from lssvwm_gym.models.rollout import first_state
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 
 
-def cold_start(bench: Bench) -> dict[str, Any]:
+def cold_start(context: EvalContext) -> dict[str, Any]:
     """From the empty state, 60 frames dreamed on recorded actions with believed motion, and then the same believed poses walked back.
 
     Self-consistency: PSNR between the frames of one pose on the way there and on the way back, the turning point left out;
     beside it the same with the frames of the way back in another order (chance). Statistics of the frames dreamed on the
     way there and of the real frames of the same actions, see `statistics`.
     """
-    model, run = bench.weights.world_model, bench.run
-    clips = cut_clips(bench.episodes, run.cold_start, run.clips)
+    model, run = context.weights.world_model, context.run
+    clips = cut_clips(context.episodes, run.cold_start, run.clips)
     unknown = torch.full_like(clips.action[:, :1], model.config.actions)
     clips = dataclasses.replace(clips, action=torch.cat([unknown, clips.action[:, 1:]], 1))  # nothing led to the first frame
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * run.seed)
     dream, state = dream_along(model, state, clips, run.steps, true_motion=False)
     back = _reversed(clips, dream.pose, model.config.actions)
-    there = decode_clips(bench.weights, dream.latent)
-    again = decode_clips(bench.weights, dream_at_poses(model, state, back, run.steps))
+    there = decode_clips(context.weights, dream.latent)
+    again = decode_clips(context.weights, dream_at_poses(model, state, back, run.steps))
     first = there[:, :-1].flip(1)  # in the order of the way back
     order = torch.randperm(again.shape[1], generator=torch.Generator().manual_seed(run.seed))
-    bench.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})
+    context.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})
     return {
-        "self-consistency: PSNR": score(bench.quality(again, first)),
-        "self-consistency, shuffled frames: PSNR": score(bench.quality(again[:, order], first)),
-        **_statistics(there, "dreamed frames", bench.world.border),
-        **_statistics(clips.frames, "real frames", bench.world.border),
+        "self-consistency: PSNR": score(context.quality(again, first)),
+        "self-consistency, shuffled frames: PSNR": score(context.quality(again[:, order], first)),
+        **_statistics(there, "dreamed frames", context.world.border),
+        **_statistics(clips.frames, "real frames", context.world.border),
     }
 
 

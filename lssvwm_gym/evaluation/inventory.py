@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
-from lssvwm_gym.evaluation.context import Bench, DoesNotApply
+from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, remember_clips
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
     "craft_planks": {"log": -1, "planks": 4},
@@ -37,7 +37,7 @@ PAUSE = "turn_left"  # between two crafts of a script
 LONGEST_SPELL = 8  # steps of a detour that are the same
 
 
-def crafting(bench: Bench) -> dict[str, Any]:
+def crafting(context: EvalContext) -> dict[str, Any]:
     """Changes of the counts at each step of whole real episodes, against the recorded ones, on
 
     real frames: every real frame is seen, with the real counts before it;
@@ -50,57 +50,57 @@ def crafting(bench: Bench) -> dict[str, Any]:
     only: recall is of those on which they did, exactly right of those on which they did in every count, precision of those
     on which they were predicted to. All other steps should change nothing.
     """
-    _check_applies(bench.world)
-    model, run = bench.weights.world_model, bench.run
-    clips = cut_clips(bench.episodes, min(len(episode.frames) for episode in bench.episodes), 1)
+    _check_applies(context.world)
+    model, run = context.weights.world_model, context.run
+    clips = cut_clips(context.episodes, min(len(episode.frames) for episode in context.episodes), 1)
     start = remember_clips(model, clips[:1], run.seed)
     features, _ = features_along(model, start, clips[1:])
     told = clips[1:]
-    assert model.vector_head is not None
-    seen = model.vector_head.after(features, told.before, told.action) - told.before
-    before, after, tried = _dreamed(bench, clips)
+    assert model.inventory_head is not None
+    seen = model.inventory_head.after(features, told.before, told.action) - told.before
+    before, after, tried = _dreamed(context, clips)
     return {
-        **step_scores(bench.world, "real frames", told, seen),
-        **step_scores(bench.world, "dreamed frames", clips[run.ahead :], after - before),
-        **_own_crafts(bench.world, "dreamed frames", clips.action[:, run.ahead :], before, after - before),
+        **step_scores(context.world, "real frames", told, seen),
+        **step_scores(context.world, "dreamed frames", clips[run.ahead :], after - before),
+        **_own_crafts(context.world, "dreamed frames", clips.action[:, run.ahead :], before, after - before),
         **tried,
     }
 
 
-def inventory(bench: Bench) -> dict[str, Any]:
+def inventory(context: EvalContext) -> dict[str, Any]:
     """What is left of what is carried after a dream of `detour` frames in which nothing is dug, placed or crafted.
 
     Each dream begins after `context` real frames at whose end something is carried, `clips` an episode, and goes where
     actions lead that are drawn at random, each for 1 to 8 steps.
     """
-    _check_applies(bench.world)
-    model, run = bench.weights.world_model, bench.run
-    places = [(episode, end + 1 - run.context) for episode in bench.episodes for end in _carrying(episode, run.context, run.clips)]
+    _check_applies(context.world)
+    model, run = context.weights.world_model, context.run
+    places = [(episode, end + 1 - run.context) for episode in context.episodes for end in _carrying(episode, run.context, run.clips)]
     if not places:
         raise ValueError(f"in no episode is anything carried after {run.context} frames")
     state = remember_clips(model, clips_at(places, run.context), run.seed)
-    begun, results = state.vector, {}
-    walk = detour(bench.world, len(places), run.detour, run.seed)
+    begun, results = state.inventory, {}
+    walk = detour(context.world, len(places), run.detour, run.seed)
     for step, action in enumerate(tqdm(walk.unbind(1), desc="detour", leave=False), 1):
         state = commit(model, state, action, imagine(model, state, action, run.steps))
         if step in (100, run.detour):
-            lost, gained = (begun - state.vector).clamp(min=0).sum(1), (state.vector - begun).clamp(min=0).sum(1)
-            results[f"after {step} frames: all counts as they were"] = share((state.vector == begun).all(1))
+            lost, gained = (begun - state.inventory).clamp(min=0).sum(1), (state.inventory - begun).clamp(min=0).sum(1)
+            results[f"after {step} frames: all counts as they were"] = share((state.inventory == begun).all(1))
             results[f"after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1))
             results[f"after {step} frames: items from nowhere"] = score(gained)
     return results
 
 
-def milestones(bench: Bench) -> dict[str, Any]:
+def milestones(context: EvalContext) -> dict[str, Any]:
     """Scripts of crafts played in dreams: whether each reward is paid once and in order, and the repeat pays nothing.
 
     A script is its crafts in order and then all of them again, with a turn after each. A dream begins after the whole real
     past up to one of `clips` moments an episode at which the crafts are possible and none of what they make was ever there.
     """
-    _check_applies(bench.world)
+    _check_applies(context.world)
     results: dict[str, Any] = {}
     for name, crafts in SCRIPTS.items():
-        runs = [_played(bench, past, crafts, number) for number, past in enumerate(_pasts(bench, crafts))]
+        runs = [_played(context, past, crafts, number) for number, past in enumerate(_pasts(context, crafts))]
         if runs:
             paid, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
             once = 2 * len(crafts)  # steps before the crafts are repeated
@@ -120,19 +120,19 @@ def share(hits: Tensor) -> Score:
     return Score(found / cases, math.sqrt(likely * (1 - likely) / (cases + 2)), cases)
 
 
-def by_recipe(world: World, counts: Tensor, action: Tensor) -> Tensor:
+def by_recipe(world: WorldSpec, counts: Tensor, action: Tensor) -> Tensor:
     """Changes (..., V) that actions (...) make to counts (..., V) by the recipes; zeros for impossible crafts and all other actions."""
     change = torch.zeros_like(counts)
     for name, recipe in RECIPES.items():
-        made = torch.tensor([float(recipe.get(count, 0)) for count in world.counts])
+        made = torch.tensor([float(recipe.get(count, 0)) for count in world.inventory])
         possible = (counts + made.clamp(max=0) >= 0).all(-1) & (action == world.actions.index(name))
         change = torch.where(possible.unsqueeze(-1), made, change)
     return change
 
 
-def step_scores(world: World, name: str, clips: Clips, predicted: Tensor) -> dict[str, Any]:
+def step_scores(world: WorldSpec, name: str, clips: Clips, predicted: Tensor) -> dict[str, Any]:
     """Scores of predicted changes (B, T, V) of the counts at each step of real clips."""
-    real = clips.vector - clips.before
+    real = clips.inventory - clips.before
     changed, foretold, right = real.any(-1), predicted.any(-1), (predicted == real).all(-1)
     crafts, work = (_among(world, clips.action, names) for names in (RECIPES, WORK))
     cases = {
@@ -148,7 +148,7 @@ def step_scores(world: World, name: str, clips: Clips, predicted: Tensor) -> dic
     return results | {f"{name}: items dug for each that was really dug": gained}
 
 
-def detour(world: World, rows: int, frames: int, seed: int) -> Tensor:
+def detour(world: WorldSpec, rows: int, frames: int, seed: int) -> Tensor:
     """Actions (rows, frames) int64 that change nothing of what is carried: one for some steps, then another."""
     idle = [number for number, name in enumerate(world.actions) if name not in RECIPES and name not in WORK]
     walks = []
@@ -160,28 +160,28 @@ def detour(world: World, rows: int, frames: int, seed: int) -> Tensor:
     return torch.tensor(walks)
 
 
-def _dreamed(bench: Bench, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
+def _dreamed(context: EvalContext, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
     """A dream's counts before and with each frame from `ahead` on, (B, T, V), dreamed in pieces; scores of crafts tried between them."""
-    model, run, piece = bench.weights.world_model, bench.run, bench.run.ahead
+    model, run, piece = context.weights.world_model, context.run, context.run.ahead
     state = remember_clips(model, clips[:piece], run.seed)
     before, after, tries = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
     for start in range(piece, len(clips), piece):
-        tries += _tried(bench, state)
+        tries += _tried(context, state)
         future = clips[start : start + piece]
-        counts = dream_along(model, state, future, run.steps, true_motion=False)[0].vector
-        before.append(torch.cat([state.vector.unsqueeze(1), counts[:, :-1]], 1))
+        counts = dream_along(model, state, future, run.steps, true_motion=False)[0].inventory
+        before.append(torch.cat([state.inventory.unsqueeze(1), counts[:, :-1]], 1))
         after.append(counts)
         state = features_along(model, state, future)[1]
     return torch.cat(before, 1), torch.cat(after, 1), _of_tries(tries)
 
 
-def _tried(bench: Bench, state: DreamState) -> Iterator[tuple[Tensor, Tensor]]:
+def _tried(context: EvalContext, state: DreamState) -> Iterator[tuple[Tensor, Tensor]]:
     """For each craft, as the next frame of every row: changes (B, V) by the recipe, and as dreamed."""
-    model, world = bench.weights.world_model, bench.world
+    model, world = context.weights.world_model, context.world
     for name in RECIPES:
         action = torch.full_like(state.seed, world.actions.index(name))
-        after = commit(model, state, action, imagine(model, state, action, bench.run.steps))
-        yield by_recipe(world, state.vector, action), after.vector - state.vector
+        after = commit(model, state, action, imagine(model, state, action, context.run.steps))
+        yield by_recipe(world, state.inventory, action), after.inventory - state.inventory
 
 
 def _of_tries(tries: list[tuple[Tensor, Tensor]]) -> dict[str, Score]:
@@ -191,7 +191,7 @@ def _of_tries(tries: list[tuple[Tensor, Tensor]]) -> dict[str, Score]:
     return {f"crafts tried: {case}": share(right[among]) for case, among in cases.items() if among.any()}
 
 
-def _own_crafts(world: World, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Score]:
+def _own_crafts(world: WorldSpec, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Score]:
     """Changes that a dream made by actions (B, T), against what the recipes make of its own counts before them, both (B, T, V)."""
     due = by_recipe(world, before, action)
     crafts, possible, right = _among(world, action, RECIPES), due.any(-1), (due == made).all(-1)
@@ -199,43 +199,43 @@ def _own_crafts(world: World, name: str, action: Tensor, before: Tensor, made: T
     return {f"{name}: {case}": share(right[among & crafts]) for case, among in cases.items() if (among & crafts).any()}
 
 
-def _pasts(bench: Bench, crafts: tuple[str, ...]) -> Iterator[Clips]:
+def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Clips]:
     """Real pasts, a row each, after which the crafts are possible in order and nothing of what they make was there yet."""
-    world = bench.world
-    made = [world.counts.index(count) for craft in crafts for count, change in RECIPES[craft].items() if change > 0]
-    for episode in bench.episodes:
-        counts = episode.latent.vector
+    world = context.world
+    made = [world.inventory.index(count) for craft in crafts for count, change in RECIPES[craft].items() if change > 0]
+    for episode in context.episodes:
+        counts = episode.latent.inventory
         ready = (counts[:, made].cummax(0).values == 0).all(1)
         for craft in crafts:
             change = by_recipe(world, counts, torch.full((len(counts),), world.actions.index(craft)))
             counts, ready = counts + change, ready & change.any(1)
-        for end in _spread(ready, bench.run.clips):
+        for end in _spread(ready, context.run.clips):
             yield clips_at([(episode, 0)], end + 1)
 
 
-def _played(bench: Bench, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
+def _played(context: EvalContext, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
     """A script after one past: rewards paid at each step, rewards due, whether all counts followed the recipes."""
     profiles = {passes: name for name, passes in SAMPLING_STEPS.items()}
-    if bench.run.steps not in profiles:
-        raise ValueError(f"milestones are played in the environment, which has {sorted(profiles)} steps a frame, not {bench.run.steps}")
-    world, dream = bench.world, Dream(bench.world, bench.weights, profiles[bench.run.steps])
-    state = remember_clips(bench.weights.world_model, past, bench.run.seed)._replace(seed=torch.tensor([number]))
-    counts, owned, paid, due, followed = state.vector, set[str](), list[float](), list[float](), True
+    if context.run.steps not in profiles:
+        raise ValueError(f"milestones are played in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
+    world, dream = context.world, Dream(context.world, context.weights, profiles[context.run.steps])
+    state = remember_clips(context.weights.world_model, past, context.run.seed)._replace(seed=torch.tensor([number]))
+    counts, owned, paid, due, followed = state.inventory, set[str](), list[float](), list[float](), True
     for name in [step for craft in crafts * 2 for step in (craft, PAUSE)]:
         action = torch.tensor([world.actions.index(name)])
         change = by_recipe(world, counts, action)
-        new = {count for count, more in zip(world.counts, change[0].tolist(), strict=True) if more > 0} - owned
+        new = {count for count, more in zip(world.inventory, change[0].tolist(), strict=True) if more > 0} - owned
         counts, owned = counts + change, owned | new
         state, _, reward, _, _ = dream.step(state, action)
         paid.append(float(reward[0]))
         due.append(sum(pays for count, pays in world.milestones if count in new))
-        followed = followed and torch.equal(state.vector, counts)
+        followed = followed and torch.equal(state.inventory, counts)
     return paid, due, followed
 
 
 def _carrying(episode: RealEpisode, context: int, most: int) -> list[int]:
     """Frames after `context` of them at which something is carried, `most` evenly spaced ones."""
-    carried = episode.latent.vector.any(1)
+    carried = episode.latent.inventory.any(1)
     return _spread(carried & (torch.arange(len(carried)) >= context - 1), most)
 
 
@@ -245,10 +245,10 @@ def _spread(wanted: Tensor, most: int) -> list[int]:
     return frames[torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()].tolist() if len(frames) else []
 
 
-def _among(world: World, action: Tensor, names: Any) -> Tensor:
+def _among(world: WorldSpec, action: Tensor, names: Any) -> Tensor:
     return torch.isin(action, torch.tensor([world.actions.index(name) for name in names]))
 
 
-def _check_applies(world: World) -> None:
-    if not world.counts or not {*RECIPES, *WORK, PAUSE} <= set(world.actions):
+def _check_applies(world: WorldSpec) -> None:
+    if not world.inventory or not {*RECIPES, *WORK, PAUSE} <= set(world.actions):
         raise DoesNotApply("nothing is carried or crafted in this world")

@@ -11,7 +11,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from lssvwm_gym.evaluation.context import Bench, DoesNotApply
+from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import (
     Clips,
@@ -54,7 +54,7 @@ class WayBack:
     back: Clips
 
 
-def retrieval(bench: Bench) -> dict[str, Any]:
+def retrieval(context: EvalContext) -> dict[str, Any]:
     """Real frames, then their poses walked back, for each size of the past. PSNR and SSIM against the past reversed, and cost in dB, of
 
     own memory: the state after the past, told the true poses and motions of the way back;
@@ -74,26 +74,26 @@ def retrieval(bench: Bench) -> dict[str, Any]:
     around some such ages, and how much it falls from 50 to 800 frames, or as far as the size goes, clip by clip.
     """
     results: dict[str, Any] = {}
-    for frames in bench.run.retrieval:
-        results |= _retrieval(bench, frames, f"{frames} back")
+    for frames in context.run.retrieval:
+        results |= _retrieval(context, frames, f"{frames} back")
     return results
 
 
-def way_back(bench: Bench, frames: int) -> WayBack:
+def way_back(context: EvalContext, frames: int) -> WayBack:
     """The clips of `frames` frames of every episode, remembered at their true poses, and what they are walked back along."""
-    model = bench.weights.world_model
-    walk = there_and_back(cut_clips(bench.episodes, frames, bench.run.clips), model.config.actions)
+    model = context.weights.world_model
+    walk = there_and_back(cut_clips(context.episodes, frames, context.run.clips), model.config.actions)
     past = walk[:frames]
-    return WayBack(past, remember_clips(model, past, bench.run.seed), walk[frames:])
+    return WayBack(past, remember_clips(model, past, context.run.seed), walk[frames:])
 
 
-def recalled_frames(bench: Bench, way: WayBack) -> Tensor:
+def recalled_frames(context: EvalContext, way: WayBack) -> Tensor:
     """What is dreamed on the way back from its own memory, (B, T, height, width, 3) uint8; dreamed once for each size."""
     frames = len(way.past)
-    if frames not in bench.recalled:
-        latent = dream_at_poses(bench.weights.world_model, way.state, way.back, bench.run.steps)
-        bench.recalled[frames] = decode_clips(bench.weights, latent)
-    return bench.recalled[frames]
+    if frames not in context.recalled:
+        latent = dream_at_poses(context.weights.world_model, way.state, way.back, context.run.steps)
+        context.recalled[frames] = decode_clips(context.weights, latent)
+    return context.recalled[frames]
 
 
 def revisit_curve(quality: Tensor) -> dict[int, Tensor]:
@@ -108,63 +108,63 @@ def view_steps(frames: int) -> list[int]:
     return torch.linspace(FAR, frames, VIEWS).round().long().tolist() if frames >= FAR else []
 
 
-def _retrieval(bench: Bench, frames: int, name: str) -> dict[str, Any]:
-    way, run = way_back(bench, frames), bench.run
+def _retrieval(context: EvalContext, frames: int, name: str) -> dict[str, Any]:
+    way, run = way_back(context, frames), context.run
     truth, own = way.back.frames, None
     results: dict[str, Any] = {}
-    pictures = {"truth": truth, "autoencoder": decode_clips(bench.weights, way.back.latent)}
+    pictures = {"truth": truth, "autoencoder": decode_clips(context.weights, way.back.latent)}
     for memory in sorted(run.memories, key=list(NAMES).index):
-        pictures[NAMES[memory]] = dreamed = _dreamed(bench, way, memory)
-        results |= _scores(bench, way, f"{name}, {NAMES[memory]}", dreamed)
-        quality = bench.quality(dreamed, truth)
+        pictures[NAMES[memory]] = dreamed = _dreamed(context, way, memory)
+        results |= _scores(context, way, f"{name}, {NAMES[memory]}", dreamed)
+        quality = context.quality(dreamed, truth)
         if memory == "own":
             own = quality
-            results |= _revisits(quality, name) | _single_views(bench, way, name)
+            results |= _revisits(quality, name) | _single_views(context, way, name)
         elif own is not None:
             results[f"{name}, cost of {NAMES[memory]} (dB)"] = score(own - quality)
     if frames == max(run.retrieval):
-        bench.keep("retrieval", pictures)
-    return results | _scores(bench, way, f"{name}, last frame repeated", way.past.frames[:, -1:].expand_as(truth))
+        context.keep("retrieval", pictures)
+    return results | _scores(context, way, f"{name}, last frame repeated", way.past.frames[:, -1:].expand_as(truth))
 
 
 def untouched(past: Clips) -> Tensor:
     """Which clips, (B,) bool, have the same counts all along: nothing was dug, placed or crafted."""
-    return (past.vector == past.before[:, :1]).flatten(1).all(1)
+    return (past.inventory == past.before[:, :1]).flatten(1).all(1)
 
 
-def _scores(bench: Bench, way: WayBack, name: str, dreamed: Tensor) -> dict[str, Score]:
+def _scores(context: EvalContext, way: WayBack, name: str, dreamed: Tensor) -> dict[str, Score]:
     """Scores of frames dreamed on the way back; in worlds that change, also of the clips in which nothing did."""
     truth = way.back.frames
-    results = bench.frame_scores(f"{name}:", dreamed, truth)
-    if bench.world.changes and (still := untouched(way.past)).any():
-        results |= bench.frame_scores(f"{name}, untouched world:", dreamed[still], truth[still])
+    results = context.frame_scores(f"{name}:", dreamed, truth)
+    if context.world.changes and (still := untouched(way.past)).any():
+        results |= context.frame_scores(f"{name}, untouched world:", dreamed[still], truth[still])
     return results
 
 
-def _dreamed(bench: Bench, way: WayBack, memory: str) -> Tensor:
+def _dreamed(context: EvalContext, way: WayBack, memory: str) -> Tensor:
     """Frames dreamed on the way back, in one of the variants."""
-    model, steps, back = bench.weights.world_model, bench.run.steps, way.back
+    model, steps, back = context.weights.world_model, context.run.steps, way.back
     if memory == "own":
-        return recalled_frames(bench, way)
+        return recalled_frames(context, way)
     if memory == "believed":
-        state, _ = reckon_clips(model, way.past, bench.run.seed)
+        state, _ = reckon_clips(model, way.past, context.run.seed)
         latent = dream_along(model, state, back, steps, true_motion=True)[0].latent
     elif memory == "untold":
         latent = dream_along(model, way.state, back, steps, true_motion=False)[0].latent
     elif memory == "shuffled":
-        order = torch.randperm(len(back), generator=torch.Generator().manual_seed(bench.run.seed))
+        order = torch.randperm(len(back), generator=torch.Generator().manual_seed(context.run.seed))
         latent = dream_at_poses(model, way.state, dataclasses.replace(back, pose=back.pose[:, order]), steps)
     else:
-        other = _stranger(bench, way) if memory == "stranger" else None
+        other = _stranger(context, way) if memory == "stranger" else None
         latent = dream_at_poses(model, memory_of(way.state, other), back, steps)
-    return decode_clips(bench.weights, latent)
+    return decode_clips(context.weights, latent)
 
 
-def _stranger(bench: Bench, way: WayBack) -> int:
+def _stranger(context: EvalContext, way: WayBack) -> int:
     """How many rows before is a clip of another episode."""
-    if len(way.past.frames) == bench.run.clips:
+    if len(way.past.frames) == context.run.clips:
         raise ValueError(f"a stranger's memory needs two episodes of {len(way.past)} frames; leave it out: --memories own shuffled ...")
-    return bench.run.clips
+    return context.run.clips
 
 
 def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
@@ -177,21 +177,21 @@ def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
     return results
 
 
-def _single_views(bench: Bench, way: WayBack, name: str) -> dict[str, Score]:
+def _single_views(context: EvalContext, way: WayBack, name: str) -> dict[str, Score]:
     """Views that are not reached by dreaming; none where the past is too short."""
-    model, state, back, steps = bench.weights.world_model, way.state, way.back, view_steps(len(way.back))
+    model, state, back, steps = context.weights.world_model, way.state, way.back, view_steps(len(way.back))
     if not steps:
         return {}
     places = [step - 1 for step in steps]
-    views = [imagine(model, state, back.action[:, t], bench.run.steps, back.motion[:, t], back.pose[:, t]).latent for t in places]
-    recalled, truth = decode_clips(bench.weights, torch.stack(views, 1)), back.frames[:, places]
-    if len(way.past) == max(bench.run.retrieval):
-        seen = decode_clips(bench.weights, back.latent[:, places])
-        bench.keep("recall", {"truth": truth, "autoencoder": seen, "from pure noise": recalled})
-    return bench.frame_scores(f"{name}, single views:", recalled, truth)
+    views = [imagine(model, state, back.action[:, t], context.run.steps, back.motion[:, t], back.pose[:, t]).latent for t in places]
+    recalled, truth = decode_clips(context.weights, torch.stack(views, 1)), back.frames[:, places]
+    if len(way.past) == max(context.run.retrieval):
+        seen = decode_clips(context.weights, back.latent[:, places])
+        context.keep("recall", {"truth": truth, "autoencoder": seen, "from pure noise": recalled})
+    return context.frame_scores(f"{name}, single views:", recalled, truth)
 
 
-def identity(bench: Bench) -> dict[str, Any]:
+def identity(context: EvalContext) -> dict[str, Any]:
     """Share of picture patches that keep their class of colour on the way back from own memory, at the first size of retrieval.
 
     A patch is a cell of a 6 x 6 grid over the picture without its border, its colour the mean of its pixels, its class the
@@ -199,14 +199,14 @@ def identity(bench: Bench) -> dict[str, Any]:
     of the two most frequent ones. Beside it the same share for the dreamed frames of a clip in another order (chance) and
     for the autoencoder's reconstruction of the real frames (ceiling). Not for worlds that change.
     """
-    if bench.world.changes:
+    if context.world.changes:
         raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
-    way = way_back(bench, bench.run.retrieval[0])
-    dreamed = recalled_frames(bench, way)
-    colours = _found_colours(patches(way.past.frames, bench.world.border).flatten(0, -2))
-    classes = {name: _classes(bench, frames, colours) for name, frames in (("truth", way.back.frames), ("dream", dreamed))}
-    classes["autoencoder"] = _classes(bench, decode_clips(bench.weights, way.back.latent), colours)
-    order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(bench.run.seed))
+    way = way_back(context, context.run.retrieval[0])
+    dreamed = recalled_frames(context, way)
+    colours = _found_colours(patches(way.past.frames, context.world.border).flatten(0, -2))
+    classes = {name: _classes(context, frames, colours) for name, frames in (("truth", way.back.frames), ("dream", dreamed))}
+    classes["autoencoder"] = _classes(context, decode_clips(context.weights, way.back.latent), colours)
+    order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(context.run.seed))
     classes["shuffled frames"] = classes["dream"][:, order]
     truth = classes.pop("truth")
     common = torch.bincount(truth.flatten(), minlength=COLOURS).topk(COMMON).indices
@@ -246,49 +246,49 @@ def _found_colours(points: Tensor, most: int = 20_000) -> Tensor:
     return k_means(points[:: -(-len(points) // most)], COLOURS)
 
 
-def _classes(bench: Bench, frames: Tensor, colours: Tensor) -> Tensor:
+def _classes(context: EvalContext, frames: Tensor, colours: Tensor) -> Tensor:
     """(B, T, GRID * GRID)"""
-    return nearest(patches(frames, bench.world.border), colours)
+    return nearest(patches(frames, context.world.border), colours)
 
 
-def interruption(bench: Bench) -> dict[str, Any]:
+def interruption(context: EvalContext) -> dict[str, Any]:
     """Retrieval of `context` frames of which the last 1, 3, 10 are replaced by uniform noise or by black; poses stay true.
 
     PSNR of the way back against the real frames, the replaced ones included; and its cost against the uninterrupted way
     back, over all frames and over those that weren't replaced.
     """
-    way = way_back(bench, bench.run.context)
-    truth, whole = way.back.frames, recalled_frames(bench, way)
-    own = bench.quality(whole, truth)
+    way = way_back(context, context.run.context)
+    truth, whole = way.back.frames, recalled_frames(context, way)
+    own = context.quality(whole, truth)
     results: dict[str, Any] = {"uninterrupted: PSNR": score(own)}
     pictures = {"truth": truth, "uninterrupted": whole}
     for kind in ("noise", "black"):
-        for frames in bench.run.interruption:
+        for frames in context.run.interruption:
             name = f"{frames} of {kind}"
-            pictures[name] = dreamed = _dreamed_on(bench, way, interrupted(bench, way.past, kind, frames))
-            cost = own - bench.quality(dreamed, truth)
+            pictures[name] = dreamed = _dreamed_on(context, way, interrupted(context, way.past, kind, frames))
+            cost = own - context.quality(dreamed, truth)
             results[f"{name}: PSNR"] = score(own - cost)
             results[f"{name}: cost (dB)"] = score(cost)
             results[f"{name}: cost for frames not replaced (dB)"] = score(cost[:, frames - 1 :])
-    bench.keep("interruption", pictures)
+    context.keep("interruption", pictures)
     return results
 
 
-def interrupted(bench: Bench, past: Clips, kind: str, frames: int) -> Clips:
+def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Clips:
     """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
     if frames >= len(past):
         raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
-    generator = torch.Generator().manual_seed(bench.run.seed)
+    generator = torch.Generator().manual_seed(context.run.seed)
     shape = past.frames[:, -frames:].shape
     noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     pixels = noise if kind == "noise" else torch.zeros_like(noise)
-    latent = torch.cat([bench.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]).unflatten(0, shape[:2])
+    latent = torch.cat([context.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]).unflatten(0, shape[:2])
     return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
 
 
-def _dreamed_on(bench: Bench, way: WayBack, past: Clips) -> Tensor:
-    model, run = bench.weights.world_model, bench.run
-    return decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), way.back, run.steps))
+def _dreamed_on(context: EvalContext, way: WayBack, past: Clips) -> Tensor:
+    model, run = context.weights.world_model, context.run
+    return decode_clips(context.weights, dream_at_poses(model, remember_clips(model, past, run.seed), way.back, run.steps))
 
 
 def _ended(clips: Tensor, end: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.evaluation.context import Bench, DoesNotApply, Evaluation
+from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation
 from lssvwm_gym.evaluation.metrics import Score, masked_score, precision_recall_f1, psnr, rank_correlation, score
 from lssvwm_gym.evaluation.rollouts import (
     Clips,
@@ -41,16 +41,16 @@ SIMILAR = 0.26  # radians of heading, and of tilt, within which two views of one
 SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
 
 
-def reconstruction(bench: Bench) -> dict[str, Any]:
+def reconstruction(context: EvalContext) -> dict[str, Any]:
     """The autoencoder's own reconstruction: the ceiling of everything else."""
-    clips = cut_clips(bench.episodes, 50, 4)
-    return bench.scores("autoencoder", clips.latent, clips.frames)
+    clips = cut_clips(context.episodes, 50, 4)
+    return context.scores("autoencoder", clips.latent, clips.frames)
 
 
-def next_frame(bench: Bench) -> dict[str, Any]:
+def next_frame(context: EvalContext) -> dict[str, Any]:
     """The next frame from a real past: with the motion the model believes in, with the true one, and the last frame repeated."""
-    model, run = bench.weights.world_model, bench.run
-    clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
+    model, run = context.weights.world_model, context.run
+    clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
     state = remember_clips(model, clips[: run.context], run.seed)
     believed, true, off, uncertain = [], [], [], []
     for t in tqdm(range(run.context, len(clips)), desc="next frames", leave=False):
@@ -60,27 +60,27 @@ def next_frame(bench: Bench) -> dict[str, Any]:
         uncertain.append(imagined.uncertainty)
         true.append(imagine(model, state, action, run.steps, motion).latent)
         off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
-        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.vector)))
+        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.inventory)))
     truth = clips.frames[:, run.context :]
-    frames = decode_clips(bench.weights, torch.stack(believed, 1))
+    frames = decode_clips(context.weights, torch.stack(believed, 1))
     return {
-        **bench.frame_scores("believed motion", frames, truth),
-        **bench.scores("true motion", torch.stack(true, 1), truth),
-        **bench.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
+        **context.frame_scores("believed motion", frames, truth),
+        **context.scores("true motion", torch.stack(true, 1), truth),
+        **context.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
         "position error of one step (world units)": score(torch.stack(off, 1)),
-        **_meaning_of_uncertainty(run, torch.stack(uncertain, 1), bench.quality(frames, truth)),
+        **_meaning_of_uncertainty(run, torch.stack(uncertain, 1), context.quality(frames, truth)),
     }
 
 
-def open_loop(bench: Bench) -> dict[str, Any]:
+def open_loop(context: EvalContext) -> dict[str, Any]:
     """A dream of real actions from a real past, with believed motion, by horizon; beside the last context frame repeated."""
-    model, run = bench.weights.world_model, bench.run
-    clips = cut_clips(bench.episodes, run.context + run.ahead, run.clips)
+    model, run = context.weights.world_model, context.run
+    clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
     state = remember_clips(model, clips[: run.context], run.seed)
     future = clips[run.context :]
     dream, end = dream_along(model, state, future, run.steps, true_motion=False)
-    dreamed = bench.quality(decode_clips(bench.weights, dream.latent), future.frames)
-    repeated = psnr(clips.frames[:, run.context - 1 : run.context].expand_as(future.frames), future.frames, bench.world.border)
+    dreamed = context.quality(decode_clips(context.weights, dream.latent), future.frames)
+    repeated = psnr(clips.frames[:, run.context - 1 : run.context].expand_as(future.frames), future.frames, context.world.border)
     results: dict[str, Any] = {}
     for horizon in sorted({1, 2, 5, 10, 20, 30, 40, run.ahead}):
         if horizon <= run.ahead:
@@ -91,13 +91,13 @@ def open_loop(bench: Bench) -> dict[str, Any]:
     return results | _meaning_of_uncertainty(run, dream.uncertainty, dreamed)
 
 
-def reward(bench: Bench) -> dict[str, Any]:
+def reward(context: EvalContext) -> dict[str, Any]:
     """The reward head on real pasts: precision, recall, F1 over all frames of all episodes. Not where milestones of the counts pay."""
-    if bench.world.milestones:
+    if context.world.milestones:
         raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
-    model = bench.weights.world_model
-    frames = min(len(episode.frames) for episode in bench.episodes)
-    clips = cut_clips(bench.episodes, frames, 1)
+    model = context.weights.world_model
+    frames = min(len(episode.frames) for episode in context.episodes)
+    clips = cut_clips(context.episodes, frames, 1)
     features, _ = features_along(model, remember_clips(model, clips[:1]), clips[1:])
     predicted = model.reward_head(features).argmax(-1) > 0
     precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
@@ -111,7 +111,7 @@ def _meaning_of_uncertainty(run: Evaluation, uncertainty: Tensor, quality: Tenso
     return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 
-def reward_ahead(bench: Bench) -> dict[str, Any]:
+def reward_ahead(context: EvalContext) -> dict[str, Any]:
     """Dreams on real actions that end shortly after a recorded reward, begun 2 to 40 frames before it from a real past at its true poses.
 
     Share of these rewards that the dream pays too, at most 3 frames off, by frames dreamed before; and of what the longest dreams
@@ -119,24 +119,24 @@ def reward_ahead(bench: Bench) -> dict[str, Any]:
     be misled by told by the second. All of it after `context` frames, and, where recordings are that long, after 600: what was
     never seen can't be foreseen, and after so many most of a maze has been. Rewards with less before them don't count.
     """
-    if bench.world.milestones:
+    if context.world.milestones:
         raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
-    context, results = bench.run.context, foreseen(bench, bench.run.context)
+    frames, results = context.run.context, rewards_ahead(context, context.run.context)
     if not results:
-        raise DoesNotApply(f"no reward has {context + LEADS[-1]} frames before it")
-    longer = foreseen(bench, LONG) if context < LONG else {}
+        raise DoesNotApply(f"no reward has {frames + LEADS[-1]} frames before it")
+    longer = rewards_ahead(context, LONG) if frames < LONG else {}
     return results | {f"after {LONG} frames, {name}": value for name, value in longer.items()}
 
 
-def foreseen(bench: Bench, context: int) -> dict[str, Any]:
-    """What dreams begun from `context` frames and more pay; empty where no reward has that much before it."""
-    model, run, before = bench.weights.world_model, bench.run, context + LEADS[-1]
-    places = [place for episode in bench.episodes for place in _before_rewards(episode, before, MOST * run.clips)]
+def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
+    """What dreams begun from `frames` frames and more pay; empty where no reward has that much before it."""
+    model, run, before = context.weights.world_model, context.run, frames + LEADS[-1]
+    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MOST * run.clips)]
     if not places:
         return {}
     together = max(1, TOGETHER // before)
     parts = [places[at : at + together] for at in range(0, len(places), together)]
-    columns = [list(_dreamed(model, clips_at(part, before + NEAR + 1), context, run)) for part in parts]
+    columns = [list(_dreamed(model, clips_at(part, before + NEAR + 1), frames, run)) for part in parts]
     results: dict[str, Any] = {"rewards": len(places)}
     for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):
         pays, real = (torch.cat(column) for column in zip(*some, strict=True))
@@ -155,7 +155,7 @@ def _dreamed(model: WorldModel, clips: Clips, context: int, run: Evaluation) -> 
         upto = before - lead + 1
         if upto > remembered:
             part = clips[remembered:upto]
-            state, remembered = remember(model, state, part.latent, part.action, part.pose, part.vector), upto
+            state, remembered = remember(model, state, part.latent, part.action, part.pose, part.inventory), upto
         yield paying(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
 
 
@@ -182,7 +182,7 @@ def _widened(events: Tensor) -> Tensor:
     return spread[:, 0] > 0
 
 
-def drift(bench: Bench) -> dict[str, Any]:
+def drift(context: EvalContext) -> dict[str, Any]:
     """Believed against true poses along each episode from its start, off by world units and degrees after 10, 100, 300, 1000 steps
     (in space, position counts height too, and tilt has a row of its own), of
 
@@ -193,16 +193,16 @@ def drift(bench: Bench) -> dict[str, Any]:
 
     The last horizon is as far as the shortest episode goes, if that is less.
     """
-    model, run = bench.weights.world_model, bench.run
-    frames = min(run.drift + 1, *(len(episode.frames) for episode in bench.episodes))
+    model, run = context.weights.world_model, context.run
+    frames = min(run.drift + 1, *(len(episode.frames) for episode in context.episodes))
     if frames <= run.context + 1:
         raise ValueError(f"drift needs more than {run.context + 1} frames, and has {frames}: choose a smaller context, or leave it out")
-    clips = cut_clips(bench.episodes, frames, 1)
+    clips = cut_clips(context.episodes, frames, 1)
     reckoned, blindly = (reckon_clips(model, clips, run.seed, sees)[1] for sees in (True, False))
     past, future = clips[: run.context], clips[run.context :]
     dream, _ = dream_along(model, remember_clips(model, past, run.seed), future, run.steps, true_motion=False)
     dreamed = torch.cat([past.pose[:, -1:], dream.pose], 1)
-    bench.kept["drift"] = {"true": clips.pose, "real frames": reckoned, "dreamed frames": dreamed}
+    context.kept["drift"] = {"true": clips.pose, "real frames": reckoned, "dreamed frames": dreamed}
     blind = _off(blindly, clips.pose, "real frames, blindly")
     return _off(reckoned, clips.pose, "real frames") | blind | _off(dreamed, clips.pose[:, run.context - 1 :], "dreamed frames")
 
@@ -222,7 +222,7 @@ def _off(believed: Tensor, true: Tensor, name: str) -> dict[str, Score]:
     return results
 
 
-def reasoning(bench: Bench) -> dict[str, Any]:
+def reasoning(context: EvalContext) -> dict[str, Any]:
     """A real past, then frames dreamed on the real actions; PSNR and SSIM against the real continuation, of
 
     told poses: a past at its true poses, and the true poses and motions ahead;
@@ -233,22 +233,24 @@ def reasoning(bench: Bench) -> dict[str, Any]:
     before) or none had (new); and what was seen before by the frames since the last such frame of the past. A clip
     without frames of a kind doesn't count there.
     """
-    model, run = bench.weights.world_model, bench.run
-    context, ahead = run.reasoning
-    clips = cut_clips(bench.episodes, context + ahead, run.clips)
-    past, future = clips[:context], clips[context:]
+    model, run = context.weights.world_model, context.run
+    seen, ahead = run.reasoning
+    clips = cut_clips(context.episodes, seen + ahead, run.clips)
+    past, future = clips[:seen], clips[seen:]
     truth = future.frames
-    told = decode_clips(bench.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
+    told = decode_clips(context.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
     name, pictures = f"{context} then {ahead}", {"truth": truth, "told poses": told}
-    results = bench.frame_scores(f"{name}, told poses:", told, truth)
-    results |= _by_age(bench.quality(told, truth), frames_since_seen(past.pose, future.pose, bench.world.near), f"{name}, told poses:")
+    results = context.frame_scores(f"{name}, told poses:", told, truth)
+    results |= _by_age(
+        context.quality(told, truth), frames_since_seen(past.pose, future.pose, context.world.length_scale), f"{name}, told poses:"
+    )
     if "believed" in run.memories:
         followed = reckon_clips(model, past, run.seed)[0]
-        dreamed = decode_clips(bench.weights, dream_along(model, followed, future, run.steps, true_motion=False)[0].latent)
-        results |= bench.frame_scores(f"{name}, believed poses:", dreamed, truth)
+        dreamed = decode_clips(context.weights, dream_along(model, followed, future, run.steps, true_motion=False)[0].latent)
+        results |= context.frame_scores(f"{name}, believed poses:", dreamed, truth)
         pictures["believed poses"] = dreamed
-    bench.keep("reasoning", pictures)
-    return results | bench.frame_scores(f"{name}, last frame repeated:", past.frames[:, -1:].expand_as(truth), truth)
+    context.keep("reasoning", pictures)
+    return results | context.frame_scores(f"{name}, last frame repeated:", past.frames[:, -1:].expand_as(truth), truth)
 
 
 def frames_since_seen(past: Tensor, future: Tensor, within: float) -> Tensor:

@@ -41,7 +41,7 @@ class Clips:
     pose: Tensor  # (B, T, 4 or 6); that of the first frame throughout where none were recorded
     motion: Tensor  # (B, T, 3 or 5)
     before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
-    vector: Tensor  # (B, T, V) counts that go with each frame
+    inventory: Tensor  # (B, T, V) counts that go with each frame
     pose_known: Tensor  # (B, T) float, 0 where no poses were recorded
 
     def __getitem__(self, frames: slice) -> Clips:
@@ -82,10 +82,10 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
     before = torch.cat([pose[:, :1], pose[:, :-1]], 1)
     action = torch.where(torch.arange(len(order)) < frames, clips.action[:, order], unknown_action)
     reward = clips.reward[:, order] * (torch.arange(len(order)) < frames)
-    vector = clips.vector[:, order]
-    counts = torch.cat([clips.before, vector[:, frames:]], 1)
+    inventory = clips.inventory[:, order]
+    counts = torch.cat([clips.before, inventory[:, frames:]], 1)
     motion, known = motion_between(before, pose), clips.pose_known[:, order]
-    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion, counts, vector, known)
+    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion, counts, inventory, known)
 
 
 def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
@@ -93,7 +93,7 @@ def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState
     state = _before(model, clips, seed)
     for start in range(0, len(clips), TOGETHER):
         part = clips[start : start + TOGETHER]
-        state = remember(model, state, part.latent, part.action, part.pose, part.vector)
+        state = remember(model, state, part.latent, part.action, part.pose, part.inventory)
     return state
 
 
@@ -102,7 +102,7 @@ def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[
     features = []
     for start in range(0, len(clips), TOGETHER):
         part = clips[start : start + TOGETHER]
-        state, seen = watch(model, state, part.latent, part.action, part.pose, part.vector)
+        state, seen = watch(model, state, part.latent, part.action, part.pose, part.inventory)
         features.append(seen)
     return torch.cat(features, 1), state
 
@@ -123,7 +123,7 @@ class Dream(NamedTuple):
     motion: Tensor  # (B, T, 3 or 5)
     uncertainty: Tensor  # (B, T)
     pose: Tensor  # (B, T, 4 or 6) where the model believed to be
-    vector: Tensor  # (B, T, V) counts that the model believed in
+    inventory: Tensor  # (B, T, V) counts that the model believed in
 
 
 def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
@@ -136,7 +136,7 @@ def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, 
         action = clips.action[:, t]
         imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
         state = commit(model, state, action, imagined)
-        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.vector))
+        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.inventory))
     return Dream(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
@@ -146,7 +146,7 @@ def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: in
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
         latent = imagine(model, state, action, steps, motion, pose).latent
-        state = remember(model, state, latent[:, None], action[:, None], pose[:, None], clips.vector[:, t : t + 1])
+        state = remember(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1])
         latents.append(latent)
     return torch.stack(latents, 1)
 
@@ -172,7 +172,7 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
 def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
     """The state before any frame of the clips, with the counts that were before the first."""
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
-    return state._replace(vector=clips.before[:, 0], pose_known=clips.pose_known[:, 0])
+    return state._replace(inventory=clips.before[:, 0], pose_known=clips.pose_known[:, 0])
 
 
 def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
@@ -181,7 +181,7 @@ def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
     known = bool(pose.isfinite().all())
     pose = pose if known else start_pose(frames, pose.shape[1])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
-    vector = real.vector[max(0, start - 1) : start + frames]
-    vector = torch.cat([vector[:1], vector]) if start == 0 else vector
+    inventory = real.inventory[max(0, start - 1) : start + frames]
+    inventory = torch.cat([inventory[:1], inventory]) if start == 0 else inventory
     latent, action, reward = real.latent[part].float(), real.action[part], real.reward[part]
-    return episode.frames[part], latent, action, reward, pose, motion, vector[:-1], vector[1:], torch.full((frames,), float(known))
+    return episode.frames[part], latent, action, reward, pose, motion, inventory[:-1], inventory[1:], torch.full((frames,), float(known))

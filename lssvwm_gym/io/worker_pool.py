@@ -61,7 +61,7 @@ class _Worker:
     job: int | None
 
 
-def work_off(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
+def run_jobs(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
     """Do every job once, in `workers` processes, and yield what they say. Closing the iterator ends them.
 
     Args:

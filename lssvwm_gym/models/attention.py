@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lssvwm_gym.models.ops.flex_attention import attend
-from lssvwm_gym.models.read_only import Peeks, committed_before, committed_frames, constant
+from lssvwm_gym.models.read_only import ReadOnly, committed_before, committed_frames, constant
 
 
 class FrameAttention(nn.Module):
@@ -41,33 +41,33 @@ class FrameAttention(nn.Module):
         zeros = self.qkv.weight.new_zeros(rows, self.window, self.heads, tokens, width // self.heads)
         return zeros + self.hidden * self.heads / width, zeros
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, read_only: ReadOnly = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and keys and values of the last W frames."""
         frames = x.shape[1]
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
-        if peeks is not None and self.chunk > 1:
+        if read_only is not None and self.chunk > 1:
             raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
         past = keys, values
-        if peeks is None or not all(peeks):
-            kept = slice(None) if peeks is None else committed_frames(peeks, x.device)
+        if read_only is None or not all(read_only):
+            kept = slice(None) if read_only is None else committed_frames(read_only, x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
         if self.flex and frames > self.chunk:
             k, v = (torch.cat(both, 1) for both in zip(past, (k, v), strict=True))
-            y = attend(q, k, v, self.bias, self.window, self.chunk, peeks)
+            y = attend(q, k, v, self.bias, self.window, self.chunk, read_only)
         elif self.window > self.kept and torch.is_grad_enabled():
-            y = checkpoint(self._folded, q, k, v, keys, values, peeks, use_reentrant=False)
+            y = checkpoint(self._folded, q, k, v, keys, values, read_only, use_reentrant=False)
         else:
-            y = self._folded(q, k, v, keys, values, peeks)
+            y = self._folded(q, k, v, keys, values, read_only)
         committed = keys.shape[1] - self.window
         return self.out(y.flatten(-2)), keys[:, committed:], values[:, committed:]
 
-    def _folded(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, peeks: Peeks) -> Tensor:
+    def _folded(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, read_only: ReadOnly) -> Tensor:
         """What all frames see, (B, T, N, H, P): q, k, v (B, T, H, N, P), keys and values of the window and what is committed behind it."""
         rows, frames, _, tokens, _ = q.shape
-        together, start, before = _groups(peeks or (False,) * (frames // self.chunk), self.chunk, self.chunks_together)
+        together, start, before = _groups(read_only or (False,) * (frames // self.chunk), self.chunk, self.chunks_together)
         length = self.window + before[-1]
         q, k, v = (self._chunks(t, together) for t in (q, k, v))  # (B * groups, H, together, chunk * N, P)
         past_keys, past_values = (self._stretches(t, start, length) for t in (keys, values))  # (B * groups, H, length * N, P)
@@ -104,10 +104,10 @@ class FrameAttention(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def _groups(peeks: tuple[bool, ...], chunk: int, together: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _groups(read_only: tuple[bool, ...], chunk: int, together: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """How many chunks make a group; for each group how many frames are committed before it, and for each of its chunks
     how many of the group are committed before that. Groups that differ in the latter are of one chunk."""
-    before = tuple(count * chunk for count in committed_before(peeks))
+    before = tuple(count * chunk for count in committed_before(read_only))
     together = min(together, len(before))
     start, within = before[::together], before[:together]
     if before != tuple(a + b for a in start for b in within)[: len(before)]:

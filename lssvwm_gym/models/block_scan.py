@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.models.ops.ssd import Scan, ssd_alone, ssd_read, ssd_scan
-from lssvwm_gym.models.read_only import Peeks, committed_before, committed_frames, committed_mask, constant, peeked_frames
+from lssvwm_gym.models.read_only import ReadOnly, committed_before, committed_frames, committed_mask, constant, read_only_frames
 
 
 class BlockScan(nn.Module):
@@ -43,15 +43,15 @@ class BlockScan(nn.Module):
         ssm = like.new_zeros(rows, self.blocks, self.heads, self.inner // self.heads, self.d_state)
         return ssm, like.new_zeros(rows, self.blocks, self.d_conv - 1, self.inner + 2 * self.d_state)
 
-    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, peeks: Peeks = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, ssm: Tensor, conv: Tensor, read_only: ReadOnly = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, N, D); returns the same shape and the two states."""
         rows, frames = x.shape[:2]
         x = self._to_blocks(x)
         z, mixed, dt = self.in_proj(x).split([self.inner, self.inner + 2 * self.d_state, self.heads], -1)
-        mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1), peeks)
+        mixed, conv = self._short_convolution(mixed, conv.flatten(0, 1), read_only)
         values, B, C = mixed.split([self.inner, self.d_state, self.d_state], -1)
         values = values.unflatten(-1, (self.heads, -1))
-        y, ssm = self._scan(values, F.softplus(dt + self.dt_bias), B.unsqueeze(2), C.unsqueeze(2), ssm.flatten(0, 1), peeks)
+        y, ssm = self._scan(values, F.softplus(dt + self.dt_bias), B.unsqueeze(2), C.unsqueeze(2), ssm.flatten(0, 1), read_only)
         y = y + values * self.D[:, None]
         y = self._to_frames(self.out_proj(self.norm(y.flatten(2) * F.silu(z))), rows, frames)
         return y, ssm.unflatten(0, (rows, -1)), conv.unflatten(0, (rows, -1))
@@ -68,18 +68,18 @@ class BlockScan(nn.Module):
         x = x.view(rows, self.grid // down, self.grid // across, frames, down, across, -1).permute(0, 3, 1, 4, 2, 5, 6)
         return x.reshape(rows, frames, self.grid**2, -1)
 
-    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, peeks: Peeks) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, state: Tensor, read_only: ReadOnly) -> tuple[Tensor, Tensor]:
         A = -self.A_log.exp()
         chunk = 32 if x.device.type == "cpu" else 128  # a GPU would rather do more arithmetic than more steps
-        if peeks is None:
+        if read_only is None:
             return self.scan(x, dt, A, B, C, chunk, initial_state=state)
         size = self.block[0] * self.block[1]
-        if all(peeks):
+        if all(read_only):
             y, index = ssd_read(C, state).to(x.dtype), None
         else:
-            writes = committed_mask(peeks, x.device).repeat_interleave(size).unsqueeze(-1)
+            writes = committed_mask(read_only, x.device).repeat_interleave(size).unsqueeze(-1)
             y, state = self.scan(x, dt * writes, A, B, C, chunk, initial_state=state)
-            index = peeked_frames(peeks, x.device)
+            index = read_only_frames(read_only, x.device)
         # peeks have only read so far; now each frame's own tokens, in their order
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
         own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
@@ -88,16 +88,16 @@ class BlockScan(nn.Module):
         frames = y.unflatten(1, (-1, size)).index_copy(1, index, own.to(y.dtype).unflatten(0, (len(y), -1)))
         return frames.flatten(1, 2), state
 
-    def _short_convolution(self, x: Tensor, past: Tensor, peeks: Peeks) -> tuple[Tensor, Tensor]:
+    def _short_convolution(self, x: Tensor, past: Tensor, read_only: ReadOnly) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution over x (b, l, conv width), continued from the last d_conv - 1 inputs."""
         if self.conv1d is None:
             return F.silu(x), past
-        if peeks is None:
+        if read_only is None:
             return self._convolved(x, past)
-        frames = x.unflatten(1, (len(peeks), -1))
-        kept, noisy = committed_frames(peeks, x.device), peeked_frames(peeks, x.device)
+        frames = x.unflatten(1, (len(read_only), -1))
+        kept, noisy = committed_frames(read_only, x.device), read_only_frames(read_only, x.device)
         committed = frames[:, kept].flatten(1, 2)
-        start = constant(committed_before(peeks), x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
+        start = constant(committed_before(read_only), x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
         before = torch.cat([past, committed], 1)[:, start[:, None] + torch.arange(self.d_conv - 1, device=x.device)]
         peeked, _ = self._convolved(frames[:, noisy].flatten(0, 1), before.flatten(0, 1))
         committed, past = self._convolved(committed, past)

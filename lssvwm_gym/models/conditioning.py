@@ -21,7 +21,7 @@ class FrameInputs(NamedTuple):
     pose: Tensor  # (B, T, 4 or 6) as in `lssvwm_gym.models.geometry`, seen from where the state was empty
     motion: Tensor  # (B, T, 3 or 5) since the frame before
     pose_known: Tensor  # (B, T) float, 1 or 0
-    vector: Tensor  # (B, T, V) float counts before the frame; NaN where unknown
+    inventory: Tensor  # (B, T, V) float counts before the frame; NaN where unknown
 
 
 class Conditioning(nn.Module):
@@ -39,16 +39,16 @@ class Conditioning(nn.Module):
         self.action = ActionEmbedding(config, width)
         places = 3 if config.spatial else 2
         self.pose = head(2 * places * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
-        self.vector = VectorEmbedding(config.vector_size, width) if config.vector_size else None
+        self.inventory = InventoryEmbedding(config.inventory_size, width) if config.inventory_size else None
 
     def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
-        """`known`: what `but_noise` gave for these inputs, where it has been asked before."""
-        return self.noise(self._of_noise(inputs.noise)) + (self.but_noise(inputs) if known is None else known)
+        """`known`: what `without_noise` gave for these inputs, where it has been asked before."""
+        return self.noise(self._of_noise(inputs.noise)) + (self.without_noise(inputs) if known is None else known)
 
-    def but_noise(self, inputs: FrameInputs) -> Tensor:
+    def without_noise(self, inputs: FrameInputs) -> Tensor:
         """The part that does not depend on the noise level, (B, T, D)."""
         known = self.action(inputs.action) + self.pose(self._of_pose(inputs))
-        return known if self.vector is None else known + self.vector(inputs.vector)
+        return known if self.inventory is None else known + self.inventory(inputs.inventory)
 
     def _of_noise(self, noise: Tensor) -> Tensor:
         return _waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
@@ -76,7 +76,7 @@ class ActionEmbedding(nn.Module):
         return self.continuous(torch.cat([action.nan_to_num() * known, known.to(action.dtype)], -1))
 
 
-class VectorEmbedding(nn.Module):
+class InventoryEmbedding(nn.Module):
     """Counts as a learned vector: a rule such as "at least three planks" is one of the inputs."""
 
     thresholds = 8
@@ -85,11 +85,11 @@ class VectorEmbedding(nn.Module):
         super().__init__()
         self.network = head(size * (self.thresholds + 1) + 1, width, width)
 
-    def forward(self, vector: Tensor) -> Tensor:
+    def forward(self, inventory: Tensor) -> Tensor:
         """vector (..., V) of counts, NaN where unknown."""
-        known = ~vector.isnan().any(-1, keepdim=True)
-        counts = vector.nan_to_num()
-        reached = counts.unsqueeze(-1) > torch.arange(self.thresholds, device=vector.device)
+        known = ~inventory.isnan().any(-1, keepdim=True)
+        counts = inventory.nan_to_num()
+        reached = counts.unsqueeze(-1) > torch.arange(self.thresholds, device=inventory.device)
         return self.network(torch.cat([reached.flatten(-2).to(counts.dtype), counts.log1p(), known.to(counts.dtype)], -1) * known)
 
 

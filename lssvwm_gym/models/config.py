@@ -19,7 +19,6 @@ class WorldModelConfig:
     grid: int = 4  # tokens a side; N = grid * grid
     width: int = 128  # D
     blocks: tuple[tuple[int, int], ...] = ((4, 4), (1, 1), (2, 2), (1, 1))  # block of tokens with a scan of its own, a layer each
-    place: tuple[bool, ...] = (False, False, False, False)  # which layers have place heads, which remember what the layer makes of a place
     heads: int = 4  # of attention; 0 for none
     head_width: int = 64  # P, of the block-wise scan
     d_state: int = 32  # S; 0 for no block-wise scan
@@ -27,23 +26,18 @@ class WorldModelConfig:
     window: int = 4  # W, frames that attention looks back
     chunk: int = 1  # frames that attention sees at once in both directions
     mlp: int = 4  # width of the hidden layer over D
-    place_features: int = 512  # F, of the keys of the memory of places; 0 for no such memory
-    place_scales: tuple[tuple[float, float], ...] = ((0.35, 0.25), (1.0, 0.5))  # over which views change: units of length, radians
-    place_noise: float = 0.05  # variance that a remembered latent is off by, beside the latents' own of 1
-    place_width: int = 64  # what a place head remembers of a token
+    memory_features: int = 512  # F, of the keys of the memory of places; 0 for no such memory
+    memory_scales: tuple[tuple[float, float], ...] = ((0.35, 0.25), (1.0, 0.5))  # over which views change: units of length, radians
+    memory_noise: float = 0.05  # variance that a remembered latent is off by, beside the latents' own of 1
     motion_scale: tuple[float, ...] = (0.15, 0.05, 0.25)  # typical forward, left, turn a frame; in space also rise and tilt
     actions: int = 6  # number of discrete actions; 0 for continuous ones
     action_size: int = 0  # length of a continuous action
     reward_values: int = 2  # classes of the reward head
     termination: bool = False  # whether frames can end the episode
-    vector_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
-    vector_change: int = 4  # the most that a count changes by in a frame
+    inventory_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
+    max_inventory_change: int = 4  # the most that a count changes by in a frame
 
     def __post_init__(self) -> None:
-        if len(self.blocks) != len(self.place):
-            raise ValueError(f"blocks has {len(self.blocks)} layers but place has {len(self.place)}")
-        if any(self.place) and not self.has_places:
-            raise ValueError("place heads need keys: place_features must not be 0")
         if len(self.motion_scale) not in (3, 5):
             raise ValueError(f"motion_scale has 3 numbers in the plane or 5 in space, not {len(self.motion_scale)}")
         if bool(self.actions) == bool(self.action_size):
@@ -65,9 +59,9 @@ class WorldModelConfig:
         return SPACE if self.spatial else PLANE
 
     @property
-    def has_places(self) -> bool:
+    def has_spatial_memory(self) -> bool:
         """Whether there is a memory of places, asked by pose."""
-        return self.place_features > 0
+        return self.memory_features > 0
 
 
 PRESETS = {
@@ -75,24 +69,20 @@ PRESETS = {
     "base": WorldModelConfig(
         width=512,
         blocks=_FOUR + _FOUR[:2],
-        place=(False, True) * 3,
         heads=8,
         d_state=64,
         d_conv=4,
         window=8,
-        place_width=128,
-        place_features=1024,
+        memory_features=1024,
     ),
     "paper": WorldModelConfig(
         width=768,
         blocks=_FOUR * 3,
-        place=(False, True) * 6,
         heads=12,
         d_state=128,
         d_conv=4,
         window=10,
-        place_width=256,
-        place_features=2048,
+        memory_features=2048,
     ),
 }
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.models.conditioning import ActionEmbedding, VectorEmbedding, head
+from lssvwm_gym.models.conditioning import ActionEmbedding, InventoryEmbedding, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 
 
-class VectorHead(nn.Module):
+class InventoryHead(nn.Module):
     """Predicts by how much each count changed with a committed frame: logits of the changes -K .. K."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
-        self.size, self.most = config.vector_size, config.vector_change
+        self.size, self.most = config.inventory_size, config.max_inventory_change
         self.action = ActionEmbedding(config, FEATURES)
-        self.before = VectorEmbedding(config.vector_size, FEATURES)
+        self.before = InventoryEmbedding(config.inventory_size, FEATURES)
         self.network = head(3 * FEATURES, self.size * (2 * self.most + 1))
 
     def forward(self, features: Tensor, before: Tensor, action: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class VectorHead(nn.Module):
         return (before + self(features, before, action).argmax(-1) - self.most).clamp(min=0)
 
 
-class PoseHead(nn.Module):
+class MotionHead(nn.Module):
     """Predicts the next motion from the committed frame's features, the last motion and the next action."""
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -51,7 +51,7 @@ class PoseHead(nn.Module):
         return self.network(known) * self.motion_scale
 
 
-class SightHead(nn.Module):
+class OdometryHead(nn.Module):
     """Sees in two clean frames how far the motion between them, as it was reckoned from the action, is off."""
 
     def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:

@@ -7,12 +7,12 @@ import functools
 import torch
 from torch import Tensor
 
-Peeks = tuple[bool, ...] | None  # which of a call's frames are peeked at; None: all are committed
+ReadOnly = tuple[bool, ...] | None  # which of a call's frames are peeked at; None: all are committed
 
 
-def committed_before(peeks: tuple[bool, ...]) -> tuple[int, ...]:
+def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:
     """How many committed frames come before each frame."""
-    return tuple(t - sum(peeks[:t]) for t in range(len(peeks)))
+    return tuple(t - sum(read_only[:t]) for t in range(len(read_only)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -22,16 +22,16 @@ def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
-def committed_frames(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+def committed_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """Indices of the frames that are not marked."""
-    return constant(tuple(t for t, peek in enumerate(peeks) if not peek), device)
+    return constant(tuple(t for t, peek in enumerate(read_only) if not peek), device)
 
 
-def peeked_frames(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+def read_only_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """Indices of the frames that are marked."""
-    return constant(tuple(t for t, peek in enumerate(peeks) if peek), device)
+    return constant(tuple(t for t, peek in enumerate(read_only) if peek), device)
 
 
-def committed_mask(peeks: tuple[bool, ...], device: torch.device) -> Tensor:
+def committed_mask(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """1 for frames that are not marked, 0 for those that are, a frame each."""
-    return constant(tuple(1 - peek for peek in peeks), device)
+    return constant(tuple(1 - peek for peek in read_only), device)

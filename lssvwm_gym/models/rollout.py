@@ -16,7 +16,7 @@ from torch import Tensor
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import advance, motion_between, start_pose
 from lssvwm_gym.models.state import WorldState
-from lssvwm_gym.models.world_model import FEATURES, Foreknown, FrameInputs, WorldModel
+from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
 LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
@@ -30,10 +30,10 @@ class DreamState(NamedTuple):
     features: Tensor  # (B, FEATURES) of the last committed frame
     pose: Tensor  # (B, 4 or 6) where the model believes it is, seen from where the dream's memory begins
     motion: Tensor  # (B, 3 or 5) the last motion
-    vector: Tensor  # (B, V) counts that go with the last frame
-    peak: Tensor  # (B, V) the most of each that was ever counted
+    inventory: Tensor  # (B, V) counts that go with the last frame
+    inventory_peak: Tensor  # (B, V) the most of each that was ever counted
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
-    unknown: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
+    posterior_variance: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
@@ -48,8 +48,8 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows, FEATURES),
         start_pose(rows, config.pose_size, like.device),
         like.new_zeros(rows, len(config.motion_scale)),
-        like.new_zeros(rows, config.vector_size),
-        like.new_zeros(rows, config.vector_size),
+        like.new_zeros(rows, config.inventory_size),
+        like.new_zeros(rows, config.inventory_size),
         like.new_zeros(rows),
         like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
@@ -71,21 +71,21 @@ def remember(
     latent: Tensor,
     action: Tensor,
     pose: Tensor,
-    vector: Tensor | None = None,
+    inventory: Tensor | None = None,
     *,
-    foreknown: Foreknown | None = None,
+    frame_context: FrameContext | None = None,
 ) -> DreamState:
     """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6) seen from the state's origin.
 
     The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose. Counts that
     go with the frames, (B, T, V), are reckoned from the last ones where they aren't given; that takes frames one by one.
-    `foreknown`: what the model foresaw for this very frame and state, where T is 1.
+    `frame_context`: what the model foresaw for this very frame and state, where T is 1.
     """
-    if vector is None and model.vector_head is not None and latent.shape[1] > 1:
+    if inventory is None and model.inventory_head is not None and latent.shape[1] > 1:
         for t in range(latent.shape[1]):
             state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
         return state
-    return watch(model, state, latent, action, pose, vector, foreknown=foreknown)[0]
+    return watch(model, state, latent, action, pose, inventory, frame_context=frame_context)[0]
 
 
 def watch(
@@ -94,28 +94,28 @@ def watch(
     latent: Tensor,
     action: Tensor,
     pose: Tensor,
-    vector: Tensor | None,
+    inventory: Tensor | None,
     *,
-    foreknown: Foreknown | None = None,
+    frame_context: FrameContext | None = None,
 ) -> tuple[DreamState, Tensor]:
     """`remember`, and besides the state the features (B, T, FEATURES) of every frame; counts are reckoned for a single frame only."""
     motion = motion_between(torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1), pose)
     known = state.pose_known[:, None].expand(pose.shape[:2])
-    vectors = state.vector.unsqueeze(1) if vector is None else torch.cat([state.vector.unsqueeze(1), vector], 1)
-    inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, vectors[:, : latent.shape[1]])
-    output = model(latent, inputs, state.world, None, foreknown)
-    if vector is None and model.vector_head is not None:
-        vectors = model.vector_head.after(output.features, vectors, action)
+    inventories = state.inventory.unsqueeze(1) if inventory is None else torch.cat([state.inventory.unsqueeze(1), inventory], 1)
+    inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, inventories[:, : latent.shape[1]])
+    output = model(latent, inputs, state.world, None, frame_context)
+    if inventory is None and model.inventory_head is not None:
+        inventories = model.inventory_head.after(output.features, inventories, action)
     after = DreamState(
         world=output.state,
         latent=latent[:, -1],
         features=output.features[:, -1],
         pose=pose[:, -1],
         motion=motion[:, -1],
-        vector=vectors[:, -1],
-        peak=torch.maximum(state.peak, vectors.amax(1)),
+        inventory=inventories[:, -1],
+        inventory_peak=torch.maximum(state.inventory_peak, inventories.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
-        unknown=output.unknown[:, -1],
+        posterior_variance=output.posterior_variance[:, -1],
         pose_known=state.pose_known,
         seed=state.seed,
     )
@@ -127,30 +127,30 @@ def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor,
 
     `sees`: the model looks at the frame first and corrects that motion by what it sees.
     """
-    motion = believed_motion(model, state, action)
+    motion = estimated_motion(model, state, action)
     if sees:
-        seen = model.sight_head(state.latent, latent, action, motion, state.motion)
+        seen = model.odometry_head(state.latent, latent, action, motion, state.motion)
         motion = torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
     return commit(model, state, action, Imagined(latent, motion, torch.zeros_like(state.uncertainty)))
 
 
-def believed_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
+def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """Where the pose head says that an action (B,) leads from the last frame, (B, 3 or 5); nowhere from no frame."""
-    return model.pose_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    return model.motion_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
 
 
-class Foreseen(NamedTuple):
+class SharedContext(NamedTuple):
     """What passes over a frame share, and the very tensors that it was worked out from: it holds for no others."""
 
-    foreknown: Foreknown
+    frame_context: FrameContext
     world: WorldState
     action: Tensor
     motion: Tensor
 
-    def for_commit(self, state: DreamState, action: Tensor, motion: Tensor) -> Foreknown | None:
+    def for_commit(self, state: DreamState, action: Tensor, motion: Tensor) -> FrameContext | None:
         """The part that a commit shares: it is told the motion between poses that have been rounded, so its condition is its own."""
         same = self.world is state.world and self.action is action and self.motion is motion
-        return self.foreknown._replace(condition=None) if same else None
+        return self.frame_context._replace(condition=None) if same else None
 
 
 class Imagined(NamedTuple):
@@ -159,7 +159,7 @@ class Imagined(NamedTuple):
     latent: Tensor  # (B, N, C)
     motion: Tensor  # (B, 3 or 5) that leads there
     uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
-    foreseen: Foreseen | None = None  # what was worked out on the way and committing it needs again
+    shared_context: SharedContext | None = None  # what was worked out on the way and committing it needs again
 
 
 def imagine(
@@ -178,25 +178,25 @@ def imagine(
     is given: for a thousand rows, one draw on their device is much quicker, but then a row's dream is not its seed's.
     """
     if motion is None:
-        motion = believed_motion(model, state, action)
+        motion = estimated_motion(model, state, action)
     there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
 
-    inputs = FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, there, motion, state.pose_known, state.vector)))
-    foreknown = model.foresee(inputs, state.world)
+    inputs = FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, there, motion, state.pose_known, state.inventory)))
+    frame_context = model.condition(inputs, state.world)
 
     def denoise(x: Tensor, level: Tensor) -> Tensor:
-        return model(x[:, None], inputs._replace(noise=level.unsqueeze(1)), state.world, (True,), foreknown).clean[:, 0]
+        return model(x[:, None], inputs._replace(noise=level.unsqueeze(1)), state.world, (True,), frame_context).clean[:, 0]
 
     latent, uncertainty = sample(denoise, frame_noise(state, model) if noise is None else noise, steps)
-    foreseen = Foreseen(foreknown, state.world, action, motion) if pose is None else None
-    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, foreseen)
+    shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
+    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
 
 
 def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagined) -> DreamState:
     """Make an imagined frame, to which actions (B,) led, part of the past."""
     pose = _rounded(advance(state.pose, imagined.motion), POSE_STEPS)
-    foreknown = imagined.foreseen and imagined.foreseen.for_commit(state, action, imagined.motion)
-    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None], foreknown=foreknown)
+    frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
+    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None], frame_context=frame_context)
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
 
 

@@ -8,7 +8,7 @@ over the past, so the state keeps its size.
 
     P[t] = (1 + sum of k k^T up to t)^-1        M[t] = sum of value k^T up to t        read at q: M P q, variance q^T P q
 
-Values are the latents themselves, which need no learning, and in some layers what the layer makes of its tokens.
+Values are the latents themselves, which need no learning.
 Sources: Gaussian-process regression with random features (Rahimi and Recht, 2007) as recursive least squares; MesaNet
 (arXiv 2506.05233) solves for the queries of learned keys in the same way.
 """
@@ -19,7 +19,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.models.geometry import PLANE
@@ -57,7 +56,7 @@ class PoseKeys(nn.Module):
         return angle.cos() * self.gain
 
 
-class PlaceLatents(nn.Module):
+class SpatialMemory(nn.Module):
     """Remembers latents as they are: they enter with the tokens and, as far as a gate lets them, the estimate of the clean frame."""
 
     def __init__(self, width: int, channels: int) -> None:
@@ -67,41 +66,24 @@ class PlaceLatents(nn.Module):
         for parameter in (*self.into.parameters(), *self.gate.parameters()):
             nn.init.zeros_(parameter)
 
-    def into_tokens(self, recalled: Tensor, unknown: Tensor) -> Tensor:
+    def into_tokens(self, recalled: Tensor, posterior_variance: Tensor) -> Tensor:
         """recalled (B, T, N, C), unknown (B, T); what to add to the tokens (B, T, N, D)."""
-        return self.into(_with_doubt(recalled, unknown))
+        return self.into(_with_variance(recalled, posterior_variance))
 
     def into_estimate(self, x: Tensor, recalled: Tensor) -> Tensor:
         """The tokens of the last layer (B, T, N, D) let through what they trust."""
         return self.gate(x) * recalled
 
 
-class PlaceHeads(nn.Module):
-    """Remember what a layer makes of its tokens, so that the layer can learn what is worth knowing of a place."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.inner = inner
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.out_proj = nn.Linear(inner + 2, width, bias=False)
-
-    def forward(self, x: Tensor, asked: Asked, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, N, D), memory (B, N * inner, F); returns the same shapes."""
-        z, values = self.in_proj(x).chunk(2, -1)
-        recalled, memory = exchange(asked, values.flatten(2), memory)
-        recalled = recalled.view_as(values) * (1 + F.silu(z))
-        return self.out_proj(_with_doubt(recalled, asked.unknown)), memory
-
-
-class Asked(NamedTuple):
+class MemoryQuery(NamedTuple):
     """How frames read from the memory, and how they write to it."""
 
     query: Tensor  # (B, T, F) P k, for what the frames before have written
-    unknown: Tensor  # (B, T) posterior over prior variance: 1 where nothing is known, near 0 where it has been
+    posterior_variance: Tensor  # (B, T) posterior over prior variance: 1 where nothing is known, near 0 where it has been
     written: Tensor | None  # (B, T, F) the keys of what is written, zero for frames that leave no trace; None: none does
 
 
-def ask(keys: Tensor, writes: Tensor | None, known: Tensor, query: Tensor | None = None) -> tuple[Asked, Tensor]:
+def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: Tensor | None = None) -> tuple[MemoryQuery, Tensor]:
     """Solve for the queries of frames that each see what those before them wrote, and then write themselves.
 
     keys (B, T, F); writes (B, T) 1 or 0, None where no frame writes; known (B, F, F), 1 - P: zeros at first. A query that was
@@ -110,17 +92,17 @@ def ask(keys: Tensor, writes: Tensor | None, known: Tensor, query: Tensor | None
 
     With L L^T = 1 + K P K^T and Z = L^-1 K P, the inverse after the first t frames is P - Z[:t]^T Z[:t].
     """
-    query = keys - _answers(keys, known) if query is None else query
+    query = keys - _answers(keys, explained) if query is None else query
     prior = keys.square().sum(-1).clamp(min=1e-9)
     if writes is None:
-        return Asked(query, _unknown(query, keys, prior), None), known
+        return MemoryQuery(query, _posterior_variance(query, keys, prior), None), explained
     written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
     identity = 1 if keys.shape[1] == 1 else torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     covariance = written @ solved.transpose(1, 2) + identity
     new = _whitened(covariance, solved)
     if keys.shape[1] > 1:
         query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
-    return Asked(query, _unknown(query, keys, prior), written), _with_products(known, new, new)
+    return MemoryQuery(query, _posterior_variance(query, keys, prior), written), _with_products(explained, new, new)
 
 
 def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
@@ -134,23 +116,23 @@ def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
     return torch.cat([first, (x[:, 1:] - lower * first) * (covariance[:, 1:, 1:] - lower.square()).rsqrt()], 1)
 
 
-def exchange(asked: Asked, values: Tensor, memory: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def read_write(memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Read at each frame, then write its values (B, T, V); memory (B, V, F), zeros at first. Returns reads and memory after.
 
     What a query has read from this memory already, (B, T, V), need not be read again.
     """
     values = values.to(memory.dtype)
     with torch.autocast(memory.device.type, enabled=False):  # large sums that nearly cancel
-        return _exchanged(asked, values, memory, read)
+        return _read_written(memory_query, values, memory, read)
 
 
-def _exchanged(asked: Asked, values: Tensor, memory: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
-    read = _answers(asked.query, memory) if read is None else read
-    if asked.written is None:
+def _read_written(memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+    read = _answers(memory_query.query, memory) if read is None else read
+    if memory_query.written is None:
         return read, memory
     if values.shape[1] > 1:
-        read = read + (asked.query @ asked.written.transpose(1, 2)).tril(-1) @ values
-    return read, _with_products(memory, values, asked.written)
+        read = read + (memory_query.query @ memory_query.written.transpose(1, 2)).tril(-1) @ values
+    return read, _with_products(memory, values, memory_query.written)
 
 
 def _answers(queries: Tensor, memory: Tensor) -> Tensor:
@@ -167,11 +149,11 @@ def _with_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.baddbmm(sums, a.transpose(1, 2), b)
 
 
-def _with_doubt(recalled: Tensor, unknown: Tensor) -> Tensor:
+def _with_variance(recalled: Tensor, posterior_variance: Tensor) -> Tensor:
     """(B, T, N, C) with what is unknown and its logarithm as two more channels."""
-    doubt = torch.stack([unknown, unknown.clamp(min=1e-3).log()], -1).to(recalled.dtype)
+    doubt = torch.stack([posterior_variance, posterior_variance.clamp(min=1e-3).log()], -1).to(recalled.dtype)
     return torch.cat([recalled, doubt.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1)
 
 
-def _unknown(query: Tensor, keys: Tensor, prior: Tensor) -> Tensor:
+def _posterior_variance(query: Tensor, keys: Tensor, prior: Tensor) -> Tensor:
     return ((query * keys).sum(-1) / prior).clamp(0, 1)

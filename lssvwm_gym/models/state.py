@@ -17,15 +17,14 @@ class LayerState(NamedTuple):
 
     ssm: Tensor  # (B, blocks, H, P, S) float32; content heads of the block-wise scan
     conv: Tensor  # (B, blocks, d_conv - 1, conv width); last inputs of the short convolution
-    place: Tensor  # (B, N * place width, F) float32; what its place heads remember, empty where the layer has none
     keys: Tensor  # (B, W, H, N, P); of the last W frames
     values: Tensor  # (B, W, H, N, P)
 
 
-class PlaceState(NamedTuple):
+class SpatialMemoryState(NamedTuple):
     """What is remembered by pose (`lssvwm_gym.models.spatial_memory`). Zeros before the first frame."""
 
-    known: Tensor  # (B, F, F) float32: 1 - P, from 0 (nothing known of a direction of the features) to 1
+    explained: Tensor  # (B, F, F) float32: 1 - P, from 0 (nothing known of a direction of the features) to 1
     latents: Tensor  # (B, N * C, F) float32: M
 
 
@@ -33,7 +32,7 @@ class WorldState(NamedTuple):
     """What the world model remembers: constant in size, however many frames it has seen."""
 
     layers: tuple[LayerState, ...]
-    place: PlaceState
+    spatial_memory: SpatialMemoryState
     age: Tensor  # (B,) int64, committed frames
 
 

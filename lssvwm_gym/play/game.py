@@ -222,12 +222,12 @@ class Game:
 
 
 def _trail(trail: tuple[np.ndarray, ...], info: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    return (*trail, info["believed_pose"]) if "believed_pose" in info else trail
+    return (*trail, info["estimated_pose"]) if "estimated_pose" in info else trail
 
 
 def _told(state: DreamState, view: RealView) -> DreamState:
     """The state with the real counts, where the world has any."""
     if view.counts is None:
         return state
-    counts = torch.from_numpy(view.counts[None]).to(state.vector)
-    return state._replace(vector=counts, peak=torch.maximum(state.peak, counts))
+    counts = torch.from_numpy(view.counts[None]).to(state.inventory)
+    return state._replace(inventory=counts, inventory_peak=torch.maximum(state.inventory_peak, counts))

@@ -14,7 +14,7 @@ import pygame
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.save import free_name, latest
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 REWIND_SPEED = 3  # times as fast as forward
 FILM_SCALE = 4  # pixels a side of one pixel of the dream
@@ -297,7 +297,7 @@ def meaning(name: str, keys: dict[str, int]) -> str:
     return name
 
 
-def action_help(world: World) -> list[tuple[str, str]]:
+def action_help(world: WorldSpec) -> list[tuple[str, str]]:
     """Keys of the world, and their actions."""
     return [(shown(key), world.actions[action].replace("_", " ")) for key, action in world.keys.items() if len(key) == 1]
 

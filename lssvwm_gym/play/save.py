@@ -63,7 +63,7 @@ def load_game(path: Path, dream: Dream) -> Moment:
     if len(state) != 1:
         raise TensorFileError(f"{path}: a state of {len(state)} dreams side by side; a game is one")
     info = {name: value[0] if value.ndim > 1 else value[0].item() for name, value in dream.info(state.dream).items()}
-    trail: tuple[np.ndarray, ...] = (info["believed_pose"],) if "believed_pose" in info else ()
+    trail: tuple[np.ndarray, ...] = (info["estimated_pose"],) if "estimated_pose" in info else ()
     story_path = path.with_suffix(".json")
     if not story_path.is_file():
         return Moment(state, info, begin=state, trail=trail)

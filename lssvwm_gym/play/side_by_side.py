@@ -12,7 +12,7 @@ from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.play.snapshot import Moment, RealView
 from lssvwm_gym.real_envs import SimulatorDied
-from lssvwm_gym.worlds import World
+from lssvwm_gym.worlds import WorldSpec
 
 POSE_KEYS: tuple[str, ...] = ("agent_pos", "agent_dir", "pos", "yaw", "pitch")  # of info, as `Episode.pose` reads them
 
@@ -25,7 +25,7 @@ class RealWorld:
         SimulatorUnavailable: it can't run here; the message says what to install.
     """
 
-    def __init__(self, world: World, env: gymnasium.Env[Any, Any] | None = None) -> None:
+    def __init__(self, world: WorldSpec, env: gymnasium.Env[Any, Any] | None = None) -> None:
         if env is None and world.real_id is None:
             raise ValueError(f"{world.name} has no real world that could be shown beside it")
         self.env = env if env is not None else gymnasium.make(str(world.real_id))

@@ -19,7 +19,7 @@ SIZES = {"title": 30, "normal": 23, "small": 19, "tiny": 16}  # pygame's own fon
 Colour = tuple[int, int, int]
 
 
-class Pens:
+class Theme:
     """Text on the screen, each text rendered once."""
 
     def __init__(self) -> None:

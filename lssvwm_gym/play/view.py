@@ -9,7 +9,7 @@ import pygame
 
 from lssvwm_gym.play.input import Player
 from lssvwm_gym.play.snapshot import Moment
-from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Pens
+from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Theme
 
 MOST_UNCERTAIN = 0.2  # mean square in latent units at which the bar is full
 
@@ -19,25 +19,25 @@ SMALLEST = 4.0  # units of length that the map shows at least
 MARGIN, LINE = 16, 23  # pixels
 
 
-def draw_panel(screen: pygame.Surface, pens: Pens, box: pygame.Rect, player: Player) -> None:
+def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, player: Player) -> None:
     """From top to bottom; the map takes what height is left."""
     game, now = player.game, player.game.now
     left, right, top = box.left + MARGIN, box.right - MARGIN, box.top + MARGIN - 6
-    pens.write(screen, (left, top), game.world.name.replace("-", " ").title(), LIGHT, "title")
-    pens.write(screen, (right, top + 5), game.profile, DIM, "small", right=True)
+    theme.write(screen, (left, top), game.world.name.replace("-", " ").title(), LIGHT, "title")
+    theme.write(screen, (right, top + 5), game.profile, DIM, "small", right=True)
     top += 36
     for name, value, colour in numbers(player):
-        pens.write(screen, (left, top), name, DIM)
-        pens.write(screen, (right, top), value, colour, right=True)
+        theme.write(screen, (left, top), name, DIM)
+        theme.write(screen, (right, top), value, colour, right=True)
         top += LINE
     top += 6
     for name, share in gauges(now, bool(game.world.milestones)):
-        _draw_gauge(screen, pens, (left, top), right, name, share)
+        _draw_gauge(screen, theme, (left, top), right, name, share)
         top += LINE
-    if game.world.counts:
-        top = _draw_counts(screen, pens, (left, top + 8), right, player)
+    if game.world.inventory:
+        top = _draw_counts(screen, theme, (left, top + 8), right, player)
     if now.trail:
-        _draw_map(screen, pens, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), player)
+        _draw_map(screen, theme, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), player)
 
 
 def numbers(player: Player) -> list[tuple[str, str, tuple[int, int, int]]]:
@@ -67,47 +67,47 @@ def gauges(now: Moment, has_milestones: bool) -> list[tuple[str, float | None]]:
     return shown
 
 
-def _draw_gauge(screen: pygame.Surface, pens: Pens, at: tuple[int, int], right: int, name: str, share: float | None) -> None:
-    pens.write(screen, at, name, DIM)
+def _draw_gauge(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, name: str, share: float | None) -> None:
+    theme.write(screen, at, name, DIM)
     bar = pygame.Rect(at[0] + 92, at[1] + 3, right - at[0] - 92, 9)
     pygame.draw.rect(screen, FAINT, bar, border_radius=4)
     if share is None:
-        pens.write(screen, (bar.left, at[1]), "not with this profile", DIM, "small")
+        theme.write(screen, (bar.left, at[1]), "not with this profile", DIM, "small")
     elif share * bar.width >= 1:
         pygame.draw.rect(screen, WRONG if name == "uncertain" else ACCENT, (*bar.topleft, share * bar.width, bar.height), border_radius=4)
 
 
-def _draw_counts(screen: pygame.Surface, pens: Pens, at: tuple[int, int], right: int, player: Player) -> int:
+def _draw_counts(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, player: Player) -> int:
     """What is carried, and what it earned; the real counts beside it where the real world goes along. Returns where it ends."""
     game, now = player.game, player.game.now
-    pays, reached = dict(game.world.milestones), now.state.dream.peak[0].tolist()
+    pays, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
     top = at[1]
-    for number, name in enumerate(game.world.counts):
+    for number, name in enumerate(game.world.inventory):
         count, has_been = int(now.info["inventory"][number]), reached[number] > 0
-        pens.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
-        pens.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
+        theme.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
+        theme.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
         if now.real is not None and now.real.counts is not None:
-            pens.write(screen, (right - 60, top), str(int(now.real.counts[number])), REAL, "small", right=True)
+            theme.write(screen, (right - 60, top), str(int(now.real.counts[number])), REAL, "small", right=True)
         if name in pays:
             box = pygame.Rect(right - 10, top + 2, 10, 10)
             pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)
-            pens.write(screen, (right - 16, top), f"+{pays[name]:g}", ACCENT if has_been else DIM, "small", right=True)
+            theme.write(screen, (right - 16, top), f"+{pays[name]:g}", ACCENT if has_been else DIM, "small", right=True)
         top += 18
     return top
 
 
-def _draw_map(screen: pygame.Surface, pens: Pens, box: pygame.Rect, player: Player) -> None:
+def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, player: Player) -> None:
     x, y, cos, sin, *rest = player.game.now.trail[-1].tolist()
     where = f"ahead {x:+.1f}  left {y:+.1f}  turned {np.degrees(np.arctan2(sin, cos)):+.0f}°"
     if rest:
         where += f"  up {rest[0]:+.1f}"
-    pens.write(screen, box.topleft, "where it believes to be", DIM, "small")
-    pens.write(screen, (box.left, box.top + 17), where, LIGHT, "tiny")
+    theme.write(screen, box.topleft, "where it believes to be", DIM, "small")
+    theme.write(screen, (box.left, box.top + 17), where, LIGHT, "tiny")
     size = min(box.width, box.height - 36)
     if size >= 40:
         square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
         real = player.game.now.real
-        draw_map(screen, pens, square, player.game.now.trail, real.trail if real is not None else ())
+        draw_map(screen, theme, square, player.game.now.trail, real.trail if real is not None else ())
 
 
 def on_map(path: np.ndarray, size: int, around: np.ndarray | None = None) -> np.ndarray:
@@ -120,7 +120,7 @@ def on_map(path: np.ndarray, size: int, around: np.ndarray | None = None) -> np.
     return (_up_is_ahead(path) - (low + high) / 2) / extent * size + size / 2
 
 
-def draw_map(screen: pygame.Surface, pens: Pens, box: pygame.Rect, believed: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> None:
+def draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, believed: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> None:
     """Both trails in one frame, that of the first pose, with an arrow where each is now and a scale below."""
     pygame.draw.rect(screen, FAINT, box, border_radius=6)
     if not believed:
@@ -135,7 +135,7 @@ def draw_map(screen: pygame.Surface, pens: Pens, box: pygame.Rect, believed: Seq
             pygame.draw.aalines(screen, _faded(colour), False, points.tolist())
         _draw_arrow(screen, points[-1], poses[-1], colour)
     screen.set_clip(clip)
-    _draw_scale(screen, pens, box, everywhere)
+    _draw_scale(screen, theme, box, everywhere)
 
 
 def _bounds(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,14 +154,14 @@ def _draw_arrow(screen: pygame.Surface, at: np.ndarray, pose: np.ndarray, colour
     pygame.draw.polygon(screen, colour, [corner.tolist() for corner in corners])
 
 
-def _draw_scale(screen: pygame.Surface, pens: Pens, box: pygame.Rect, everywhere: np.ndarray) -> None:
+def _draw_scale(screen: pygame.Surface, theme: Theme, box: pygame.Rect, everywhere: np.ndarray) -> None:
     low, high = _bounds(everywhere)
     unit = box.width / max(SMALLEST, float((high - low).max()) * 1.15)
     length = next(length for length in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if length * unit > 24)
     width = min(length * unit, box.width - 16)
     left, bottom = box.left + 8, box.bottom - 8
     pygame.draw.line(screen, DIM, (left, bottom), (left + width, bottom), 2)
-    pens.write(screen, (left + width + 6, bottom - 8), str(length), LIGHT, "tiny")
+    theme.write(screen, (left + width + 6, bottom - 8), str(length), LIGHT, "tiny")
 
 
 def _faded(colour: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
 from lssvwm_gym.play.input import BESIDE, COMMANDS, POLICY, Player, action_help, shown
-from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Pens
+from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Theme
 from lssvwm_gym.play.view import MARGIN, draw_panel
 
 SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
@@ -21,13 +21,13 @@ class Window:
 
     def __init__(self, game: Game, scale: int | None = None) -> None:
         pygame.display.init()
-        self.pens = Pens()
+        self.theme = Theme()
         pictures = 1 if game.real is None else 2
         self.side = game.world.image_size * (scale or (SCALE if pictures == 1 else SCALE_OF_TWO))
         self.across = self.side * pictures + (pictures - 1) * 4
         width = self.across + PANEL - 2 * MARGIN
         self.help = self._flow(action_help(game.world), width) + self._flow(_command_help(game), width)
-        self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, LEAST_WITH_COUNTS if game.world.counts else LEAST)
+        self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, LEAST_WITH_COUNTS if game.world.inventory else LEAST)
         self.screen = pygame.display.set_mode((self.across + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
         pygame.display.set_caption(f"{game.world.id}: a dream")
 
@@ -35,7 +35,7 @@ class Window:
         self.screen.fill(DARK)
         self._draw_pictures(player)
         self._draw_marks(player.game)
-        draw_panel(self.screen, self.pens, pygame.Rect(self.across, 0, PANEL, self.upper), player)
+        draw_panel(self.screen, self.theme, pygame.Rect(self.across, 0, PANEL, self.upper), player)
         self._draw_message(player)
         self._draw_keys(player)
         if player.shows_help:
@@ -53,8 +53,8 @@ class Window:
             pictures.append((None if now.real is None else now.real.frame, "real world", _real_state(game), REAL))
         for place, (frame, name, state, colour) in enumerate(reversed(pictures) if player.real_first else pictures):
             box = self.picture_box(place)
-            width = self.pens.write(self.screen, (box.left + 10, 8), name, colour)
-            self.pens.write(self.screen, (box.left + 20 + width, 10), self.pens.cut(state, box.width - width - 40, "small"), DIM, "small")
+            width = self.theme.write(self.screen, (box.left + 10, 8), name, colour)
+            self.theme.write(self.screen, (box.left + 20 + width, 10), self.theme.cut(state, box.width - width - 40, "small"), DIM, "small")
             if frame is None:
                 pygame.draw.rect(self.screen, FAINT, box)
             else:
@@ -74,11 +74,11 @@ class Window:
             else:
                 pygame.draw.rect(self.screen, FAINT, box, border_radius=4)
             pygame.draw.rect(self.screen, DARK if marked else FAINT, (box.left + 2, box.top + 2, 18, 14), border_radius=3)
-            self.pens.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
+            self.theme.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
 
     def _draw_message(self, player: Player) -> None:
         text, colour = (player.message, WRONG if player.is_error else ACCENT) if player.is_said else (_standing(player), ACCENT)
-        self.pens.write(self.screen, (MARGIN, self.upper + 6), self.pens.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
+        self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
 
     def _draw_keys(self, player: Player) -> None:
         action = player.game.now.action
@@ -86,8 +86,8 @@ class Window:
         for row, line in enumerate(self.help):
             for left, key, name in line:
                 at = (MARGIN + left, self.upper + MESSAGE + 4 + row * HELP_LINE)
-                width = self.pens.write(self.screen, at, key, ACCENT, "small")
-                self.pens.write(self.screen, (at[0] + width + 5, at[1]), name, LIGHT if name == acting else DIM, "small")
+                width = self.theme.write(self.screen, at, key, ACCENT, "small")
+                self.theme.write(self.screen, (at[0] + width + 5, at[1]), name, LIGHT if name == acting else DIM, "small")
 
     def _draw_all_keys(self, player: Player) -> None:
         game = player.game
@@ -98,15 +98,15 @@ class Window:
         pygame.draw.rect(self.screen, DARK, box, border_radius=8)
         pygame.draw.rect(self.screen, DIM, box, width=1, border_radius=8)
         for row, (key, name) in enumerate(lines):
-            self.pens.write(self.screen, (box.left + 20, box.top + 16 + row * 19), key, ACCENT, "small")
-            self.pens.write(self.screen, (box.left + 90, box.top + 16 + row * 19), name, LIGHT, "small")
+            self.theme.write(self.screen, (box.left + 20, box.top + 16 + row * 19), key, ACCENT, "small")
+            self.theme.write(self.screen, (box.left + 90, box.top + 16 + row * 19), name, LIGHT, "small")
 
     def _flow(self, keys: list[tuple[str, str]], width: int) -> list[list[tuple[int, str, str]]]:
         """Lines of (left, key, name) that are no wider than `width`."""
         lines: list[list[tuple[int, str, str]]] = [[]]
         left = 0
         for key, name in keys:
-            taken = self.pens.width(key, "small") + 5 + self.pens.width(name, "small")
+            taken = self.theme.width(key, "small") + 5 + self.theme.width(name, "small")
             if left + taken > width and lines[-1]:
                 lines.append([])
                 left = 0

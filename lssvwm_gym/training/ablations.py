@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _without_places(model: WorldModelConfig) -> WorldModelConfig:
-    return replace(model, place=(False,) * len(model.blocks), place_features=0)
+    return replace(model, memory_features=0)
 
 
 def _one_block(model: WorldModelConfig) -> WorldModelConfig:

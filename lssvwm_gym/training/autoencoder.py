@@ -17,10 +17,10 @@ from tqdm import tqdm
 from lssvwm_gym.checkpoints.build import built_autoencoder
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
-from lssvwm_gym.heap import keep_heap
+from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.training.distributed import Draws, assemble
+from lssvwm_gym.training.distributed import ShardedRNG, assemble
 from lssvwm_gym.training.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -57,7 +57,7 @@ class AutoencoderTraining:
 
 def train_autoencoder(run: AutoencoderTraining) -> Path:
     """Train, alone or with the other processes of an `accelerate launch`, and return the path of the finished autoencoder."""
-    keep_heap()
+    keep_freed_memory()
     if run.threads:
         torch.set_num_threads(run.threads)
     team = assemble(run.device)
@@ -82,7 +82,7 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
         set_learning_rate(optimizer, learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
         rng = np.random.default_rng([run.seed, step])
         batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[team.share(run.batch)]).to(device)]
-        draws = Draws(torch.Generator(device).manual_seed(int(rng.integers(2**62))), team.number, team.size)
+        draws = ShardedRNG(torch.Generator(device).manual_seed(int(rng.integers(2**62))), team.number, team.size)
         with mixed_precision(run.precision, device.type):
             shares = [mean / team.size for mean in reconstruction_loss(model, batch, draws)]
         optimizer.zero_grad()
@@ -121,7 +121,7 @@ def with_encoder_of(other: Autoencoder, config: AutoencoderConfig) -> Autoencode
     return model
 
 
-def reconstruction_loss(model: Autoencoder, frames: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def reconstruction_loss(model: Autoencoder, frames: Tensor, draws: ShardedRNG) -> tuple[Tensor, Tensor]:
     """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
     latent = model.bounded_latent(frames)
     image = model.decoder(latent + model.config.latent_noise * draws.normal(*latent.shape))

@@ -9,7 +9,7 @@ import numpy as np
 
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.training.distributed import Team
+from lssvwm_gym.training.distributed import ProcessGroup
 from lssvwm_gym.training.objectives import LossOptions
 
 
@@ -58,9 +58,9 @@ class WorldTraining:
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
-    sight_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
+    odometry_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
     save_every: int = 250  # steps
-    vector_weight: float = 0.5
+    inventory_weight: float = 0.5
     mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     device: str = "auto"  # auto: cuda where there is one, else cpu
@@ -83,7 +83,7 @@ class WorldTraining:
         """Walks under way in a stage, in all processes together."""
         return max(1, self.frames_a_step // stage.frames)
 
-    def refuse_uneven_rows(self, team: Team) -> None:
+    def refuse_uneven_rows(self, team: ProcessGroup) -> None:
         """Refuse a team whose processes could not all have the same number of rows in every stage."""
         for stage in self.curriculum:
             rows = self.rows(stage)

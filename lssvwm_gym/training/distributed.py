@@ -25,7 +25,7 @@ PATIENCE = timedelta(hours=3)  # how long a process waits for another, which may
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process among those that train together. All of them must call what exchanges something, in the same order."""
 
     device: torch.device
@@ -105,17 +105,17 @@ class Team:
             self.refuse(f"{what} differs between processes ({numbers}): they must see the same files, in folders that all machines share")
 
 
-ALONE = Team(torch.device("cpu"))
+ALONE = ProcessGroup(torch.device("cpu"))
 
 
-def assemble(device: str) -> Team:
+def assemble(device: str) -> ProcessGroup:
     """The team that this process was launched into, on `device`: auto, cpu, cuda.
 
     Each process of a machine gets a GPU of its own. Raises `ImportError` if several processes were launched without accelerate
     being installed, `ValueError` if they are all to use one and the same GPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team(torch.device(chosen_device(device)))
+        return ProcessGroup(torch.device(chosen_device(device)))
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"of several processes each takes a GPU of its own: device must be auto, cpu or cuda, not {device!r}")
     try:
@@ -126,11 +126,11 @@ def assemble(device: str) -> Team:
     state = PartialState(cpu=chosen_device(device) == "cpu", timeout=PATIENCE)
     atexit.unregister(state.destroy_process_group)
     atexit.register(state.destroy_process_group)
-    return Team(state.device, state.process_index, state.num_processes)
+    return ProcessGroup(state.device, state.process_index, state.num_processes)
 
 
 @dataclass(frozen=True)
-class Draws:
+class ShardedRNG:
     """Draws for a share of the rows: made for all rows, of which the share is kept."""
 
     generator: torch.Generator  # in the same state in all processes

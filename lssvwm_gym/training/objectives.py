@@ -16,11 +16,11 @@ from torch import Tensor
 from lssvwm_gym.data.segments import Clip, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
-from lssvwm_gym.models.heads import VectorHead
+from lssvwm_gym.models.heads import InventoryHead
 from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
-from lssvwm_gym.training.distributed import Draws
+from lssvwm_gym.training.distributed import ShardedRNG
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Losses(NamedTuple):
     committed: WorldState | None  # the state after the clip, if that is known
 
 
-def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
+def diffusion_forcing_losses(
+    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: ShardedRNG
+) -> Losses:
     """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows."""
     rows, frames = clip.reward.shape
     level = draws.mine(draw_noise_levels(rows * draws.shares, frames, options.noise, draws.generator))
@@ -53,14 +55,18 @@ def forcing_losses(model: WorldModel, clip: Clip, state: WorldState, options: Lo
     return Losses(*_losses(model, output, clip, level, denoise, (level > 0).sum()), None)
 
 
-def peeking_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
+def teacher_forcing_losses(
+    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: ShardedRNG
+) -> Losses:
     """As in a dream: every frame is peeked at noisily from a clean past, and then committed; both in one call."""
     known = _draw_known(options, clip, draws)
     past = _noised(options, clip.latent, torch.zeros_like(known), draws)
     return _peeking(model, clip, past, known, state, options, metric, draws)
 
 
-def dreaming_losses(model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: Draws) -> Losses:
+def self_rollout_losses(
+    model: WorldModel, clip: Clip, state: WorldState, options: LossOptions, metric: Tensor, draws: ShardedRNG
+) -> Losses:
     """Peeking, where from some frame on the past is what the model dreams now, frame by frame; the targets stay the real ones.
 
     It learns what its own frames are worth: blur is not taken for the world's, and errors don't feed on themselves.
@@ -73,11 +79,11 @@ def dreaming_losses(model: WorldModel, clip: Clip, state: WorldState, options: L
     return _peeking(model, clip, past, known, state, options, metric, draws)
 
 
-LOSSES = {"forcing": forcing_losses, "peeking": peeking_losses, "dreaming": dreaming_losses}
+LOSSES = {"forcing": diffusion_forcing_losses, "peeking": teacher_forcing_losses, "dreaming": self_rollout_losses}
 
 
 @torch.no_grad()
-def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, state: WorldState, draws: Draws) -> Tensor:
+def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, state: WorldState, draws: ShardedRNG) -> Tensor:
     """Go on from real latents (B, R, N, C) to the clip's end (B, T, N, C), one step a frame, at the clip's actions and poses.
 
     A frame is committed in the same call that peeks at the next one.
@@ -99,9 +105,9 @@ def _committed_and_peeked(
     model: WorldModel, latest: Tensor, noise: Tensor, inputs: FrameInputs, state: WorldState
 ) -> tuple[Tensor, WorldState]:
     """Commit latents (B, K, N, C) and estimate the frame after them from noise (B, N, C); also returns the state after the commit."""
-    peeks = (False,) * latest.shape[1] + (True,)
+    read_only = (False,) * latest.shape[1] + (True,)
     level = torch.cat([torch.zeros_like(inputs.noise[:, 1:]), torch.ones_like(inputs.noise[:, :1])], 1)
-    output = model(torch.cat([latest, noise.unsqueeze(1)], 1), inputs._replace(noise=level), state, peeks)
+    output = model(torch.cat([latest, noise.unsqueeze(1)], 1), inputs._replace(noise=level), state, read_only)
     return output.clean[:, -1], output.state
 
 
@@ -113,7 +119,7 @@ def _peeking(
     state: WorldState,
     options: LossOptions,
     metric: Tensor,
-    draws: Draws,
+    draws: ShardedRNG,
 ) -> Losses:
     """Peek at every frame of the clip from the committed latents `past` (B, T, N, C)."""
     drawn = draws.uniform(2, *known.shape, axis=1)
@@ -142,19 +148,19 @@ def _losses(
     known, followed = committed * clip.recorded, committed[:, :-1] * (clip.recorded * clip.placed)[:, 1:]
     means = {"denoise": denoise, "reward": _reward_loss(model, output, clip, known), "pose": _pose_loss(model, output, clip, followed)}
     counts = {"denoise": noisy.float(), "reward": known.sum(), "pose": followed.sum()}
-    if model.vector_head is not None:
-        means["vector"], counts["vector"] = _vector_loss(model.vector_head, output, clip, known), known.sum()
+    if model.inventory_head is not None:
+        means["vector"], counts["vector"] = _inventory_loss(model.inventory_head, output, clip, known), known.sum()
     return means, counts
 
 
-def _noised(options: LossOptions, latent: Tensor, level: Tensor, draws: Draws) -> Tensor:
+def _noised(options: LossOptions, latent: Tensor, level: Tensor, draws: ShardedRNG) -> Tensor:
     """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
     unannounced = draws.uniform(len(level), 1) * options.context_noise * (level == 0)
     noise = draws.normal(*latent.shape)
     return add_noise(latent, noise, torch.maximum(level, unannounced))
 
 
-def _draw_known(options: LossOptions, clip: Clip, draws: Draws) -> Tensor:
+def _draw_known(options: LossOptions, clip: Clip, draws: ShardedRNG) -> Tensor:
     """Whether a clip's poses are told, (B, T) float."""
     return (draws.uniform(len(clip.action), 1) >= options.pose_dropout).float() * clip.placed
 
@@ -172,15 +178,15 @@ def _reward_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Ten
 
 def _pose_loss(model: WorldModel, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
     """Frame t predicts the motion to frame t+1, where t is clean and the action to t+1 is known: weight (B, T - 1)."""
-    predicted = model.pose_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
-    scale = model.pose_head.motion_scale
+    predicted = model.motion_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
+    scale = model.motion_head.motion_scale
     loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _vector_loss(head: VectorHead, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
+def _inventory_loss(head: InventoryHead, output: WorldOutput, clip: Clip, weight: Tensor) -> Tensor:
     """Every count's change; a sum over the counts, of which few change at once."""
-    change = (clip.vector - clip.before).long() + head.most
+    change = (clip.inventory - clip.before).long() + head.most
     logits = head(output.features, clip.before, clip.action)
     loss = F.cross_entropy(logits.flatten(0, 2), change.clamp(0, 2 * head.most).flatten(), reduction="none").view(change.shape).sum(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)

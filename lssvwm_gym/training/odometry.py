@@ -10,7 +10,7 @@ from torch import Tensor
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.distributed import ALONE, Team
+from lssvwm_gym.training.distributed import ALONE, ProcessGroup
 
 PAIRS = 512  # of an update
 BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
@@ -20,22 +20,27 @@ SURE, CONFUSED = 0.6, 0.25  # shares of motions told nearly right, and told as a
 TINY, LARGE = 0.02, 0.5  # of the typical motion
 
 
-def learn_to_see(
-    model: WorldModel, optimizer: torch.optim.Optimizer, episodes: Episodes, updates: int, rng: np.random.Generator, team: Team = ALONE
+def train_odometry(
+    model: WorldModel,
+    optimizer: torch.optim.Optimizer,
+    episodes: Episodes,
+    updates: int,
+    rng: np.random.Generator,
+    team: ProcessGroup = ALONE,
 ) -> Tensor:
     """Some updates of the sight head, each by a few hundred pairs of frames; returns the mean loss."""
     losses = torch.zeros(max(1, updates), device=episodes.device)
     for update in range(updates):
         optimizer.zero_grad()
-        loss = sight_loss(model, episodes, PAIRS, rng, team)
+        loss = odometry_loss(model, episodes, PAIRS, rng, team)
         loss.backward()
-        team.add_gradients(model.sight_head.parameters())
+        team.add_gradients(model.odometry_head.parameters())
         optimizer.step()
         losses[update] = loss.detach()
     return team.summed(losses.mean())
 
 
-def sight_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random.Generator, team: Team = ALONE) -> Tensor:
+def odometry_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random.Generator, team: ProcessGroup = ALONE) -> Tensor:
     """How far off the seen motions of some random pairs of frames are, in typical motions; zero where no poses are recorded.
 
     A process of a team looks at its share of the pairs; their losses add up to that of all.
@@ -46,7 +51,7 @@ def sight_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random
     poses = torch.stack([whole.pose[index - ago] for ago in (2, 1, 0)], 1)
     known = poses.isfinite().flatten(1).all(1, keepdim=True)
     last, motion = motion_between(poses[:, :2], poses[:, 1:]).where(known.unsqueeze(1), 0).unbind(1)
-    scale, head = model.sight_head.motion_scale, model.sight_head
+    scale, head = model.odometry_head.motion_scale, model.odometry_head
     mine = team.share(pairs)
     before, latent = (_blurred(whole.latent, index - ago, mine, generator) for ago in (1, 0))
     told, told_last = (_told(true, scale, generator)[mine] for true in (motion, last))

@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     """
     matrices, decayed, others = [], [], []
     for name, parameter in model.named_parameters():
-        if name.startswith("sight_head."):
+        if name.startswith("odometry_head."):
             continue
         if muon and parameter.ndim == 2 and name.startswith("layers.") and "modulation" not in name:
             matrices.append(parameter)
@@ -54,7 +54,7 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    sight = [parameter for name, parameter in model.named_parameters() if name.startswith("sight_head.")]
+    sight = [parameter for name, parameter in model.named_parameters() if name.startswith("odometry_head.")]
     return [*optimizers, torch.optim.AdamW(sight, weight_decay=0.1, fused=True)]
 
 

@@ -20,7 +20,7 @@ CONTEXT, AHEAD = 100, 24  # frames
 
 
 @dataclass
-class Looks:
+class Validation:
     """Holds the validation clips; `look` scores a model on them and writes pictures."""
 
     autoencoder: Autoencoder
@@ -52,7 +52,7 @@ class Looks:
     def _context(self, model: WorldModel) -> DreamState:
         clip = self.forward
         state = first_state(model, torch.arange(len(clip.latent), device=self.device))
-        return remember(model, state, *(x[:, :CONTEXT] for x in (clip.latent, clip.action, clip.pose, clip.vector)))
+        return remember(model, state, *(x[:, :CONTEXT] for x in (clip.latent, clip.action, clip.pose, clip.inventory)))
 
     def _next_frames(self, model: WorldModel) -> dict[str, float]:
         """Each next frame from a real past, with the true and with the believed motion; and the error of that motion."""
@@ -64,7 +64,7 @@ class Looks:
                 latent, moved, *_ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
-            state = remember(model, state, *(x[:, t : t + 1] for x in (clip.latent, clip.action, clip.pose, clip.vector)))
+            state = remember(model, state, *(x[:, t : t + 1] for x in (clip.latent, clip.action, clip.pose, clip.inventory)))
         return {name: float(np.mean(values)) for name, values in errors.items()}
 
     def _recall(self, model: WorldModel) -> dict[str, float]:

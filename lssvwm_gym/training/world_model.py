@@ -30,7 +30,8 @@ from lssvwm_gym.data.segments import (
     mirrored,
     read_clip,
 )
-from lssvwm_gym.heap import keep_heap
+from lssvwm_gym.heap import keep_freed_memory
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import preset
@@ -40,10 +41,10 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
-from lssvwm_gym.training.distributed import Draws, Team, assemble
+from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
 from lssvwm_gym.training.latent_metric import picture_metric
 from lssvwm_gym.training.objectives import LOSSES
-from lssvwm_gym.training.odometry import learn_to_see
+from lssvwm_gym.training.odometry import train_odometry
 from lssvwm_gym.training.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -53,7 +54,7 @@ from lssvwm_gym.training.optim import (
     set_learning_rate,
     update_average,
 )
-from lssvwm_gym.training.validation import Looks
+from lssvwm_gym.training.validation import Validation
 
 
 class Trainer:
@@ -68,13 +69,13 @@ class Trainer:
         episodes: list[LatentEpisode],
         metric: Tensor | None = None,
         data: dict[str, Any] | None = None,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
     ) -> None:
         """`metric` says how latent errors show (`picture_metric`), `data` is the episodes' fingerprint, kept with the weights.
 
         Without a team this process trains alone. Raises `ValueError` for rows that a team can't divide evenly.
         """
-        self.team = team = team or Team(torch.device(chosen_device(run.device)))
+        self.team = team = team or ProcessGroup(torch.device(chosen_device(run.device)))
         run.refuse_uneven_rows(team)
         torch.manual_seed(run.seed)
         self.run, self.step, self.device = run, 0, team.device
@@ -102,10 +103,10 @@ class Trainer:
             optimizer.zero_grad()
         way = rng.choice(list(LOSSES), p=[max(0.0, 1 - run.peeking - run.dreaming), run.peeking, run.dreaming])  # 1 - 0.9 - 0.1 < 0
         with mixed_precision(run.precision, self.device.type):
-            draws = Draws(generator, self.team.number, self.team.size)
+            draws = ShardedRNG(generator, self.team.number, self.team.size)
             means, counts, committed = LOSSES[way](self.model, clip, self.state, run.noising, self.metric, draws)
         losses = self._shares(means, counts)
-        weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "vector": run.vector_weight}
+        weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "vector": run.inventory_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         total.backward()
         self.team.add_gradients(self.model.parameters())
@@ -113,7 +114,7 @@ class Trainer:
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers[:-1]:
             optimizer.step()
-        losses["sight"] = learn_to_see(self.model, self.optimizers[-1], self.episodes, run.sight_updates, rng, self.team)
+        losses["sight"] = train_odometry(self.model, self.optimizers[-1], self.episodes, run.odometry_updates, rng, self.team)
         update_average(self.average, self.model, self.step, run.average)
         self._hand_over(clip, stage.frames, committed)
         self.step += 1
@@ -166,6 +167,7 @@ class Trainer:
         """
         tensors, _ = load_tensors(path)
         mine, theirs = self.model.state_dict(), under("average", tensors) or under("world_model", tensors) or tensors
+        theirs = legacy.parameters(theirs)
         taken = {name: tensor.to(mine[name]) for name, tensor in theirs.items() if name in mine and mine[name].shape == tensor.shape}
         if not taken:
             raise TensorFileError(f"{path}: no tensor of it has the name and shape of one of this model's")
@@ -226,7 +228,7 @@ def train_world(run: WorldTraining) -> Path:
     if run.preset:
         run = replace(run, preset="", model=preset(run.preset))
     run = variant(run.variant, run)
-    keep_heap()
+    keep_freed_memory()
     if run.threads:
         torch.set_num_threads(run.threads)
     team = assemble(run.device)
@@ -241,7 +243,7 @@ def train_world(run: WorldTraining) -> Path:
     return finished
 
 
-def _prepared(run: WorldTraining, autoencoder: Autoencoder, team: Team) -> Trainer:
+def _prepared(run: WorldTraining, autoencoder: Autoencoder, team: ProcessGroup) -> Trainer:
     """A trainer with all episodes, where the run's last checkpoint was."""
     episodes = latent_episodes(run.data, autoencoder, run.out / "latents", team)
     refuse_unfit(run.model, episodes)
@@ -266,7 +268,7 @@ def _prepared(run: WorldTraining, autoencoder: Autoencoder, team: Team) -> Train
 def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
     """Train to the end; the leading process shows progress, logs and scores."""
     run, leads = trainer.run, trainer.team.leads
-    looks = Looks(autoencoder, run.val, run.out, run.model.actions, trainer.device) if run.val and leads else None
+    looks = Validation(autoencoder, run.val, run.out, run.model.actions, trainer.device) if run.val and leads else None
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step) if leads else None
     total, done = run.steps * run.frames_a_step, trainer.step * run.frames_a_step
     progress = tqdm(total=total, initial=done, unit="frame", unit_scale=True, smoothing=0.02, disable=not leads)
@@ -288,7 +290,7 @@ def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
 def refuse_unfit(config: WorldModelConfig, episodes: list[LatentEpisode]) -> None:
     """Raise `ValueError` for episodes whose actions, poses or counts are not those of the model, with the setting that would do."""
     first = episodes[0]
-    shapes = {(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.vector.shape[1]) for e in episodes}
+    shapes = {(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.inventory.shape[1]) for e in episodes}
     if len(shapes) > 1:
         raise ValueError("the episodes are of several worlds: they differ in their actions, poses or counts")
     if first.action.is_floating_point():
@@ -299,7 +301,7 @@ def refuse_unfit(config: WorldModelConfig, episodes: list[LatentEpisode]) -> Non
         raise ValueError("actions are discrete, one a frame: --model.actions N --model.action-size 0")
     elif (largest := max(int(e.action.max()) for e in episodes)) >= config.actions:
         raise ValueError(f"there are actions up to {largest}, but the model knows {config.actions}: --model.actions {largest + 1} or more")
-    if config.vector_size and first.vector.shape[1] != config.vector_size:
-        raise ValueError(f"{first.vector.shape[1]} counts go with a frame: --model.vector-size {first.vector.shape[1]}")
-    if config.has_places and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
+    if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
+        raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
+    if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
         raise ValueError("the recordings tell no poses, and without those no places can be remembered: --variant no-places")

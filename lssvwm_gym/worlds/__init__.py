@@ -7,17 +7,17 @@ from pathlib import Path
 
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
-from lssvwm_gym.worlds.spec import WEIGHTS, World, WorldError, has_record, read_world, write_world
+from lssvwm_gym.worlds.spec import WEIGHTS, WorldError, WorldSpec, has_record, read_world, write_world
 
-WORLDS: dict[str, World] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
+WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
 OTHER_WEIGHTS = {(MEMORY_MAZE.name, "sharp"): WEIGHTS / "memory_maze_sharp"}  # that ship besides a world's own, by world and name
 
 __all__ = [
     "OTHER_WEIGHTS",
     "WORLDS",
-    "World",
     "WorldError",
+    "WorldSpec",
     "chosen_world",
     "has_record",
     "read_world",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def chosen_world(name: str, weights: str | Path | None = None) -> World:
+def chosen_world(name: str, weights: str | Path | None = None) -> WorldSpec:
     """The world of a name; without one (""), the one that the weights say they dream, else Memory Maze.
 
     Raises `ValueError` for a name that there isn't, `WorldError` for a folder with a broken record.
@@ -41,12 +41,12 @@ def chosen_world(name: str, weights: str | Path | None = None) -> World:
     return WORLDS[MEMORY_MAZE.name]
 
 
-def weights_of(world: World, wanted: str | Path | None) -> Path:
+def weights_of(world: WorldSpec, wanted: str | Path | None) -> Path:
     """The folder of a world's own weights (None), of others that ship by a name such as "sharp", or else of that path."""
     return world.weights if wanted is None else OTHER_WEIGHTS.get((world.name, str(wanted)), Path(wanted))
 
 
-def world_of(weights: str | Path) -> World:
+def world_of(weights: str | Path) -> WorldSpec:
     """The world that a folder of weights says it dreams, with the `real_id` of one that is known. Raises as `read_world`."""
     world = read_world(weights)
     known = WORLDS.get(world.name)

@@ -1,8 +1,8 @@
 """Memory Maze (Pasukonis et al., arXiv 2210.13383), 9x9: find the ball whose colour frames the picture."""
 
-from lssvwm_gym.worlds.spec import WEIGHTS, World
+from lssvwm_gym.worlds.spec import WEIGHTS, WorldSpec
 
-MEMORY_MAZE = World(
+MEMORY_MAZE = WorldSpec(
     id="LSSVWM-MemoryMaze-v0",
     name="memory-maze",
     image_size=64,

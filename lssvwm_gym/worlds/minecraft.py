@@ -1,8 +1,8 @@
 """A block world of Minecraft's kind (Luanti with Minetest Game): dig, carry, craft a wooden and a stone pickaxe."""
 
-from lssvwm_gym.worlds.spec import WEIGHTS, World
+from lssvwm_gym.worlds.spec import WEIGHTS, WorldSpec
 
-MINECRAFT = World(
+MINECRAFT = WorldSpec(
     id="LSSVWM-Minecraft-v0",
     name="minecraft",
     image_size=64,
@@ -27,8 +27,8 @@ MINECRAFT = World(
     reward_values=(0.0, 1.0),
     max_episode_steps=500,
     weights=WEIGHTS / "minecraft",
-    counts=("log", "planks", "stick", "wooden_pickaxe", "cobblestone", "stone_pickaxe", "dirt", "sand", "other"),
-    most_counted=3267,  # 33 places of 99
+    inventory=("log", "planks", "stick", "wooden_pickaxe", "cobblestone", "stone_pickaxe", "dirt", "sand", "other"),
+    max_inventory=3267,  # 33 places of 99
     milestones=(
         ("log", 1.0),
         ("planks", 2.0),
@@ -38,6 +38,6 @@ MINECRAFT = World(
         ("stone_pickaxe", 32.0),
     ),
     changes=True,
-    near=0.75,
+    length_scale=0.75,
     real_id="Luanti-Real-v0",
 )

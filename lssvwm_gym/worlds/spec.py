@@ -11,25 +11,27 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 RECORD = "world.json"
-FORMAT = "lssvwm_gym World 1"
+FORMAT = "lssvwm_gym WorldSpec 2"
+FORMAT_BEFORE = "lssvwm_gym World 1"
 LARGEST = 1_000_000  # bytes
 MOST = 4096  # of anything that it lists
 LONGEST = 100  # letters of a name
 LARGEST_NUMBER = 3e38  # float32, in which bounds and rewards come, ends above
-WHOLE = {"image_size": (8, 4096), "fps": (1, 1000), "max_episode_steps": (1, 10**9), "most_counted": (0, 10**9), "border": (0, 2048)}
+WHOLE = {"image_size": (8, 4096), "fps": (1, 1000), "max_episode_steps": (1, 10**9), "max_inventory": (0, 10**9), "border": (0, 2048)}
 ID = re.compile(r"[A-Za-z0-9_.-]+-v\d{1,4}")  # no namespace and no module: making it imports nothing
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LEFT_OUT = ("weights", "real_id")  # where it lies is known, and what gymnasium.make imports is not for strangers to say
 
 
 @dataclass(frozen=True)
-class World:
+class WorldSpec:
     """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none.
 
     Raises `ValueError` where its parts contradict each other.
@@ -44,13 +46,13 @@ class World:
     reward_values: tuple[float, ...]  # what the classes of the reward head pay
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, starts.safetensors
-    counts: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
-    most_counted: int = 0  # bound of the observation space
+    inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
+    max_inventory: int = 0  # bound of the observation space
     milestones: tuple[
         tuple[str, float], ...
     ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
     changes: bool = False  # whether the agent can change it, so that a place need not look as it did
-    near: float = 0.25  # units of length within which two views of one direction show about the same
+    length_scale: float = 0.25  # units of length within which two views of one direction show about the same
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
     real_id: str | None = None  # the real environment of the same spaces, for gymnasium.make
     low: tuple[float, ...] = ()  # bounds of actions that are a Box, a number each; none where actions are discrete
@@ -69,17 +71,17 @@ class World:
         strange = [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]
         if strange:
             raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
-        uncounted = [name for name, _ in self.milestones if name not in self.counts]
+        uncounted = [name for name, _ in self.milestones if name not in self.inventory]
         if uncounted or len(dict(self.milestones)) < len(self.milestones):
             raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
-        if self.counts and self.most_counted < 1:
+        if self.inventory and self.max_inventory < 1:
             raise ValueError(
-                f"{self.name}: most_counted is {self.most_counted}, so nothing of {', '.join(self.counts[:4])} is ever counted"
+                f"{self.name}: most_counted is {self.max_inventory}, so nothing of {', '.join(self.inventory[:4])} is ever counted"
             )
         if 2 * self.border >= self.image_size:
             raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
-        if self.near < 0:
-            raise ValueError(f"{self.name}: near is {self.near}, below 0")
+        if self.length_scale < 0:
+            raise ValueError(f"{self.name}: near is {self.length_scale}, below 0")
 
     def _bounded(self) -> bool:
         """Whether low is below high, as the float32 that an action space has."""
@@ -96,10 +98,10 @@ class WorldError(ValueError):
     """A record of a world that is none; the message names the file and what is wrong with it."""
 
 
-def write_world(folder: str | Path, world: World) -> Path:
+def write_world(folder: str | Path, world: WorldSpec) -> Path:
     """Write a world's record into a folder of weights, whole or not at all. Raises `WorldError` for one that couldn't be read again."""
     path = Path(folder) / RECORD
-    record = {"format": FORMAT} | {field.name: getattr(world, field.name) for field in fields(World) if field.name not in LEFT_OUT}
+    record = {"format": FORMAT} | {field.name: getattr(world, field.name) for field in fields(WorldSpec) if field.name not in LEFT_OUT}
     text = json.dumps(record, indent=1, allow_nan=True) + "\n"
     _world(text, path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,7 @@ def write_world(folder: str | Path, world: World) -> Path:
     return path
 
 
-def read_world(folder: str | Path) -> World:
+def read_world(folder: str | Path) -> WorldSpec:
     """The world of a folder of weights, whose weights are that folder.
 
     Raises `WorldError` for a folder without a record, and for one that is anything but what `write_world` writes.
@@ -131,19 +133,20 @@ def has_record(folder: str | Path | None) -> bool:
     return folder is not None and (Path(folder) / RECORD).is_file()
 
 
-def _world(text: str, path: Path) -> World:
+def _world(text: str, path: Path) -> WorldSpec:
     try:
         record = parsed(text)
-        if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+        if not isinstance(record, dict) or record.pop("format", None) not in (FORMAT, FORMAT_BEFORE):
             raise ValueError(f"not the record of a world: its format is not {FORMAT!r}")
-        kinds = {field.name: field for field in fields(World) if field.name not in LEFT_OUT}
+        record = legacy.renamed(record, legacy.SPEC)
+        kinds = {field.name: field for field in fields(WorldSpec) if field.name not in LEFT_OUT}
         missing = [name for name, field in kinds.items() if field.default is MISSING and name not in record]
         if missing or record.keys() - kinds.keys():
             raise ValueError(f"missing {missing}, unknown {sorted(record.keys() - kinds.keys())[:4]}")
-        types_of = get_type_hints(World)
+        types_of = get_type_hints(WorldSpec)
         values = {name: _value(types_of[name], value, name) for name, value in record.items()}
         _check(values)
-        return World(**values, weights=path.parent)
+        return WorldSpec(**values, weights=path.parent)
     except (ValueError, TypeError, RecursionError) as error:
         raise WorldError(f"{path}: {in_short(error)}") from None
 

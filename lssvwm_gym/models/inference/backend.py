@@ -125,7 +125,7 @@ def on_backend(model: M, backend: Backend) -> M:
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Precision:
     """Types of the products with weights; norms, attention, scans, memories and all states are float32 in any case."""
 
     model: torch.dtype = torch.float32
@@ -136,10 +136,10 @@ class Arithmetic:
         return names[0] if names[0] == names[1] else f"{names[0]}, pictures {names[1]}"
 
 
-FLOAT32 = Arithmetic()
+FLOAT32 = Precision()
 
 
-def chosen_arithmetic(dtype: str, device: str) -> Arithmetic:
+def chosen_precision(dtype: str, device: str) -> Precision:
     """For `auto`, `float32` or `bfloat16` and a torch device. Raises `ValueError` for other names, and for bfloat16 but on a CPU."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -148,9 +148,9 @@ def chosen_arithmetic(dtype: str, device: str) -> Arithmetic:
             raise ValueError(f"dtype='bfloat16' is for the CPU; on {device} a dream is float32")
         return FLOAT32
     if dtype == "bfloat16":
-        return Arithmetic(torch.bfloat16, torch.bfloat16)
+        return Precision(torch.bfloat16, torch.bfloat16)
     pictures = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32
-    return Arithmetic(pictures=pictures)
+    return Precision(pictures=pictures)
 
 
 def chosen_device(name: str) -> str:

@@ -55,7 +55,7 @@ class CompiledStep:
 
     def __call__(self, model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
         assert model is self.model
-        arguments = settled(state), _row_major(action), _row_major(noise)
+        arguments = laid_out(state), _row_major(action), _row_major(noise)
         size = len(action), torch.get_num_threads()  # a program uses as many threads as there were when it was compiled
         if size in self.programs:
             return self.programs[size](*arguments)
@@ -75,7 +75,7 @@ class CompiledStep:
         return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
-def settled(state: DreamState) -> DreamState:
+def laid_out(state: DreamState) -> DreamState:
     """The same state, laid out in memory as a step leaves it: row-major, but keys and values with their heads first."""
     world = state.world
     layers = tuple(

@@ -21,8 +21,7 @@ from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.prepacked import PrepackedDecoder, PrepackedLinear
-from lssvwm_gym.models.read_only import Peeks
-from lssvwm_gym.models.spatial_memory import Asked
+from lssvwm_gym.models.read_only import ReadOnly
 from lssvwm_gym.models.state import LayerState, WorldState
 from lssvwm_gym.models.world_model import Layer, WorldModel
 
@@ -42,12 +41,10 @@ class PrepackedWorldModel(WorldModel):
         wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
         return wrapper
 
-    def through_layers(
-        self, x: Tensor, condition: Tensor, asked: Asked | None, state: WorldState, peeks: Peeks
-    ) -> tuple[Tensor, list[LayerState]]:
+    def through_layers(self, x: Tensor, condition: Tensor, state: WorldState, read_only: ReadOnly) -> tuple[Tensor, list[LayerState]]:
         if x.shape[1] == 1 and not is_recorded(self.layers, x, condition, state.layers):
-            return self.prepacked(x, condition, asked, state.layers, commits=peeks is None or not all(peeks))
-        return super().through_layers(x, condition, asked, state, peeks)
+            return self.prepacked(x, condition, state.layers, commits=read_only is None or not all(read_only))
+        return super().through_layers(x, condition, state, read_only)
 
 
 class PrepackedAutoencoder(Autoencoder):
@@ -78,47 +75,36 @@ class PrepackedLayers:
         self.modulation_bias = torch.cat([layer.modulation.bias + offset.flatten() for layer in layers])
         self.layers = [PrepackedLayer(layer, dtype) for layer in layers]
 
-    def __call__(
-        self, x: Tensor, condition: Tensor, asked: Asked | None, states: Sequence[LayerState], commits: bool
-    ) -> tuple[Tensor, list[LayerState]]:
+    def __call__(self, x: Tensor, condition: Tensor, states: Sequence[LayerState], commits: bool) -> tuple[Tensor, list[LayerState]]:
         """x (B, 1, N, D), condition (B, 1, D); returns x of the same shape and the states after, those before where nothing commits."""
         modulation = self.modulation(condition) + self.modulation_bias  # the sum is float32
         x, after = x.squeeze(1), []
         for layer, parts, state in zip(self.layers, modulation.chunk(len(self.layers), -1), states, strict=True):
-            x, state = layer(x, parts.chunk(9, -1), asked, state, commits)
+            x, state = layer(x, parts.chunk(9, -1), state, commits)
             after.append(state)
         return x.unsqueeze(1), after
 
 
 class PrepackedLayer:
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
-        self.place = layer.place
         self.scan = None if layer.scan is None else PrepackedScan(layer.scan, dtype)
         self.attention = None if layer.attention is None else PrepackedAttention(layer.attention, dtype)
         into, _, out = cast(list[nn.Linear], list(layer.mlp))
         self.one, self.zero = torch.ones_like(out.bias), torch.zeros_like(out.bias)
         self.into, self.out = PrepackedLinear(into.weight, into.bias, dtype), PrepackedLinear(out.weight, out.bias, dtype)
 
-    def __call__(
-        self, x: Tensor, modulation: Sequence[Tensor], asked: Asked | None, state: LayerState, commits: bool
-    ) -> tuple[Tensor, LayerState]:
+    def __call__(self, x: Tensor, modulation: Sequence[Tensor], state: LayerState, commits: bool) -> tuple[Tensor, LayerState]:
         """x (B, N, D), modulation nine times (B, 1, D)."""
         shift, scale, gate, shift2, scale2, gate2, shift3, scale3, gate3 = modulation
-        ssm, conv, place, keys, values = state
-        y = self._modulated(x, shift, scale)
-        mixed = None
+        ssm, conv, keys, values = state
         if self.scan is not None:
-            mixed, ssm, conv = self.scan(y, ssm, conv, commits)
-        if self.place is not None and asked is not None:
-            recalled, place = self.place(y.unsqueeze(1), asked, place)
-            mixed = recalled.squeeze(1) if mixed is None else mixed + recalled.squeeze(1)
-        if mixed is not None:
+            mixed, ssm, conv = self.scan(self._modulated(x, shift, scale), ssm, conv, commits)
             x = torch.addcmul(x, mixed, gate)
         if self.attention is not None:
             seen, keys, values = self.attention(self._modulated(x, shift2, scale2), keys, values, commits)
             x = torch.addcmul(x, seen, gate2)
         x = torch.addcmul(x, self.out(F.silu(self.into(self._modulated(x, shift3, scale3)))).float(), gate3)
-        return x, LayerState(ssm, conv, place, keys, values)
+        return x, LayerState(ssm, conv, keys, values)
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         # a norm that scales by 1 takes half the time of one that doesn't scale

@@ -22,14 +22,14 @@ class Sight(NamedTuple):
     mask: BlockMask  # of their tokens
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, chunk: int, peeks: tuple[bool, ...] | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, chunk: int, read_only: tuple[bool, ...] | None) -> Tensor:
     """What frames see of the window before their chunk and of their own chunk; of frames that are peeked at, each sees its own.
 
     q (B, T, H, N, P), scaled; k and v (B, W + T, H, N, P), the window's frames first; bias (H, distances, N, N) by distance,
     query and key; peeks: a bool a frame, only where the chunk is 1. Returns (B, T, N, H, P).
     """
     tokens, frames = q.shape[3], q.shape[1]
-    sight = seen_frames(peeks or (False,) * frames, window, chunk, tokens, bias.shape[1], q.device)
+    sight = seen_frames(read_only or (False,) * frames, window, chunk, tokens, bias.shape[1], q.device)
 
     def with_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         plane = sight.distance[query // tokens, key // tokens]
@@ -43,10 +43,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, chunk: in
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is kept must serve training, too
-def seen_frames(peeks: tuple[bool, ...], window: int, chunk: int, tokens: int, distances: int, device: torch.device) -> Sight:
+def seen_frames(read_only: tuple[bool, ...], window: int, chunk: int, tokens: int, distances: int, device: torch.device) -> Sight:
     """Who sees whom, by the number of committed frames before each frame's chunk."""
-    frames, own = len(peeks), torch.arange(len(peeks)) // chunk
-    committed = ~torch.tensor(peeks)
+    frames, own = len(read_only), torch.arange(len(read_only)) // chunk
+    committed = ~torch.tensor(read_only)
     before = (committed.cumsum(0) - committed.long())[own * chunk]  # (T,), committed frames before the chunk
     at = before + torch.arange(frames) % chunk
     key_at = torch.cat([torch.arange(-window, 0), at])

@@ -17,7 +17,11 @@ from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 logger = logging.getLogger(__name__)
 
-ACTIONS, ITEMS, MOST_ITEMS = MINECRAFT.actions, MINECRAFT.counts, MINECRAFT.most_counted  # the dream's, so that policies move between them
+ACTIONS, ITEMS, MOST_ITEMS = (
+    MINECRAFT.actions,
+    MINECRAFT.inventory,
+    MINECRAFT.max_inventory,
+)  # the dream's, so that policies move between them
 REWARDS = tuple(value for _, value in MINECRAFT.milestones)  # for the first of each of the first six items
 BIOMES = ("deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest")
 FORESTS = BIOMES[:2]

@@ -1,0 +1,94 @@
+"""Names of version 0.1: the one map by which weights, states, records and options of before are still read.
+
+Nothing is written under these names any more. The next release but one may drop this file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+PARAMETERS = {  # prefixes of the names of a world model's parameters, the longest first
+    "condition.vector.": "conditioning.inventory.",
+    "condition.": "conditioning.",
+    "place_latents.": "spatial_memory.",
+    "pose_head.": "motion_head.",
+    "sight_head.": "odometry_head.",
+    "vector_head.": "inventory_head.",
+}
+SIZES = {  # fields of `WorldModelConfig`
+    "place_features": "memory_features",
+    "place_scales": "memory_scales",
+    "place_noise": "memory_noise",
+    "vector_size": "inventory_size",
+    "vector_change": "max_inventory_change",
+}
+STATES = {  # leaves of `DreamState`
+    "world.place.known": "world.spatial_memory.explained",
+    "world.place.latents": "world.spatial_memory.latents",
+    "vector": "inventory",
+    "peak": "inventory_peak",
+    "unknown": "posterior_variance",
+}
+SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
+SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
+INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
+OPTIONS = {"clip": "context_id"}  # options of reset
+
+
+def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
+    """The same values under the names of today. Raises `ValueError` where both names of one are there."""
+    both = [f"{old} and {new}" for old, new in names.items() if old in values and new in values]
+    if both:
+        raise ValueError(f"{', '.join(both)} are two names for the same: leave out the first")
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], where: str) -> dict[str, V]:
+    """`renamed`, with a `DeprecationWarning` for every name of before; `where` says whose names they are."""
+    for old in values.keys() & names.keys():
+        warnings.warn(f"{where}: {old!r} is now called {names[old]!r}", DeprecationWarning, stacklevel=3)
+    return renamed(values, names)
+
+
+def parameters(tensors: Mapping[str, V]) -> dict[str, V]:
+    """A world model's parameters, or whatever is kept for each of them, by their names of today."""
+    return {_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def _parameter(name: str) -> str:
+    for old, new in PARAMETERS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def sizes(config: Any) -> Any:
+    """The fields of a `WorldModelConfig` by their names of today. Raises `ValueError` for a model with place heads, which are gone."""
+    if not isinstance(config, dict):
+        return config
+    if isinstance(config.get("place"), list) and any(config["place"]):
+        raise ValueError("it has place heads, which only version 0.1 knows")
+    return {name: value for name, value in renamed(config, SIZES).items() if name not in ("place", "place_width")}
+
+
+def state(tensors: Mapping[str, V]) -> dict[str, V]:
+    """The leaves of a `DreamState` by their names of today; what place heads remembered, always empty, is left out."""
+    kept = {name: tensor for name, tensor in tensors.items() if not (name.startswith("world.layers[") and name.endswith("].place"))}
+    return renamed(kept, STATES)
+
+
+def sizes_said_before(config: Any) -> str:
+    """How version 0.1 wrote a `WorldModelConfig`: fingerprints of its weights begin with it."""
+    before = {new: old for old, new in SIZES.items()}
+    said = []
+    for name, value in vars(config).items():
+        said.append(f"{before.get(name, name)}={value!r}")
+        if name == "blocks":
+            said.append(f"place={(False,) * len(value)!r}")
+        if name == "memory_noise":
+            said.append("place_width=64")
+    return f"WorldModelConfig({', '.join(said)})"
