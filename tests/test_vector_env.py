@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
-from gymnasium.wrappers.inventory import DictInfoToList, RecordEpisodeStatistics
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same, write_tiny_weights
 from torch.utils._pytree import tree_leaves, tree_map

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import wrappers
 from gymnasium.spaces import Dict
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import inventory
+from gymnasium.wrappers import vector
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import same
 
@@ -92,7 +92,7 @@ def test_an_episode_begins_by_itself(env):
 
 
 def test_batches_keep_statistics(envs):
-    recorded = inventory.RecordEpisodeStatistics(envs)
+    recorded = vector.RecordEpisodeStatistics(envs)
     recorded.reset(seed=0)
     for _ in range(LIMIT):
         _, reward, _, truncated, info = recorded.step(np.ones(2, int))
@@ -102,22 +102,22 @@ def test_batches_keep_statistics(envs):
 
 
 def test_batches_are_transformed_and_their_infos_listed(envs):
-    listed = inventory.DictInfoToList(envs)
+    listed = vector.DictInfoToList(envs)
     observation, infos = listed.reset(seed=0)
     assert [info["age"] for info in infos] == [6, 6]
     assert envs.observation_space.contains(observation)
     if envs.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:  # Gymnasium transforms no observations of that mode
-        flat = inventory.FlattenObservation(envs)
+        flat = vector.FlattenObservation(envs)
         assert flat.observation_space.contains(flat.reset(seed=0)[0])
-    rewarded = inventory.ClipReward(envs, 0, 0.5)
+    rewarded = vector.ClipReward(envs, 0, 0.5)
     rewarded.reset(seed=0)
     assert rewarded.step(np.ones(2, int))[1].max() <= 0.5
 
 
-@pytest.mark.skipif(not hasattr(inventory, "RecordVideo"), reason="this release of Gymnasium records no batches")
+@pytest.mark.skipif(not hasattr(vector, "RecordVideo"), reason="this release of Gymnasium records no batches")
 @pytest.mark.filterwarnings("ignore:.*autoreset mode is same-step")  # as in every batch of that mode, the last frame is not in it
 def test_a_video_of_a_batch(envs, tmp_path):
-    recorded = inventory.RecordVideo(envs, str(tmp_path / "videos"), episode_trigger=lambda episode: True, video_length=2)
+    recorded = vector.RecordVideo(envs, str(tmp_path / "videos"), episode_trigger=lambda episode: True, video_length=2)
     recorded.reset(seed=0)
     for _ in range(LIMIT):
         recorded.step(np.ones(2, int))
