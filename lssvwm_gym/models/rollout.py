@@ -31,12 +31,12 @@ class DreamState(NamedTuple):
     world: WorldState
     latent: Tensor  # (B, N, C) the last committed frame
     features: Tensor  # (B, FEATURES) of the last committed frame
-    pose: Tensor  # (B, 4 or 6) where the model believes it is, seen from where the dream's memory begins
+    pose: Tensor  # (B, 4 or 6) the estimated pose, seen from where the state began
     motion: Tensor  # (B, 3 or 5) the last motion
     inventory: Tensor  # (B, V) counts that go with the last frame
     inventory_peak: Tensor  # (B, V) the most of each that was ever counted
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
-    posterior_variance: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
+    posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
@@ -61,7 +61,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
 
 
 def unknown_action(model: WorldModel, rows: int) -> Tensor:
-    """What the model is told of an action that nobody knows: (B,) int64, or for continuous ones (B, A) of NaN."""
+    """The action that stands for an unknown one: (B,) int64, or for continuous ones (B, A) of NaN."""
     config, device = model.config, model.token_in.weight.device
     if config.action_size:
         return torch.full((rows, config.action_size), torch.nan, device=device)
@@ -165,7 +165,7 @@ class SharedContext(NamedTuple):
     motion: Tensor
 
     def for_commit(self, state: DreamState, action: Tensor, motion: Tensor) -> FrameContext | None:
-        """The part that a commit shares: it is told the motion between poses that have been rounded, so its condition is its own."""
+        """The part that a commit shares: its motion is that between rounded poses, so its condition is its own."""
         same = self.world is state.world and self.action is action and self.motion is motion
         return self.frame_context._replace(condition=None) if same else None
 
