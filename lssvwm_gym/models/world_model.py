@@ -27,6 +27,7 @@ __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOu
 
 class WorldOutput(NamedTuple):
     clean: Tensor  # (B, T, N, C) estimate of the clean latents
+    tokens: Tensor  # (B, T, N, D) of the last layer, normalised
     features: Tensor  # (B, T, FEATURES) summary of each frame and its past, for the heads and for agents
     posterior_variance: Tensor  # (B, T) of the spatial memory at each frame's pose, before it: 1 nothing is known, 0 all
     state: WorldState  # after the last frame
@@ -106,7 +107,7 @@ class WorldModel(nn.Module):
         if self.spatial_memory is not None and recalled is not None:
             clean = clean + self.spatial_memory.into_estimate(x, recalled)
         posterior_variance = torch.ones_like(inputs.noise) if query is None else query.posterior_variance
-        return WorldOutput(clean, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed))
+        return WorldOutput(clean, x, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed))
 
     def condition(self, inputs: FrameInputs, state: WorldState) -> FrameContext:
         """What passes over one frame share, for inputs (B, 1) of any noise level and the state before the frame."""
