@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 import lssvwm_gym  # noqa: F401 - registers the ids
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.malloc import keep_freed_memory
 
 HEADER, GAP, LINE = 26, 8, 14  # pixels
 DARK, LIGHT, WALL, FLOOR = (18, 20, 26), (232, 234, 240), (44, 48, 60), (112, 118, 134)
@@ -175,4 +176,5 @@ def carried(names: tuple[str, ...], bags: tuple[np.ndarray, np.ndarray], panel: 
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Demo, description=__doc__))

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from lssvwm_gym.io.worker_pool import CrewError
+from lssvwm_gym.malloc import keep_freed_memory
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
@@ -31,6 +32,7 @@ FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
+    keep_freed_memory()
     words = sys.argv[1:] if arguments is None else arguments
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:

@@ -1,7 +1,14 @@
 """Keep freed memory for the tensors to come, instead of handing it back to the operating system.
 
 Every step makes states of megabytes and frees the last ones. With glibc's defaults each is mapped anew, and the kernel
-clears every page again: a quarter of the time of a batch of dreams, a fifth of a training step.
+clears every page again: a quarter of the time of a batch of environments, a fifth of a training step (docs/performance.md).
+
+This changes the whole process, so nothing does it unasked: importing the package or making an environment doesn't. The
+programs of this repository, `lssvwm-gym` among them, ask for it when they start; so may yours:
+
+    from lssvwm_gym.malloc import keep_freed_memory
+
+    keep_freed_memory()
 """
 
 from __future__ import annotations
@@ -15,9 +22,12 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of glibc's mallo
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep up to 2 GiB that this process has freed; says whether it does.
+    """Tell glibc to keep up to 2 GiB that this process has freed. Call it at the start of a program that steps or trains on a CPU.
 
-    Does nothing with another C library, or where the environment says `LSSVWM_KEEP_HEAP=0`.
+    Processes that are forked from this one inherit it; spawned ones call it themselves.
+
+    Returns whether memory is kept: not with another C library than glibc, nor where the environment says
+    `LSSVWM_KEEP_HEAP=0`. Then nothing is changed.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if os.environ.get("LSSVWM_KEEP_HEAP") == "0" or not hasattr(library, "gnu_get_libc_version"):
