@@ -25,6 +25,7 @@ from lssvwm_gym.checkpoints.package import Packaging, ship
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.training.config import Stage, WorldTraining
@@ -191,4 +192,5 @@ def draw(run: Comparison) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Comparison, description=__doc__))
