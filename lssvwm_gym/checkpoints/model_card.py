@@ -12,6 +12,7 @@ import numpy as np
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.collect_gym import Collection, read_collection
 from lssvwm_gym.data.episode import episode_paths, read_arrays
+from lssvwm_gym.io import legacy
 from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 FPS = 15
@@ -22,9 +23,11 @@ KEYS = {  # what a key means, by a word in the action's name; the first action t
     "s": ("back", "down"),
     " ": ("jump", "fire", "shoot", "attack"),
 }
-CARD = "<!-- written by lssvwm-gym ship; a card without this line is never replaced -->"
+WRITTEN = "<!-- written by lssvwm-gym "  # a card without these words is never replaced
+CARD = WRITTEN + "package; a card without this line is never replaced -->"
 
 
+@legacy.keywords(legacy.NAMING)
 @dataclass(frozen=True)
 class Naming:
     """How the world is to be called; what is not given is taken from `collecting.json` beside the episodes, or from these."""
@@ -36,7 +39,7 @@ class Naming:
     fps: int = 0  # frames a second of world time
     reward: float = 0.0  # what a frame pays that the model takes for a paying one
     max_episode_steps: int = 0
-    near: float = 0.25  # units of length within which two views of one direction show about the same
+    length_scale: float = 0.25  # units of length within which two views of one direction show about the same
 
 
 def described(naming: Naming, data: Path, weights: Weights) -> WorldSpec | None:
@@ -64,7 +67,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
     if model.inventory_size:
-        raise ValueError("a world with counts is registered by a record of its own, see docs/own_world.md: leave out --name")
+        raise ValueError("a world with an inventory is registered by a record of its own, see docs/own_world.md: leave out --name")
     return WorldSpec(
         id=f"LSSVWM-{title}-v0",
         name=re.sub(r"[^a-z0-9_.-]", "-", title.lower()),
@@ -75,7 +78,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         reward_values=(0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values],
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
-        length_scale=naming.near,
+        length_scale=naming.length_scale,
         low=low,
         high=high,
     )
@@ -116,13 +119,14 @@ def card(world: WorldSpec, weights: Weights, out: Path) -> str:
     """A model card for the folder, in the Hub's form."""
     trained, data = weights.info.get("training", {}), weights.info.get("starts_from", {})
     sizes = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in (("eye", weights.autoencoder), ("model", weights.world_model))
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("autoencoder", weights.autoencoder), ("world model", weights.world_model))
     }
     rows: dict[str, Any] = {
         "world": f"`{world.id}`, {len(world.actions)} {'numbers an action' if world.continuous else 'actions'}: {', '.join(world.actions)}",
         "frames": f"{world.image_size}x{world.image_size}, {world.fps} a second",
-        "autoencoder": f"{sizes['eye'] / 1e6:.2f} M weights, float16",
-        "world model": f"{sizes['model'] / 1e6:.2f} M weights, float16",
+        "autoencoder": f"{sizes['autoencoder'] / 1e6:.2f} M weights, float16",
+        "world model": f"{sizes['world model'] / 1e6:.2f} M weights, float16",
         "trained": f"{trained.get('step', '?')} steps, {trained.get('frames', '?')} frames, {trained.get('seconds', '?')} s",
         "data": f"{data.get('episodes', '?')} episodes, fingerprint {data.get('sha256', '?')}",
         "starts": f"{len(weights.openings)} openings, {len(weights.walks)} walks",
@@ -140,7 +144,7 @@ def card(world: WorldSpec, weights: Weights, out: Path) -> str:
 def write_card(folder: Path, text: str) -> bool:
     """Write the card unless somebody has written one by hand; whether it was written."""
     path = folder / "README.md"
-    if path.exists() and CARD not in path.read_text(encoding="utf-8"):
+    if path.exists() and WRITTEN not in path.read_text(encoding="utf-8"):
         return False
     path.write_text(text, encoding="utf-8")
     return True

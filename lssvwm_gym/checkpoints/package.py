@@ -1,7 +1,7 @@
-"""Make a folder of weights from finished models: `lssvwm-gym ship --autoencoder F --world-model F --data DIR --out DIR`.
+"""Make a folder of weights from finished models: `lssvwm-gym package --autoencoder F --world-model F --data DIR --out DIR`.
 
-Where the data or the settings say what the world is called, its record goes with them (`world.json`), and so does a model card: then
-`gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` needs to know no more.
+Where the data or the settings name the world, its record (`world.json`) and a model card are written too. Then
+`gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` makes its environment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Packaging:
     naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
 
-def ship(run: Packaging) -> Weights:
+def package(run: Packaging) -> Weights:
     """Write the folder and return what is in it."""
     autoencoder = load_autoencoder(run.autoencoder)
     weights = _with_its_starts(run, autoencoder) if run.data is None else _with_starts_from(run, run.data, autoencoder)

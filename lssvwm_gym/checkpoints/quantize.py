@@ -1,4 +1,4 @@
-"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym export --out DIR --bits 8`.
+"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym quantize --out DIR --bits 8`.
 
 The weights of products and convolutions are stored in 8 bits, `lssvwm_gym.io.quantize`, all else as it was. What is written is
 an ordinary folder of weights: `weights="DIR"` takes it, wherever weights can be given. It saves disk and download alone. Once
@@ -20,11 +20,11 @@ from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, sav
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"
-REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym export`. The scores are those of the full weights.*\n\n"
+REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym quantize`. The scores are those of the full weights.*\n\n"
 
 
 @dataclass(frozen=True)
-class Export:
+class Quantizing:
     """What to make smaller."""
 
     out: Path  # folder to write
@@ -35,7 +35,7 @@ class Export:
     walks: int | None = None  # real walks to keep, which are the larger part of the starts; all if not given
 
 
-def export(run: Export) -> dict[str, Any]:
+def quantize(run: Quantizing) -> dict[str, Any]:
     """Write the folder; print and return what it came to.
 
     Raises:
@@ -61,14 +61,14 @@ def export(run: Export) -> dict[str, Any]:
     return report
 
 
-def _checked(run: Export) -> Path:
+def _checked(run: Quantizing) -> Path:
     if run.bits != 8:
         raise ValueError(f"bits must be 8, not {run.bits}: full weights have 16, and nothing else is stored")
     if run.world not in WORLDS:
         raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
     folder = weights_of(WORLDS[run.world], run.weights)
     if run.out.exists() and run.out.resolve() == folder.resolve():
-        raise ValueError(f"out is {run.out}, the folder of the full weights, which an export would overwrite; name another")
+        raise ValueError(f"out is {run.out}, the folder of the full weights, which it would overwrite; name another")
     return folder
 
 
@@ -100,7 +100,7 @@ def _relative_error(full: Weights, compact: Weights) -> float:
     return float((after - before).norm() / before.norm())
 
 
-def _print(run: Export, report: dict[str, Any]) -> None:
+def _print(run: Quantizing, report: dict[str, Any]) -> None:
     size, seconds = report["bytes"], report["load_seconds"]
     print(f"{run.out}: {size['compact'] / 1e6:.1f} MB instead of {size['full'] / 1e6:.1f}")
     print(f"read in {seconds['compact']:.2f} s instead of {seconds['full']:.2f}; weights off by {report['relative_error']:.2%}")
