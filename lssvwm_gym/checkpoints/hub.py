@@ -1,6 +1,6 @@
-"""Weights by the path of their folder or by their name on the Hugging Face Hub: `lssvwm_gym.load("my_weights")`.
+"""Weights from a folder or from the Hugging Face Hub: `lssvwm_gym.load("my_weights")`.
 
-Of a repository, only the files of a folder of weights are ever fetched: safetensors, JSON, the card. Nothing in them is code.
+Only the files of a folder of weights are ever fetched: safetensors, JSON, the card. None of them is code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a new world is called and what its actions mean: its record, and the card of its weights."""
+"""The record of a new world, and the model card of its weights."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ CARD = WRITTEN + "package; a card without this line is never replaced -->"
 @legacy.keywords(legacy.NAMING)
 @dataclass(frozen=True)
 class Naming:
-    """How the world is to be called; what is not given is taken from `collecting.json` beside the episodes, or from these."""
+    """The world's record; what is not given is taken from `collecting.json` of the episodes, or from the episodes."""
 
     world: str = ""  # a world that the package knows, such as memory-maze: no other setting is needed then
     name: str = ""  # of a new world, small letters; with it, weights say themselves which world they dream
     actions: tuple[str, ...] = ()  # names of the discrete actions, or of the numbers of a continuous one
     keys: dict[str, int] = field(default_factory=dict)  # keyboard key and action, as in --keys w 2 a 0
     fps: int = 0  # frames a second of world time
-    reward: float = 0.0  # what a frame pays that the model takes for a paying one
+    reward: float = 0.0  # of a frame that the model takes for a rewarded one
     max_episode_steps: int = 0
     length_scale: float = 0.25  # units of length within which two views of one direction show about the same
 
 
 def described(naming: Naming, data: Path, weights: Weights) -> WorldSpec | None:
-    """The world of recordings, for weights that have learned from them; None where nothing says what it is called.
+    """The world that weights have learned from recordings; None where nothing names it.
 
     Raises `ValueError` for a world that doesn't exist or names that don't fit the weights.
     """
@@ -62,7 +62,8 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     arrays = [read_arrays(path) for path in episode_paths(data)]
     model = weights.world_model.config
     count = model.action_size or model.actions
-    actions = naming.actions or tuple(collection.actions if collection else ()) or _numbered(count, bool(model.action_size))
+    numbered = tuple(f"{'number' if model.action_size else 'action'} {number}" for number in range(count))
+    actions = naming.actions or tuple(collection.actions if collection else ()) or numbered
     if len(actions) != count:
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
@@ -84,29 +85,25 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     )
 
 
-def _numbered(count: int, continuous: bool) -> tuple[str, ...]:
-    return tuple(f"{'number' if continuous else 'action'} {number}" for number in range(count))
-
-
 def _reward(arrays: list[dict[str, np.ndarray]]) -> float:
-    """What paying frames pay on average; the reward head learns whether a reward is above 0.5."""
+    """The mean of rewards above 0.5, which is what the reward head learns to tell."""
     rewards = np.concatenate([a["reward"] for a in arrays]).astype(np.float64)
     return round(float(rewards[rewards > 0.5].mean()), 4) if (rewards > 0.5).any() else 1.0
 
 
 def _bounds(collection: Collection | None, arrays: list[dict[str, np.ndarray]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What the environment says, and where it says nothing, what was recorded."""
+    """Of the environment where it has some, else of the recorded actions."""
     taken = np.concatenate([a["action"][1:] for a in arrays]).astype(np.float64)
     least, most = taken.min(0), taken.max(0)
     most = np.where(most > least, most, least + 1)
-    told = collection is not None and len(collection.low) == taken.shape[1]
-    lows, highs = (collection.low, collection.high) if collection is not None and told else ([None] * len(least), [None] * len(most))
-    low = tuple(float(b) if a is None else float(a) for a, b in zip(lows, least, strict=True))
-    return low, tuple(float(b) if a is None else float(a) for a, b in zip(highs, most, strict=True))
+    if collection is None or len(collection.low) != taken.shape[1]:
+        return tuple(least.tolist()), tuple(most.tolist())
+    low = tuple(float(b if a is None else a) for a, b in zip(collection.low, least, strict=True))
+    return low, tuple(float(b if a is None else a) for a, b in zip(collection.high, most, strict=True))
 
 
 def _keys(actions: tuple[str, ...]) -> dict[str, int]:
-    """Keys by what the actions are called, and the numbers of the first nine."""
+    """Keys by the names of the actions, and 1 to 9 for the first nine."""
     keys = {str(number + 1): number for number in range(min(9, len(actions)))}
     for key, words in KEYS.items():
         found = next((n for word in words for n, name in enumerate(actions) if word in re.split(r"[^a-z]+", name.lower())), None)

@@ -68,7 +68,7 @@ def _with_its_starts(run: Packaging, autoencoder: Autoencoder) -> Weights:
 
 
 def _encoding(autoencoder: Autoencoder) -> str:
-    """A checksum of what makes latents of pictures, as it ships."""
+    """A checksum of the encoder in the precision of packaged weights."""
     return checksum({name: tensor.half() for name, tensor in autoencoder.encoding().items()}, "")
 
 
@@ -84,7 +84,7 @@ def _with_starts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> W
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
-    """The average weights of a finished or an unfinished training run, and its header; or those of a folder of weights."""
+    """The average weights of a training run, finished or not, or of a folder of weights; and what is known of the training."""
     if path.is_dir():
         weights = read_weights(path)
         return weights.world_model, weights.info.get("training", {})
