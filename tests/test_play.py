@@ -505,6 +505,21 @@ def test_what_was_recorded_is_written_however_the_game_ends(run, tmp_path, monke
     assert not pygame.display.get_init()
 
 
+def test_a_film_that_can_not_be_written_goes_on(tiny_weights, tmp_path):
+    (tmp_path / "a_file").write_text("")
+    game = open_game(Playing(weights=tiny_weights))
+    controls = Controls(game, 4, tmp_path / "a_file")
+    controls.obey(down(pygame.K_v))
+    game.step(0)
+    controls.obey(down(pygame.K_v))
+    assert controls.is_error
+    controls.saves = tmp_path / "saves"
+    game.step(0)
+    controls.obey(down(pygame.K_v))
+    assert len(read_video(tmp_path / "saves" / "memory-maze-001.mp4")) == 3
+    game.close()
+
+
 def test_a_film_that_can_not_be_written_costs_no_other(run, tmp_path):
     (tmp_path / "saves").write_text("no folder")
     with pytest.raises(OSError, match="saves"):

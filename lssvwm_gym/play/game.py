@@ -44,7 +44,7 @@ class Game:
         self.env, self.options, self.real, self.context_frames = env, options, real, context_frames
         self.world = env.dream.world
         self._dreams = {profile: replace(env.dream, profile=profile) for profile in PROFILES}
-        self._random = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
         self._first_seed = seed
         self.past = Ring(rewind_bytes)
         self.marks: list[Snapshot] = []
@@ -59,7 +59,7 @@ class Game:
 
     def begin(self) -> None:
         """A new dream, and a new real world if one goes along. Raises `RuntimeError` where the simulator finds no start."""
-        seed = int(self._random.integers(2**31)) if self._first_seed is None else self._first_seed
+        seed = int(self._rng.integers(2**31)) if self._first_seed is None else self._first_seed
         view = self.real.reset(seed) if self.real is not None else None
         self._first_seed = None
         self.replaying.clear()
@@ -182,10 +182,10 @@ class Game:
     def _observed(self, before: EnvState, view: RealView, action: int, trail: tuple[np.ndarray, ...]) -> Snapshot:
         """The dream after an action and the real frame that it led to; the pose is the dream's own estimate."""
         dream = self.env.dream
-        model, eye = dream.weights.world_model, dream.weights.autoencoder
-        latent = eye.encode(torch.from_numpy(view.frame[None].copy()).to(dream.device)).half().float()  # as a remembered past
+        model, autoencoder = dream.weights.world_model, dream.weights.autoencoder
+        latent = autoencoder.encode(torch.from_numpy(view.frame[None].copy()).to(dream.device)).half().float()  # as a remembered past
         after = _with_inventory(follow(model, before.dream, latent, torch.tensor([action], device=dream.device)), view)
-        state = replace(before, dream=after, frame=eye.decode(after.latent), steps=(before.steps[0] + 1,))
+        state = replace(before, dream=after, frame=autoencoder.decode(after.latent), steps=(before.steps[0] + 1,))
         self.real_frames_left = max(self.real_frames_left - 1, 0)
         info = self._info(state)
         self.env.restore_state(state)

@@ -94,12 +94,12 @@ class Controls:
             "m": self._mark,
             "b": lambda: self._return_to(len(game.marks) - 1),
             "f": self._next_profile,
-            "v": self._film,
+            "v": lambda: self._try(self._film),
             "h": lambda: setattr(self, "shows_help", not self.shows_help),
             "-": lambda: self._change_pace(1 / 1.25),
             "=": lambda: self._change_pace(1.25),
-            "f9": self._save,
-            "f10": self._load_latest,
+            "f9": lambda: self._try(self._save),
+            "f10": lambda: self._try(self._load_latest),
         }
         self.commands |= {key: lambda number=number: self._return_to(number) for number, key in enumerate(MARK_KEYS)}  # type: ignore[misc]
         if game.real is not None:
@@ -116,7 +116,7 @@ class Controls:
         if event.type == pygame.QUIT:
             self.quits = True
         elif event.type == pygame.DROPFILE:
-            self._load(Path(event.file))
+            self._try(lambda: self._load(Path(event.file)))
         elif event.type == pygame.WINDOWFOCUSLOST:
             self.keyboard.forget()
         elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
@@ -148,7 +148,7 @@ class Controls:
     def finish(self) -> None:
         """Write the film that is under way."""
         if self.film is not None:
-            print(self._write(self.film))
+            print(self._film())
 
     def _step(self) -> None:
         pressed = chosen_action(self.game.world.keys, self.keyboard.read())
@@ -207,41 +207,31 @@ class Controls:
     def _change_pace(self, factor: float) -> None:
         self.pace = Pace(min(max(self.pace.wanted * factor, SLOWEST), FASTEST))
 
-    def _film(self) -> None:
-        """Begin a film, or write the one under way."""
+    def _film(self) -> str:
+        """Begin a film, or write the one under way, which goes on if it can't be written."""
         if self.film is None:
             self.film = [self.game.picture()]
             self.game.films.append(self.film)
-            self.say("filming: v ends the film")
-            return
-        film, self.film = self.film, None
-        self.game.films = [other for other in self.game.films if other is not film]
-        self._try(lambda: self._write(film))
+            return "filming: v ends the film"
+        said = write_film(free_name(self.saves, self.game.world.name, ".mp4"), self.film, self.pace.wanted)
+        self.game.films = [other for other in self.game.films if other is not self.film]
+        self.film = None
+        return said
 
-    def _write(self, film: list[np.ndarray]) -> str:
-        return write_film(free_name(self.saves, self.game.world.name, ".mp4"), film, self.pace.wanted)
+    def _save(self) -> str:
+        path = free_name(self.saves, self.game.world.name, ".safetensors")
+        self.game.save(path)
+        return f"saved as {path}"
 
-    def _save(self) -> None:
-        def save() -> str:
-            path = free_name(self.saves, self.game.world.name, ".safetensors")
-            self.game.save(path)
-            return f"saved as {path}"
+    def _load(self, path: Path) -> str:
+        self.game.load(path)
+        return f"loaded {path}"
 
-        self._try(save)
-
-    def _load_latest(self) -> None:
+    def _load_latest(self) -> str:
         path = latest(self.saves, self.game.world.name)
         if path is None:
-            self.say(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one", is_error=True)
-        else:
-            self._load(path)
-
-    def _load(self, path: Path) -> None:
-        def load() -> str:
-            self.game.load(path)
-            return f"loaded {path}"
-
-        self._try(load)
+            raise ValueError(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one")
+        return self._load(path)
 
     def _try(self, what: Callable[[], str]) -> None:
         """Say what came of it; a wrong file, or one that can't be written, is no reason to end a game."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pygame
 
@@ -103,9 +103,11 @@ def open_game(run: Playing) -> Game:
     """The game that the settings describe, at its first frame. Raises as `play` does."""
     world = chosen_world(run.world, run.weights)
     env = DreamEnv(world, profile=run.profile, weights=run.weights)
+    asked = {"start": "cold" if run.start == "cold" else None, "context_frames": run.context_frames, "episode": run.episode}
+    options = {name: value for name, value in asked.items() if value is not None}
     real = RealWorld(world) if run.side_by_side else None
     try:
-        game = Game(env, reset_options(run), run.rewind_mb * 10**6, real, run.context_frames or CONTEXT_FRAMES, run.seed)
+        game = Game(env, options, run.rewind_mb * 10**6, real, run.context_frames or CONTEXT_FRAMES, run.seed)
         if run.policy:
             game.policy, game.policy_acts = open_policy(run.policy, env.dream, run.seed or 0), True
         if run.load:
@@ -117,13 +119,6 @@ def open_game(run: Playing) -> Game:
             real.close()
         raise
     return game
-
-
-def reset_options(run: Playing) -> dict[str, Any]:
-    """Options of the dream's reset."""
-    options: dict[str, Any] = {"start": "cold"} if run.start == "cold" else {}
-    options |= {"context_frames": run.context_frames} if run.context_frames is not None else {}
-    return options | ({"episode": run.episode} if run.episode is not None else {})
 
 
 @contextmanager
