@@ -27,6 +27,7 @@ from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import prefill
 
 TRIED = 4096  # observations that a policy is asked about in one go
@@ -158,4 +159,5 @@ def agreement(policy: Policy, seen: Tensor, action: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

@@ -33,6 +33,7 @@ from agents.results import as_json, shared_out, write_json
 from agents.seen import observed
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
@@ -359,4 +360,5 @@ def plot(path: Path, args: Args, report: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

@@ -37,6 +37,7 @@ from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
@@ -324,4 +325,5 @@ def _cell(mean: float, error: float) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

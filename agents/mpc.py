@@ -30,6 +30,7 @@ from agents.seen import WorldModelObservation, observed, observed_shape
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, open_dream, reward
 from lssvwm_gym.envs.wrappers import StateEstimator
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
@@ -368,4 +369,5 @@ def _write_film(path: Path, film: Any) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

@@ -23,7 +23,6 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
 from lssvwm_gym.envs.spaces import arrays
-from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
@@ -232,8 +231,6 @@ def open_dream(
     if profile not in SAMPLING_STEPS:
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = chosen_device(device)
-    if chosen == "cpu":
-        keep_freed_memory()
     folder = weights_of(world, weights)
     arithmetic, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
     dream = Dream(world, load_prepacked(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
