@@ -83,7 +83,7 @@ PLANS = {
             back=0.3,
         ),
         measured=dict(tests=("next_frame", "reasoning"), clips=3),
-        pictured=("reasoning", "told poses"),
+        pictured=("reasoning", "true poses"),
         model=WorldModelConfig(
             actions=14, inventory_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), memory_scales=((1.0, 0.25), (3.0, 0.5))
         ),

@@ -1,6 +1,6 @@
 """Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
-Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym bench --out` left in docs/scores/, and replaces what
+Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym benchmark --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
 """
 
@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lssvwm_gym.benchmark.report import PRINTED
-
-sys.path.append(str(Path(__file__).parent.parent.parent))  # for `agents`, wherever this is started
-
-from agents.check_transfer import Tried, correlations
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
@@ -28,59 +25,63 @@ TARGETS = (
 )
 
 
-def maze_columns(back: int, past: int, ahead: int, *falls: tuple[str, str]) -> dict[str, tuple[str, str]]:
+def maze_columns(frames: int, length: int, ahead: int, *falls: tuple[str, str]) -> dict[str, tuple[str, str]]:
     """Of a table of variants: title to test and score. `falls`: titles and names of what the revisit curve falls by."""
+    revisiting, reasoning = f"revisiting {frames} frames", f"{length} context + {ahead} generated frames"
     return {
         "next frame PSNR": ("next_frame", "true motion PSNR"),
-        f"way back of {back} PSNR": ("retrieval", f"{back} back, own memory: PSNR"),
-        "SSIM": ("retrieval", f"{back} back, own memory: SSIM"),
-        **{title: ("retrieval", f"{back} back, own memory: {name}") for title, name in falls},
-        f"{past} then {ahead} PSNR": ("reasoning", f"{past} then {ahead}, told poses: PSNR"),
-        "SSIM ": ("reasoning", f"{past} then {ahead}, told poses: SSIM"),
+        f"{revisiting} PSNR": ("retrieval", f"{revisiting}, own memory: PSNR"),
+        "SSIM": ("retrieval", f"{revisiting}, own memory: SSIM"),
+        **{title: ("retrieval", f"{revisiting}, own memory: {name}") for title, name in falls},
+        f"{reasoning} PSNR": ("reasoning", f"{reasoning}, true poses: PSNR"),
+        "SSIM ": ("reasoning", f"{reasoning}, true poses: SSIM"),
     }
 
 
 MAZE_COLUMNS = maze_columns(400, 576, 224, ("fall from 50 to 796 frames", "fall from 50 to 800 frames since seen (dB)"))
 SHORT_COLUMNS = maze_columns(40, 50, 30)
+BLOCKS = "100 context + 50 generated frames"
 BLOCK_COLUMNS = {
     "next frame PSNR": ("next_frame", "true motion PSNR"),
-    "100 then 50, told poses PSNR": ("reasoning", "100 then 50, told poses: PSNR"),
-    "SSIM": ("reasoning", "100 then 50, told poses: SSIM"),
-    "believed poses PSNR": ("reasoning", "100 then 50, believed poses: PSNR"),
-    "SSIM ": ("reasoning", "100 then 50, believed poses: SSIM"),
-    "last frame repeated PSNR": ("reasoning", "100 then 50, last frame repeated: PSNR"),
+    f"{BLOCKS}, true poses PSNR": ("reasoning", f"{BLOCKS}, true poses: PSNR"),
+    "SSIM": ("reasoning", f"{BLOCKS}, true poses: SSIM"),
+    "estimated poses PSNR": ("reasoning", f"{BLOCKS}, estimated poses: PSNR"),
+    "SSIM ": ("reasoning", f"{BLOCKS}, estimated poses: SSIM"),
+    "last frame repeated PSNR": ("reasoning", f"{BLOCKS}, last frame repeated: PSNR"),
 }
+REVISITING, REASONING = "revisiting 400 frames", "576 context + 224 generated frames"
+REWARDS = "600 context frames, 40 frames ahead: share of"
 HEADLINES = (  # what a table of one screen says of the maze: test, score, what it is called there
-    ("next_frame", "believed motion PSNR", "the next frame"),
+    ("next_frame", "estimated motion PSNR", "next frame"),
     ("next_frame", "last frame repeated PSNR", "the last frame repeated instead"),
-    ("retrieval", "400 back, own memory: PSNR", "a way of 400 frames walked back, true poses"),
-    ("retrieval", "400 back, own memory: SSIM", "the same, SSIM"),
-    ("retrieval", "400 back, believed poses: PSNR", "the same, poses that nobody told"),
-    ("retrieval", "400 back, cost of stranger's memory (dB)", "what it costs to have a stranger's memory (dB)"),
-    ("retrieval", "400 back, cost of shuffled poses (dB)", "what it costs to ask for other poses (dB)"),
-    ("retrieval", "400 back, own memory: fall from 50 to 800 frames since seen (dB)", "fall from 50 to 800 frames since seen (dB)"),
-    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, true poses"),
-    ("reasoning", "576 then 224, told poses: PSNR of frames seen before", "of these, views seen before"),
-    ("reasoning", "576 then 224, told poses: PSNR of frames new", "of these, new views"),
-    ("reasoning", "576 then 224, believed poses: PSNR", "224 frames after 576, poses that nobody told"),
+    ("retrieval", f"{REVISITING}, own memory: PSNR", f"{REVISITING}, true poses"),
+    ("retrieval", f"{REVISITING}, own memory: SSIM", "the same, SSIM"),
+    ("retrieval", f"{REVISITING}, estimated poses: PSNR", "the same, estimated poses"),
+    ("retrieval", f"{REVISITING}, cost of stranger's memory (dB)", "cost of another episode's memory (dB)"),
+    ("retrieval", f"{REVISITING}, cost of shuffled poses (dB)", "cost of shuffled poses (dB)"),
+    ("retrieval", f"{REVISITING}, own memory: fall from 50 to 800 frames since seen (dB)", "fall from 50 to 800 frames since seen (dB)"),
+    ("reasoning", f"{REASONING}, true poses: PSNR", f"{REASONING}, true poses"),
+    ("reasoning", f"{REASONING}, true poses: PSNR of frames seen before", "of these, views seen before"),
+    ("reasoning", f"{REASONING}, true poses: PSNR of frames new", "of these, new views"),
+    ("reasoning", f"{REASONING}, estimated poses: PSNR", f"{REASONING}, estimated poses"),
     ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
     ("reward", "F1", "F1 of rewards, from real frames"),
-    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
-    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "the same, after 100 frames, which have not shown most balls"),
-    ("reconstruction", "autoencoder PSNR", "the ceiling: the autoencoder alone"),
+    ("reward_ahead", f"{REWARDS} rewards dreamed", "recall of rewards 40 frames ahead, 600 context frames"),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "the same, 100 context frames, which have not shown most balls"),
+    ("reconstruction", "autoencoder PSNR", "the autoencoder's own reconstruction (ceiling)"),
 )
-BARS = (  # of what is carried: test, score, what it should reach
+BARS = (  # of the inventory: test, score, what it should reach
     ("crafting", "real frames: possible crafts right", 0.9),
     ("crafting", "real frames: impossible crafts without effect", 0.95),
     ("crafting", "dreamed frames: possible crafts right", 0.9),
-    ("crafting", "dreamed frames: possible crafts right, by the dream's own counts", 0.9),
+    ("crafting", "dreamed frames: possible crafts right, by the dream's own inventory", 0.9),
     ("crafting", "dreamed frames: impossible crafts without effect", 0.95),
-    ("crafting", "dreamed frames: impossible crafts without effect, by its own counts", 0.95),
+    ("crafting", "dreamed frames: impossible crafts without effect, by its own inventory", 0.95),
     ("crafting", "crafts tried: possible ones right", 0.9),
     ("crafting", "crafts tried: impossible ones without effect", 0.95),
-    ("inventory", "after 300 frames: all counts as they were", 0.95),
-    ("milestones", "wooden pickaxe: rewards paid once each and in order", 1.0),
-    ("milestones", "stone pickaxe: rewards paid once each and in order", 1.0),
+    ("inventory", "after 300 frames: inventory unchanged", 0.95),
+    ("milestones", "wooden pickaxe: rewards given once each and in order", 1.0),
+    ("milestones", "stone pickaxe: rewards given once each and in order", 1.0),
 )
 
 
@@ -99,18 +100,14 @@ ARITHMETIC = {  # how steps were computed, and where that was measured
     "both": "bench_compiled",
 }
 SHARP = (  # what both weights of the maze are compared by: test, score, what it is called there
-    ("next_frame", "believed motion PSNR", "next frame, PSNR"),
-    ("retrieval", "100 back, own memory: PSNR", "a way of 100 frames walked back, PSNR"),
-    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, PSNR"),
-    ("reasoning", "576 then 224, told poses: SSIM", "the same, SSIM"),
+    ("next_frame", "estimated motion PSNR", "next frame, PSNR"),
+    ("retrieval", "revisiting 100 frames, own memory: PSNR", "revisiting 100 frames, PSNR"),
+    ("reasoning", f"{REASONING}, true poses: PSNR", f"{REASONING}, PSNR"),
+    ("reasoning", f"{REASONING}, true poses: SSIM", "the same, SSIM"),
     ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
-    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
-    (
-        "reward_ahead",
-        "after 600 frames, 40 frames ahead: share of dreamed rewards that are real",
-        "of the rewards dreamed there, those that are real",
-    ),
-    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 100"),
+    ("reward_ahead", f"{REWARDS} rewards dreamed", "recall of rewards 40 frames ahead, 600 context frames"),
+    ("reward_ahead", f"{REWARDS} dreamed rewards that are real", "their precision"),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "recall of rewards 40 frames ahead, 100 context frames"),
 )
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
@@ -190,7 +187,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
         both = (one["dream"], one["real"])
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
-    found = correlations([Tried(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
+    found = correlation_of_returns([(one["dream"]["returns"], one["real"]["returns"]) for one in tried.values()])
     if found["rank"] is None:
         return "\n".join(lines)
     low, high = found["rank_interval"]
@@ -237,13 +234,13 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
 
 
 def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
-    """One row a profile and number of environments, with what a dream of that profile is worth."""
+    """One row a profile and number of environments, with the quality of a dream of that profile."""
     lines = [
-        "| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | 224 frames after 576, PSNR |",
+        f"| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | {REASONING}, PSNR |",
         "|---|---|---|---|---|---|",
     ]
     for s in report["speeds"]:
-        worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"]["576 then 224, told poses: PSNR"])
+        worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"][f"{REASONING}, true poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
     real = [
@@ -286,7 +283,7 @@ def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym bench` printed of a part."""
+    """What `lssvwm-gym benchmark` printed of a part."""
     _, columns, rows, remarks = PRINTED[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
@@ -303,10 +300,8 @@ def _wanted(name: str) -> bool:
     number = re.search(r"frame (\d+):|PSNR (\d+) frames since|step (\d+):|^(\d+) of (?:noise|black)", name)
     if number and int(next(filter(None, number.groups()))) not in (1, 10, 50, 100, 400, 401, 500, 800, 901, 1000):
         return False
-    minor = (
-        r"(stranger's|emptied|shuffled|untold|repeated|single views).* SSIM|(stranger's|emptied|shuffled|untold).*untouched|"
-        r"seen (1 to 99|100 to|300 to)|: (brightness|colour)"
-    )
+    other = "stranger's|emptied|shuffled|estimated motions"
+    minor = rf"({other}|repeated|single views).* SSIM|({other}).*untouched|seen (1 to 99|100 to|300 to)|: (brightness|colour)"
     return not re.search(minor, name)
 
 

@@ -66,7 +66,7 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
     }
     for name in run.tests:
         try:
-            context.refuse_untold(name)
+            context.check_applies(name)
             results = TESTS[name](context)
         except DoesNotApply as reason:
             report.setdefault("skipped", {})[name] = str(reason)

@@ -69,12 +69,12 @@ def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
     return _saved_figure(figure, path)
 
 
-def paths_map(path: Path, true: Tensor, believed: Tensor) -> Path:
-    """Where each clip was and where it believed to be, from above; poses (B, T, 4)."""
+def paths_map(path: Path, true: Tensor, estimated: Tensor) -> Path:
+    """Where each clip was and where the model estimated it to be, from above; poses (B, T, 4)."""
     count = min(MAPS, len(true))
     figure, axes = _figure(3 * count, 3.2, count)
     for index, place in enumerate(axes if count > 1 else [axes]):
-        for pose, name, colour in ((true, "true", "0.6"), (believed, "believed", "tab:red")):
+        for pose, name, colour in ((true, "true", "0.6"), (estimated, "estimated", "tab:red")):
             x, y = pose[index, :, 0].tolist(), pose[index, :, 1].tolist()
             place.plot(x, y, color=colour, linewidth=1, label=name)
             place.plot(x[-1], y[-1], "o", color=colour, markersize=5)

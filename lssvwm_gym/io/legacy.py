@@ -37,6 +37,7 @@ SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 OPTIONS = {"clip": "context_id"}  # options of reset
+MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
 
 
 def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
