@@ -28,7 +28,7 @@ from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
-from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, features_along, prefill_clips, prefill_without_poses
+from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, prefill_clips, prefill_further, prefill_without_poses
 from lssvwm_gym.models.heads import InventoryHead
 
 FRAMES, AHEAD = 40, 10
@@ -216,14 +216,14 @@ def test_real_pasts_begin_with_the_counts_before_them(bench):
     model = bench.weights.world_model
     assert torch.equal(prefill_clips(model, clips).inventory, clips.inventory[:, -1])
     first = clips[:1]
-    features, state = features_along(model, prefill_clips(model, first), clips[1:])
+    state, features, _ = prefill_further(model, prefill_clips(model, first), clips[1:])
     assert torch.equal(state.inventory, clips.inventory[:, -1])
     assert features[:, -1].allclose(prefill_clips(model, clips).features, atol=1e-4)
 
 
 def test_followed_pasts_begin_with_the_counts_before_them(bench, followed):
     clips = cut_clips(bench.episodes, 20, 3)
-    state, poses = prefill_without_poses(bench.weights.world_model, clips)
+    state, _, poses = prefill_without_poses(bench.weights.world_model, clips)
     assert torch.equal(state.inventory[2], clips.inventory[2, -1])  # nothing was dug in that part
     assert poses.shape == (6, 20, 6)
 

@@ -108,13 +108,13 @@ def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
 def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, weights, monkeypatch):
     model, lost = weights.world_model, clips.pose * float("nan")
     blind = replace(clips, pose=lost, motion=lost[..., :3])
-    state, poses = prefill_without_poses(model, blind)
+    state, _, poses = prefill_without_poses(model, blind)
     assert poses.isfinite().all()
     assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin
     assert (poses[:, -1] - clips.pose[:, -1])[:, :2].norm(dim=-1).max() > 0.1  # random weights don't know where they go
     motions = iter(clips.motion.unbind(1))
     monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
-    state, poses = prefill_without_poses(model, blind, odometry=False)
+    state, _, poses = prefill_without_poses(model, blind, odometry=False)
     assert poses.allclose(clips.pose, atol=0.02)
     assert state.features.allclose(prefill_clips(model, clips).features, atol=0.1)
 
@@ -124,7 +124,7 @@ def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
     motions = iter(clips.motion.unbind(1))
     monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
     monkeypatch.setattr(OdometryHead, "forward", lambda *frames_and_motions: frames_and_motions[4] + slips)
-    _, poses = prefill_without_poses(weights.world_model, clips)
+    poses = prefill_without_poses(weights.world_model, clips).pose
     expected = [clips.pose[:, 0]]
     for motion in clips.motion[:, 1:].unbind(1):
         expected.append(integrate_motion(expected[-1], motion + slips[:, :3]))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
-from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, prefill_clips
+from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, prefill_clips, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.worlds import WorldSpec
 
@@ -54,7 +54,7 @@ def crafting(context: EvalContext) -> dict[str, Any]:
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, min(len(episode.frames) for episode in context.episodes), 1)
     start = prefill_clips(model, clips[:1], run.seed)
-    features, _ = features_along(model, start, clips[1:])
+    features = prefill_further(model, start, clips[1:]).features
     later = clips[1:]
     assert model.inventory_head is not None
     predicted = model.inventory_head.after(features, later.before, later.action) - later.before
@@ -171,7 +171,7 @@ def _inventory_rollouts(context: EvalContext, clips: Clips) -> tuple[Tensor, Ten
         counts = dream_along(model, state, future, run.steps, true_motion=False)[0].inventory
         before.append(torch.cat([state.inventory.unsqueeze(1), counts[:, :-1]], 1))
         after.append(counts)
-        state = features_along(model, state, future)[1]
+        state = prefill_further(model, state, future).state
     return torch.cat(before, 1), torch.cat(after, 1), _of_tries(tries)
 
 

@@ -148,7 +148,7 @@ def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
     if memory == "own":
         return recalled_frames(context, visit)
     if memory == "estimated_poses":
-        state, _ = prefill_without_poses(model, visit.past, context.run.seed)
+        state = prefill_without_poses(model, visit.past, context.run.seed).state
         latent = dream_along(model, state, back, steps, true_motion=True)[0].latent
     elif memory == "estimated_motions":
         latent = dream_along(model, visit.state, back, steps, true_motion=False)[0].latent

@@ -21,12 +21,12 @@ from lssvwm_gym.evaluation.rollouts import (
     decode_clips,
     dream_along,
     dream_at_poses,
-    features_along,
     prefill_clips,
+    prefill_further,
     prefill_without_poses,
 )
 from lssvwm_gym.models.geometry import PLANE, relative_to
-from lssvwm_gym.models.rollout import DreamState, commit, imagine, remember
+from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
 LEADS = (2, 5, 10, 20, 40)  # frames generated up to the rewarded one
@@ -60,7 +60,7 @@ def next_frame(context: EvalContext) -> dict[str, Any]:
         uncertain.append(imagined.uncertainty)
         true.append(imagine(model, state, action, run.steps, motion).latent)
         errors.append((imagined.motion - motion)[:, :2].norm(dim=-1))
-        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.inventory)))
+        state = prefill_further(model, state, clips[t : t + 1]).state
     truth = clips.frames[:, run.context :]
     frames = decode_clips(context.weights, torch.stack(estimated, 1))
     return {
@@ -98,7 +98,7 @@ def reward(context: EvalContext) -> dict[str, Any]:
     model = context.weights.world_model
     frames = min(len(episode.frames) for episode in context.episodes)
     clips = cut_clips(context.episodes, frames, 1)
-    features, _ = features_along(model, prefill_clips(model, clips[:1]), clips[1:])
+    features = prefill_further(model, prefill_clips(model, clips[:1]), clips[1:]).features
     predicted = model.reward_head(features).argmax(-1) > 0
     precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
     return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
@@ -154,8 +154,7 @@ def _reward_rollouts(model: WorldModel, clips: Clips, context: int, run: Evaluat
     for lead in sorted(LEADS, reverse=True):
         upto = before - lead + 1
         if upto > at:
-            part = clips[at:upto]
-            state, at = remember(model, state, part.latent, part.action, part.pose, part.inventory), upto
+            state, at = prefill_further(model, state, clips[at:upto]).state, upto
         yield predicted_rewards(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
 
 
@@ -198,7 +197,7 @@ def drift(context: EvalContext) -> dict[str, Any]:
     if frames <= run.context + 1:
         raise ValueError(f"drift needs more than {run.context + 1} frames, and has {frames}: choose a smaller context, or leave it out")
     clips = cut_clips(context.episodes, frames, 1)
-    corrected, uncorrected = (prefill_without_poses(model, clips, run.seed, odometry)[1] for odometry in (True, False))
+    corrected, uncorrected = (prefill_without_poses(model, clips, run.seed, odometry).pose for odometry in (True, False))
     past, future = clips[: run.context], clips[run.context :]
     dream, _ = dream_along(model, prefill_clips(model, past, run.seed), future, run.steps, true_motion=False)
     dreamed = torch.cat([past.pose[:, -1:], dream.pose], 1)
@@ -246,7 +245,7 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
     since = frames_since_seen(past.pose, future.pose, context.world.length_scale)
     results |= _by_age(context.quality(generated, truth), since, f"{name}, true poses:")
     if "estimated_poses" in run.memories:
-        state, _ = prefill_without_poses(model, past, run.seed)
+        state = prefill_without_poses(model, past, run.seed).state
         generated = decode_clips(context.weights, dream_along(model, state, future, run.steps, true_motion=False)[0].latent)
         results |= context.frame_scores(f"{name}, estimated poses:", generated, truth)
         pictures["estimated poses"] = generated

@@ -16,10 +16,8 @@ from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.data.segments import LatentEpisode, encode_episode
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, imagine, remember, watch
+from lssvwm_gym.models.rollout import DreamState, Prefilled, commit, first_state, imagine, prefill
 from lssvwm_gym.models.world_model import WorldModel
-
-TOGETHER = 100  # frames remembered in one go, to bound memory
 
 
 @dataclass(frozen=True)
@@ -91,29 +89,17 @@ def with_reversal(clips: Clips, unknown_action: int) -> Clips:
 def prefill_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
     """The state after real frames at their true poses."""
     state = _before(model, clips, seed)
-    for start in range(0, len(clips), TOGETHER):
-        part = clips[start : start + TOGETHER]
-        state = remember(model, state, part.latent, part.action, part.pose, part.inventory)
-    return state
+    return prefill(model, state, clips.latent, clips.action, clips.pose, clips.inventory).state
 
 
-def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[Tensor, DreamState]:
-    """Features (B, T, FEATURES) of real frames that follow a state, as the heads read them, and the state after."""
-    features = []
-    for start in range(0, len(clips), TOGETHER):
-        part = clips[start : start + TOGETHER]
-        state, seen = watch(model, state, part.latent, part.action, part.pose, part.inventory)
-        features.append(seen)
-    return torch.cat(features, 1), state
+def prefill_further(model: WorldModel, state: DreamState, clips: Clips) -> Prefilled:
+    """What comes of more real frames, at their true poses, after a state: their features, and the next state."""
+    return prefill(model, state, clips.latent, clips.action, clips.pose, clips.inventory)
 
 
-def prefill_without_poses(model: WorldModel, clips: Clips, seed: int = 0, odometry: bool = True) -> tuple[DreamState, Tensor]:
-    """The state after real frames without their poses, and the estimated poses (B, T, 4 or 6), see `follow`."""
-    state, poses = _before(model, clips, seed), []
-    for t in tqdm(range(len(clips)), desc="estimating poses", leave=False):
-        state = follow(model, state, clips.latent[:, t], clips.action[:, t], odometry)
-        poses.append(state.pose)
-    return state, torch.stack(poses, 1)
+def prefill_without_poses(model: WorldModel, clips: Clips, seed: int = 0, odometry: bool = True) -> Prefilled:
+    """The state after real frames whose poses are estimated, by dead reckoning and with `odometry` by what they show; and these poses."""
+    return prefill(model, _before(model, clips, seed), clips.latent, clips.action, odometry=odometry)
 
 
 class DreamedFrames(NamedTuple):
@@ -146,7 +132,7 @@ def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: in
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
         latent = imagine(model, state, action, steps, motion, pose).latent
-        state = remember(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1])
+        state = prefill(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1]).state
         latents.append(latent)
     return torch.stack(latents, 1)
 
