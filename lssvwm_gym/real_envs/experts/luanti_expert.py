@@ -44,7 +44,7 @@ BURST_SHARE, BURST_STEPS = 0.014, (4, 10)  # of the steps begin some random ones
 Script = Generator[int, None, bool]
 
 
-class Player:
+class LuantiExpert:
     """One episode's player, decided by `rng` and by what `LuantiEnv(senses=True)` answers.
 
     A subclass names itself, says in `start` with which options of `reset` its episode is to begin, and plays by `play`.
