@@ -133,9 +133,9 @@ def test_a_clip_that_needs_too_much_memory_is_left_out_with_the_reason(quick, mo
     assert "ms" not in row
 
 
-def test_every_length_is_trained_in_the_way_that_was_asked_for(quick):
-    for way, shares in (("forcing", (0, 0)), ("peeking", (1, 0)), ("dreaming", (0, 1))):
-        made = training.training_of(replace(quick, way=way), "ours", 4, 8)
+def test_every_length_is_trained_with_the_objective_that_was_asked_for(quick):
+    for objective, shares in (("diffusion_forcing", (0, 0)), ("teacher_forcing", (1, 0)), ("self_rollout", (0, 1))):
+        made = training.training_of(replace(quick, objective=objective), "ours", 4, 8)
         assert (made.peeking, made.dreaming) == shares
 
 

@@ -12,7 +12,7 @@ from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("speed", "ages", "cache", "training", "peak", "simulators", "scan")
 QUICK = PARTS[:2]  # what is measured where nothing else is asked for
-WAYS = ("forcing", "peeking", "dreaming")  # of learning from a clip
+OBJECTIVES = ("diffusion_forcing", "teacher_forcing", "self_rollout")  # of a training step
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Benchmark:
     clips: tuple[int, ...] = (100, 200, 400, 1000)  # training: frames of a clip
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
     variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.ablations`
-    way: str = "forcing"  # training, peak: how a step learns from its clips: forcing, peeking, dreaming
-    precision: str = (
-        "auto"  # training, peak, scan: of products: bfloat16, beside float32 in scan, where the processor has it; or float32, bfloat16
-    )
+    objective: str = "diffusion_forcing"  # training, peak: of every step; or teacher_forcing, self_rollout
+    precision: str = "auto"  # training, peak, scan: of products: bfloat16 where the processor has it (in scan float32, too); or by name
     peak_frames: int = 320  # peak: frames of a step, in clips of 80
     peak_size: int = 2048  # peak: rows and columns of the matrices that measure it
     processes: tuple[int, ...] = (1, 2)  # simulators
@@ -56,13 +54,13 @@ class Benchmark:
         return tuple(part for part in PARTS if part in self.parts or "all" in self.parts)
 
     def check(self) -> None:
-        """Raises `ValueError` for names that there are not, and for numbers with which nothing can be measured."""
+        """Raises `ValueError` for unknown names, and for numbers with which nothing can be measured."""
         for what, names, known in (
             ("world", (self.world,), WORLDS),
             ("part", self.parts, (*PARTS, "all")),
             ("profile", self.profiles, SAMPLING_STEPS),
             ("variant", self.variants, VARIANTS),
-            ("way of learning", (self.way,), WAYS),
+            ("objective", (self.objective,), OBJECTIVES),
             ("precision", (self.precision,), DTYPES),
             ("dtype", (self.dtype,), DTYPES),
         ):
