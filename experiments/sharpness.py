@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from soak import FAMILIAR, looks
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Starts
@@ -25,11 +25,7 @@ from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import DreamState, remember
-
-sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started
-
-from soak import FAMILIAR, looks
+from lssvwm_gym.models.rollout import DreamState, prefill
 
 SEEN, AHEAD = 100, 100  # frames
 WEIGHTS = ("own", "sharp")
@@ -82,7 +78,7 @@ def after_walks(dream: Dream, walks: Starts) -> DreamState:
     """A row a walk, its first frames remembered."""
     pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
     past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.inventory))
-    return remember(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past)
+    return prefill(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past).state
 
 
 def wandering(actions: Tensor) -> Tensor:
