@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.benchmark.training import Kept, address, inputs_like
+from lssvwm_gym.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.read_only import ReadOnly
@@ -54,7 +54,7 @@ def cost(config: WorldModelConfig, frames: int, read_only: ReadOnly = None, a_fr
         state, inputs = model.initial_state(1), inputs_like(config, 1, frames)
         latent = torch.zeros(1, frames, config.tokens, config.latent_channels)
         counter = FlopCounterMode(display=False)
-        with counter, torch.autocast("cpu", torch.bfloat16), (kept := Kept()):
+        with counter, torch.autocast("cpu", torch.bfloat16), (kept := SavedForBackward()):
             output = model(latent, inputs, state, read_only)
             total = output.clean.sum() + output.features.sum()
         parts = {part: flops_of(counter, f".{part}") for part in PARTS}

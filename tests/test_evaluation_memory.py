@@ -70,7 +70,7 @@ def test_estimated_poses_cost_nothing_where_the_pose_head_is_right(bench, monkey
         return abs(retrieval(bench)["revisiting 20 frames, cost of estimated poses (dB)"].mean)
 
     right, wrong = cost(0.0), cost(0.4)
-    assert right < 0.001 < 0.005 < wrong, (right, wrong)
+    assert right < 0.0001 < 0.001 < wrong, (right, wrong)
 
 
 def test_single_views_are_far_from_the_turning_point():

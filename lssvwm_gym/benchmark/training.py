@@ -73,7 +73,7 @@ def kept_bytes(config: WorldModelConfig, rows: int, frames: int, objective: str)
     """
     read_only = None if objective == "diffusion_forcing" else (True, False) * frames
     frames = frames if read_only is None else 2 * frames
-    kept = Kept()
+    kept = SavedForBackward()
     with FakeTensorMode(allow_non_fake_inputs=True), kept:
         inputs, model = inputs_like(config, rows, frames), WorldModel(config)
         model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), read_only)
@@ -197,7 +197,7 @@ def class_of(name: str) -> str:
     return ELEMENTWISE
 
 
-class Kept(torch.autograd.graph.saved_tensors_hooks):
+class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
     """Within it, `sizes` gets what autograd keeps for the backward pass: the bytes of each storage, by its address."""
 
     def __init__(self) -> None:

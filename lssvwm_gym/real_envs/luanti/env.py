@@ -17,11 +17,8 @@ from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 logger = logging.getLogger(__name__)
 
-ACTIONS, ITEMS, MOST_ITEMS = (
-    MINECRAFT.actions,
-    MINECRAFT.inventory,
-    MINECRAFT.max_inventory,
-)  # the dream's, so that policies move between them
+# the dream's, so that policies move between them
+ACTIONS, ITEMS, MAX_ITEMS = MINECRAFT.actions, MINECRAFT.inventory, MINECRAFT.max_inventory
 REWARDS = tuple(value for _, value in MINECRAFT.milestones)  # for the first of each of the first six items
 BIOMES = ("deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest")
 FORESTS = BIOMES[:2]
@@ -145,7 +142,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
         self.observation_space = gym.spaces.Dict(
             image=gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
-            inventory=gym.spaces.Box(0, MOST_ITEMS, (len(ITEMS),), np.int32),
+            inventory=gym.spaces.Box(0, MAX_ITEMS, (len(ITEMS),), np.int32),
         )
         self._programs = find_programs()
         self._client: Client | None = None  # started by reset
