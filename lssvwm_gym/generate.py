@@ -20,6 +20,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import frames_a_second
 from lssvwm_gym.data.episode import read_arrays, video_frames
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
@@ -55,9 +56,7 @@ class Generating:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("remember", 0), ("steps", 1), ("scale", 1), ("fps", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_bounds(self, frames=1, remember=0, steps=1, scale=1, fps=0, seed=0)
         if not 0 <= self.sticky < 1:
             raise ValueError(f"sticky is a chance from 0 to below 1, got {self.sticky}")
         check_movie(self.out)

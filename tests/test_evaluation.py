@@ -226,7 +226,7 @@ def test_bad_settings_say_what_there_is(folder, tiny_weights):
         evaluate(Evaluation(data=folder, world="mars"))
     with pytest.raises(ValueError, match="no memory named good; there are own, stranger"):
         Evaluation(data=folder, memories=("own", "good"))
-    with pytest.raises(ValueError, match=r"retrieval must be at least 2, not \(100, 1\)"):
+    with pytest.raises(ValueError, match=r"retrieval must be at least 2, got \(100, 1\)"):
         Evaluation(data=folder, retrieval=(100, 1))
     with pytest.raises(ValueError, match="drift needs more than 101 frames, and has 60"):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("drift",)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS
@@ -67,13 +68,8 @@ class Benchmark:
             unknown = [repr(name) for name in names if name not in known]
             if unknown:
                 raise ValueError(f"no {what} named {', '.join(unknown)}; there are {', '.join(known)}")
-        least = {"steps": 1, "rounds": 1, "repeats": 1, "clips": 2, "frames_a_step": 2, "peak_frames": 2, "peak_size": 16, "processes": 1}
-        least |= {"warm_up": 0, "many": 0, "ages": 1, "cache_ages": 1, "scan_rows": 1, "scan_frames": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            smallest = min(value, default=bound) if isinstance(value, tuple) else value
-            if smallest < bound:
-                raise ValueError(f"{name} must be at least {bound}, not {smallest}")
+        check_bounds(self, steps=1, rounds=1, repeats=1, clips=2, frames_a_step=2, peak_frames=2, peak_size=16, processes=1)
+        check_bounds(self, warm_up=0, many=0, ages=1, cache_ages=1, scan_rows=1, scan_frames=1)
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory is a share of what is free, above 0 and at most 1, not {self.memory}")
         too_long = [clip for clip in self.clips if clip > self.frames_a_step]

@@ -12,6 +12,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
 from lssvwm_gym.io import legacy
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
@@ -67,11 +68,7 @@ class Evaluation:
         for name, own in SUITES.get(named, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
-        least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2, "detour": 1}
-        for name, bound in (least | {"interruption": 1}).items():
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
-                raise ValueError(f"{name} must be at least {bound}, not {value}")
+        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, cold_start=2, detour=1, interruption=1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""JSON: reports written whole; text from strangers in, plain values out, or a `ValueError`."""
+"""Settings and JSON: bounds, reports written whole; text from strangers in, plain values out, or a `ValueError`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def check_bounds(settings: Any, **least: float) -> None:
+    """Raise `ValueError` for a number among the settings, or one of a tuple, that is below its bound."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
