@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from soak import FAMILIAR, looks
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Starts
@@ -24,6 +23,7 @@ from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.figures import sheet
+from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import DreamState, prefill
 
@@ -102,7 +102,7 @@ def dreamt(dream: Dream, state: DreamState, actions: Tensor) -> tuple[Tensor, Te
 
 def report(row: dict[str, Any], frames: Tensor, known: Tensor | None = None) -> dict[str, Any]:
     """Print what frames look like, and return it as numbers."""
-    seen = looks(frames.flatten(0, 1).numpy())
+    seen = contrast_and_sharpness(frames.flatten(0, 1).numpy())
     row = row | {name: float(seen[name].mean()) for name in ("contrast", "sharpness")}
     if known is not None:
         familiar = known.flatten().numpy() > FAMILIAR

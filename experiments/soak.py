@@ -27,11 +27,11 @@ from lssvwm_gym.benchmark.machine import machine, memory_bytes
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
+from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
 from lssvwm_gym.io.json_config import write_json
 
 LOOK_EVERY = 10  # steps between two frames that are measured
 REAL_FRAMES = 500
-FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
 MOST_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
 MOST_SLOWING = 1.5  # median processor time of a step, last part over second
 NAMES = ("mean", "contrast", "sharpness")
@@ -43,7 +43,7 @@ def main() -> int:
         raise SystemExit("memory can't be watched here: there is no /proc/self/statm")
     envs = DreamVectorEnv(args.world, args.rows, weights=args.weights, profile=args.profile, device="cpu")
     envs.reset(seed=args.seed)
-    real = spread(looks(real_frames(envs.dream)))
+    real = spread(contrast_and_sharpness(real_frames(envs.dream)))
     print(f"{'step':>8} {'RSS MiB':>8} {'CPU ms':>8}" + "".join(f" {name:>10}" for name in NAMES) + f" {'finite':>7}")
     parts: list[dict[str, Any]] = []
     rng = np.random.default_rng(args.seed)
@@ -102,7 +102,7 @@ def soaked(envs: DreamVectorEnv, steps: int, actions: np.ndarray, rng: np.random
             seen.append(picture_of(observations))
             known.append(info.get("familiarity", np.zeros(len(actions))))
     finite = finite and all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(envs.clone_state().dream))
-    measured = looks(np.concatenate(seen))
+    measured = contrast_and_sharpness(np.concatenate(seen))
     wall = (time.perf_counter() - clock) / steps
     part = {
         "rss_mib": memory_bytes() / 2**20,
@@ -119,13 +119,6 @@ def by_familiarity(contrast: np.ndarray, known: np.ndarray) -> dict[str, Any]:
     familiar = known > FAMILIAR
     means = [float(contrast[which].mean()) if which.any() else None for which in (familiar, ~familiar)]
     return {"familiarity": float(known.mean()), "contrast_of_familiar": means[0], "contrast_of_unfamiliar": means[1]}
-
-
-def looks(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, contrast and sharpness of each frame (K, height, width, 3) uint8."""
-    pixels = frames.astype(np.float32)
-    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
-    return dict(zip(NAMES, (pixels.mean((1, 2, 3)), pixels.std((1, 2, 3)), sharpness), strict=True))
 
 
 @torch.no_grad()

@@ -139,6 +139,11 @@ def test_every_length_is_trained_with_the_objective_that_was_asked_for(quick):
         assert (made.peeking, made.dreaming) == shares
 
 
+def test_an_objective_by_its_name_of_before_is_understood():
+    with pytest.warns(DeprecationWarning, match="way, which is now called objective: 'peeking' is now called 'teacher_forcing'"):
+        assert Benchmark(way="peeking").objective == "teacher_forcing"
+
+
 def test_the_share_of_the_peak_is_accounted_for(quick):
     report = bench(replace(quick, parts=("peak",), peak_frames=80, peak_size=64, precision="float32"))["peak"]
     assert report["dtype"] == "float32"
@@ -289,7 +294,7 @@ def test_random_episodes_fit_any_world(quick):
         ({"steps": 0}, "steps must"),
         ({"parts": ("everything",)}, "no part named 'everything'; there are speed"),
         ({"variants": ("others",)}, "others"),
-        ({"way": "crawling"}, "no way of learning named"),
+        ({"objective": "crawling"}, "no objective named"),
         ({"ages": (0,)}, "ages must be at least 1"),
         ({"memory": 2.0}, "memory is a share"),
         ({"parts": ("training",), "clips": (2000,)}, "raise frames_a_step"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
@@ -35,6 +36,7 @@ class Benchmark:
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
     variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.ablations`
     objective: str = "diffusion_forcing"  # training, peak: of every step; or teacher_forcing, self_rollout
+    way: str = ""  # the objective as version 0.1 calls it
     precision: str = "auto"  # training, peak, scan: of products: bfloat16 where the processor has it (in scan float32, too); or by name
     peak_frames: int = 320  # peak: frames of a step, in clips of 80
     peak_size: int = 2048  # peak: rows and columns of the matrices that measure it
@@ -48,6 +50,12 @@ class Benchmark:
     backend: str = "auto"  # likewise: auto, torch, mamba, compiled
     out: Path | None = None  # where to write the numbers as JSON
     plots: Path | None = None  # folder for pictures
+
+    def __post_init__(self) -> None:
+        if self.way:
+            (objective,) = legacy.renamed_with_warning({self.way: None}, legacy.OBJECTIVES, "way, which is now called objective")
+            object.__setattr__(self, "objective", objective)
+            object.__setattr__(self, "way", "")
 
     @property
     def chosen(self) -> tuple[str, ...]:

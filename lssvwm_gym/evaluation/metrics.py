@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
 RESAMPLED = 1000  # times, for the interval of a correlation
 
 
@@ -75,6 +76,14 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     from torchmetrics.functional import spearman_corrcoef
 
     return spearman_corrcoef(a.float().flatten(), b.float().flatten()).item()
+
+
+def contrast_and_sharpness(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, contrast (standard deviation) and sharpness (mean difference of neighbours) of the pixels, 0..255, of each frame
+    (K, height, width, 3) uint8."""
+    pixels = frames.astype(np.float32)
+    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
+    return {"mean": pixels.mean((1, 2, 3)), "contrast": pixels.std((1, 2, 3)), "sharpness": sharpness}
 
 
 def correlation_of_returns(policies: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
