@@ -19,7 +19,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "learn to dream"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
-    "bench": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
+    "benchmark": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
     "ship": ("lssvwm_gym.checkpoints.package", "Packaging", "ship", "make a folder of weights from finished models"),
     "export": ("lssvwm_gym.checkpoints.quantize", "Export", "export", "make a folder of weights smaller: 8 bits"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "go on with a video of which nobody knows the actions"),
