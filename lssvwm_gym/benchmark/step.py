@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -37,25 +37,10 @@ OBSERVED = (AS_IT_IS, "features")
 DREAMED = "fast"  # the profile that is measured beside the real world
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast one case is."""
-
-    profile: str
-    passes: int  # denoising passes a step; one more commits the frame
-    envs: int
-    steps_per_second: float  # of all environments together
-    ms: float  # a step of the whole batch, median
-    ms_p10: float
-    ms_p90: float
-    state_bytes: int  # a row
-    first_seconds: float  # the first step after a reset takes, in which a backend may compile
-
-
 def measure_speed(run: Benchmark) -> list[dict[str, Any]]:
-    """All profiles with one environment, and `fast` with many."""
+    """All profiles with one environment, and `fast` with many. Steps a second are those of all environments together."""
     cases = [*((profile, 1) for profile in run.profiles), *([("fast", run.many)] if run.many else [])]
-    return [asdict(_speed(run, profile, envs)) for profile, envs in cases]
+    return [_speed(run, profile, envs) for profile, envs in cases]
 
 
 def measure_ages(run: Benchmark) -> list[dict[str, Any]]:
@@ -109,16 +94,16 @@ def seconds_of_steps(step: Callable[[], Any], run: Benchmark, title: str) -> np.
     return np.diff(times)[run.warm_up :]
 
 
-def _speed(run: Benchmark, profile: str, envs: int) -> Speed:
+def _speed(run: Benchmark, profile: str, envs: int) -> dict[str, Any]:
     env, step = opened(run, profile, envs)
     began = time.perf_counter()
     step()
-    first = time.perf_counter() - began
+    first = time.perf_counter() - began  # a backend may compile in it
     seconds = seconds_of_steps(step, run, f"{profile}, {envs} envs")
-    times = Times.of(seconds)
     size = state_bytes(env.unwrapped.clone_state().dream) // envs
     env.close()
-    return Speed(profile, SAMPLING_STEPS[profile], envs, float(envs / seconds.mean()), times.ms, times.ms_p10, times.ms_p90, size, first)
+    row = {"profile": profile, "passes": SAMPLING_STEPS[profile], "envs": envs, "steps_per_second": float(envs / seconds.mean())}
+    return row | asdict(Times.of(seconds)) | {"state_bytes": size, "first_seconds": first}
 
 
 OURS, CAUSAL = "ours", "full-causal"
