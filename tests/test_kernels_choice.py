@@ -232,11 +232,11 @@ def test_a_dream_of_recorded_steps_is_the_dream(monkeypatch, tiny_weights):
     plain, quick = (Dream(world, weights, "fast", backend=replace(PLAIN, graphs=graphs)) for graphs in ("off", "on"))
     dreams = []
     for one in (plain, quick):
-        state, frame = one.reset(torch.tensor([3, 4]))
-        moments, states = [frame.numpy()], [state]
+        state = one.reset(torch.tensor([3, 4]))
+        moments, states = [one.frame(state).numpy()], [state]
         for action in (1, 2, 4, 1):
-            state, frame, *rest = one.step(state, torch.tensor([action, 5]))
-            moments.append([frame.numpy(), *(x.numpy() if isinstance(x, torch.Tensor) else x for x in rest)])
+            state, *rest = one.step(state, torch.tensor([action, 5]))
+            moments.append([one.frame(state).numpy(), *(x.numpy() for x in rest)])
             states.append(state)
         moments.append([leaf.numpy() for leaf in tree_leaves(states)])  # also those of long ago: a recording writes over its own only
         dreams.append(moments)

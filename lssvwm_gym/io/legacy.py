@@ -41,6 +41,11 @@ OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dre
 MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
 
 
+def warn(old: str, new: str) -> None:
+    """Say to the caller's caller that what it uses has a new name."""
+    warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
+
+
 def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
     """The same values under the names of today. Raises `ValueError` where both names of one are there."""
     both = [f"{old} and {new}" for old, new in names.items() if old in values and new in values]
