@@ -35,7 +35,7 @@ from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dreams for itself
@@ -146,7 +146,7 @@ def _walked(args: Args, errands: list[Errand]) -> list[Walk]:
 
 def walk(errand: Errand) -> Walk:
     """Do the errand in the real simulator."""
-    explorer = Explorer(np.random.default_rng([errand.seed, 1]))
+    explorer = MazeExplorer(np.random.default_rng([errand.seed, 1]))
     env: gymnasium.Env = gymnasium.make(errand.env, max_episode_steps=errand.steps)
     try:
         frame, info = env.reset(seed=errand.seed)

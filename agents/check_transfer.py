@@ -40,7 +40,7 @@ from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 RESAMPLED = 1000  # times, for the interval of a correlation
 
@@ -245,7 +245,7 @@ def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
 def walked_first(episode: Episodes, env: gymnasium.Env, seen: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What is seen and told after the steps that the scripted explorer takes, the same ones before every policy."""
     if episode.walked:
-        explorer = Explorer(np.random.default_rng([episode.seeds[0], episode.walked]))
+        explorer = MazeExplorer(np.random.default_rng([episode.seeds[0], episode.walked]))
         for _ in range(episode.walked):
             seen, _, _, _, info = env.step(explorer(picture_of(seen), info))
     return seen, info

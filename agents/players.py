@@ -121,14 +121,14 @@ class Wander:
 
 
 class Guided:
-    """`lssvwm_gym.real_envs.experts.maze_explorer.Explorer`, which sees the map; one episode, in the real world."""
+    """`lssvwm_gym.real_envs.experts.maze_explorer.MazeExplorer`, which sees the map; one episode, in the real world."""
 
     observation = "pixels"
 
     def __init__(self, actions: int, rows: int, rng: np.random.Generator) -> None:
-        from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+        from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
-        self._explorer = Explorer(rng)
+        self._explorer = MazeExplorer(rng)
 
     def act(self, seen: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         if info is None:

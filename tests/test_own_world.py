@@ -23,7 +23,7 @@ from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
-from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
+from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_real_episodes
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.run import Playing, open_game, play
@@ -313,15 +313,15 @@ def test_a_card_written_by_hand_stays(pond):
 def test_without_poses_the_next_frames_are_measured_and_places_are_not(recordings, pond, capsys):
     report = evaluate(Evaluation(recordings, weights=pond, clips=1, context=4, ahead=3, tests=("next_frame", "open_loop", "drift")))
     assert report["world"] == "LSSVWM-Pond-v0"
-    assert report["skipped"] == {"drift": "the episodes tell no poses"}
-    assert np.isfinite(report["scores"]["next_frame"]["believed motion PSNR"]["mean"])
+    assert report["skipped"] == {"drift": "the episodes have no poses"}
+    assert np.isfinite(report["scores"]["next_frame"]["estimated motion PSNR"]["mean"])
     assert np.isfinite(report["scores"]["open_loop"]["frame 3: dream PSNR"]["mean"])
 
 
 def test_clips_without_poses_leave_no_trace_of_any(recordings, pond):
     weights = load_weights(pond)
     clips = cut_clips(read_real_episodes(recordings, weights), 6, 1)
-    state = remember_clips(weights.world_model, clips)
+    state = prefill_clips(weights.world_model, clips)
     assert state.features.isfinite().all()
     assert (state.pose_known == 0).all()
     assert (state.posterior_variance == 1).all()

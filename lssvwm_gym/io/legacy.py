@@ -46,6 +46,8 @@ FLAGS = {  # of these commands, by the name of the command today
     "play": {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"},
     "package": {"--near": "--length-scale"},
 }
+OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dreaming": "self_rollout"}  # of training
+MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
 
 
 def warn(old: str, new: str) -> None:
