@@ -37,6 +37,7 @@ from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
@@ -189,9 +190,10 @@ def play_dreams(episodes: Episodes) -> Played:
     frames = [frame[0].cpu().numpy()]
     for _ in range(episodes.steps):
         seen = frame if player.observation == "pixels" else observed(dream, state, player.observation)
-        state, frame, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
-        earned += reward.numpy() * goes_on
-        goes_on &= ~terminated.numpy()
+        state, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
+        frame = dream.frame(state)
+        earned += reward.cpu().numpy() * goes_on
+        goes_on &= ~terminated.cpu().numpy()
         frames += [frame[0].cpu().numpy()] if episodes.filmed else []
     return Played(earned.tolist(), np.stack(frames) if episodes.filmed else None)
 
@@ -200,7 +202,7 @@ def begun(dream: Dream, episodes: Episodes) -> DreamState:
     """Where dreams of these seeds begin."""
     seeds = torch.tensor(episodes.seeds)
     if not episodes.walks:
-        return dream.begin(seeds)
+        return dream.reset(seeds)
     rows = [after_walk(episodes.dream, episodes.walks[seed % len(episodes.walks)], episodes.context) for seed in episodes.seeds]
     return join_rows(rows)._replace(seed=seeds.to(dream.device))
 
@@ -208,7 +210,7 @@ def begun(dream: Dream, episodes: Episodes) -> DreamState:
 @functools.lru_cache(maxsize=64)
 def after_walk(dream: tuple[str, str, str, Path | None], walk: Path, frames: int) -> DreamState:
     """The state after the first frames of a recorded episode, whichever policy goes on from it."""
-    return open_dream(*dream).begin(torch.tensor([0]), {"episode": walk, "context_frames": frames})
+    return open_dream(*dream).reset(torch.tensor([0]), {"episode": walk, "context_frames": frames})
 
 
 def play_real(episode: Episodes) -> Played:
@@ -323,4 +325,5 @@ def _cell(mean: float, error: float) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

@@ -28,6 +28,7 @@ from agents.real_rows import RealRows
 from lssvwm_gym.data.segments import latent_episodes
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
@@ -337,4 +338,5 @@ def resume(args: Args, learner: Learner, envs: DreamRows | RealRows, dream: Drea
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

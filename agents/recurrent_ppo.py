@@ -19,6 +19,7 @@ import tyro
 sys.path.append(str(Path(__file__).parent.parent))  # for `agents`, wherever this is started
 
 from agents.sb3_run import Run, run
+from lssvwm_gym.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,6 @@ class Args(Run):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     arguments = tyro.cli(Args, description=__doc__)
     run(arguments, "recurrent_ppo", arguments.lstm)

@@ -21,10 +21,11 @@ import torch
 import tyro
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.checkpoints.package import Packaging, ship
+from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.training.config import Stage, WorldTraining
@@ -160,7 +161,7 @@ def trained(run: Comparison, name: str) -> Path:
 def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -> EvalContext:
     """Score a variant on the test episodes and write its JSON; returns the bench, whose encoded episodes serve the next one, too."""
     plan, weights = run.plan, run.folder(name) / "weights"
-    ship(Packaging(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
+    package(Packaging(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
     evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
     bench = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
     report = evaluate(evaluation, bench)
@@ -191,4 +192,5 @@ def draw(run: Comparison) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Comparison, description=__doc__))

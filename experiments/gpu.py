@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
-from lssvwm_gym.models.inference.compile import replayed
+from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
@@ -51,12 +51,12 @@ def parity() -> dict[str, Any]:
 
 def dreamed(dream: Dream) -> tuple[Tensor, Tensor]:
     """Frames (41, 4, height, width, 3) and rewards (40, 4)."""
-    state, frame = dream.reset(torch.arange(4), {"context_frames": CONTEXT})
-    frames, rewards = [frame.cpu().float()], []
+    state = dream.reset(torch.arange(4), {"context_frames": CONTEXT})
+    frames, rewards = [dream.frame(state).cpu().float()], []
     for step in range(STEPS):
-        state, frame, reward, *_ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
-        frames.append(frame.cpu().float())
-        rewards.append(reward)
+        state, reward, _, _ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
+        frames.append(dream.frame(state).cpu().float())
+        rewards.append(reward.cpu())
     return torch.stack(frames), torch.stack(rewards)
 
 
@@ -64,15 +64,15 @@ def dreamed(dream: Dream) -> tuple[Tensor, Tensor]:
 def speed(profile: str, rows: int) -> dict[str, float]:
     """Steps a second of all rows together, decoder included, frames left on the device."""
     dream = open_dream("memory-maze", profile, "cuda")
-    state, _ = dream.reset(torch.arange(min(rows, MOST)))
+    state = dream.reset(torch.arange(min(rows, MOST)))
     state = tree_map(lambda x: x.repeat(max(1, rows // MOST), *[1] * (x.ndim - 1)), state)
-    model, passes = dream.weights.world_model, SAMPLING_STEPS[profile]
+    passes = SAMPLING_STEPS[profile]
 
     def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> DreamState:
         return commit(model, state, action, imagine(model, state, action, passes, noise=noise))
 
     action, noise = torch.ones(rows, dtype=torch.int64, device="cuda"), torch.randn(state.latent.shape, device="cuda")
-    runs = {"eager": step, "graph": replayed(step, model)}
+    runs = {"eager": step, "graph": Replay(step)}
     return {name: rows / seconds(run, dream, state, action, noise) for name, run in runs.items()}
 
 

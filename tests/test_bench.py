@@ -32,7 +32,24 @@ def quick(tiny_weights):
 
 def test_every_case_is_measured_and_written(tiny_weights, tmp_path, capsys):
     out = tmp_path / "new" / "speed.json"
-    main(["bench", "--weights", str(tiny_weights), "--steps", "3", "--warm-up", "1", "--many", "4", "--ages", "2", "5", "--out", str(out)])
+    main(
+        [
+            "benchmark",
+            "--weights",
+            str(tiny_weights),
+            "--steps",
+            "3",
+            "--warm-up",
+            "1",
+            "--many",
+            "4",
+            "--ages",
+            "2",
+            "5",
+            "--out",
+            str(out),
+        ]
+    )
     report = json.loads(out.read_text())
     assert [(s["profile"], s["envs"], s["passes"]) for s in report["speeds"]] == [
         ("fast", 1, 1),

@@ -1,6 +1,6 @@
 """Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
-Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym bench --out` left in docs/scores/, and replaces what
+Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym benchmark --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
 """
 
@@ -294,7 +294,7 @@ def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym bench` printed of a part."""
+    """What `lssvwm-gym benchmark` printed of a part."""
     _, columns, rows, remarks = PRINTED[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])

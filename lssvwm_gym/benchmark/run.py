@@ -1,4 +1,4 @@
-"""Measure the speed of a dream, and of what it is to be compared with: `lssvwm-gym bench`. Tables, JSON, plots.
+"""Measure the speed of a dream, and of what it is to be compared with: `lssvwm-gym benchmark`. Tables, JSON, plots.
 
 | part | what is measured |
 |---|---|
@@ -10,8 +10,8 @@
 | `simulators` | the real world, in one process and more |
 | `scan` | the scan alone, and a layer of it, beside transformers' Mamba-2 in plain PyTorch |
 
-    lssvwm-gym bench                                   # speed and ages, a minute
-    lssvwm-gym bench --parts all --ages 10 1000 10000 --out FILE --plots DIR
+    lssvwm-gym benchmark                                   # speed and ages, a minute
+    lssvwm-gym benchmark --parts all --ages 10 1000 10000 --out FILE --plots DIR
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from lssvwm_gym.checkpoints.build import built_autoencoder
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
-from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
@@ -57,7 +56,6 @@ class AutoencoderTraining:
 
 def train_autoencoder(run: AutoencoderTraining) -> Path:
     """Train, alone or with the other processes of an `accelerate launch`, and return the path of the finished autoencoder."""
-    keep_freed_memory()
     if run.threads:
         torch.set_num_threads(run.threads)
     team = assemble(run.device)

@@ -30,7 +30,6 @@ from lssvwm_gym.data.segments import (
     mirrored,
     read_clip,
 )
-from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
@@ -228,7 +227,6 @@ def train_world(run: WorldTraining) -> Path:
     if run.preset:
         run = replace(run, preset="", model=preset(run.preset))
     run = variant(run.variant, run)
-    keep_freed_memory()
     if run.threads:
         torch.set_num_threads(run.threads)
     team = assemble(run.device)
