@@ -36,6 +36,7 @@ STATES = {  # leaves of `DreamState`
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
+ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
 OPTIONS = {"clip": "context_id"}  # options of reset
 
 
