@@ -13,6 +13,7 @@ import lssvwm_gym
 from lssvwm_gym import envs
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs import DreamEnv
+from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.worlds import WORLDS, WorldSpec, read_world
@@ -109,11 +110,14 @@ def test_infos_of_before_are_still_understood_in_a_batch(tiny_weights, output):
             assert part["believed_pose"] is part["estimated_pose"]
 
 
-def test_classes_and_their_keywords_of_before_are_still_there():
+def test_classes_and_their_keywords_of_before_are_still_there(tiny_weights):
     with pytest.warns(DeprecationWarning, match=r"lssvwm_gym\.WorldSpec"):
         assert lssvwm_gym.World is WorldSpec
     with pytest.warns(DeprecationWarning, match="WorldModelObservation"):
         assert envs.SeenThroughModel is envs.WorldModelObservation
+    dreams = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 1, weights=tiny_weights, profile="fast", device="cpu")
+    with pytest.warns(DeprecationWarning, match="ConservativeRollouts: 'most_steps' is now called 'max_steps'"):
+        assert ConservativeRollouts(dreams, most_steps=3).max_steps == 3
     sizes = dict(id="X-v0", name="x", image_size=16, actions=("a",), keys={}, fps=4, reward_values=(0.0,), max_episode_steps=9)
     with pytest.warns(DeprecationWarning, match="WorldSpec: '"):
         old = WorldSpec(**sizes, weights=BEFORE, counts=("log",), most_counted=9, near=0.5)

@@ -5,11 +5,13 @@ Nothing is written under these names any more. The next release but one may drop
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 V = TypeVar("V")
+F = TypeVar("F", bound=Callable[..., Any])
 
 PARAMETERS = {  # prefixes of the names of a world model's parameters, the longest first
     "condition.vector.": "conditioning.inventory.",
@@ -37,6 +39,7 @@ SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
+ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 OPTIONS = {"clip": "context_id"}  # options of reset
 
 
@@ -58,6 +61,19 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     for old in values.keys() & names.keys():
         warnings.warn(f"{where}: {old!r} is now called {names[old]!r}", DeprecationWarning, stacklevel=3)
     return renamed(values, names)
+
+
+def renaming(names: Mapping[str, str], where: str) -> Callable[[F], F]:
+    """A decorator for what also takes keywords of before, with a `DeprecationWarning`."""
+
+    def decorated(function: F) -> F:
+        @functools.wraps(function)
+        def renamed_keywords(*args: Any, **values: Any) -> Any:
+            return function(*args, **renamed_with_warning(values, names, where))
+
+        return renamed_keywords  # type: ignore[return-value]
+
+    return decorated
 
 
 def parameters(tensors: Mapping[str, V]) -> dict[str, V]:

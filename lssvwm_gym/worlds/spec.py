@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import types
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -96,15 +94,7 @@ class WorldSpec:
         return bool(self.low)
 
 
-def _with_names_of_before(init: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(init)
-    def renaming(self: WorldSpec, *args: Any, **values: Any) -> None:
-        init(self, *args, **legacy.renamed_with_warning(values, legacy.SPEC, "WorldSpec"))
-
-    return renaming
-
-
-WorldSpec.__init__ = _with_names_of_before(WorldSpec.__init__)  # type: ignore[method-assign]
+WorldSpec.__init__ = legacy.renaming(legacy.SPEC, "WorldSpec")(WorldSpec.__init__)  # type: ignore[method-assign]
 
 
 class WorldError(ValueError):
