@@ -62,7 +62,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | Key                  | Type               | Meaning                                                                    |
     |----------------------|--------------------|----------------------------------------------------------------------------|
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
-    | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
+    | `reward_probability` | float, 0..1        | how sure the model is that this frame's reward is other than 0              |
     | `estimated_pose`      | float32 array (4,) | where it believes to be: x, y, cos, sin of heading; (6,) with height, tilt |
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
@@ -75,17 +75,17 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     ## Rewards
     The most probable of the world's reward values, as the model judges from what it has just imagined. For `memory-maze`:
     1 on touching the ball whose colour frames the picture, else 0. In worlds with milestones, such as `minecraft`, what the
-    counts pay when they first rise above 0, once an episode each.
+    counts are worth when they first rise above 0, once an episode each.
 
     ## Starting State
-    A short real opening is remembered, drawn by the seed, and its last frame is the first observation. `reset(options=...)`
+    The dream is conditioned on a short real context, drawn by the seed, whose last frame is the first observation. `reset(options=...)`
     starts elsewhere:
 
     | Options                          | The dream starts                                                                |
     |----------------------------------|---------------------------------------------------------------------------------|
-    | `{"context_id": 3}`              | from opening 3                                                                  |
-    | `{"context_frames": 200}`        | deep inside a real walk, of which the first 200 frames are remembered           |
-    | `{"episode": "walk.npz"}`        | from an episode of your own, of which the first 32 frames are remembered        |
+    | `{"context_id": 3}`              | from short context 3                                                            |
+    | `{"context_frames": 200}`        | from the first 200 frames of a long real context                                |
+    | `{"episode": "walk.npz"}`        | from the first 32 frames of an episode of your own                              |
     | `{"episode": ..., "context_frames": 9}` | the same with 9 frames                                                   |
     | `{"start": "cold"}`              | from nothing: the first frame is imagined too                                   |
 
