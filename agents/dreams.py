@@ -21,10 +21,10 @@ from agents.seen import observed, observed_shape
 from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import tensors
 from lssvwm_gym.envs.contexts import past_of
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, step_of
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.models.inference.compile import replayed
-from lssvwm_gym.models.rollout import DreamState, unknown_action
+from lssvwm_gym.models.inference.compile import Replay
+from lssvwm_gym.models.rollout import DreamState, step_of, unknown_action
 from lssvwm_gym.models.state import join_rows, take_rows
 
 REWARDS = ("likeliest", "expected")
@@ -131,9 +131,9 @@ class DreamRows:
         self._seen, self._reward = observation, reward
         self._pays = torch.tensor(dream.world.reward_values, dtype=torch.float32, device=dream.device)
         self._advance: Callable[..., Any] = torch.compile(self._advanced, dynamic=False) if compiled else self._advanced
-        if graphs and not compiled:
+        if graphs and not compiled and dream.device.type == "cuda":
             model = dream.weights.world_model
-            self._advance = functools.partial(replayed(lambda _, *given: self._advanced(*given), model), model)
+            self._advance = functools.partial(Replay(lambda _, *given: self._advanced(*given)), model)
         self.steps = np.arange(rows) * episode_steps // rows  # on the CPU: who ends when is known without asking the device
         self.whole = torch.from_numpy((self.steps == 0).astype(np.float32)).to(dream.device)  # 1 where an episode counts
         self.earned = torch.zeros(rows, device=dream.device)  # in the present episode, as the environment pays: likeliest

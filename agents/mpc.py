@@ -28,9 +28,9 @@ from agents.policy import Policy, load_policy
 from agents.results import as_json, shared_out, summary, write_json
 from agents.seen import WorldModelObservation, observed, observed_shape
 from lssvwm_gym.envs import spaces
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream, step_of
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.envs.wrappers import StateEstimator
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.rollout import DreamState, step_of
 from lssvwm_gym.models.state import take_rows
 
 POLICIES = {"memory-maze": Path(__file__).parent / "policies" / "memory_maze.safetensors"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
 from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
-from lssvwm_gym.models.inference.compile import compiled, replayed
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
+from lssvwm_gym.models.inference.compile import compile_step
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, step_of, unknown_action
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
@@ -145,11 +145,7 @@ class Dream:
     def advance(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
         """The next state and logits of the reward values (B, K), for actions and noise (B, N, C) on the device; waits for nothing."""
         model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
-        if self.backend.graphs == "on":
-            step = replayed(step, model)
-        if self.backend.compiled == "on":
-            step = compiled(step, model)
-        return step(model, state, action, noise)
+        return compile_step(step, model, self.backend)(model, state, action, noise)
 
     @torch.no_grad()
     def frame(self, state: DreamState) -> Tensor:
@@ -202,23 +198,6 @@ class Dream:
     def __repr__(self) -> str:
         how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.arithmetic, backend=self.backend)
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
-
-
-Step = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
-
-
-@functools.cache  # a recording is known by its function
-def step_of(passes: int) -> Step:
-    """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
-
-    Returns the next state and the logits of the reward values, (B, K).
-    """
-
-    def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
-        state = commit(model, state, action, imagine(model, state, action, passes, noise=noise))
-        return state, model.reward_head(state.features)
-
-    return step
 
 
 def open_dream(
