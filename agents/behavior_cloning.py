@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
 from agents.seen import observed_shape
-from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
+from lssvwm_gym.data.segments import latent_episodes
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import TOGETHER, Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
 from lssvwm_gym.models.rollout import watch
+from lssvwm_gym.models.segment import Segment
 
 TRIED = 4096  # observations that a policy is asked about in one go
 
@@ -90,7 +91,7 @@ def examples(args: Args, dream: Dream, folder: Path) -> tuple[Tensor, Tensor]:
     return seen, action
 
 
-def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, Tensor]:
+def example(args: Args, dream: Dream, episode: Segment) -> tuple[Tensor, Tensor]:
     """What one episode has to show; the action that follows frame t is the one that led to frame t + 1."""
     if episode.action.dtype != torch.int64:
         raise ValueError("only discrete actions can be imitated")
@@ -119,7 +120,7 @@ def leads_to_reward(reward: Tensor, within: int) -> Tensor:
 
 
 @torch.no_grad()
-def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
+def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
     """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
     model, action = dream.weights.world_model, episode.action.clone()
     action[0] = model.config.actions  # no action led to the first frame

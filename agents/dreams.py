@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_structure as structure
 from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import tensors
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.rollout import DreamState, step_of, unknown_action
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows, take_rows
 
 REWARDS = ("likeliest", "expected")
@@ -48,14 +48,14 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, leas
     With `least` only what remembers that many frames, where there is any such. Weights without either begin with imagined frames. At
     most `most` states, drawn by the seed where there are more.
     """
-    openings, walks = dream.weights.openings, dream.weights.walks
+    openings, walks = dream.weights.short_contexts, dream.weights.long_contexts
     starts: list[DreamState] = []
-    if len(walks) and walk_every:
-        rows = torch.arange(min(2 * len(walks), MOST_ROWS))  # a seed draws one of the walks
+    if walks.batch and walk_every:
+        rows = torch.arange(min(2 * walks.batch, MOST_ROWS))  # a seed draws one of the walks
         lengths = range(walk_every, walks.latent.shape[1] + 1, walk_every)
         starts = [dream.begin(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
     if openings.latent.shape[1] >= least or not starts:
-        starts = [dream.begin(torch.tensor([clip]), {"clip": clip}) for clip in range(min(len(openings), most))] + starts
+        starts = [dream.begin(torch.tensor([clip]), {"clip": clip}) for clip in range(min(openings.batch, most))] + starts
     if not starts:
         starts = [dream.begin(torch.arange(MOST_ROWS), {"start": "cold"})]
     bank = join_rows(starts)
@@ -65,7 +65,7 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, leas
 
 @torch.no_grad()
 def bank_before_rewards(
-    dream: Dream, episodes: Sequence[LatentEpisode], lead: tuple[int, int], context: int, most: int, seed: int = 0
+    dream: Dream, episodes: Sequence[Segment], lead: tuple[int, int], context: int, most: int, seed: int = 0
 ) -> DreamState:
     """States of recorded walks from which a reward is near: what the recording paid is so many frames ahead, drawn between
     the two numbers of `lead`.
@@ -89,7 +89,7 @@ def bank_before_rewards(
     return join_rows([_remembered(dream, part, context) for part in tqdm(parts, desc="moments before rewards", leave=False)])
 
 
-def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context: int) -> DreamState:
+def _remembered(dream: Dream, moments: list[tuple[Segment, int]], context: int) -> DreamState:
     """The states after the last `context` frames before frame t, for these episodes and t."""
     cut = [(episode, slice(t - context, t)) for episode, t in moments]
     latent, action, pose, inventory = (

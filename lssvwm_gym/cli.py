@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.worker_pool import CrewError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
@@ -54,6 +55,7 @@ def _run(command: str, arguments: list[str]) -> None:
     module = importlib.import_module(module_name)
     if command in FIRST and arguments and not arguments[0].startswith("-"):
         arguments = [FIRST[command], *arguments]  # lssvwm-gym play memory-maze
+    arguments = legacy.flags(arguments)
     outcome = getattr(module, function)(tyro.cli(getattr(module, settings), args=arguments, prog=f"lssvwm-gym {command}"))
     if getattr(outcome, "failed", None):
         sys.exit(f"lssvwm-gym {command}: {len(outcome.failed)} of the jobs failed, see above; the same command tries them again")

@@ -136,7 +136,7 @@ def test_a_clip_that_needs_too_much_memory_is_left_out_with_the_reason(quick, mo
 def test_every_length_is_trained_in_the_way_that_was_asked_for(quick):
     for way, shares in (("forcing", (0, 0)), ("peeking", (1, 0)), ("dreaming", (0, 1))):
         made = training.training_of(replace(quick, way=way), "ours", 4, 8)
-        assert (made.peeking, made.dreaming) == shares
+        assert (made.teacher_forcing, made.self_rollout) == shares
 
 
 def test_the_share_of_the_peak_is_accounted_for(quick):

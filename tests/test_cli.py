@@ -70,9 +70,9 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
         f"{out}/world",
         *sizes,
         *curriculum,
-        "--dreaming",
+        "--self-rollout",
         "1",
-        "--peeking",
+        "--teacher-forcing",
         "0",
     ]
     main([*train, "--steps", "2", "--frames-a-step", "32"])

@@ -23,7 +23,7 @@ from lssvwm_gym.training.objectives import LOSSES
 from lssvwm_gym.training.world_model import Trainer
 
 # few updates of the sight head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
-RUN = replace(RUN, steps=14, precision="float32", peeking=0.35, dreaming=0.35, odometry_updates=2, device="cpu")
+RUN = replace(RUN, steps=14, precision="float32", teacher_forcing=0.35, self_rollout=0.35, odometry_updates=2, device="cpu")
 STOP = 10  # steps before the checkpoint, in the second stage and within walks of both processes
 AUTOENCODER = "train autoencoder --model.image-size 16 --model.patch 4 --model.widths 8 8 --model.latent-channels 4 --batch 4 --steps 3"
 WORLD = (
@@ -122,10 +122,10 @@ def test_all_processes_have_the_same_weights_to_the_bit(folder):
 
 def test_a_checkpoint_of_two_processes_is_that_of_one_and_goes_on_alone(folder, tmp_path):
     assert_close(loaded(folder / "0" / "checkpoint", "state"), loaded(folder / "alone", "state"), rtol=1e-4, atol=1e-5)
-    assert load_tensors(folder / "0" / "checkpoint")[1]["walks"] == load_tensors(folder / "alone")[1]["walks"]
+    assert load_tensors(folder / "0" / "checkpoint")[1]["segments"] == load_tensors(folder / "alone")[1]["segments"]
     assert load_tensors(folder / "0" / "checkpoint")[1]["frames"] == load_tensors(folder / "alone")[1]["frames"]
     resumed, straight = trained(ALONE, tmp_path / "unused", folder / "0" / "checkpoint"), loaded(folder / "straight")
-    for name in ("denoise", "reward", "pose", "sight", "ways"):
+    for name in ("denoise", "reward", "pose", "odometry", "ways"):
         torch.testing.assert_close(resumed[name], straight[name][STOP:], rtol=1e-5, atol=1e-6)
     assert_close({k: v for k, v in resumed.items() if "average" in k}, loaded(folder / "straight", "average"), rtol=1e-5, atol=1e-6)
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_two_processes_is_that_of_one_and_goes_on_alone(folder, 
 def test_a_checkpoint_of_one_process_goes_on_in_two(folder):
     resumed, straight = loaded(folder / "resumed1"), loaded(folder / "straight")
     assert len(resumed["denoise"]) == RUN.steps - STOP
-    for name in ("denoise", "reward", "pose", "sight", "ways"):
+    for name in ("denoise", "reward", "pose", "odometry", "ways"):
         torch.testing.assert_close(resumed[name], straight[name][STOP:], rtol=1e-5, atol=1e-6)
     assert_close(loaded(folder / "resumed1", "average"), loaded(folder / "straight", "average"), rtol=1e-5, atol=1e-6)
 

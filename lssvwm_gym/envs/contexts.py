@@ -18,25 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights
+from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
+from lssvwm_gym.models.segment import Segment
 
 EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("clip",), ("context_frames",), ("episode",), ("context_frames", "episode"), ("start",))
-
-
-class Past(NamedTuple):
-    """Real frames to remember, a row an environment."""
-
-    latent: Tensor  # (B, T, N, C) float
-    action: Tensor  # (B, T) int64, or (B, T, A) float; the action that led to frame t
-    pose: Tensor  # (B, T, 4 or 6) seen from the first frame
-    pose_known: Tensor  # (B,) float, 0 where no poses were recorded
-    inventory: Tensor  # (B, T, V) counts that go with each frame
 
 
 class LongWalks(NamedTuple):
@@ -46,7 +37,7 @@ class LongWalks(NamedTuple):
     frames: int
 
 
-def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | LongWalks | None:
+def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Segment | LongWalks | None:
     """The past of every row for seeds (B,); None for a cold start.
 
     An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
@@ -62,11 +53,11 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
     if "context_frames" in options:
-        return _walks(weights.walks, seeds, options["context_frames"])
-    return _openings(weights.openings, seeds, options.get("clip"))
+        return _walks(weights.long_contexts, seeds, options["context_frames"])
+    return _openings(weights.short_contexts, seeds, options.get("clip"))
 
 
-def walked(walks: Starts, walk: int, frames: int) -> Past:
+def walked(walks: Segment, walk: int, frames: int) -> Segment:
     """The first frames of a long walk, as the past of one row."""
     return _recorded(walks, [walk], frames)
 
@@ -76,24 +67,24 @@ def _check_start(start: Any) -> None:
         raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from an opening")
 
 
-def _openings(openings: Starts, seeds: Tensor, clip: Any) -> Past:
-    if not len(openings):
+def _openings(openings: Segment, seeds: Tensor, clip: Any) -> Segment:
+    if not openings.batch:
         raise ValueError("these weights come without openings: reset with options={'start': 'cold'}")
     if clip is None:
-        return _recorded(openings, _drawn(seeds, len(openings)), openings.latent.shape[1])
-    clip = _whole_number("clip", clip, 0, len(openings) - 1, f"there are {len(openings)} openings")
+        return _recorded(openings, _drawn(seeds, openings.batch), openings.latent.shape[1])
+    clip = _whole_number("clip", clip, 0, openings.batch - 1, f"there are {openings.batch} openings")
     return _recorded(openings, [clip] * len(seeds), openings.latent.shape[1])
 
 
-def _walks(walks: Starts, seeds: Tensor, frames: Any) -> LongWalks:
-    if not len(walks):
+def _walks(walks: Segment, seeds: Tensor, frames: Any) -> LongWalks:
+    if not walks.batch:
         raise ValueError("these weights come without walks, so context_frames needs an episode of your own beside it")
     longest = walks.latent.shape[1]
     frames = _whole_number("context_frames", frames, 1, longest, f"the walks have {longest} frames")
-    return LongWalks(_drawn(seeds, len(walks)), frames)
+    return LongWalks(_drawn(seeds, walks.batch), frames)
 
 
-def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Past:
+def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Segment:
     if not isinstance(path, str | Path):
         raise ValueError(f"the option episode is the path of a recorded episode, not {path!r}")
     episode = read_episode(path)
@@ -129,15 +120,15 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
     return part.latent.float(), action.to(device), pose.to(device), part.inventory.to(device)
 
 
-def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
+def _recorded(starts: Segment, index: list[int], frames: int) -> Segment:
     return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.inventory)))
 
 
-def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Past:
+def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Segment:
     """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN."""
     known = pose.isfinite().flatten(1).all(1)
     pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
-    return Past(latent, action, pose, known.float(), inventory)
+    return Segment(latent, action, pose=pose, inventory=inventory, pose_known=known.float()[:, None].expand(pose.shape[:2]))
 
 
 def _drawn(seeds: Tensor, count: int) -> list[int]:

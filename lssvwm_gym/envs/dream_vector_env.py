@@ -200,7 +200,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         state = self.dream.begin(seeds, options)
         if self.output == "torch":  # an opening's age is known; after a reset that asks for another start it is read back
             self._seeds[rows] = seeds.numpy()
-            self._ages[rows] = int(state.world.age[0]) if options else self.dream.weights.openings.action.shape[1]
+            self._ages[rows] = int(state.world.age[0]) if options else self.dream.weights.short_contexts.action.shape[1]
         frames = self._seen_frames(state)
         if len(rows) < self.num_envs:
             (before, shown), index = self._now or self._blank(), torch.from_numpy(rows).to(self.dream.device)

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
-from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
+from lssvwm_gym.envs.contexts import LongWalks, choose_past, walked
 from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, step_of, unknown_action
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
@@ -107,7 +108,7 @@ class Dream:
         if (walk, frames) not in self._walked:
             if len(self._walked) >= WALKS_KEPT:
                 self._walked.pop(next(iter(self._walked)))
-            self._walked[walk, frames] = self.remember(torch.tensor([0]), walked(self.weights.walks, walk, frames))
+            self._walked[walk, frames] = self.remember(torch.tensor([0]), walked(self.weights.long_contexts, walk, frames))
         return self._walked[walk, frames]
 
     @functools.cached_property
@@ -115,7 +116,7 @@ class Dream:
         return {}
 
     @torch.no_grad()
-    def remember(self, seeds: Tensor, past: Past) -> DreamState:
+    def remember(self, seeds: Tensor, past: Segment) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
@@ -124,7 +125,7 @@ class Dream:
             for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
                 state = follow(model, state, latent, action)
             return state
-        state = state._replace(pose_known=past.pose_known)
+        state = state._replace(pose_known=past.pose_known[:, 0])
         for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
             state = remember(model, state, *parts)
         return state

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
-from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import decode_clips, read_real_episodes
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
@@ -78,13 +79,13 @@ class EvalContext:
     run: Evaluation
     world: WorldSpec
     weights: Weights
-    episodes: list[RealEpisode]
+    episodes: list[Segment]
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
     recalled: dict[int, Tensor] = field(default_factory=dict)  # frames dreamed on the way back, by frames of context; several tests ask
 
     def refuse_untold(self, test: str) -> None:
         """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
-        if test in (*REMEMBERING, "inventory") and not any(bool(one.latent.pose.isfinite().all()) for one in self.episodes):
+        if test in (*REMEMBERING, "inventory") and not any(bool(one.pose.isfinite().all()) for one in self.episodes):
             raise DoesNotApply("the episodes tell no poses")
         if test in REMEMBERING and self.world.continuous:
             raise DoesNotApply("it walks back, where actions are unknown, and is for discrete ones")

@@ -14,7 +14,6 @@ from torch import Tensor
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import (
-    Clips,
     cut_clips,
     decode_clips,
     dream_along,
@@ -25,6 +24,7 @@ from lssvwm_gym.evaluation.rollouts import (
     there_and_back,
 )
 from lssvwm_gym.models.rollout import DreamState, imagine
+from lssvwm_gym.models.segment import Segment
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off
@@ -49,9 +49,9 @@ COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 class WayBack:
     """Real clips of a past, the state after it, and the same frames in reverse without the turning point."""
 
-    past: Clips
+    past: Segment
     state: DreamState
-    back: Clips
+    back: Segment
 
 
 def retrieval(context: EvalContext) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _retrieval(context: EvalContext, frames: int, name: str) -> dict[str, Any]:
     return results | _scores(context, way, f"{name}, last frame repeated", way.past.frames[:, -1:].expand_as(truth))
 
 
-def untouched(past: Clips) -> Tensor:
+def untouched(past: Segment) -> Tensor:
     """Which clips, (B,) bool, have the same counts all along: nothing was dug, placed or crafted."""
     return (past.inventory == past.before[:, :1]).flatten(1).all(1)
 
@@ -274,7 +274,7 @@ def interruption(context: EvalContext) -> dict[str, Any]:
     return results
 
 
-def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Clips:
+def interrupted(context: EvalContext, past: Segment, kind: str, frames: int) -> Segment:
     """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
     if frames >= len(past):
         raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
@@ -286,7 +286,7 @@ def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Cl
     return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
 
 
-def _dreamed_on(context: EvalContext, way: WayBack, past: Clips) -> Tensor:
+def _dreamed_on(context: EvalContext, way: WayBack, past: Segment) -> Tensor:
     model, run = context.weights.world_model, context.run
     return decode_clips(context.weights, dream_at_poses(model, remember_clips(model, past, run.seed), way.back, run.steps))
 

@@ -1,8 +1,8 @@
-"""Clips of real episodes, and dreams along them."""
+"""Segment of real episodes, and dreams along them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,50 +14,23 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import episode_paths, read_episode
-from lssvwm_gym.data.segments import LatentEpisode, encode_episode
+from lssvwm_gym.data.segments import encode_episode
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, imagine, remember, watch
+from lssvwm_gym.models.segment import Segment, joined
 from lssvwm_gym.models.world_model import WorldModel
 
 TOGETHER = 100  # frames remembered in one go, to bound memory
 
 
-@dataclass(frozen=True)
-class RealEpisode:
-    """A real episode, in pixels and as the model sees it."""
-
-    frames: Tensor  # (T, height, width, 3) uint8
-    latent: LatentEpisode
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Real clips of one length; entry t speaks of frame t. Poses are seen from the first frame."""
-
-    frames: Tensor  # (B, T, height, width, 3) uint8
-    latent: Tensor  # (B, T, N, C)
-    action: Tensor  # (B, T) int64, or (B, T, A) float
-    reward: Tensor  # (B, T)
-    pose: Tensor  # (B, T, 4 or 6); that of the first frame throughout where none were recorded
-    motion: Tensor  # (B, T, 3 or 5)
-    before: Tensor  # (B, T, V) counts before each frame; on a way back those that the frame was recorded with
-    inventory: Tensor  # (B, T, V) counts that go with each frame
-    pose_known: Tensor  # (B, T) float, 0 where no poses were recorded
-
-    def __getitem__(self, frames: slice) -> Clips:
-        return Clips(*(tensor[:, frames] for tensor in vars(self).values()))
-
-    def __len__(self) -> int:
-        return self.frames.shape[1]
-
-
-def read_real_episodes(folder: Path, weights: Weights) -> list[RealEpisode]:
+def read_real_episodes(folder: Path, weights: Weights) -> list[Segment]:
     """All episodes of a folder, encoded by the weights' autoencoder."""
     paths = tqdm(episode_paths(folder), desc="reading", leave=False)
-    return [RealEpisode(torch.from_numpy(read_episode(path).frames), encode_episode(path, weights.autoencoder)) for path in paths]
+    episodes = ((read_episode(path), path) for path in paths)
+    return [replace(encode_episode(path, weights.autoencoder), frames=torch.from_numpy(episode.frames)) for episode, path in episodes]
 
 
-def cut_clips(episodes: list[RealEpisode], frames: int, per_episode: int) -> Clips:
+def cut_clips(episodes: list[Segment], frames: int, per_episode: int) -> Segment:
     """`per_episode` evenly spaced clips of `frames` frames from every episode that is long enough."""
     places = []
     for episode in episodes:
@@ -69,12 +42,12 @@ def cut_clips(episodes: list[RealEpisode], frames: int, per_episode: int) -> Cli
     return clips_at(places, frames)
 
 
-def clips_at(places: list[tuple[RealEpisode, int]], frames: int) -> Clips:
+def clips_at(places: list[tuple[Segment, int]], frames: int) -> Segment:
     """The clips of `frames` frames that begin at the given frames of episodes."""
-    return Clips(*(torch.stack(column) for column in zip(*(_cut(e, s, frames) for e, s in places), strict=True)))
+    return joined([_cut(episode, start, frames) for episode, start in places])
 
 
-def there_and_back(clips: Clips, unknown_action: int) -> Clips:
+def there_and_back(clips: Segment, unknown_action: int) -> Segment:
     """Each clip followed by its own frames in reverse, without the turning point: 2T - 1 frames."""
     frames = len(clips)
     order = torch.cat([torch.arange(frames), torch.arange(frames - 2, -1, -1)])
@@ -85,10 +58,11 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
     inventory = clips.inventory[:, order]
     counts = torch.cat([clips.before, inventory[:, frames:]], 1)
     motion, known = motion_between(before, pose), clips.pose_known[:, order]
-    return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion, counts, inventory, known)
+    latent, pictures = clips.latent[:, order], clips.frames[:, order]
+    return Segment(latent, action, reward, pose, inventory, counts, motion, known, frames=pictures)
 
 
-def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
+def remember_clips(model: WorldModel, clips: Segment, seed: int = 0) -> DreamState:
     """The state after a real past."""
     state = _before(model, clips, seed)
     for start in range(0, len(clips), TOGETHER):
@@ -97,7 +71,7 @@ def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState
     return state
 
 
-def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[Tensor, DreamState]:
+def features_along(model: WorldModel, state: DreamState, clips: Segment) -> tuple[Tensor, DreamState]:
     """Features (B, T, FEATURES) of real frames that follow a state, as the heads read them, and the state after."""
     features = []
     for start in range(0, len(clips), TOGETHER):
@@ -107,7 +81,7 @@ def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[
     return torch.cat(features, 1), state
 
 
-def reckon_clips(model: WorldModel, clips: Clips, seed: int = 0, sees: bool = True) -> tuple[DreamState, Tensor]:
+def reckon_clips(model: WorldModel, clips: Segment, seed: int = 0, sees: bool = True) -> tuple[DreamState, Tensor]:
     """The state after a real past whose poses nobody tells (see `follow`), and where the model believed to be, (B, T, 4 or 6)."""
     state, poses = _before(model, clips, seed), []
     for t in tqdm(range(len(clips)), desc="reckoning", leave=False):
@@ -126,7 +100,7 @@ class Dream(NamedTuple):
     inventory: Tensor  # (B, T, V) counts that the model believed in
 
 
-def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
+def dream_along(model: WorldModel, state: DreamState, clips: Segment, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
     """Dream a clip's actions from a state: what was dreamed, and the state at the end.
 
     The motion is the recorded one, or the one that the model believes in; either is advanced from the state's own pose.
@@ -140,7 +114,7 @@ def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, 
     return Dream(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
-def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
+def dream_at_poses(model: WorldModel, state: DreamState, clips: Segment, steps: int) -> Tensor:
     """Dream at a clip's poses and motions; the dreamed frames become the past. (B, T, N, C)"""
     latents = []
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
@@ -169,19 +143,19 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
     return torch.cat(frames).unflatten(0, latent.shape[:2])
 
 
-def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
+def _before(model: WorldModel, clips: Segment, seed: int) -> DreamState:
     """The state before any frame of the clips, with the counts that were before the first."""
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
     return state._replace(inventory=clips.before[:, 0], pose_known=clips.pose_known[:, 0])
 
 
-def _cut(episode: RealEpisode, start: int, frames: int) -> tuple[Tensor, ...]:
-    part, real = slice(start, start + frames), episode.latent
-    pose = relative_to(real.pose[part], real.pose[start])
+def _cut(episode: Segment, start: int, frames: int) -> Segment:
+    real = episode[start : start + frames]
+    pose = relative_to(real.pose, real.pose[0])
     known = bool(pose.isfinite().all())
     pose = pose if known else start_pose(frames, pose.shape[1])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
-    inventory = real.inventory[max(0, start - 1) : start + frames]
-    inventory = torch.cat([inventory[:1], inventory]) if start == 0 else inventory
-    latent, action, reward = real.latent[part].float(), real.action[part], real.reward[part]
-    return episode.frames[part], latent, action, reward, pose, motion, inventory[:-1], inventory[1:], torch.full((frames,), float(known))
+    before = episode.inventory[max(0, start - 1)][None]
+    counts = torch.cat([before, real.inventory[:-1]])
+    latent, told = real.latent.float(), torch.full((frames,), float(known))
+    return Segment(latent, real.action, real.reward, pose, real.inventory, counts, motion, told, frames=real.frames)

@@ -33,9 +33,20 @@ STATES = {  # leaves of `DreamState`
     "peak": "inventory_peak",
     "unknown": "posterior_variance",
 }
+WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`
+CONTEXTS_FILE = "starts.safetensors"  # in a folder of weights, for contexts.safetensors
+CONTEXTS = {"openings": "short", "walks": "long"}  # prefixes of its tensors
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
+CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
+FLAGS = {  # of `train world`
+    "--peeking": "--teacher-forcing",
+    "--dreaming": "--self-rollout",
+    "--mirror": "--augmentation",
+    "--noising.peeked-pure": "--noising.pure-noise",
+    "--noising.dreamed-from": "--noising.self-rollout-from",
+}
 OPTIONS = {"clip": "context_id"}  # options of reset
 
 
@@ -54,9 +65,32 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     return renamed(values, names)
 
 
+def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
+    """What `thing` has under the name of today; for its `__getattr__`."""
+    if name not in names:
+        raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
+    warnings.warn(f"{type(thing).__name__}.{name} is now called {names[name]}", DeprecationWarning, stacklevel=3)
+    return getattr(thing, names[name])
+
+
+def flags(arguments: list[str]) -> list[str]:
+    """A command line by the names of today, whether it says --flag VALUE or --flag=VALUE."""
+    parts = [argument.partition("=") for argument in arguments]
+    for flag in (flag.replace("_", "-") for flag, _, _ in parts):
+        if flag in FLAGS:
+            warnings.warn(f"{flag} is now called {FLAGS[flag]}", DeprecationWarning, stacklevel=3)
+    return [FLAGS.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in parts]
+
+
 def parameters(tensors: Mapping[str, V]) -> dict[str, V]:
     """A world model's parameters, or whatever is kept for each of them, by their names of today."""
     return {_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
+    """The tensors of real contexts, `short.latent` and so on, by their names of today."""
+    parts = [(*name.partition("."), tensor) for name, tensor in tensors.items()]
+    return {f"{CONTEXTS.get(kind, kind)}{dot}{SEGMENTS.get(part, part)}": tensor for kind, dot, part, tensor in parts}
 
 
 def _parameter(name: str) -> str:

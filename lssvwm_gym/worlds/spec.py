@@ -45,7 +45,7 @@ class WorldSpec:
     fps: int  # frames a second of world time
     reward_values: tuple[float, ...]  # what the classes of the reward head pay
     max_episode_steps: int
-    weights: Path  # folder with config.json, model.safetensors, starts.safetensors
+    weights: Path  # folder with config.json, model.safetensors, contexts.safetensors
     inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
     max_inventory: int = 0  # bound of the observation space
     milestones: tuple[
