@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
 from agents.seen import observed_shape
-from lssvwm_gym.data.segments import latent_episodes
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import TOGETHER, Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
 from lssvwm_gym.models.rollout import watch
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.training.latents import latent_episodes
 
 TRIED = 4096  # observations that a policy is asked about in one go
 

@@ -36,13 +36,13 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.checkpoints.quantize import Export, export
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
-from lssvwm_gym.data.segments import latent_episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training import autoencoder as seeing
 from lssvwm_gym.training.distributed import ShardedRNG
+from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 

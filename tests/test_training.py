@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, read_clip
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
@@ -16,7 +17,7 @@ from lssvwm_gym.models.geometry import integrate_motion, motion_between
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
+from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.odometry import odometry_loss
 from lssvwm_gym.training.optim import learning_rate, mixed_precision

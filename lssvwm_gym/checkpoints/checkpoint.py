@@ -99,6 +99,15 @@ def read_weights(folder: Path, device: str = "cpu") -> Weights:
     return Weights(autoencoder, world_model.to(device), short, long, config.get("info", {}))
 
 
+def load_autoencoder(path: Path) -> Autoencoder:
+    """Load an autoencoder that `train_autoencoder` finished, or that of a folder of weights."""
+    if path.is_dir():
+        return load_weights(path).autoencoder
+    tensors, header = load_tensors(path)
+    model = built_autoencoder(header.get("config"), tensors, path, path)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _multiplied(model: nn.Module) -> list[str]:
     """Names of the weights of products and convolutions, whose first axis is the output channel."""
     return [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]

@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.build import built_world_model
-from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_autoencoder, read_weights, save_weights
 from lssvwm_gym.checkpoints.model_card import Naming, card, described, write_card
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_arrays, read_episode
 from lssvwm_gym.data.segments import encoded
@@ -23,7 +23,6 @@ from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import ABSENT, Segment, joined
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.worlds import write_world
 from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lssvwm_gym.checkpoints.build import built_autoencoder
-from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
 from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
@@ -128,15 +127,6 @@ def reconstruction_loss(model: Autoencoder, frames: Tensor, rng: ShardedRNG) -> 
     target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
     error = (image.float() - target).square().mean((1, 2, 3))
     return (error + 1e-6).sqrt().mean(), error.mean().detach()
-
-
-def load_autoencoder(path: Path) -> Autoencoder:
-    """Load an autoencoder that `train_autoencoder` finished, or that of a folder of weights."""
-    if path.is_dir():
-        return load_weights(path).autoencoder
-    tensors, header = load_tensors(path)
-    model = built_autoencoder(header.get("config"), tensors, path, path)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def read_frames(folder: Path) -> np.ndarray:

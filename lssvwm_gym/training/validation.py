@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.latents import latent_episodes
 
 CONTEXT, AHEAD = 100, 24  # frames
 

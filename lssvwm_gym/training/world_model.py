@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import fingerprint
-from lssvwm_gym.data.segments import Episodes, SegmentIndex, autoencoder_hash, draw_segment, flipped, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, flipped, inputs_of, read_clip
 from lssvwm_gym.heap import keep_freed_memory
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
@@ -29,10 +30,10 @@ from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
-from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
 from lssvwm_gym.training.latent_metric import latent_metric
+from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes
 from lssvwm_gym.training.objectives import LOSSES
 from lssvwm_gym.training.odometry import train_odometry
 from lssvwm_gym.training.optim import (
