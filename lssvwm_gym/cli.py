@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.worker_pool import CrewError
+from lssvwm_gym.io.worker_pool import WorkerPoolError
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
         )
-    except (ValueError, OSError, ImportError, CrewError) as error:  # a full disk is an OSError
+    except (ValueError, OSError, ImportError, WorkerPoolError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.io import legacy
 
 
 def test_without_words_it_lists_the_commands(capsys):
@@ -82,3 +83,11 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     env = gymnasium.make("lssvwm_gym:LSSVWM-MemoryMaze-v0", weights=f"{out}/weights")
     env.reset(seed=0)
     assert env.step(1)[0].shape == (64, 64, 3)
+
+
+def test_flags_of_before_are_understood_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="--peeking is now called --teacher-forcing"):
+        assert legacy.flags(["--peeking", "1", "--steps=3"]) == ["--teacher-forcing", "1", "--steps=3"]
+    with pytest.warns(DeprecationWarning, match="--noising.dreamed-from"):
+        assert legacy.flags(["--noising.dreamed_from=0.2"]) == ["--noising.self-rollout-from=0.2"]
+    assert legacy.flags(["--out", "peeking"]) == ["--out", "peeking"]

@@ -91,7 +91,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         ({"keys": ["w"]}, "keys is no object"),
         ({"reward_values": []}, "no reward_values"),
         ({"reward_values": [float("nan")]}, "reward_values is nan"),
-        ({"near": float("inf")}, "near is inf"),
+        ({"length_scale": float("inf")}, "length_scale is inf"),
         ({"milestones": [["log"]]}, "has 1 entries where 2 belong"),
         ({"low": [0.0, 0.0]}, "don't bound"),
         ({"low": [0.0, 0.0], "high": [1.0, 0.0]}, "don't bound"),

@@ -125,7 +125,7 @@ def collect_gym(run: GymCollecting) -> Collected:
     Raises:
         ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
         EpisodeError: the folder holds episodes that were made in another way.
-        CrewError: it can't be made in another process.
+        WorkerPoolError: it can't be made in another process.
     """
     env = make(run)
     try:
