@@ -32,9 +32,9 @@ WORLD = (
 )
 
 
-def trained(team, checkpoint, start=None):
+def trained(group, checkpoint, start=None):
     """Train, from a checkpoint if there is one to start with; save after step STOP. Losses, ways taken, and weights at the end."""
-    trainer, taken, losses = Trainer(RUN, [signalling_episode(seed=seed) for seed in range(4)], team=team), [], []
+    trainer, taken, losses = Trainer(RUN, [signalling_episode(seed=seed) for seed in range(4)], group=group), [], []
 
     def noted(name, function, *given):
         taken.append(list(LOSSES).index(name))
@@ -61,12 +61,12 @@ def commands(data, leader, out, frames_a_step=160):
 def as_one_of_two(folder):
     """What each of the launched processes does; each has a folder of its own, so that it shows what it wrote."""
     torch.set_num_threads(1)
-    team = assemble("cpu")
-    number, mine = team.number, folder / str(team.number)
+    group = assemble("cpu")
+    number, mine = group.process_index, folder / str(group.process_index)
     mine.mkdir()
-    save_tensors(folder / f"straight{number}", trained(team, mine / "checkpoint"), {})
-    save_tensors(folder / f"resumed{number}", trained(team, mine / "unused", folder / "alone"), {})
-    save_tensors(folder / f"again{number}", trained(team, mine / "unused", folder / "0" / "checkpoint"), {})
+    save_tensors(folder / f"straight{number}", trained(group, mine / "checkpoint"), {})
+    save_tensors(folder / f"resumed{number}", trained(group, mine / "unused", folder / "alone"), {})
+    save_tensors(folder / f"again{number}", trained(group, mine / "unused", folder / "0" / "checkpoint"), {})
     for command in commands(folder / "data", folder / "0", mine):
         main(command.split())
     said = io.StringIO()
@@ -176,12 +176,12 @@ def test_several_processes_without_accelerate_are_refused(monkeypatch):
 
 def test_one_process_needs_no_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    team = assemble("cpu")
-    assert team == ALONE
+    group = assemble("cpu")
+    assert group == ALONE
     parameter = torch.nn.Parameter(torch.ones(2))
-    team.add_gradients([parameter])
-    team.wait()
-    assert team.gathered(team.summed(parameter)) is parameter
+    group.add_gradients([parameter])
+    group.wait()
+    assert group.gathered(group.summed(parameter)) is parameter
 
 
 def test_draws_of_shares_are_those_of_the_whole():
