@@ -187,7 +187,7 @@ def test_one_process_needs_no_accelerate(monkeypatch):
 def test_draws_of_shares_are_those_of_the_whole():
     def draw(*share):
         draws = ShardedRNG(torch.Generator().manual_seed(0), *share)
-        rows = 6 // draws.shares
+        rows = 6 // draws.num_processes
         return draws.uniform(rows, 3), draws.normal(2, rows, axis=1).T, torch.full((rows,), draws.whole(0, 1000))
 
     for whole, *shares in zip(draw(), *(draw(number, 3) for number in range(3)), strict=True):

@@ -48,6 +48,7 @@ class Segment:
         return self.map(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> Segment:
+        """The same on a device."""
         return self.map(lambda part: part.to(device))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Segment:
