@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
 from agents.seen import observed_shape
-from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs.contexts import past_of
-from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.simulator import TOGETHER, Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
-from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.rollout import prefill
+from lssvwm_gym.models.rollout import watch
+from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.training.latents import latent_episodes
 
 TRIED = 4096  # observations that a policy is asked about in one go
 
@@ -91,7 +91,7 @@ def examples(args: Args, dream: Dream, folder: Path) -> tuple[Tensor, Tensor]:
     return seen, action
 
 
-def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, Tensor]:
+def example(args: Args, dream: Dream, episode: Segment) -> tuple[Tensor, Tensor]:
     """What one episode has to show; the action that follows frame t is the one that led to frame t + 1."""
     if episode.action.dtype != torch.int64:
         raise ValueError("only discrete actions can be imitated")
@@ -106,7 +106,7 @@ def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, T
 @torch.no_grad()
 def shown(dream: Dream, latent: Tensor) -> Tensor:
     """Latents (K, N, C) as dreams show them, whatever came before: uint8 (K, height, width, 3)."""
-    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(128) if len(part)]
+    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(TOGETHER) if len(part)]
     return torch.cat(parts) if parts else torch.empty(0, *observed_shape(dream, "pixels"), dtype=torch.uint8)
 
 
@@ -120,7 +120,7 @@ def leads_to_reward(reward: Tensor, within: int) -> Tensor:
 
 
 @torch.no_grad()
-def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
+def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
     """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
     model, action = dream.weights.world_model, episode.action.clone()
     action[0] = model.config.actions  # no action led to the first frame
@@ -128,9 +128,11 @@ def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
         episode.pose if episode.pose.shape[1] == model.config.pose_size else torch.full((len(episode), model.config.pose_size), torch.nan)
     )
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
-    state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0])
-    seen = prefill(model, state, past.latent, past.action, past.pose, past.inventory)
-    return numbers_of(state._replace(latent=past.latent[0], features=seen.features[0]), observation)
+    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0]), []
+    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
+        state, features = watch(model, state, latent, *told)
+        numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
+    return torch.cat(numbers)
 
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:
@@ -159,5 +161,4 @@ def agreement(policy: Policy, seen: Tensor, action: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     main(tyro.cli(Args, description=__doc__))

@@ -25,12 +25,12 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts
 from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.real_rows import RealRows
-from lssvwm_gym.data.segments import latent_episodes
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
 
 

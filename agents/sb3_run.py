@@ -146,8 +146,8 @@ def opened_envs(args: Run, dream: Dream, id: str, num_envs: int, frame_stack: in
 
 def begun_after_walks(args: Run, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
     """Dreams whose every episode begins in a place that is known, where weights have walks: for balls that it has seen a dream pays."""
-    walks = dream.weights.walks
-    frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if len(walks) else 0
+    walks = dream.weights.long_contexts
+    frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if walks.batch else 0
     if not frames:
         return envs
     guarded: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})

@@ -79,8 +79,8 @@ PLANS = {
         training=dict(
             steps=400,
             curriculum=(Stage(0.1, 40, 2), Stage(0.2, 40, 6), Stage(0.7, 40, 12)),
-            peeking=0.35,
-            dreaming=0.35,
+            teacher_forcing=0.35,
+            self_rollout=0.35,
             back=0.3,
         ),
         measured=dict(tests=("next_frame", "reasoning"), clips=3),

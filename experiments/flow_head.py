@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.data.segments import encode_episode, mirrored
+from lssvwm_gym.data.segments import encode_episode
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, relative_to
@@ -146,7 +146,7 @@ class Features:
     def of(self, path: Path, flipped: bool, weights: Weights) -> dict[str, Tensor]:
         model, episode = weights.world_model, encode_episode(path, weights.autoencoder)
         if flipped:
-            episode = mirrored(episode, weights.autoencoder, MIRROR)
+            episode = flipped(episode, weights.autoencoder, MIRROR)
         clips = []
         for start in range(0, len(episode) - CLIP + 1, CLIP):
             latent, action = episode.latent[start : start + CLIP].float()[None], episode.action[start : start + CLIP].clone()[None]

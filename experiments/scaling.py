@@ -107,8 +107,8 @@ def main() -> None:
     table("Forward pass of a clip of 80 frames, MFLOP a frame:", ["part", *names], *parts, total)
 
     run = WorldTraining(*[torch.__file__] * 3)  # type: ignore[arg-type]  # only its shares of steps are looked at
-    shares = {"forcing": 1 - run.peeking - run.dreaming, "peeking": run.peeking, "dreaming": run.dreaming}
-    part_dreamed = sum(run.noising.dreamed_from) / 2  # of a clip, in the mean
+    shares = {"forcing": 1 - run.teacher_forcing - run.self_rollout, "peeking": run.teacher_forcing, "dreaming": run.self_rollout}
+    part_dreamed = sum(run.noising.self_rollout_from) / 2  # of a clip, in the mean
     ways = {
         "forcing": [2 * f.forward + f.backward for f in forcing],  # the clean clip is committed in a call of its own
         "peeking": [p.forward + p.backward for p in peeking],
@@ -120,7 +120,7 @@ def main() -> None:
 
     arithmetic = [SEEN * flops / (UTILISATION * PEAK) / 3600 for flops in mean]
     # dreamed frames go one by one, each reading and writing the state of its row
-    memory = [SEEN * run.dreaming * part_dreamed * 2 * size / (ACHIEVED * BANDWIDTH) / 3600 for size in states]
+    memory = [SEEN * run.self_rollout * part_dreamed * 2 * size / (ACHIEVED * BANDWIDTH) / 3600 for size in states]
     a_row = [c.kept * FRAMES + 3 * size for c, size in zip(peeking, states, strict=True)]
     fitting = [int((MEMORY - 7 * 4 * count - 2 * count) / row) for count, row in zip(weights, a_row, strict=True)]
     # where the GPU waits for Python, a step takes as long for few rows as for many, and longer for more layers

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssvwm_gym.checkpoints.checkpoint import Starts
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs import open_dream
@@ -26,6 +25,7 @@ from lssvwm_gym.evaluation.figures import sheet
 from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import DreamState, prefill
+from lssvwm_gym.models.segment import Segment, joined
 
 SEEN, AHEAD = 100, 100  # frames
 WEIGHTS = ("own", "sharp")
@@ -46,7 +46,7 @@ def main() -> None:
     pictures: dict[str, Tensor] = {}
     for weights, profile in itertools.product(WEIGHTS, PROFILES):
         dream = open_dream("memory-maze", profile, "cpu", None if weights == "own" else weights)
-        walks = dream.weights.walks if args.data is None else first_frames(dream, args.data, args.episodes)
+        walks = dream.weights.long_contexts if args.data is None else first_frames(dream, args.data, args.episodes)
         actions = walks.action[:, SEEN : SEEN + AHEAD]
         if not rows:
             with torch.no_grad():
@@ -60,25 +60,25 @@ def main() -> None:
             if name == "same actions" and f"{profile}, {weights}" in PICTURED:
                 pictures[f"{profile}, {weights}"] = frames
     if args.out:
-        args.out.write_text(json.dumps({"episodes": len(walks), "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")
+        args.out.write_text(json.dumps({"episodes": walks.batch, "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")
     if args.sheet:
         sheet(args.sheet, {name: frames[:, list(SHOWN)] for name, frames in pictures.items()}, [f"frame {number + 1}" for number in SHOWN])
 
 
-def first_frames(dream: Dream, data: Path, episodes: int) -> Starts:
+def first_frames(dream: Dream, data: Path, episodes: int) -> Segment:
     """The first frames of some episodes as latents."""
     autoencoder, piece = dream.weights.autoencoder, slice(0, SEEN + AHEAD)
     with torch.no_grad():
         latents = [encoded(read_episode(path), autoencoder, piece) for path in episode_paths(data)[:episodes]]
-    return Starts(*(torch.stack(column) for column in zip(*((e.latent, e.action, e.pose, e.inventory) for e in latents), strict=True)))
+    return joined(latents)
 
 
 @torch.no_grad()
-def after_walks(dream: Dream, walks: Starts) -> DreamState:
+def after_walks(dream: Dream, walks: Segment) -> DreamState:
     """A row a walk, its first frames remembered."""
     pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
     past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.inventory))
-    return prefill(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past).state
+    return prefill(dream.weights.world_model, dream.empty(torch.arange(walks.batch)), *past).state
 
 
 def wandering(actions: Tensor) -> Tensor:

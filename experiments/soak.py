@@ -124,7 +124,7 @@ def by_familiarity(contrast: np.ndarray, known: np.ndarray) -> dict[str, Any]:
 @torch.no_grad()
 def real_frames(dream: Dream) -> np.ndarray:
     """Frames of openings and walks, spread evenly, as the autoencoder shows them."""
-    latent = torch.cat([starts.latent.flatten(0, 1) for starts in (dream.weights.openings, dream.weights.walks)])
+    latent = torch.cat([starts.latent.flatten(0, 1) for starts in (dream.weights.short_contexts, dream.weights.long_contexts)])
     chosen = latent[torch.linspace(0, len(latent) - 1, min(REAL_FRAMES, len(latent))).long()]
     return np.concatenate([dream.weights.autoencoder.decode(part.float()).numpy() for part in chosen.split(50)])
 

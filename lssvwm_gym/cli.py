@@ -7,7 +7,7 @@ import sys
 import warnings
 
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.worker_pool import CrewError
+from lssvwm_gym.io.worker_pool import WorkerPoolError
 from lssvwm_gym.malloc import keep_freed_memory
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
         )
-    except (ValueError, OSError, ImportError, CrewError) as error:  # a full disk is an OSError
+    except (ValueError, OSError, ImportError, WorkerPoolError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
-from lssvwm_gym.data.convert.videos import frames_a_second
-from lssvwm_gym.data.episode import read_arrays, video_frames
+from lssvwm_gym.data.convert.videos import even_frames, frames_a_second
+from lssvwm_gym.data.episode import read_arrays
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
@@ -95,7 +95,7 @@ def generate(run: Generating) -> np.ndarray:
 def read_clip(run: Generating, side: int) -> np.ndarray:
     """The clip's frames, uint8 (T, side, side, 3), resized where they are of another size; says so then."""
     frames: list[np.ndarray] = []
-    for number, frame in enumerate(video_frames(run.clip)):
+    for number, frame in enumerate(even_frames(run.clip, frames_a_second(run.clip))):
         if number == 0 and frame.shape[:2] != (side, side):
             print(f"{run.clip}: frames of {frame.shape[1]}x{frame.shape[0]} pixels become {side}x{side}, as the model's are")
         if number == LONGEST:

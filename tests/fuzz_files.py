@@ -36,12 +36,13 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.checkpoints.quantize import Quantizing, quantize
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
-from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training import autoencoder as seeing
 from lssvwm_gym.training.distributed import ShardedRNG
+from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 
@@ -99,14 +100,14 @@ def dreamed(folder: Path) -> Callable[[], Any]:
         for options in ({}, {"context_frames": 3}):
             env.reset(seed=1, options=options)
             assert env.observation_space.contains(env.step(1)[0])
-        return [env.dream.fingerprint, env.dream.weights.openings.latent.tolist(), env.dream.weights.openings.action.tolist()]
+        return [env.dream.fingerprint, env.dream.weights.short_contexts.latent.tolist(), env.dream.weights.short_contexts.action.tolist()]
 
     return load
 
 
 def weights_families(folder: Path) -> dict[str, Family]:
     load = dreamed(write_tiny_weights(folder))
-    spoilers = {"config.json": config_spoilt, "model.safetensors": tensors_spoilt, "starts.safetensors": tensors_spoilt}
+    spoilers = {"config.json": config_spoilt, "model.safetensors": tensors_spoilt, "contexts.safetensors": tensors_spoilt}
     return {
         f"weights: {name}": Family(folder / name, spoil, load, ValueError, lambda a, b: a == b)  # where sizes don't fit the world: plain
         for name, spoil in spoilers.items()
@@ -258,9 +259,9 @@ def latents_family(folder: Path) -> Family:
 
     def load() -> Any:
         (episode,) = latent_episodes(folder / "walks", autoencoder, folder / "latents")
-        assert isinstance(episode, LatentEpisode)
-        assert len({len(column) for column in vars(episode).values()}) == 1
-        return vars(episode)
+        assert isinstance(episode, Segment)
+        assert len({len(column) for column in episode.parts().values()}) == 1
+        return episode.parts()
 
     return Family(path, lambda content, rng: hostile.rotten(content, rng), load, TensorFileError, same_tensors)
 

@@ -124,10 +124,10 @@ def ship(folder: Path) -> None:
 def check_shipped(folder: Path) -> int:
     if not (folder / "shipped" / "config.json").exists():
         return 0
-    files = [load_tensors(folder / "shipped" / f"{name}.safetensors")[0] for name in ("model", "starts")]
+    files = [load_tensors(folder / "shipped" / f"{name}.safetensors")[0] for name in ("model", "contexts")]
     mark = json.loads((folder / "shipped" / "config.json").read_text(encoding="utf-8"))["world_model"]["actions"]
     for number in range(2):
-        theirs = [load_tensors(folder / f"model{number}" / f"{name}.safetensors")[0] for name in ("model", "starts")]
+        theirs = [load_tensors(folder / f"model{number}" / f"{name}.safetensors")[0] for name in ("model", "contexts")]
         actions = json.loads((folder / f"model{number}" / "config.json").read_text(encoding="utf-8"))["world_model"]["actions"]
         if mark == actions and all(equal(a, b) for a, b in zip(files, theirs, strict=True)):
             return 1

@@ -22,11 +22,11 @@ from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, 
 from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_bank, resume, save, with_defaults
 from agents.real_rows import RealRows
 from agents.seen import OBSERVATIONS
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 
 ROWS, LIMIT = 4, 8
@@ -393,7 +393,7 @@ def walked(rewards, frames=30):
     heading = torch.linspace(0, 3, frames)
     pose = torch.stack([heading, heading.square(), heading.cos(), heading.sin()], -1)
     reward = torch.zeros(frames).index_fill(0, torch.tensor(rewards, dtype=torch.int64), 1.0)
-    return LatentEpisode(latent.half(), torch.arange(frames) % 6, reward, pose, torch.zeros(frames, 0))
+    return Segment(latent.half(), torch.arange(frames) % 6, reward, pose, torch.zeros(frames, 0))
 
 
 def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):

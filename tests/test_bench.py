@@ -153,7 +153,7 @@ def test_a_clip_that_needs_too_much_memory_is_left_out_with_the_reason(quick, mo
 def test_every_length_is_trained_with_the_objective_that_was_asked_for(quick):
     for objective, shares in (("diffusion_forcing", (0, 0)), ("teacher_forcing", (1, 0)), ("self_rollout", (0, 1))):
         made = training.training_of(replace(quick, objective=objective), "ours", 4, 8)
-        assert (made.peeking, made.dreaming) == shares
+        assert (made.teacher_forcing, made.self_rollout) == shares
 
 
 def test_an_objective_by_its_name_of_before_is_understood():

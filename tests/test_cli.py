@@ -93,9 +93,9 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
         f"{out}/world",
         *sizes,
         *curriculum,
-        "--dreaming",
+        "--self-rollout",
         "1",
-        "--peeking",
+        "--teacher-forcing",
         "0",
     ]
     main([*train, "--steps", "2", "--frames-a-step", "32"])
@@ -105,3 +105,11 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     env = gymnasium.make("lssvwm_gym:LSSVWM-MemoryMaze-v0", weights=f"{out}/weights")
     env.reset(seed=0)
     assert env.step(1)[0].shape == (64, 64, 3)
+
+
+def test_flags_of_before_are_understood_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="--peeking is now called --teacher-forcing"):
+        assert legacy.flags(["--peeking", "1", "--steps=3"]) == ["--teacher-forcing", "1", "--steps=3"]
+    with pytest.warns(DeprecationWarning, match="--noising.dreamed-from"):
+        assert legacy.flags(["--noising.dreamed_from=0.2"]) == ["--noising.self-rollout-from=0.2"]
+    assert legacy.flags(["--out", "peeking"]) == ["--out", "peeking"]

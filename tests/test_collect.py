@@ -17,7 +17,7 @@ import pytest
 
 from lssvwm_gym.data.collect import SOURCES, Collecting, Source, collect, record
 from lssvwm_gym.data.episode import episode_paths, read_episode
-from lssvwm_gym.io.worker_pool import CrewError
+from lssvwm_gym.io.worker_pool import WorkerPoolError
 
 STEPS = 6
 
@@ -148,7 +148,7 @@ def test_a_failing_episode_is_shown_and_the_others_go_on(tmp_path, capfd):
 
 
 def test_a_world_that_cannot_start_is_one_error(tmp_path):
-    with pytest.raises(CrewError, match="install the clock first"):
+    with pytest.raises(WorkerPoolError, match="install the clock first"):
         collect(collecting(tmp_path, episodes=50), NO_CLOCK)
 
 

@@ -28,8 +28,9 @@ from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
-from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, prefill_clips, prefill_further, prefill_without_poses
+from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, prefill_further, prefill_without_poses
 from lssvwm_gym.models.heads import InventoryHead
+from lssvwm_gym.models.segment import Segment
 
 FRAMES, AHEAD = 40, 10
 
@@ -63,7 +64,7 @@ def clip_of(actions, *inventories):
     """A clip of one row: action t led from vector t to vector t + 1."""
     inventory, action = torch.stack(inventories)[None], torch.tensor([actions])
     nothing = torch.zeros(1, len(actions))
-    return Clips(nothing, nothing, action, nothing, nothing, nothing, inventory[:, :-1], inventory[:, 1:], nothing)
+    return Segment(nothing[..., None, None], action, nothing, nothing, inventory[:, 1:], inventory[:, :-1], nothing, nothing)
 
 
 def mean(results):

@@ -23,7 +23,7 @@ from lssvwm_gym.training.objectives import LOSSES
 from lssvwm_gym.training.world_model import Trainer
 
 # few updates of the sight head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
-RUN = replace(RUN, steps=14, precision="float32", peeking=0.35, dreaming=0.35, odometry_updates=2, device="cpu")
+RUN = replace(RUN, steps=14, precision="float32", teacher_forcing=0.35, self_rollout=0.35, odometry_updates=2, device="cpu")
 STOP = 10  # steps before the checkpoint, in the second stage and within walks of both processes
 AUTOENCODER = "train autoencoder --model.image-size 16 --model.patch 4 --model.widths 8 8 --model.latent-channels 4 --batch 4 --steps 3"
 WORLD = (
@@ -32,9 +32,9 @@ WORLD = (
 )
 
 
-def trained(team, checkpoint, start=None):
+def trained(group, checkpoint, start=None):
     """Train, from a checkpoint if there is one to start with; save after step STOP. Losses, ways taken, and weights at the end."""
-    trainer, taken, losses = Trainer(RUN, [signalling_episode(seed=seed) for seed in range(4)], team=team), [], []
+    trainer, taken, losses = Trainer(RUN, [signalling_episode(seed=seed) for seed in range(4)], group=group), [], []
 
     def noted(name, function, *given):
         taken.append(list(LOSSES).index(name))
@@ -61,12 +61,12 @@ def commands(data, leader, out, frames_a_step=160):
 def as_one_of_two(folder):
     """What each of the launched processes does; each has a folder of its own, so that it shows what it wrote."""
     torch.set_num_threads(1)
-    team = assemble("cpu")
-    number, mine = team.number, folder / str(team.number)
+    group = assemble("cpu")
+    number, mine = group.process_index, folder / str(group.process_index)
     mine.mkdir()
-    save_tensors(folder / f"straight{number}", trained(team, mine / "checkpoint"), {})
-    save_tensors(folder / f"resumed{number}", trained(team, mine / "unused", folder / "alone"), {})
-    save_tensors(folder / f"again{number}", trained(team, mine / "unused", folder / "0" / "checkpoint"), {})
+    save_tensors(folder / f"straight{number}", trained(group, mine / "checkpoint"), {})
+    save_tensors(folder / f"resumed{number}", trained(group, mine / "unused", folder / "alone"), {})
+    save_tensors(folder / f"again{number}", trained(group, mine / "unused", folder / "0" / "checkpoint"), {})
     for command in commands(folder / "data", folder / "0", mine):
         main(command.split())
     said = io.StringIO()
@@ -122,10 +122,10 @@ def test_all_processes_have_the_same_weights_to_the_bit(folder):
 
 def test_a_checkpoint_of_two_processes_is_that_of_one_and_goes_on_alone(folder, tmp_path):
     assert_close(loaded(folder / "0" / "checkpoint", "state"), loaded(folder / "alone", "state"), rtol=1e-4, atol=1e-5)
-    assert load_tensors(folder / "0" / "checkpoint")[1]["walks"] == load_tensors(folder / "alone")[1]["walks"]
+    assert load_tensors(folder / "0" / "checkpoint")[1]["segments"] == load_tensors(folder / "alone")[1]["segments"]
     assert load_tensors(folder / "0" / "checkpoint")[1]["frames"] == load_tensors(folder / "alone")[1]["frames"]
     resumed, straight = trained(ALONE, tmp_path / "unused", folder / "0" / "checkpoint"), loaded(folder / "straight")
-    for name in ("denoise", "reward", "pose", "sight", "ways"):
+    for name in ("denoise", "reward", "pose", "odometry", "ways"):
         torch.testing.assert_close(resumed[name], straight[name][STOP:], rtol=1e-5, atol=1e-6)
     assert_close({k: v for k, v in resumed.items() if "average" in k}, loaded(folder / "straight", "average"), rtol=1e-5, atol=1e-6)
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_two_processes_is_that_of_one_and_goes_on_alone(folder, 
 def test_a_checkpoint_of_one_process_goes_on_in_two(folder):
     resumed, straight = loaded(folder / "resumed1"), loaded(folder / "straight")
     assert len(resumed["denoise"]) == RUN.steps - STOP
-    for name in ("denoise", "reward", "pose", "sight", "ways"):
+    for name in ("denoise", "reward", "pose", "odometry", "ways"):
         torch.testing.assert_close(resumed[name], straight[name][STOP:], rtol=1e-5, atol=1e-6)
     assert_close(loaded(folder / "resumed1", "average"), loaded(folder / "straight", "average"), rtol=1e-5, atol=1e-6)
 
@@ -176,18 +176,18 @@ def test_several_processes_without_accelerate_are_refused(monkeypatch):
 
 def test_one_process_needs_no_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    team = assemble("cpu")
-    assert team == ALONE
+    group = assemble("cpu")
+    assert group == ALONE
     parameter = torch.nn.Parameter(torch.ones(2))
-    team.add_gradients([parameter])
-    team.wait()
-    assert team.gathered(team.summed(parameter)) is parameter
+    group.add_gradients([parameter])
+    group.wait()
+    assert group.gathered(group.summed(parameter)) is parameter
 
 
 def test_draws_of_shares_are_those_of_the_whole():
     def draw(*share):
         draws = ShardedRNG(torch.Generator().manual_seed(0), *share)
-        rows = 6 // draws.shares
+        rows = 6 // draws.num_processes
         return draws.uniform(rows, 3), draws.normal(2, rows, axis=1).T, torch.full((rows,), draws.whole(0, 1000))
 
     for whole, *shares in zip(draw(), *(draw(number, 3) for number in range(3)), strict=True):

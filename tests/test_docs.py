@@ -337,7 +337,7 @@ def test_a_specification_tells_the_starts(specified):
     told = [tuple(sorted(re.findall(r'"(\w+)":', row[0]))) for row in rows_of(page, "Starting state")]
     assert set(told) == set(COMBINATIONS) - {()}
     text = (ROOT / page).read_text(encoding="utf-8")
-    openings, walks = weights.openings.latent.shape, weights.walks.latent.shape
+    openings, walks = weights.short_contexts.latent.shape, weights.long_contexts.latent.shape
     assert f"one of {openings[0]} real short contexts of {openings[1]} frames" in text
     assert f"of 0 to {openings[0] - 1}" in text
     assert f"one of {walks[0]} real long contexts" in text

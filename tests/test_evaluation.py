@@ -249,8 +249,8 @@ def paid_at(bench, *frames):
     """The bench with the rewards of its episodes moved to these frames."""
     episodes = []
     for episode in bench.episodes:
-        reward = torch.zeros_like(episode.latent.reward).index_fill(0, torch.tensor(frames, dtype=torch.int64), 1.0)
-        episodes.append(replace(episode, latent=replace(episode.latent, reward=reward)))
+        reward = torch.zeros_like(episode.reward).index_fill(0, torch.tensor(frames, dtype=torch.int64), 1.0)
+        episodes.append(replace(episode, reward=reward))
     return replace(bench, episodes=episodes)
 
 
@@ -311,7 +311,7 @@ def test_who_stands_still_still_has_a_pose(folder, weights):
     episodes = read_real_episodes(folder, weights)
     still = cut_clips(episodes, 1, 1)
     assert prefill_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
-    lost = [replace(e, latent=replace(e.latent, pose=torch.full_like(e.latent.pose, torch.nan))) for e in episodes]
+    lost = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]
     clips = cut_clips(lost, 5, 1)
     assert prefill_clips(weights.world_model, clips).pose_known.tolist() == [0, 0, 0]
     assert clips.pose.isfinite().all()

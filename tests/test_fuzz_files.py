@@ -108,7 +108,7 @@ def test_a_flipped_bit_of_shipped_weights_is_noticed(weights, name, tmp_path):
     assert load_weights(tmp_path).info
 
 
-@pytest.mark.parametrize("sha256", [3, {"../../etc/passwd": "0"}, {"model.safetensors": None}, {"starts.safetensors": "0" * 64}])
+@pytest.mark.parametrize("sha256", [3, {"../../etc/passwd": "0"}, {"model.safetensors": None}, {"model.safetensors": "0" * 64}])
 def test_hashes_of_other_files_are_refused(tiny_weights, tmp_path, sha256):
     shutil.copytree(tiny_weights, tmp_path / "weights")
     config = json.loads((tmp_path / "weights/config.json").read_text())
@@ -297,7 +297,7 @@ def test_numbers_too_small_for_a_scale_can_be_read_again():
     assert out_of_eight_bits(stored)["a"].tolist() == [[0.0, 0.0], [1.0, -1.0]]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "contexts.safetensors", "config.json"])
 def test_a_name_without_end_is_cut(tiny_weights, tmp_path, name):
     path = Path(shutil.copytree(tiny_weights, tmp_path / "weights")) / name
     if name == "config.json":
@@ -312,7 +312,7 @@ def test_a_name_without_end_is_cut(tiny_weights, tmp_path, name):
     assert len(str(error.value)) < 2000
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "contexts.safetensors"])
 def test_a_shape_without_end_is_cut(tiny_weights, tmp_path, name):
     path = Path(shutil.copytree(tiny_weights, tmp_path / "weights")) / name
     tensors, _ = load_tensors(path)

@@ -12,10 +12,10 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import EpisodeError, read_video, write_arrays
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.generate import Generating, by_chunks, generate, imagined_chunk, prefill_clip
 from lssvwm_gym.io.video import write_video
 from lssvwm_gym.models.rollout import first_state, imagine, prefill
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 
@@ -131,9 +131,9 @@ def test_a_model_of_chunks_learns_by_forcing_alone(tmp_path):
         memory_features=0,
     )
     nowhere = torch.full((30, 4), torch.nan)
-    episode = LatentEpisode(torch.randn(30, 16, 4).half(), torch.zeros(30, dtype=torch.int64), torch.zeros(30), nowhere, torch.zeros(30, 0))
+    episode = Segment(torch.randn(30, 16, 4).half(), torch.zeros(30, dtype=torch.int64), torch.zeros(30), nowhere, torch.zeros(30, 0))
     run = WorldTraining(
-        tmp_path, tmp_path, tmp_path, model=config, frames_a_step=20, curriculum=(Stage(1.0, 10, 2),), peeking=0, dreaming=0
+        tmp_path, tmp_path, tmp_path, model=config, frames_a_step=20, curriculum=(Stage(1.0, 10, 2),), teacher_forcing=0, self_rollout=0
     )
     trainer = Trainer(run, [episode])
     before = trainer.model.token_out.weight.clone()

@@ -24,6 +24,7 @@ class Corridor(gym.Env[Any, Any]):
     def __init__(self, look: str = "dict", space: str = "discrete", render_mode: str | None = None) -> None:
         picture = Box(0, 255, (20, 30, 3), np.uint8)
         spaces = {"picture": picture, "dict": Dict({"view": picture, "far": Box(0, 9, (1,))}), "vector": Box(0, 9, (1,))}
+        spaces |= {"grid": Dict({"image": Box(0, 255, (7, 7, 3), np.uint8)}), "dark": Box(0, 255, (25, 25, 3), np.uint8)}
         self.look, self.render_mode, self.observation_space = look, render_mode, spaces[look]
         self.action_space = {
             "discrete": Discrete(3, start=5),
@@ -50,7 +51,8 @@ class Corridor(gym.Env[Any, Any]):
 
     def _look(self) -> Any:
         view, far = np.full((20, 30, 3), 10 * self.far, np.uint8), np.array([self.far], np.float32)
-        return {"picture": view, "dict": {"view": view, "far": far}, "vector": far}[self.look]
+        codes = {"grid": {"image": view[:7, :7] // 10}, "dark": np.full((25, 25, 3), self.far, np.uint8)}
+        return {"picture": view, "dict": {"view": view, "far": far}, "vector": far, **codes}[self.look]
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,19 @@ def test_pictures_of_observations_or_rendered_ones_become_square(tmp_path):
         assert episode.frames.shape == (7, 16, 16, 3)
         assert episode.frames[:, 8, 8, 0].astype(int) == pytest.approx(first + 10 * np.arange(7), abs=3)
     assert recorded(run(tmp_path / "asked", pixels="render")).frames[0, 0, 0, 0] == pytest.approx(5, abs=3)
+
+
+def test_codes_that_look_like_a_picture_are_not_filmed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "gather", lambda plain, work, frames: work.args[0].pixels)  # other processes don't know this environment
+    for look in ("grid", "dark"):
+        collecting = run(tmp_path / look, kwargs=json.dumps({"look": look}))
+        assert collect_gym(collecting) == "render"
+        said = capsys.readouterr().err
+        assert "are no pictures" in said
+        assert "--pixels observation records them all the same" in said
+        assert read_collection(collecting.out).pixels == "render"
+    asked = run(tmp_path / "asked", kwargs='{"look": "grid"}', pixels="observation")
+    assert recorded(asked).frames.max() < 20
 
 
 def test_discrete_actions_count_from_zero_and_stand_at_the_frame_that_they_led_to(tmp_path):

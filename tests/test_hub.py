@@ -84,8 +84,8 @@ def test_a_repository_without_weights_or_with_broken_ones_is_refused(cache):
     (cache / "model.safetensors").write_bytes((cache / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(TensorFileError, match=r"model\.safetensors"):
         lssvwm_gym.load("me/mine")
-    (cache / "starts.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"the repository me/mine: not a folder of weights, which has starts\.safetensors"):
+    (cache / "contexts.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"the repository me/mine: not a folder of weights, which has contexts\.safetensors"):
         lssvwm_gym.load("me/mine")
 
 

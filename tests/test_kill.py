@@ -185,5 +185,5 @@ def test_weights_replace_weights(tmp_path):
     (folder / "README.md").write_text("the card")
     other = load_weights(write_tiny_weights(tmp_path / "other", seed=2))
     save_weights(folder, other)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors", "starts.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "contexts.safetensors", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "other" / "model.safetensors").read_bytes()

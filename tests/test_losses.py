@@ -7,11 +7,11 @@ import torch
 from test_training import ACTIONS, RUN, TINY, signalling_episode
 from torch.utils._pytree import tree_map
 
-from lssvwm_gym.data.segments import Clip, Episodes, Walk, inputs_of, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.models.diffusion import energy_score
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.distributed import ShardedRNG
-from lssvwm_gym.training.objectives import LOSSES, LossOptions, dreamed_past
+from lssvwm_gym.training.objectives import LOSSES, LossOptions, rolled_out
 from lssvwm_gym.training.world_model import Trainer
 
 REAL, FRAMES = 3, 7
@@ -28,7 +28,9 @@ def model():
 
 @pytest.fixture
 def clip():
-    return read_clip(Episodes.of([signalling_episode()]), [Walk(0, 5, FRAMES, FRAMES), Walk(0, 60, FRAMES, FRAMES)], FRAMES, ACTIONS)
+    return read_clip(
+        Episodes.of([signalling_episode()]), [SegmentIndex(0, 5, FRAMES, FRAMES), SegmentIndex(0, 60, FRAMES, FRAMES)], FRAMES, ACTIONS
+    )
 
 
 def draws(seed=0):
@@ -41,9 +43,9 @@ def frame_of(inputs, t, noise):
 
 
 @torch.no_grad()
-def test_a_dreamed_past_is_what_peeking_and_committing_in_turn_gives(model, clip):
+def test_a_rolled_out_is_what_peeking_and_committing_in_turn_gives(model, clip):
     known, state = torch.ones(2, FRAMES), model.initial_state(2)
-    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, known, state, draws())
+    dreamed = rolled_out(model, clip.latent[:, :REAL], clip, known, state, draws())
     inputs, noises = inputs_of(clip, torch.zeros(2, FRAMES), known), draws()
     for t in range(FRAMES):
         latent = clip.latent[:, t]
@@ -54,8 +56,8 @@ def test_a_dreamed_past_is_what_peeking_and_committing_in_turn_gives(model, clip
         state = model(latent[:, None], frame_of(inputs, t, 0.0), state).state
 
 
-def test_no_gradient_goes_through_a_dreamed_past(model, clip):
-    dreamed = dreamed_past(model, clip.latent[:, :REAL], clip, torch.ones(2, FRAMES), model.initial_state(2), draws())
+def test_no_gradient_goes_through_a_rolled_out(model, clip):
+    dreamed = rolled_out(model, clip.latent[:, :REAL], clip, torch.ones(2, FRAMES), model.initial_state(2), draws())
     assert not dreamed.requires_grad
     assert not torch.equal(dreamed[:, REAL:], clip.latent[:, REAL:])
 
@@ -63,37 +65,37 @@ def test_no_gradient_goes_through_a_dreamed_past(model, clip):
 def test_the_state_handed_on_remembers_the_dreamed_frames(model, clip):
     metric, options = torch.eye(TINY.tokens * TINY.latent_channels), LossOptions(context_noise=0, pose_dropout=0)
     states = {}
-    for way in ("peeking", "dreaming"):
+    for way in ("teacher_forcing", "self_rollout"):
         losses, counts, state = LOSSES[way](model, clip, model.initial_state(2), options, metric, draws())
         assert all(loss.isfinite() for loss in losses.values())
         assert counts == {"denoise": 2 * FRAMES, "reward": 2 * FRAMES, "pose": 2 * (FRAMES - 1)}
         states[way] = tree_map(torch.Tensor.detach, state)
-    assert states["peeking"].age.tolist() == states["dreaming"].age.tolist() == [FRAMES] * 2
-    assert not torch.allclose(states["peeking"].layers[0].keys, states["dreaming"].layers[0].keys, atol=1e-3)
+    assert states["teacher_forcing"].age.tolist() == states["self_rollout"].age.tolist() == [FRAMES] * 2
+    assert not torch.allclose(states["teacher_forcing"].layers[0].keys, states["self_rollout"].layers[0].keys, atol=1e-3)
 
 
 def test_a_past_that_is_all_real_makes_dreaming_peeking(model, clip):
     known = torch.ones(2, FRAMES)
-    assert torch.equal(dreamed_past(model, clip.latent, clip, known, model.initial_state(2), draws()), clip.latent)
+    assert torch.equal(rolled_out(model, clip.latent, clip, known, model.initial_state(2), draws()), clip.latent)
 
 
-@pytest.mark.parametrize("shares", [{"peeking": 0.7, "dreaming": 0.4}, {"peeking": -0.1, "dreaming": 0.4}])
+@pytest.mark.parametrize("shares", [{"teacher_forcing": 0.7, "self_rollout": 0.4}, {"teacher_forcing": -0.1, "self_rollout": 0.4}])
 def test_shares_of_steps_that_make_no_whole_are_refused(shares):
     with pytest.raises(ValueError, match="together at most 1"):
         replace(RUN, **shares)
 
 
 def test_shares_whose_rest_rounds_below_nothing_train():
-    trainer = Trainer(replace(RUN, peeking=0.9, dreaming=0.1), [signalling_episode()])
+    trainer = Trainer(replace(RUN, teacher_forcing=0.9, self_rollout=0.1), [signalling_episode()])
     assert trainer.train_step()["denoise"].isfinite()
 
 
 def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):
-    before = Clip(*(tensor.clone() for tensor in vars(clip).values()))
+    before = clip.map(torch.clone)
     metric = torch.eye(TINY.tokens * TINY.latent_channels)
     for way in LOSSES.values():
         way(model, clip, model.initial_state(2), LossOptions(), metric, draws())
-    assert all(torch.equal(a, b) for a, b in zip(vars(before).values(), vars(clip).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before.parts().values(), clip.parts().values(), strict=True))
 
 
 def test_an_energy_score_prefers_samples_of_what_comes_to_its_mean():
@@ -121,8 +123,8 @@ def test_at_pure_noise_the_energy_score_teaches_and_elsewhere_the_square_error(m
     metric, losses = torch.eye(TINY.tokens * TINY.latent_channels), {}
     for pure in (0.0, 1.0):
         for energy in (0.0, 1.0, 2.0):
-            options = LossOptions(context_noise=0, pose_dropout=0, peeked_pure=pure, energy=energy)
-            means, counts, state = LOSSES["peeking"](model, clip, model.initial_state(2), options, metric, draws())
+            options = LossOptions(context_noise=0, pose_dropout=0, pure_noise=pure, energy=energy)
+            means, counts, state = LOSSES["teacher_forcing"](model, clip, model.initial_state(2), options, metric, draws())
             assert counts == {"denoise": 2 * FRAMES, "reward": 2 * FRAMES, "pose": 2 * (FRAMES - 1)}
             losses[pure, energy] = means["denoise"].item(), means["reward"].item(), state.age.tolist()
     assert losses[0.0, 1.0] == losses[0.0, 2.0]

@@ -228,6 +228,15 @@ def test_a_broken_episode_is_named_and_the_others_are_converted(tmp_path, monkey
     assert not list((source.parent / "out").glob("000000.*"))
 
 
+@pytest.mark.parametrize(("shape", "shade"), [((7, 7, 3), 200), ((25, 25, 3), 10)])
+def test_codes_that_look_like_a_picture_are_refused_unless_named(tmp_path, monkeypatch, shape, shade):
+    codes, space = np.full((STEPS + 1, *shape), shade, np.uint8), spaces.Box(0, 255, shape, np.uint8)
+    with pytest.raises(EpisodeError, match=r"but no pictures: .*RGBImgPartialObsWrapper"):
+        converted(write_dataset(tmp_path / "plain", monkeypatch, codes, observation_space=space))
+    source = write_dataset(tmp_path / "named", monkeypatch, {"image": codes}, observation_space=spaces.Dict({"image": space}))
+    assert converted(source, images="image").frames.max() == pytest.approx(shade, abs=2)
+
+
 def test_a_cut_file_is_refused(tmp_path, monkeypatch):
     source = write_dataset(tmp_path, monkeypatch)
     file = source / "data/main_data.hdf5"

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lssvwm_gym.checkpoints.build import checked_sizes
+from lssvwm_gym.checkpoints import build
+from lssvwm_gym.io.json_config import fields_of
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
@@ -187,7 +188,7 @@ def test_config_survives_json():
     import dataclasses
     import json
 
-    assert WorldModelConfig(**checked_sizes(WorldModelConfig, json.loads(json.dumps(dataclasses.asdict(SMALL))))) == SMALL
+    assert WorldModelConfig(**fields_of(WorldModelConfig, json.loads(json.dumps(dataclasses.asdict(SMALL))), build.SIZES)) == SMALL
 
 
 def test_config_refuses_contradictions():

@@ -20,15 +20,15 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
 from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
 from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_real_episodes
 from lssvwm_gym.io.tensors import save_tensors
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.run import Playing, open_game, play
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
-from lssvwm_gym.training.world_model import refuse_unfit
+from lssvwm_gym.training.world_model import check_data
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, chosen_world, read_world, write_world
 
 POND = WorldSpec("LSSVWM-Pond-v0", "pond", 64, ("stay", "swim"), {"w": 1}, 5, (0.0, 2.5), 4, Path("nowhere"), length_scale=0.5)
@@ -286,7 +286,7 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
     decoder = train_autoencoder(AutoencoderTraining(out=tmp_path / "decoder", **training))
     packaging = Packaging(decoder, pond, tmp_path / "shipped")
     new, old = package(packaging), load_weights(pond)
-    assert torch.equal(new.walks.latent, old.walks.latent)
+    assert torch.equal(new.long_contexts.latent, old.long_contexts.latent)
     assert new.autoencoder.config == config
     shipped = read_weights(tmp_path / "shipped")
     frames = torch.randint(256, (2, config.image_size, config.image_size, 3), dtype=torch.uint8)
@@ -327,10 +327,10 @@ def test_clips_without_poses_leave_no_trace_of_any(recordings, pond):
     assert (state.posterior_variance == 1).all()
 
 
-def episode(action: torch.Tensor, told: bool = True) -> LatentEpisode:
+def episode(action: torch.Tensor, told: bool = True) -> Segment:
     frames = len(action)
     pose = torch.zeros(frames, 4) if told else torch.full((frames, 4), torch.nan)
-    return LatentEpisode(torch.zeros(frames, 16, 4), action, torch.zeros(frames), pose, torch.zeros(frames, 0))
+    return Segment(torch.zeros(frames, 16, 4), action, torch.zeros(frames), pose, torch.zeros(frames, 0))
 
 
 @pytest.mark.parametrize(
@@ -345,10 +345,10 @@ def episode(action: torch.Tensor, told: bool = True) -> LatentEpisode:
 )
 def test_training_refuses_what_it_could_not_learn(config, episodes, said):
     with pytest.raises(ValueError, match=said):
-        refuse_unfit(config, episodes)
+        check_data(config, episodes)
 
 
 def test_training_takes_what_fits():
-    refuse_unfit(WorldModelConfig(), [episode(torch.tensor([0, 5])), episode(torch.tensor([0, 1]), told=False)])
-    refuse_unfit(WorldModelConfig(actions=0, action_size=3), [episode(torch.zeros(2, 3))])
-    refuse_unfit(WorldModelConfig(memory_features=0), [episode(torch.tensor([0, 5]), told=False)])
+    check_data(WorldModelConfig(), [episode(torch.tensor([0, 5])), episode(torch.tensor([0, 1]), told=False)])
+    check_data(WorldModelConfig(actions=0, action_size=3), [episode(torch.zeros(2, 3))])
+    check_data(WorldModelConfig(memory_features=0), [episode(torch.tensor([0, 5]), told=False)])

@@ -24,7 +24,8 @@ MORE = {
     "lssvwm_gym.envs.sb3": ("DreamVecEnv", "make_sb3_vec_env"),
     "lssvwm_gym.data.episode": ("Episode", "EpisodeError", "read_episode", "read_video", "write_episode", "write_video"),
     "lssvwm_gym.io.tensors": ("TensorFileError", "load_tensors", "save_tensors"),
-    "lssvwm_gym.checkpoints.checkpoint": ("Starts", "Weights", "load_weights", "save_weights"),
+    "lssvwm_gym.models.segment": ("Segment",),
+    "lssvwm_gym.checkpoints.checkpoint": ("Weights", "load_weights", "save_weights"),
     "lssvwm_gym.models.rollout": ("DreamState", "commit", "first_state", "follow", "imagine", "remember"),
 }
 

@@ -47,7 +47,7 @@ def test_an_export_is_an_ordinary_folder_of_weights_of_half_the_size(folder, tin
         for name, tensor in before.state_dict().items():
             assert theirs[name].dtype == tensor.dtype
             assert torch.allclose(theirs[name], tensor, atol=0.51 * float(tensor.abs().max()) / 127), name
-    assert torch.equal(full.walks.latent, compact.walks.latent)
+    assert torch.equal(full.long_contexts.latent, compact.long_contexts.latent)
     sizes = [(where / "model.safetensors").stat().st_size for where in (tiny_weights, folder)]
     assert sizes[1] < 0.75 * sizes[0]  # tiny layers are mostly names
     assert json.loads((folder / "config.json").read_text())["info"]["bits"] == 8
@@ -73,7 +73,7 @@ def test_it_dreams_nearly_the_same_dream(folder, tiny_weights):
 def test_fewer_starts_can_be_kept(tiny_weights, tmp_path):
     report = quantize(Quantizing(tmp_path / "few", weights=tiny_weights, openings=2, walks=0))
     few = load_weights(tmp_path / "few")
-    assert (len(few.openings), len(few.walks)) == (2, 0)
+    assert (few.short_contexts.batch, few.long_contexts.batch) == (2, 0)
     assert report["bytes"]["compact"] == sum(path.stat().st_size for path in (tmp_path / "few").iterdir())
     assert 0 < report["relative_error"] < 0.02
 

@@ -49,7 +49,7 @@ def dreams_on(env):
 
 def test_by_default_the_seed_draws_an_opening(env):
     shown = {env.reset(seed=seed)[0].tobytes() for seed in range(40)}
-    openings = env.dream.weights.openings.latent[:, -1].float()
+    openings = env.dream.weights.short_contexts.latent[:, -1].float()
     assert shown == {frame.numpy().tobytes() for frame in env.dream.weights.autoencoder.decode(openings)}
 
 
@@ -60,14 +60,14 @@ def test_an_option_of_none_is_one_not_given(env):
 @pytest.mark.parametrize("clip", [0, np.int64(OPENINGS - 1)])
 def test_clip_names_an_opening_and_shows_its_last_frame(env, clip):
     shown, info = env.reset(seed=9, options={"context_id": clip})
-    last = env.dream.weights.openings.latent[[clip], -1].float()
+    last = env.dream.weights.short_contexts.latent[[clip], -1].float()
     assert np.array_equal(shown, env.dream.weights.autoencoder.decode(last)[0].numpy())
     assert info["age"] == OPENING_FRAMES
 
 
 def test_the_whole_opening_is_remembered_with_its_poses_seen_from_the_first(env):
     _, info = env.reset(options={"context_id": 2})
-    openings, model, state = env.dream.weights.openings, env.dream.weights.world_model, env.clone_state().dream
+    openings, model, state = env.dream.weights.short_contexts, env.dream.weights.world_model, env.clone_state().dream
     pose = relative_to(openings.pose[[2]], openings.pose[[2], :1])
     expected = remember(model, first_state(model, state.seed), openings.latent[[2]].float(), openings.action[[2]], pose)
     assert np.array_equal(info["estimated_pose"], pose[0, -1].numpy())
@@ -85,7 +85,7 @@ def test_a_start_draws_no_seed_of_its_own(env):
 @pytest.mark.parametrize("frames", [1, 130, WALK_FRAMES])  # 130 is more than is remembered in one go
 def test_context_frames_start_deep_inside_a_walk(env, frames):
     shown, info = env.reset(seed=0, options={"context_frames": frames})
-    lasts = env.dream.weights.walks.latent[:, frames - 1].float().split(1)  # decoded alone: products differ by batch size
+    lasts = env.dream.weights.long_contexts.latent[:, frames - 1].float().split(1)  # decoded alone: products differ by batch size
     assert any(np.array_equal(shown, env.dream.weights.autoencoder.decode(last)[0].numpy()) for last in lasts)
     assert info["age"] == frames
 
@@ -142,7 +142,7 @@ def test_in_an_episode_without_poses_the_model_finds_its_own_way(env, tmp_path):
 def test_starts_without_poses_are_followed_too(env):
     blind = random_starts(1, 4)
     blind.pose[:] = torch.nan
-    dream = dataclasses.replace(env.dream, weights=dataclasses.replace(env.dream.weights, openings=blind))
+    dream = dataclasses.replace(env.dream, weights=dataclasses.replace(env.dream.weights, short_contexts=blind))
     state = dream.reset(torch.tensor([0]))
     state = dream.step(state, torch.tensor([1])).state
     assert dream.info(state)["estimated_pose"].isfinite().all()

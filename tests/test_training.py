@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, draw_walk, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, read_clip
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.geometry import integrate_motion, motion_between
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
+from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.odometry import odometry_loss
 from lssvwm_gym.training.optim import learning_rate, mixed_precision
@@ -48,7 +50,7 @@ def signalling_episode(frames=200, seed=0):
     pose = [torch.tensor([1.0, 2.0, 0.0, 1.0])]
     for t in range(1, frames):
         pose.append(integrate_motion(pose[-1], motion[t]))
-    return LatentEpisode(latent.half(), action, (action == 1).float(), torch.stack(pose), torch.zeros(frames, 0))
+    return Segment(latent.half(), action, (action == 1).float(), torch.stack(pose), torch.zeros(frames, 0))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def episodes():
 
 
 def test_clips_keep_frame_action_reward_and_motion_of_one_moment_together(episodes):
-    clip = read_clip(Episodes.of(episodes), [Walk(0, 5, 40, 40, at=8), Walk(1, 50, 12, 24)], 16, ACTIONS)
+    clip = read_clip(Episodes.of(episodes), [SegmentIndex(0, 5, 40, 40, at=8), SegmentIndex(1, 50, 12, 24)], 16, ACTIONS)
     shown = clip.latent.mean(2).argmax(-1)
     recorded = clip.recorded.bool()
     assert torch.equal(shown[recorded], clip.action[recorded])
@@ -69,14 +71,14 @@ def test_clips_keep_frame_action_reward_and_motion_of_one_moment_together(episod
 
 
 def test_the_way_back_goes_through_the_same_frames_and_poses(episodes):
-    clip = read_clip(Episodes.of(episodes), [Walk(0, 30, 9, 17)], 17, ACTIONS)
+    clip = read_clip(Episodes.of(episodes), [SegmentIndex(0, 30, 9, 17)], 17, ACTIONS)
     assert torch.equal(clip.latent, clip.latent.flip(1))
     assert torch.allclose(clip.pose, clip.pose.flip(1))
     assert torch.allclose(integrate_motion(clip.pose[:, :-1], clip.motion[:, 1:]), clip.pose[:, 1:], atol=1e-5)
 
 
 def test_consecutive_clips_of_a_walk_join_without_a_seam(episodes):
-    walk = Walk(2, 10, 60, 60)
+    walk = SegmentIndex(2, 10, 60, 60)
     whole = read_clip(Episodes.of(episodes), [walk], 40, ACTIONS)
     parts = [read_clip(Episodes.of(episodes), [walk.advanced(at)], 20, ACTIONS) for at in (0, 20)]
     for name in ("latent", "action", "pose", "motion"):
@@ -85,13 +87,13 @@ def test_consecutive_clips_of_a_walk_join_without_a_seam(episodes):
 
 def test_walks_stay_inside_their_episode(episodes):
     for seed in range(300):
-        walk = draw_walk(Episodes.of(episodes), 16, 4, 0.6, np.random.default_rng(seed))
+        walk = draw_segment(Episodes.of(episodes), 16, 4, 0.6, np.random.default_rng(seed))
         index, _ = walk.frames(walk.length)
         assert index.min() >= 0
         assert index.max() < len(episodes[walk.episode])
 
 
-@pytest.mark.parametrize("wrong", [{"step": "4"}, {"walks": [{}]}, {"walks": []}, {"frames": None}, {"walks": 3}])
+@pytest.mark.parametrize("wrong", [{"step": "4"}, {"segments": [{}]}, {"segments": []}, {"frames": None}, {"segments": 3}])
 def test_a_checkpoint_with_a_strange_header_is_refused(episodes, tmp_path, wrong):
     trainer, path = Trainer(RUN, episodes), tmp_path / "checkpoint.safetensors"
     trainer.train_step()
@@ -165,7 +167,7 @@ def test_a_small_model_learns_which_frame_motion_and_reward_an_action_leads_to(e
     for _ in range(run.steps):
         trainer.train_step()
     model, episode = trainer.average, signalling_episode(seed=9)
-    clip = read_clip(Episodes.of([episode]), [Walk(0, 0, 24, 24)], 24, ACTIONS)
+    clip = read_clip(Episodes.of([episode]), [SegmentIndex(0, 0, 24, 24)], 24, ACTIONS)
     state = remember(model, first_state(model, torch.tensor([0])), clip.latent[:, :20], clip.action[:, :20], clip.pose[:, :20])
     for action in range(ACTIONS):
         imagined = imagine(model, state, torch.tensor([action]), steps=1)
@@ -255,15 +257,15 @@ def test_finished_autoencoder_says_what_it_saw(episode_folder, tmp_path):
     assert header["data"]["episodes"] == 2
 
 
-def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
+def test_the_latent_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
     from lssvwm_gym.models.autoencoder import Autoencoder
-    from lssvwm_gym.training.latent_metric import picture_metric
+    from lssvwm_gym.training.latent_metric import latent_metric
 
     autoencoder = Autoencoder(AutoencoderConfig(image_size=16, widths=(8, 8), latent_channels=4)).requires_grad_(False)
     latent = torch.randn(3, autoencoder.config.tokens, 4)
-    episodes = [LatentEpisode(latent, torch.zeros(3).long(), torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 0))]
-    metric = picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors", frames=1)
-    assert torch.equal(metric, picture_metric(autoencoder, episodes, tmp_path / "metric.safetensors"))
+    episodes = [Segment(latent, torch.zeros(3).long(), torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 0))]
+    metric = latent_metric(autoencoder, episodes, tmp_path / "metric.safetensors", frames=1)
+    assert torch.equal(metric, latent_metric(autoencoder, episodes, tmp_path / "metric.safetensors"))
     before = autoencoder.decode_smoothly(latent[1:2])
     seen, shown = [], []
     for error in 0.1 * torch.randn(20, 1, autoencoder.config.tokens, 4):
@@ -274,7 +276,7 @@ def test_the_picture_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
 
 
 def test_training_runs_in_bfloat16_and_keeps_its_state_in_float32(episodes):
-    run = replace(RUN, precision="bfloat16", peeking=0.5)
+    run = replace(RUN, precision="bfloat16", teacher_forcing=0.5)
     trainer = Trainer(run, episodes)
     losses = [trainer.train_step()["denoise"].item() for _ in range(8)]
     assert np.isfinite(losses).all()
@@ -309,4 +311,4 @@ def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
 
 def test_episodes_shorter_than_a_clip_are_refused(episodes):
     with pytest.raises(ValueError, match="an episode of 200 frames has no clip of 200: choose shorter clips"):
-        draw_walk(Episodes.of(episodes), 200, 1, 0.5, np.random.default_rng(0))
+        draw_segment(Episodes.of(episodes), 200, 1, 0.5, np.random.default_rng(0))

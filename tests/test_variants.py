@@ -37,7 +37,9 @@ def test_variants_have_as_many_weights_as_ours(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains(name, episodes):
-    run = variant(name, replace(RUN, variant=name, peeking=0.5, dreaming=0.0, odometry_updates=1, curriculum=(Stage(1.0, 8, 2),)))
+    run = variant(
+        name, replace(RUN, variant=name, teacher_forcing=0.5, self_rollout=0.0, odometry_updates=1, curriculum=(Stage(1.0, 8, 2),))
+    )
     trainer = Trainer(run, episodes)
     for _ in range(2):
         losses = trainer.train_step()

@@ -9,12 +9,13 @@ import torch
 from test_training import TINY
 
 from lssvwm_gym.data.episode import Episode
-from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, mirrored, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, flipped, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, relative_to, start_pose
 from lssvwm_gym.models.inference.backend import chosen_backend
 from lssvwm_gym.models.inference.compile import Replay, compile_step
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.spatial_memory import PoseKeys
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.config import Stage, WorldTraining
@@ -37,12 +38,12 @@ def trading_episode(frames=160, seed=0):
     latent = torch.randn(frames, SMALL.tokens, SMALL.latent_channels, generator=torch.Generator().manual_seed(seed))
     pose = torch.zeros(frames, 6)
     pose[:, 2], pose[:, 4] = 1, torch.arange(frames) * 0.01
-    return LatentEpisode(latent.half(), torch.from_numpy(action), torch.zeros(frames), pose, torch.from_numpy(counts).float())
+    return Segment(latent.half(), torch.from_numpy(action), torch.zeros(frames), pose, torch.from_numpy(counts).float())
 
 
 def test_counts_before_a_frame_are_those_of_the_frame_before_it():
     episode = trading_episode()
-    clip = read_clip(Episodes.of([episode, episode]), [Walk(1, 0, 30, 30), Walk(0, 20, 12, 24)], 24, ACTIONS)
+    clip = read_clip(Episodes.of([episode, episode]), [SegmentIndex(1, 0, 30, 30), SegmentIndex(0, 20, 12, 24)], 24, ACTIONS)
     assert torch.equal(clip.inventory[0], episode.inventory[:24])
     assert torch.equal(clip.before[0], torch.cat([episode.inventory[:1], episode.inventory[:23]]))
     assert torch.equal(clip.before[1, :12], episode.inventory[19:31])
@@ -54,10 +55,10 @@ def test_counts_before_a_frame_are_those_of_the_frame_before_it():
 def test_the_rule_of_a_count_is_learned_and_obeyed_in_the_dream():
     run = WorldTraining(
         data="", autoencoder="", out="", model=SMALL, curriculum=(Stage(1.0, 32, 2),), frames_a_step=256, steps=120, warmup=5,
-        odometry_updates=0, back=0.0, learning_rate=3e-3, dreaming=0.0, precision="float32", device="cpu", average=0.9,
+        odometry_updates=0, back=0.0, learning_rate=3e-3, self_rollout=0.0, precision="float32", device="cpu", average=0.9,
     )  # fmt: skip
     trainer = Trainer(run, [trading_episode(seed=seed) for seed in range(6)])
-    losses = [trainer.train_step()["vector"].item() for _ in range(run.steps)]
+    losses = [trainer.train_step()["inventory"].item() for _ in range(run.steps)]
     assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:5])
     state, held = first_state(trainer.average, torch.tensor([0])), []
     with torch.no_grad():
@@ -136,16 +137,16 @@ def test_a_mirror_image_swaps_left_and_right_and_twice_is_the_same():
     pose = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 0.5, 0.8, 0.6]])
     frames = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     with torch.no_grad():
-        episode = LatentEpisode(autoencoder.encode(frames).half(), torch.tensor([0, 2]), torch.ones(2), pose, torch.zeros(2, 0))
-        image = mirrored(episode, autoencoder, (0, 2, 1))
+        episode = Segment(autoencoder.encode(frames).half(), torch.tensor([0, 2]), torch.ones(2), pose, torch.zeros(2, 0))
+        image = flipped(episode, autoencoder, (0, 2, 1))
         shown = autoencoder.decode(episode.latent.float()).flip(2)
         assert torch.allclose(image.latent.float(), autoencoder.encode(shown), atol=2e-3)
     assert image.action.tolist() == [0, 1]
     assert torch.allclose(image.pose[1], torch.tensor([1.0, -0.5, 0.8, -0.6]))
     assert torch.allclose(motion_between(*image.pose)[[0, 1, 2]], motion_between(*pose) * torch.tensor([1, -1, -1]), atol=1e-6)
     for wrong in ((0, 2, 2), (1, 2, 0), (0, 1)):
-        with pytest.raises(ValueError, match="mirror"):
-            mirrored(episode, autoencoder, wrong)
+        with pytest.raises(ValueError, match="augmentation"):
+            flipped(episode, autoencoder, wrong)
 
 
 def test_nothing_is_recorded_where_there_is_no_gpu():

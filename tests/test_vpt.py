@@ -265,14 +265,53 @@ def test_half_of_a_recording_is_named(source, ending):
         convert(Converting(source, source.parent / "out", layout="vpt"))
 
 
-def test_lines_that_are_no_json_and_cut_videos_are_refused(source):
-    lines = source / "8.0/cheeky-setter-1a-20220315.jsonl"
-    whole = lines.read_text()
-    lines.write_text(whole[:-20])
-    with pytest.raises(EpisodeError, match="line 24 is not a tick"):
-        convert(Converting(source, source.parent / "out", layout="vpt"))
-    lines.write_text(whole)
-    video = lines.with_suffix(".mp4")
+LINES = "8.0/cheeky-setter-1a-20220315.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("damage", "ticks", "noted"),
+    [
+        (lambda text: text[:-20], 23, "line 24 is not a tick of a recording"),
+        (lambda text: text[:-20] + b"\n\n", 23, "line 24 is not a tick of a recording"),
+        (lambda text: text + b"\n", 24, "line 25 is empty"),
+        (lambda text: text + b"\xff\xfe", 24, "line 25 is not a tick of a recording"),
+        (lambda text: b"\xef\xbb\xbf" + text, 24, ""),
+    ],
+)
+def test_broken_lines_at_the_end_are_left_out_with_a_note(source, capsys, damage, ticks, noted):
+    lines = source / LINES
+    lines.write_bytes(damage(lines.read_bytes()))
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0)) == 1
+    assert len(read_episode(source.parent / "out/8_0-cheeky-setter-1a-20220315.npz")) == ticks
+    said = capsys.readouterr().err
+    assert noted in said
+    assert ("the recording ends before it" in said) == bool(noted)
+
+
+def test_a_slot_may_be_written_as_a_float(source):
+    assert (converted(source, lambda lines: [line.update(hotbar=3.0) for line in lines]).extras["hotbar"] == 3).all()
+
+
+@pytest.mark.parametrize(
+    "change", [of_line(3, hotbar=3.5), of_line(3, inventory=[{"type": "dirt", "quantity": 1e400}]), of_line(3, xpos=10**400)]
+)
+def test_a_broken_line_within_costs_its_recording_only(source, capsys, change):
+    frames, lines = recorded()
+    write_recording(source / "8.0/whole.mp4", frames, lines)
+    change(lines)
+    write_recording(source / LINES, frames, lines)
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0, skip_broken=True)) == 1
+    assert "line 4 is not a tick of a recording" in capsys.readouterr().err
+
+
+def test_endings_in_capitals_are_found(source):
+    for file in (source / "8.0").iterdir():
+        file.rename(file.with_suffix(file.suffix.upper()))
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0)) == 1
+
+
+def test_cut_videos_are_refused(source):
+    video = (source / LINES).with_suffix(".mp4")
     video.write_bytes(video.read_bytes()[:-400])
     with pytest.raises(EpisodeError, match="not a readable video"):
         convert(Converting(source, source.parent / "out", layout="vpt"))

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from tiny_world import IMAGE, SIZES
 
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, save_weights
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.evaluation.inventory import by_recipe
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.worlds import WORLDS
 
@@ -68,9 +69,10 @@ def write_real_plays(folder: Path, episodes: int = 2, frames: int = 40) -> Path:
     return folder
 
 
-def _starts(count: int, frames: int) -> Starts:
+def _starts(count: int, frames: int) -> Segment:
     heading = torch.rand(count, frames) * 2 * np.pi
     pose = torch.stack([*torch.rand(2, count, frames) * 9, heading.cos(), heading.sin(), *torch.rand(2, count, frames)], -1)
     inventory = torch.zeros(count, frames, len(WORLD.inventory))
     inventory[..., LOG] = 2
-    return Starts(torch.randn(count, frames, 16, 4).half(), torch.randint(8, (count, frames)), pose, inventory)
+    action = torch.randint(8, (count, frames))
+    return Segment(torch.randn(count, frames, 16, 4).half(), action, pose=pose, inventory=inventory)

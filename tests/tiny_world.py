@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, save_weights
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
 OPENINGS, OPENING_FRAMES = 5, 6
@@ -32,11 +33,11 @@ def write_tiny_weights(folder: Path, seed: int = 4, openings: int = OPENINGS, wa
     return folder
 
 
-def random_starts(count: int, frames: int, actions: int = 6, action_size: int = 0) -> Starts:
+def random_starts(count: int, frames: int, actions: int = 6, action_size: int = 0) -> Segment:
     heading = torch.rand(count, frames) * 2 * np.pi
     pose = torch.cat([torch.rand(count, frames, 2) * 9, heading.cos()[..., None], heading.sin()[..., None]], -1)
     action = torch.rand(count, frames, action_size) if action_size else torch.randint(actions, (count, frames))
-    return Starts(torch.randn(count, frames, 16, 4).half(), action, pose, torch.zeros(count, frames, 0))
+    return Segment(torch.randn(count, frames, 16, 4).half(), action, pose=pose, inventory=torch.zeros(count, frames, 0))
 
 
 def same(a, b):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
@@ -30,7 +30,7 @@ def config_of(run: Benchmark) -> WorldModelConfig:
 def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
     """How a variant is trained on clips of so many frames, every step with the objective that is asked for."""
     settings: dict[str, Any] = dict(steps=1_000_000)
-    settings |= dict(peeking=float(run.objective == "teacher_forcing"), dreaming=float(run.objective == "self_rollout"))
+    settings |= dict(teacher_forcing=float(run.objective == "teacher_forcing"), self_rollout=float(run.objective == "self_rollout"))
     settings |= dict(model=config_of(run), curriculum=(Stage(1.0, frames, 1),), frames_a_step=frames_a_step, warmup=1)
     settings |= dict(precision=run.precision, device=run.device, back=0.0)
     if run.threads is not None:
@@ -44,7 +44,7 @@ def trainer_of(training: WorldTraining) -> Trainer:
     return Trainer(training, [random_episode(training.model, frames + 1)])
 
 
-def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> LatentEpisode:
+def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> Segment:
     """Latents of unit variance along a random trajectory."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,7 +59,7 @@ def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> Late
     else:
         action = normal(frames, config.action_size)
     reward = (torch.rand(frames, generator=generator) < 0.05).float()
-    return LatentEpisode(
+    return Segment(
         normal(frames, config.tokens, config.latent_channels).half(), action, reward, pose, torch.zeros(frames, config.inventory_size)
     )
 

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.json_config import in_short
+from lssvwm_gym.io.json_config import Bounds, fields_of, in_short
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 
 M = TypeVar("M", bound=nn.Module)
 
-LARGEST_SIZE = 2**16  # of any number in a configuration
-MOST_LAYERS = 128  # of anything that it lists or repeats
 LARGEST_STATE = 2**27  # numbers that one dream remembers; preset paper: 2**26
 BESIDE = 10_000  # numbers that a model holds beside its weights
-ABOVE_ZERO = {"motion_scale", "memory_scales", "memory_noise"}  # what others are divided by
-MAY_BE_ZERO = {"heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change", "residual_blocks"}
+LARGEST_SIZE = 2**16  # of any number in a configuration
+MAY_BE_ZERO = ("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change")
+SIZES = Bounds(
+    numbers=(0, LARGEST_SIZE),
+    most=128,
+    whole={"residual_blocks": (0, 128), **dict.fromkeys(MAY_BE_ZERO, (0, LARGEST_SIZE))},
+    any_whole=(1, LARGEST_SIZE),
+    as_written=True,  # states know the model by how its sizes are written
+    above_zero=frozenset({"motion_scale", "memory_scales", "memory_noise"}),  # what others are divided by
+)
 MAKERS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty}
 
 
@@ -59,7 +63,7 @@ def built_world_model(config: Any, tensors: Mapping[str, Tensor], file: Path, so
 
 def _built(build: Callable[[dict[str, Any]], M], subject: type, config: Any, tensors: Mapping[str, Tensor], file: Path, source: Path) -> M:
     try:
-        sizes = checked_sizes(subject, config)
+        sizes = fields_of(subject, config, SIZES)
         with AtMost(sum(tensor.numel() for tensor in tensors.values()) + BESIDE):
             model = build(sizes)
     except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -94,43 +98,3 @@ class AtMost(TorchFunctionMode):
 def _numel(shape: list[Any]) -> int:
     sizes = shape[0] if shape and not isinstance(shape[0], int) else shape
     return math.prod(sizes)
-
-
-def checked_sizes(subject: type, config: Any) -> dict[str, Any]:
-    """The fields of a frozen dataclass from a parsed JSON object, where tuples have become lists.
-
-    Raises `TypeError` for unknown names and for values of another type, `ValueError` for those that are out of all proportion.
-    """
-    if not isinstance(config, dict):
-        raise TypeError(f"its sizes are {type(config).__name__}, not an object")
-    kinds = get_type_hints(subject)
-    unknown = config.keys() - {field.name for field in fields(subject)}
-    if unknown:
-        raise TypeError(f"unknown {', '.join(sorted(unknown)[:4])}")
-    return {name: _value(kinds[name], value, name) for name, value in config.items()}
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else _value(next(one for one in get_args(kind) if one is not type(None)), value, name)
-    if get_origin(kind) is tuple:
-        return _tuple(get_args(kind), value, name)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value) or not 0 <= value <= LARGEST_SIZE or (value == 0 and name in ABOVE_ZERO):
-            raise ValueError(f"{name} is {value}")
-        return value  # as it is: states know the model by how its sizes are written
-    if type(value) is not kind:
-        raise TypeError(f"{name} is {str(value)[:40]!r}, not {kind.__name__}")
-    if kind is int and (not (name not in MAY_BE_ZERO) <= value <= LARGEST_SIZE or (name == "residual_blocks" and value > MOST_LAYERS)):
-        raise ValueError(f"{name} is {value}")
-    return value
-
-
-def _tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, list) or len(value) > MOST_LAYERS:
-        raise TypeError(f"{name} is no list of at most {MOST_LAYERS}")
-    if kinds[-1] is Ellipsis:
-        return tuple(_value(kinds[0], one, name) for one in value)
-    if len(value) != len(kinds):
-        raise TypeError(f"{name} has {len(value)} numbers where {len(kinds)} belong")
-    return tuple(_value(kind, one, name) for kind, one in zip(kinds, value, strict=True))

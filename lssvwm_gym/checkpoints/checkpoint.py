@@ -2,7 +2,7 @@
 
 config.json         sizes of both models, and where they come from; in folders whose files have no checksum in them, that of each
 model.safetensors   float16 weights of autoencoder and world model, or the larger ones in 8 bits
-starts.safetensors  real openings (short) and walks (long), as latents
+contexts.safetensors  what dreams continue: real frames as latents, many short contexts and a few long ones
 README.md           the model card
 """
 
@@ -27,34 +27,26 @@ from lssvwm_gym.io.tensors import TensorFileError, independent, load_tensors, pr
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 
 FILES = ("config.json", "model.safetensors", "starts.safetensors")
 LARGEST_CONFIG = 1_000_000  # bytes
-
-
-@dataclass(frozen=True)
-class Starts:
-    """Real pasts for a dream to begin with. Entry t speaks of frame t; the pose is in world units."""
-
-    latent: Tensor  # (K, T, N, C) float16
-    action: Tensor  # (K, T) int64, or (K, T, A) float32
-    pose: Tensor  # (K, T, 4 or 6) float32
-    inventory: Tensor  # (K, T, V) float32, counts that go with a frame
-
-    def __len__(self) -> int:
-        return len(self.latent)
+CONTEXTS = "contexts.safetensors"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Both models and the real pasts they can begin with."""
+    """Both models and the real contexts that dreams can continue: latents in float16, poses in world units."""
 
     autoencoder: Autoencoder
     world_model: WorldModel
-    openings: Starts  # short ones, many
-    walks: Starts  # long ones, a few
+    short_contexts: Segment  # many
+    long_contexts: Segment  # a few
     info: dict[str, Any]  # provenance, as in config.json
+
+    def __getattr__(self, name: str) -> Any:
+        return legacy.attribute(self, name, legacy.WEIGHTS)
 
 
 def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> None:
@@ -66,7 +58,7 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, _halved(model)).items()}
     if eight_bits:
         tensors = in_eight_bits(tensors, [f"{name}.{weight}" for name, model in models.items() for weight in _multiplied(model)])
-    starts = {"openings": weights.openings, "walks": weights.walks}
+    contexts = {"short": weights.short_contexts, "long": weights.long_contexts}
     config = {
         "autoencoder": asdict(weights.autoencoder.config),
         "world_model": asdict(weights.world_model.config),
@@ -74,9 +66,9 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
     }
     with replaced_together(Path(folder).expanduser(), last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
-        parts = {k: v for name, part in starts.items() for k, v in prefixed(name, vars(part)).items()}
-        save_tensors(unfinished / "starts.safetensors", parts, {})
+        save_tensors(unfinished / CONTEXTS, {k: v for name, part in contexts.items() for k, v in prefixed(name, part.parts()).items()}, {})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / legacy.CONTEXTS_FILE).unlink(missing_ok=True)
 
 
 def load_weights(folder: Path, device: str = "cpu") -> Weights:
@@ -109,10 +101,21 @@ def read_weights(folder: Path, device: str = "cpu") -> Weights:
     tensors, _ = load_tensors(file)
     autoencoder = built_autoencoder(config.get("autoencoder"), under("autoencoder", tensors), file, source)
     world_model = built_world_model(config.get("world_model"), under("world_model", tensors), file, source)
-    starts, _ = load_tensors(folder / "starts.safetensors")
-    openings, walks = (_starts(under(name, starts), world_model, name, folder / "starts.safetensors") for name in ("openings", "walks"))
+    before = (folder / legacy.CONTEXTS_FILE).exists() and not (folder / CONTEXTS).exists()
+    path = folder / (legacy.CONTEXTS_FILE if before else CONTEXTS)
+    contexts = legacy.contexts(load_tensors(path)[0])
+    short, long = (_contexts(under(name, contexts), world_model, f"{name} contexts", path).to(device) for name in ("short", "long"))
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Weights(autoencoder, world_model.to(device), _on(device, openings), _on(device, walks), config.get("info", {}))
+    return Weights(autoencoder, world_model.to(device), short, long, config.get("info", {}))
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """Load an autoencoder that `train_autoencoder` finished, or that of a folder of weights."""
+    if path.is_dir():
+        return load_weights(path).autoencoder
+    tensors, header = load_tensors(path)
+    model = built_autoencoder(header.get("config"), tensors, path, path)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _multiplied(model: nn.Module) -> list[str]:
@@ -138,16 +141,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_files(folder: Path, sha256: Any) -> None:
     """Compare files with the hashes that config.json has of them: those written before tensors had checksums have them there."""
-    if not isinstance(sha256, dict) or sha256.keys() - {"model.safetensors", "starts.safetensors"}:
-        raise TensorFileError(f"{folder / 'config.json'}: its sha256 is not that of model.safetensors and starts.safetensors")
+    if not isinstance(sha256, dict) or sha256.keys() - {"model.safetensors", legacy.CONTEXTS_FILE}:
+        raise TensorFileError(f"{folder / 'config.json'}: its sha256 is not that of model.safetensors and {legacy.CONTEXTS_FILE}")
     for path, expected in ((folder / name, expected) for name, expected in sha256.items()):
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise TensorFileError(f"{path}: its contents have changed since config.json was written")
 
 
-def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Starts:
-    """A bank of starts that this model can begin with."""
-    tensors = legacy.renamed(tensors, legacy.SEGMENTS)
+def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Segment:
+    """Contexts that this model can continue."""
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
@@ -175,11 +177,7 @@ def _starts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path
         raise TensorFileError(f"{path}: {name} with actions other than 0..{config.actions}")
     if tensors["action"].is_floating_point() and tensors["action"].isinf().any():
         raise TensorFileError(f"{path}: {name} with actions that are not finite")
-    return Starts(**tensors)
-
-
-def _on(device: str, starts: Starts) -> Starts:
-    return Starts(**{name: tensor.to(device) for name, tensor in vars(starts).items()})
+    return Segment(**tensors)
 
 
 def load_prepacked(folder: Path, device: str, arithmetic: Precision, backend: Backend = PLAIN) -> Weights:

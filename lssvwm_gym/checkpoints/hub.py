@@ -9,12 +9,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lssvwm_gym.io.legacy import CONTEXTS_FILE
+
 if TYPE_CHECKING:
     import gymnasium
 
 
-FILES = ("config.json", "model.safetensors", "starts.safetensors", "world.json", "README.md")
-NEEDED = FILES[:3]
+NEEDED = ("config.json", "model.safetensors", "contexts.safetensors")
+FILES = (*NEEDED, CONTEXTS_FILE, "world.json", "README.md")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -93,7 +95,8 @@ def _snapshot(repo_id: str, revision: str | None) -> Path:
 
 
 def _checked(folder: Path, what: str) -> Path:
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    there = {name for name in FILES if (folder / name).is_file()}
+    missing = [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]
     if missing:
         raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym package` writes one")
     return folder

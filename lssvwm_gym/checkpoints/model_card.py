@@ -126,7 +126,7 @@ def card(world: WorldSpec, weights: Weights, out: Path) -> str:
         "world model": f"{sizes['world model'] / 1e6:.2f} M weights, float16",
         "trained": f"{trained.get('step', '?')} steps, {trained.get('frames', '?')} frames, {trained.get('seconds', '?')} s",
         "data": f"{data.get('episodes', '?')} episodes, fingerprint {data.get('sha256', '?')}",
-        "starts": f"{len(weights.openings)} openings, {len(weights.walks)} walks",
+        "contexts": f"{weights.short_contexts.batch} short, {weights.long_contexts.batch} long",
         "licence": "to be said by whoever trained it; starts are real frames of the world, so its own licence counts too",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

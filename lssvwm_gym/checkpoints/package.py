@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.build import built_world_model
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, load_autoencoder, read_weights, save_weights
 from lssvwm_gym.checkpoints.model_card import Naming, card, described, write_card
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_arrays, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.segment import ABSENT, Segment, joined
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.autoencoder import load_autoencoder
 from lssvwm_gym.worlds import write_world
 from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 
@@ -78,9 +77,9 @@ def _with_starts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> W
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
     lengths = {path: len(read_arrays(path)["action"]) for path in paths}
-    openings = _starts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
-    walks = _starts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
-    return Weights(autoencoder, world_model, openings, walks, {"training": trained, "starts_from": fingerprint(data)})
+    short = _contexts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
+    long = _contexts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
+    return Weights(autoencoder, world_model, short, long, {"training": trained, "starts_from": fingerprint(data)})
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
@@ -90,20 +89,19 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
         return weights.world_model, weights.info.get("training", {})
     tensors, header = load_tensors(path)
     model = built_world_model(header.get("config"), under("average", tensors) or tensors, path, path)
-    return model, {k: v for k, v in header.items() if k not in ("config", "walks")}
+    return model, {k: v for k, v in header.items() if k not in ("config", "segments", "walks")}
 
 
-def _starts(
+def _contexts(
     paths: list[Path], lengths: dict[Path, int], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator
-) -> Starts:
+) -> Segment:
     """`count` pieces of `frames` frames at random places, one an episode as far as they go, of those that are long enough."""
     paths = [path for path in paths if lengths[path] >= frames]
     if not paths:
         raise ValueError(f"no episode has the {frames} frames of an opening: choose fewer with --opening-frames")
     pieces = []
-    for number in tqdm(range(count), desc=f"starts of {frames} frames", leave=False):
+    for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])
         start = int(rng.integers(len(episode) - frames + 1))
-        piece = encoded(episode, autoencoder, slice(start, start + frames))
-        pieces.append((piece.latent, piece.action, piece.pose, piece.inventory))
-    return Starts(*(torch.stack(column) for column in zip(*pieces, strict=True)))
+        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT))
+    return joined(pieces)

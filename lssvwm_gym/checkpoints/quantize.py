@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, save_weights
+from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights, save_weights
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"
@@ -44,7 +45,8 @@ def quantize(run: Quantizing) -> dict[str, Any]:
     folder = _checked(run)
     full, full_seconds = _timed(folder)
     info = full.info | {"bits": run.bits}
-    kept = replace(full, openings=_first(full.openings, run.openings, "openings"), walks=_first(full.walks, run.walks, "walks"), info=info)
+    short, long = _first(full.short_contexts, run.openings, "openings"), _first(full.long_contexts, run.walks, "walks")
+    kept = replace(full, short_contexts=short, long_contexts=long, info=info)
     save_weights(run.out, kept, eight_bits=True)
     if (folder / CARD).exists():
         (run.out / CARD).write_text(REMARK + (folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
@@ -81,12 +83,12 @@ def _timed(folder: Path) -> tuple[Weights, float]:
     return read_weights(folder), time.perf_counter() - began
 
 
-def _first(starts: Starts, count: int | None, name: str) -> Starts:
+def _first(contexts: Segment, count: int | None, name: str) -> Segment:
     if count is None:
-        return starts
-    if not 0 <= count <= len(starts):
-        raise ValueError(f"{name} must be 0..{len(starts)}, as many as these weights come with, not {count}")
-    return Starts(**{name: tensor[:count] for name, tensor in vars(starts).items()})
+        return contexts
+    if not 0 <= count <= contexts.batch:
+        raise ValueError(f"{name} must be 0..{contexts.batch}, as many as these weights come with, not {count}")
+    return contexts.take(slice(count))
 
 
 def _bytes(folder: Path) -> int:

@@ -146,7 +146,7 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
 
     Raises:
         ValueError: `SOURCES` has no such world.
-        CrewError: the simulator can't be started; the message says why.
+        WorkerPoolError: the simulator can't be started; the message says why.
     """
     source = source or _source(collecting.world)
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)

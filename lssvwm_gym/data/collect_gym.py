@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
-from lssvwm_gym.data.convert.recording import Framing, framed
+from lssvwm_gym.data.convert.recording import Framing, framed, not_a_picture, note
 from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import parsed
@@ -30,6 +30,7 @@ from lssvwm_gym.io.video import VIDEO_CRF
 
 SETTINGS = "collecting.json"
 FPS = 15  # where the environment doesn't say how fast it runs
+TRIED = 30  # steps in which pictures are told from codes
 TRIES = 50  # seeds that are tried for an episode that is long enough
 UNITS = {"radians": 1.0, "degrees": np.pi / 180, "quarters": np.pi / 2}
 HEADLESS = {"PYGLET_HEADLESS": "true", "SDL_VIDEODRIVER": "dummy", "MUJOCO_GL": "egl"}  # where there is no screen
@@ -124,7 +125,7 @@ def collect_gym(run: GymCollecting) -> Collected:
     Raises:
         ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
         EpisodeError: the folder holds episodes that were made in another way.
-        CrewError: it can't be made in another process.
+        WorkerPoolError: it can't be made in another process.
     """
     env = make(run)
     try:
@@ -133,6 +134,7 @@ def collect_gym(run: GymCollecting) -> Collected:
         _keep_settings(run.out / SETTINGS, collection := env.described())
     finally:
         env.close()
+    run = replace(run, pixels="observation" if collection.pixels == "observation" else "render")
     collected = gather(run.plain, partial(GymRecorder, run), run.steps + 1)
     sizes = f"--model.actions {len(collection.actions)}" + (f" --model.action-size {len(collection.low)}" if collection.low else "")
     print(f"{run.out}: `train world` needs {sizes}{'' if collection.poses else ' --variant no-places'}")
@@ -281,9 +283,17 @@ def make(run: GymCollecting) -> Framed:
     if run.pixels != "render":
         env = _made(run)
         key = _picture(env, run)
-        if key is not None:
+        if key is not None and run.pixels == "observation":
             return Framed(env, run, key)
+        codes = _tried(env, key) if key is not None else ""
         env.close()
+        if key is not None and not codes:
+            return Framed(_made(run), run, key)
+        if codes:
+            note(
+                f"{run.env}: observations {key} are no pictures: {codes}. What it renders is recorded instead; "
+                "--pixels observation records them all the same"
+            )
     return Framed(_made(run, render_mode="rgb_array"), run, None)
 
 
@@ -304,6 +314,19 @@ def _picture(env: gym.Env, run: GymCollecting) -> str | None:
     if run.pixels == "observation":
         raise ValueError(f"{run.env}: observations are {space}, of which {len(pictures)} are uint8 pictures; try --pixels render")
     return None
+
+
+def _tried(env: gym.Env, key: str) -> str:
+    """Why observations of uint8 (height, width, 3) are no pictures, after some steps at random; "" where they are."""
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    seen = [observation[key] if key else observation]
+    for _ in range(TRIED):
+        observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        seen.append(observation[key] if key else observation)
+        if terminated or truncated:
+            env.reset()
+    return not_a_picture(np.stack(seen))
 
 
 def action_names(env: gym.Env, count: int) -> list[str]:

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
-from lssvwm_gym.io.video import VIDEO_CRF, import_av, write_video
+from lssvwm_gym.io.video import VIDEO_CRF, as_shown, import_av, write_video
 
 LARGEST = 2**30  # bytes of all arrays of a file, and of all frames of a video, once they are unpacked: 87,000 frames of 64 pixels
 LARGEST_FRAME = 2**24  # pixels: 4096 x 4096
@@ -138,7 +138,8 @@ def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read every array of an episode's npz, without pickle. Raises `EpisodeError` for all else, and for more than `LARGEST` bytes."""
-    path = Path(path).expanduser().with_suffix(".npz")
+    path = Path(path).expanduser()
+    path = path if path.suffix.lower() == ".npz" else path.with_suffix(".npz")
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
@@ -202,6 +203,11 @@ def read_video(path: str | Path) -> np.ndarray:
 
 def video_frames(path: str | Path) -> Iterator[np.ndarray]:
     """Decode an mp4 frame by frame, uint8 (height, width, 3) each. Raises `EpisodeError`, perhaps only after some frames."""
+    return (frame for _, frame in timed_frames(path))
+
+
+def timed_frames(path: str | Path) -> Iterator[tuple[float | None, np.ndarray]]:
+    """As `video_frames`, with the second at which each is shown, if the file says so; turned and with the aspect as it says."""
     av = import_av()
     count = 0
     try:
@@ -209,7 +215,7 @@ def video_frames(path: str | Path) -> Iterator[np.ndarray]:
             stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
+                yield frame.time, as_shown(frame, stream.sample_aspect_ratio, LARGEST_FRAME)
                 count += 1
         if count == 0:
             raise ValueError("it has no frames")

@@ -18,35 +18,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssvwm_gym.checkpoints.checkpoint import Starts, Weights
+from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import Episode, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
+from lssvwm_gym.models.segment import Segment
 
 EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("context_frames",), ("context_id",), ("episode",), ("context_frames", "episode"), ("start",))
 
 
-class Past(NamedTuple):
-    """Real frames to remember, a row an environment."""
+class LongContexts(NamedTuple):
+    """The first frames of long walks that come with the weights; `long_context` is the past that one of them is."""
 
-    latent: Tensor  # (B, T, N, C) float
-    action: Tensor  # (B, T) int64, or (B, T, A) float; the action that led to frame t
-    pose: Tensor  # (B, T, 4 or 6) seen from the first frame
-    pose_known: Tensor  # (B,) float, 0 where no poses were recorded
-    inventory: Tensor  # (B, T, V) counts that go with each frame
-
-
-class LongWalks(NamedTuple):
-    """The first frames of long walks that come with the weights; `walked` is the past that one of them is."""
-
-    walks: list[int]  # a row each
+    contexts: list[int]  # a row each
     frames: int
 
 
-def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Past | LongWalks | None:
+def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Segment | LongContexts | None:
     """The past of every row for seeds (B,); None for a cold start.
 
     An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
@@ -62,13 +53,13 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
     if "context_frames" in options:
-        return _long(weights.walks, seeds, options["context_frames"])
-    return _short(weights.openings, seeds, options.get("context_id"))
+        return _long(weights.long_contexts, seeds, options["context_frames"])
+    return _short(weights.short_contexts, seeds, options.get("context_id"))
 
 
-def walked(walks: Starts, walk: int, frames: int) -> Past:
-    """The first frames of a long walk, as the past of one row."""
-    return _recorded(walks, [walk], frames)
+def long_context(contexts: Segment, context: int, frames: int) -> Segment:
+    """The first frames of a long context, as the past of one row."""
+    return _recorded(contexts, [context], frames)
 
 
 def _check_start(start: Any) -> None:
@@ -76,24 +67,23 @@ def _check_start(start: Any) -> None:
         raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from a short context")
 
 
-def _short(openings: Starts, seeds: Tensor, context_id: Any) -> Past:
-    if not len(openings):
+def _short(contexts: Segment, seeds: Tensor, context_id: Any) -> Segment:
+    if not contexts.batch:
         raise ValueError("these weights come without short contexts: reset with options={'start': 'cold'}")
     if context_id is None:
-        return _recorded(openings, _drawn(seeds, len(openings)), openings.latent.shape[1])
-    context_id = _whole_number("context_id", context_id, 0, len(openings) - 1, f"there are {len(openings)} short contexts")
-    return _recorded(openings, [context_id] * len(seeds), openings.latent.shape[1])
+        return _recorded(contexts, _drawn(seeds, contexts.batch), len(contexts))
+    context_id = _whole_number("context_id", context_id, 0, contexts.batch - 1, f"there are {contexts.batch} short contexts")
+    return _recorded(contexts, [context_id] * len(seeds), len(contexts))
 
 
-def _long(walks: Starts, seeds: Tensor, frames: Any) -> LongWalks:
-    if not len(walks):
+def _long(contexts: Segment, seeds: Tensor, frames: Any) -> LongContexts:
+    if not contexts.batch:
         raise ValueError("these weights come without long contexts, so context_frames needs an episode of your own beside it")
-    longest = walks.latent.shape[1]
-    frames = _whole_number("context_frames", frames, 1, longest, f"the long contexts have {longest} frames")
-    return LongWalks(_drawn(seeds, len(walks)), frames)
+    frames = _whole_number("context_frames", frames, 1, len(contexts), f"the long contexts have {len(contexts)} frames")
+    return LongContexts(_drawn(seeds, contexts.batch), frames)
 
 
-def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Past:
+def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Segment:
     if not isinstance(path, str | Path):
         raise ValueError(f"the option episode is the path of a recorded episode, not {path!r}")
     episode = read_episode(path)
@@ -129,15 +119,15 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
     return part.latent.float(), action.to(device), pose.to(device), part.inventory.to(device)
 
 
-def _recorded(starts: Starts, index: list[int], frames: int) -> Past:
+def _recorded(starts: Segment, index: list[int], frames: int) -> Segment:
     return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.inventory)))
 
 
-def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Past:
+def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Segment:
     """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN."""
     known = pose.isfinite().flatten(1).all(1)
     pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
-    return Past(latent, action, pose, known.float(), inventory)
+    return Segment(latent, action, pose=pose, inventory=inventory, pose_known=known.float()[:, None].expand(pose.shape[:2]))
 
 
 def _drawn(seeds: Tensor, count: int) -> list[int]:

@@ -278,7 +278,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
             fresh = self.dream.reset(seeds, options)
             self._seeds[rows] = seeds.numpy()  # the age of a short context is known; after other options it is read back
-            self._ages[rows] = int(fresh.world.age[0]) if options else self.dream.weights.openings.action.shape[1]
+            self._ages[rows] = int(fresh.world.age[0]) if options else len(self.dream.weights.short_contexts)
         frames = self._seen_frames(fresh)
         if len(rows) < self.num_envs:
             (before, shown), index = self._now or self._blank(), self._sent(rows)

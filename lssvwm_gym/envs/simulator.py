@@ -21,19 +21,20 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
-from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
+from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
-WALKS_KEPT = 16  # states of some MB
+CONTEXTS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
 
@@ -94,8 +95,8 @@ class Dream:
         `lssvwm_gym.envs.contexts`. Raises `ValueError` for options that can't be met.
         """
         past = choose_past(self.weights, seeds, options)
-        if isinstance(past, LongWalks):
-            return join_rows([self._after_walk(walk, past.frames) for walk in past.walks])._replace(seed=seeds.to(self.device))
+        if isinstance(past, LongContexts):
+            return join_rows([self._after_context(context, past.frames) for context in past.contexts])._replace(seed=seeds.to(self.device))
         return self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
 
     @independent
@@ -112,28 +113,29 @@ class Dream:
         terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
         return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
 
-    def _after_walk(self, walk: int, frames: int) -> DreamState:
-        """The state after so many frames of one of the long walks; some are kept, for to remember so much takes a second or more."""
-        if (walk, frames) not in self._walked:
-            if len(self._walked) >= WALKS_KEPT:
-                self._walked.pop(next(iter(self._walked)))
-            self._walked[walk, frames] = self.prefill(torch.tensor([0]), walked(self.weights.walks, walk, frames))
-        return self._walked[walk, frames]
+    def _after_context(self, context: int, frames: int) -> DreamState:
+        """The state after so many frames of a long context; some are kept, for each takes a second or more."""
+        if (context, frames) not in self._kept:
+            if len(self._kept) >= CONTEXTS_KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            past = long_context(self.weights.long_contexts, context, frames)
+            self._kept[context, frames] = self.prefill(torch.tensor([0]), past)
+        return self._kept[context, frames]
 
     @functools.cached_property
-    def _walked(self) -> dict[tuple[int, int], DreamState]:
+    def _kept(self) -> dict[tuple[int, int], DreamState]:
         return {}
 
     @independent
     @torch.no_grad()
-    def prefill(self, seeds: Tensor, past: Past) -> DreamState:
+    def prefill(self, seeds: Tensor, past: Segment) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
             state = state._replace(inventory=past.inventory[:, 0])
         if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: they are estimated
             return prefill(model, state, past.latent, past.action).state
-        state = state._replace(pose_known=past.pose_known)
+        state = state._replace(pose_known=past.pose_known[:, 0])
         return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
 
     @independent
@@ -177,7 +179,7 @@ class Dream:
         legacy.warn("Dream.begin", "Dream.reset")
         return self.reset(seeds, options)
 
-    def remember(self, seeds: Tensor, past: Past) -> DreamState:
+    def remember(self, seeds: Tensor, past: Segment) -> DreamState:
         """The old name of `prefill`."""
         legacy.warn("Dream.remember", "Dream.prefill")
         return self.prefill(seeds, past)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
-from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import decode_clips, read_real_episodes
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
@@ -78,13 +79,13 @@ class EvalContext:
     run: Evaluation
     world: WorldSpec
     weights: Weights
-    episodes: list[RealEpisode]
+    episodes: list[Segment]
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
     recalled: dict[int, Tensor] = field(default_factory=dict)  # frames of retrieval from own memory, by length of the context
 
     def check_applies(self, test: str) -> None:
         """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
-        if test in (*MEMORY, "inventory") and not any(bool(one.latent.pose.isfinite().all()) for one in self.episodes):
+        if test in (*MEMORY, "inventory") and not any(bool(one.pose.isfinite().all()) for one in self.episodes):
             raise DoesNotApply("the episodes have no poses")
         if test in MEMORY and self.world.continuous:
             raise DoesNotApply("it revisits by unknown actions, which only discrete ones have")

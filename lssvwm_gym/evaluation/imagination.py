@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, score
-from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, decode_clips, dream_along, dream_at_poses
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, dream_at_poses
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import first_state
+from lssvwm_gym.models.segment import Segment
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 
@@ -64,7 +65,7 @@ def _statistics(frames: Tensor, name: str, border: int) -> dict[str, Score]:
     return {f"{name}: {key}": score(torch.stack([row[key] for row in rows])) for key in rows[0]}
 
 
-def _reversed(clips: Clips, pose: Tensor, unknown_action: int) -> Clips:
+def _reversed(clips: Segment, pose: Tensor, unknown_action: int) -> Segment:
     """The reversed trajectory of poses (B, T, 4), without the turning point, by unknown actions."""
     pose = pose.flip(1)
     motion = motion_between(pose[:, :-1], pose[:, 1:])

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
-from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, prefill_clips, prefill_further
+from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_clips, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
@@ -130,7 +131,7 @@ def by_recipe(world: WorldSpec, counts: Tensor, action: Tensor) -> Tensor:
     return change
 
 
-def step_scores(world: WorldSpec, name: str, clips: Clips, predicted: Tensor) -> dict[str, Any]:
+def step_scores(world: WorldSpec, name: str, clips: Segment, predicted: Tensor) -> dict[str, Any]:
     """Scores of predicted changes (B, T, V) of the inventory at each step of real clips."""
     real = clips.inventory - clips.before
     changed, predicts, right = real.any(-1), predicted.any(-1), (predicted == real).all(-1)
@@ -160,7 +161,7 @@ def detour(world: WorldSpec, rows: int, frames: int, seed: int) -> Tensor:
     return torch.tensor(rows_of_actions)
 
 
-def _inventory_rollouts(context: EvalContext, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
+def _inventory_rollouts(context: EvalContext, clips: Segment) -> tuple[Tensor, Tensor, dict[str, Score]]:
     """A dream's inventory before and after each frame from `ahead` on, (B, T, V), in pieces; scores of crafts tried between them."""
     model, run, piece = context.weights.world_model, context.run, context.run.ahead
     state = prefill_clips(model, clips[:piece], run.seed)
@@ -202,12 +203,12 @@ def _own_crafts(world: WorldSpec, name: str, action: Tensor, before: Tensor, mad
     return {f"{name}: {case}": share(right[among & crafts]) for case, among in cases.items() if (among & crafts).any()}
 
 
-def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Clips]:
+def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Segment]:
     """Real contexts, a row each, after which the crafts are possible in order and nothing of what they make was there yet."""
     world = context.world
     made = [world.inventory.index(count) for craft in crafts for count, change in RECIPES[craft].items() if change > 0]
     for episode in context.episodes:
-        counts = episode.latent.inventory
+        counts = episode.inventory
         ready = (counts[:, made].cummax(0).values == 0).all(1)
         for craft in crafts:
             change = by_recipe(world, counts, torch.full((len(counts),), world.actions.index(craft)))
@@ -216,7 +217,7 @@ def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Clips]:
             yield clips_at([(episode, 0)], end + 1)
 
 
-def _run_script(context: EvalContext, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
+def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
     """A script after one context: rewards given at each step, rewards due, whether the inventory followed the recipes."""
     profiles = {passes: name for name, passes in SAMPLING_STEPS.items()}
     if context.run.steps not in profiles:
@@ -236,9 +237,9 @@ def _run_script(context: EvalContext, past: Clips, crafts: tuple[str, ...], numb
     return given, due, followed
 
 
-def _carrying(episode: RealEpisode, context: int, most: int) -> list[int]:
+def _carrying(episode: Segment, context: int, most: int) -> list[int]:
     """Frames after `context` of them at which something is carried, `most` evenly spaced ones."""
-    carried = episode.latent.inventory.any(1)
+    carried = episode.inventory.any(1)
     return _spread(carried & (torch.arange(len(carried)) >= context - 1), most)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import (
-    Clips,
     cut_clips,
     decode_clips,
     dream_along,
@@ -25,6 +24,7 @@ from lssvwm_gym.evaluation.rollouts import (
     with_reversal,
 )
 from lssvwm_gym.models.rollout import DreamState, imagine
+from lssvwm_gym.models.segment import Segment
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off
@@ -49,9 +49,9 @@ COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 class Revisit:
     """Real clips, the state after them, and the reversed trajectory: the same frames from the last but one to the first."""
 
-    past: Clips
+    past: Segment
     state: DreamState
-    back: Clips
+    back: Segment
 
 
 def retrieval(context: EvalContext) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _retrieval(context: EvalContext, frames: int, name: str) -> dict[str, Any]:
     return results | _scores(context, visit, f"{name}, last frame repeated", visit.past.frames[:, -1:].expand_as(truth))
 
 
-def untouched(past: Clips) -> Tensor:
+def untouched(past: Segment) -> Tensor:
     """Which clips, (B,) bool, have the same inventory throughout: nothing was dug, placed or crafted."""
     return (past.inventory == past.before[:, :1]).flatten(1).all(1)
 
@@ -275,7 +275,7 @@ def interruption(context: EvalContext) -> dict[str, Any]:
     return results
 
 
-def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Clips:
+def interrupted(context: EvalContext, past: Segment, kind: str, frames: int) -> Segment:
     """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
     if frames >= len(past):
         raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
@@ -287,7 +287,7 @@ def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Cl
     return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
 
 
-def _interrupted_frames(context: EvalContext, visit: Revisit, past: Clips) -> Tensor:
+def _interrupted_frames(context: EvalContext, visit: Revisit, past: Segment) -> Tensor:
     model, run = context.weights.world_model, context.run
     return decode_clips(context.weights, dream_at_poses(model, prefill_clips(model, past, run.seed), visit.back, run.steps))
 

@@ -14,8 +14,6 @@ from tqdm import tqdm
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation
 from lssvwm_gym.evaluation.metrics import Score, masked_score, precision_recall_f1, psnr, rank_correlation, score
 from lssvwm_gym.evaluation.rollouts import (
-    Clips,
-    RealEpisode,
     clips_at,
     cut_clips,
     decode_clips,
@@ -27,6 +25,7 @@ from lssvwm_gym.evaluation.rollouts import (
 )
 from lssvwm_gym.models.geometry import PLANE, relative_to
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 
 LEADS = (2, 5, 10, 20, 40)  # frames generated up to the rewarded one
@@ -148,7 +147,7 @@ def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
     return results
 
 
-def _reward_rollouts(model: WorldModel, clips: Clips, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
+def _reward_rollouts(model: WorldModel, clips: Segment, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
     """Predicted and recorded rewards along some clips, bool (B, T): from the longest dreams to the shortest."""
     state, at, before = prefill_clips(model, clips[: context + 1], run.seed), context + 1, context + LEADS[-1]
     for lead in sorted(LEADS, reverse=True):
@@ -158,7 +157,7 @@ def _reward_rollouts(model: WorldModel, clips: Clips, context: int, run: Evaluat
         yield predicted_rewards(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
 
 
-def predicted_rewards(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
+def predicted_rewards(model: WorldModel, state: DreamState, clips: Segment, steps: int) -> Tensor:
     """Which frames of a dream along clips' actions, with estimated motion, have a reward: bool (B, T)."""
     rewards = []
     for action in clips.action.unbind(1):
@@ -167,10 +166,10 @@ def predicted_rewards(model: WorldModel, state: DreamState, clips: Clips, steps:
     return torch.stack(rewards, 1)
 
 
-def _before_rewards(episode: RealEpisode, before: int, most: int) -> list[tuple[RealEpisode, int]]:
+def _before_rewards(episode: Segment, before: int, most: int) -> list[tuple[Segment, int]]:
     """Where clips begin that have a reward `before` frames later: at most so many, evenly over the episode's."""
-    rewarded = torch.nonzero(episode.latent.reward > 0)[:, 0].tolist()
-    starts = [t - before for t in rewarded if t >= before and t + NEAR < len(episode.latent)]
+    rewarded = torch.nonzero(episode.reward > 0)[:, 0].tolist()
+    starts = [t - before for t in rewarded if t >= before and t + NEAR < len(episode)]
     chosen: list[int] = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int)).tolist() if starts else []
     return [(episode, starts[number]) for number in chosen]
 

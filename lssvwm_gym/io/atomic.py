@@ -69,7 +69,7 @@ def _onto_the_disk(file: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Of this name, what processes began that no longer run on this machine."""
-    for unfinished in path.parent.glob(f".{_literally(path.name)}.*.part"):
+    for unfinished in path.parent.glob(f".{literally(path.name)}.*.part"):
         process = unfinished.name.split(".")[-2]
         if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
             discard(unfinished)
@@ -87,6 +87,6 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _literally(name: str) -> str:
+def literally(name: str) -> str:
     """A name as a pattern that matches that name only."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

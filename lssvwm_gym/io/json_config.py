@@ -1,11 +1,15 @@
-"""Settings and JSON: bounds, reports written whole; text from strangers in, plain values out, or a `ValueError`."""
+"""Settings and JSON: reports written whole; text from strangers in, plain values or the fields of a dataclass out."""
 
 from __future__ import annotations
 
 import json
+import math
+import types
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lssvwm_gym.io.atomic import renamed_when_whole
 
@@ -62,3 +66,64 @@ def in_short(said: object) -> str:
     """What an error says, or anything from a file that it quotes, in some 300 letters at most: strangers name things without end."""
     text = f"no {said}" if isinstance(said, KeyError) else str(said) or type(said).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the values of a dataclass may be, besides their types."""
+
+    numbers: tuple[float, float]  # every float, both ends included
+    most: int  # entries of anything that is listed
+    letters: int = 100  # of a text, which has at least one
+    whole: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # whole numbers by the field's name, both ends included
+    any_whole: tuple[int, int] | None = None  # whole numbers of other fields
+    as_written: bool = False  # a whole number stays one where a float belongs
+    above_zero: frozenset[str] = frozenset()  # fields of floats that are not 0
+
+
+def fields_of(subject: type, values: Any, bounds: Bounds) -> dict[str, Any]:
+    """The fields of a frozen dataclass from a parsed JSON object, where tuples have become lists.
+
+    Raises `TypeError` for unknown names and for values of another type, `ValueError` for those out of bounds.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"it is {type(values).__name__}, not an object")
+    kinds = get_type_hints(subject)
+    unknown = values.keys() - kinds.keys()
+    if unknown:
+        raise TypeError(f"unknown {', '.join(sorted(unknown)[:4])}")
+    return {name: _value(kinds[name], value, name, bounds) for name, value in values.items()}
+
+
+def _value(kind: Any, value: Any, name: str, bounds: Bounds) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if value is None else _value(next(one for one in get_args(kind) if one is not types.NoneType), value, name, bounds)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict) or len(value) > bounds.most:
+            raise TypeError(f"{name} is no object of at most {bounds.most}")
+        return {_value(str, key, name, bounds): _value(get_args(kind)[1], one, name, bounds) for key, one in value.items()}
+    if get_origin(kind) is tuple:
+        return _tuple(get_args(kind), value, name, bounds)
+    if kind is float and type(value) in (int, float):
+        if not bounds.numbers[0] <= value <= bounds.numbers[1] or not math.isfinite(value) or (value == 0 and name in bounds.above_zero):
+            raise ValueError(f"{name} is {in_short(value)}, not finite or out of all proportion")
+        return value if bounds.as_written else float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {str(value)[:40]!r}, not a {kind.__name__}")
+    if kind is int and (limits := bounds.whole.get(name, bounds.any_whole)) and not limits[0] <= value <= limits[1]:
+        raise ValueError(f"{name} is {in_short(value)}, not {limits[0]}..{limits[1]}")
+    if kind is str and not 0 < len(value) <= bounds.letters:
+        raise TypeError(f"{name} is {value[:40]!r}, not a str of 1 to {bounds.letters} letters")
+    if kind is str and not value.isprintable():
+        raise ValueError(f"{name} is {value[:40]!r}, which can't be printed")
+    return value
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, name: str, bounds: Bounds) -> tuple[Any, ...]:
+    if not isinstance(value, list) or len(value) > bounds.most:
+        raise TypeError(f"{name} is no list of at most {bounds.most}")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise TypeError(f"{name} has {len(value)} entries where {len(kinds)} belong")
+    return tuple(_value(kind, one, name, bounds) for kind, one in zip(kinds, value, strict=True))

@@ -36,11 +36,15 @@ STATES = {  # leaves of `DreamState`
     "peak": "inventory_peak",
     "unknown": "posterior_variance",
 }
+WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`
+CONTEXTS_FILE = "starts.safetensors"  # in a folder of weights, for contexts.safetensors
+CONTEXTS = {"openings": "short", "walks": "long"}  # prefixes of its tensors
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
 ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
+CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
 PLAYING = {"beside": "side_by_side"}  # settings of `lssvwm-gym play`
 NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
@@ -48,6 +52,13 @@ COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of
 FLAGS = {  # of these commands, by the name of the command today
     "play": {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"},
     "package": {"--near": "--length-scale"},
+    "train world": {
+        "--peeking": "--teacher-forcing",
+        "--dreaming": "--self-rollout",
+        "--mirror": "--augmentation",
+        "--noising.peeked-pure": "--noising.pure-noise",
+        "--noising.dreamed-from": "--noising.self-rollout-from",
+    },
 }
 OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dreaming": "self_rollout"}  # of training
 MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
@@ -112,9 +123,23 @@ def _replaced(word: str, names: Mapping[str, str]) -> str:
     return new + equals + value
 
 
+def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
+    """What `thing` has under the name of today; for its `__getattr__`."""
+    if name not in names:
+        raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
+    warnings.warn(f"{type(thing).__name__}.{name} is now called {names[name]}", DeprecationWarning, stacklevel=3)
+    return getattr(thing, names[name])
+
+
 def parameters(tensors: Mapping[str, V]) -> dict[str, V]:
     """A world model's parameters, or whatever is kept for each of them, by their names of today."""
     return {_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
+    """The tensors of real contexts, `short.latent` and so on, by their names of today."""
+    parts = [(*name.partition("."), tensor) for name, tensor in tensors.items()]
+    return {f"{CONTEXTS.get(kind, kind)}{dot}{SEGMENTS.get(part, part)}": tensor for kind, dot, part, tensor in parts}
 
 
 def _parameter(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: i
                 stream.pix_fmt = "rgb24"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def as_shown(frame: Any, aspect: Fraction | None, largest: int) -> np.ndarray:
+    """A decoded frame, uint8 (height, width, 3), stretched by the aspect (width to height) of its samples and turned as it says.
+
+    Raises `ValueError` for more than `largest` pixels, and for a frame that is to be shown at an angle.
+    """
+    width, height = frame.width, frame.height
+    if aspect and aspect != 1:
+        width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    if width * height > largest:
+        raise ValueError(f"frames are to be shown as {width}x{height} pixels")
+    picture: np.ndarray = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    matrix = next((np.frombuffer(bytes(data), np.int32) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return picture
+    (right_right, right_down), (down_right, down_down) = np.rint(matrix[[[0, 1], [3, 4]]] / 2**16).astype(int)  # x' = ax + cy, y' = bx + dy
+    across, along = (right_right, down_down) if right_right else (down_right, right_down)
+    if abs(across) != 1 or abs(along) != 1:
+        raise ValueError("frames are to be shown at an angle; turn the video first")
+    picture = picture if right_right else picture.swapaxes(0, 1)
+    return np.ascontiguousarray(picture[::along, ::across])
 
 
 def import_av() -> Any:

@@ -1,7 +1,7 @@
-"""A crew of processes that works off a list of jobs.
+"""A pool of worker processes for jobs that need a simulator, which is kept open from job to job.
 
-Each worker has a pipe of its own, so that one that fails, hangs or is killed can neither block the others nor lose
-their work. Workers end when whoever hired them does.
+Unlike with `concurrent.futures.ProcessPoolExecutor`, a worker that is killed fails its own job only and is replaced, jobs report
+their progress, what is open is closed when the pool is, and workers end when the process that started them does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Failed(NamedTuple):
     why: str
 
 
-class CrewError(RuntimeError):
+class WorkerPoolError(RuntimeError):
     """No job can be done, because a worker can't open its work."""
 
 
@@ -68,52 +68,52 @@ def run_jobs(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -
         open_work: called in every worker before its first job and after a failed one; importable by name (picklable).
 
     Raises:
-        CrewError: `open_work` raised.
+        WorkerPoolError: `open_work` raised.
     """
     pending = deque(jobs)
-    crew: dict[Connection, _Worker] = {}
+    pool: dict[Connection, _Worker] = {}
     try:
         for _ in range(min(workers, len(pending))):
-            _hire(crew, open_work, pending.popleft())
-        while crew:
-            for pipe in wait(list(crew)):
+            _start(pool, open_work, pending.popleft())
+        while pool:
+            for pipe in wait(list(pool)):
                 assert isinstance(pipe, Connection)
-                yield from _attend(crew, pipe, open_work, pending)
+                yield from _listen(pool, pipe, open_work, pending)
     finally:
-        _dismiss(crew)
+        _stop(pool)
 
 
-def _hire(crew: dict[Connection, _Worker], open_work: Callable[[], Work], job: int) -> None:
+def _start(pool: dict[Connection, _Worker], open_work: Callable[[], Work], job: int) -> None:
     context = multiprocessing.get_context("spawn")  # renderers don't survive a fork
     pipe, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, open_work), daemon=True)
     process.start()
     theirs.close()
     pipe.send(job)
-    crew[pipe] = _Worker(process, pipe, job)
+    pool[pipe] = _Worker(process, pipe, job)
 
 
-def _attend(
-    crew: dict[Connection, _Worker], pipe: Connection, open_work: Callable[[], Work], pending: deque[int]
+def _listen(
+    pool: dict[Connection, _Worker], pipe: Connection, open_work: Callable[[], Work], pending: deque[int]
 ) -> Generator[Message, None, None]:
-    """Hear one message of one worker, and give it another job if it wants one; replace it if it died."""
-    worker = crew[pipe]
-    message = _hear(worker)
+    """Receive one message of one worker, and give it another job if it wants one; replace it if it died."""
+    worker = pool[pipe]
+    message = _receive(worker)
     if isinstance(message, _CannotStart):
-        raise CrewError(message.why)
+        raise WorkerPoolError(message.why)
     if message is not None:
         yield message
     if message is None or (isinstance(message, Failed) and not worker.process.is_alive()):
-        del crew[pipe]
+        del pool[pipe]
         if pending:
-            _hire(crew, open_work, pending.popleft())
+            _start(pool, open_work, pending.popleft())
     elif isinstance(message, (Done, Failed)):
         worker.job = pending.popleft() if pending else None
         with contextlib.suppress(OSError):  # one that has just died is heard of next
             pipe.send(worker.job)
 
 
-def _hear(worker: _Worker) -> Message | _CannotStart | None:
+def _receive(worker: _Worker) -> Message | _CannotStart | None:
     """The worker's message; of one that has gone: None if it had nothing more to do, else `Failed`."""
     try:
         return worker.pipe.recv()
@@ -122,10 +122,10 @@ def _hear(worker: _Worker) -> Message | _CannotStart | None:
     return None if worker.job is None else Failed(worker.job, f"its process ended with exit code {worker.process.exitcode}")
 
 
-def _dismiss(crew: dict[Connection, _Worker]) -> None:
-    for worker in crew.values():
+def _stop(pool: dict[Connection, _Worker]) -> None:
+    for worker in pool.values():
         worker.process.terminate()
-    for worker in crew.values():
+    for worker in pool.values():
         worker.process.join(SECONDS_TO_TIDY_UP)
         worker.process.kill()
         worker.pipe.close()
@@ -133,7 +133,7 @@ def _dismiss(crew: dict[Connection, _Worker]) -> None:
 
 def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
     """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever hired us, and comes here as SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and comes here as SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is open gets closed
     work: Work | None = None
     try:
@@ -156,23 +156,23 @@ def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:
     try:
         return open_work()
     except Exception as error:
-        _say(pipe, _CannotStart(f"{type(error).__name__}: {error}"))
+        _send(pipe, _CannotStart(f"{type(error).__name__}: {error}"))
         sys.exit(1)
 
 
 def _do(pipe: Connection, work: Work, job: int) -> Work | None:
     """Do one job, and return the work if it can be trusted with another."""
     try:
-        work(job, lambda amount: _say(pipe, Progress(job, amount)))
+        work(job, lambda amount: _send(pipe, Progress(job, amount)))
     except Exception:
-        _say(pipe, Failed(job, traceback.format_exc()))
+        _send(pipe, Failed(job, traceback.format_exc()))
         work.close()
         return None
-    _say(pipe, Done(job))
+    _send(pipe, Done(job))
     return work
 
 
-def _say(pipe: Connection, message: Any) -> None:
+def _send(pipe: Connection, message: Any) -> None:
     try:
         pipe.send(message)
     except OSError:

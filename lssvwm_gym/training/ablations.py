@@ -58,10 +58,10 @@ def _small_blocks(run: WorldTraining) -> WorldTraining:
 
 def _no_long_context(run: WorldTraining) -> WorldTraining:
     noise = replace(run.noising.noise, prefix=0.0)
-    return replace(run, peeking=0.0, dreaming=0.0, noising=replace(run.noising, noise=noise))
+    return replace(run, teacher_forcing=0.0, self_rollout=0.0, noising=replace(run.noising, noise=noise))
 
 
-def _no_hand_over(run: WorldTraining) -> WorldTraining:
+def _no_carry_state(run: WorldTraining) -> WorldTraining:
     return replace(run, curriculum=tuple(replace(stage, clips=1) for stage in run.curriculum))
 
 
@@ -74,8 +74,8 @@ VARIANTS: dict[str, tuple[str, Variant]] = {  # name: (what it is, how a run bec
     "mamba-attention": ("the same with frame-local attention: no block-wise scan", _mamba_attention),
     "small-blocks": ("ours with blocks of one token everywhere", _small_blocks),
     "no-long-context": ("ours without long-context training: diffusion forcing alone, no clean prefix", _no_long_context),
-    "no-hand-over": ("ours, each clip beginning with an empty state", _no_hand_over),
-    "full-causal": ("causal attention over all frames of a walk: the upper bound, at a cost that grows", _full_causal),
+    "no-hand-over": ("ours, each clip beginning with an empty state", _no_carry_state),
+    "full-causal": ("causal attention over all frames of a segment: the upper bound, at a cost that grows", _full_causal),
 }
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lssvwm_gym.checkpoints.build import built_autoencoder
-from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -58,10 +57,10 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     """Train, alone or with the other processes of an `accelerate launch`, and return the path of the finished autoencoder."""
     if run.threads:
         torch.set_num_threads(run.threads)
-    team = assemble(run.device)
-    team.refuse_uneven(run.batch, f"--batch {run.batch}")
+    group = assemble(run.device)
+    group.refuse_uneven(run.batch, f"--batch {run.batch}")
     torch.manual_seed(run.seed)
-    device = team.device
+    device = group.device
     model = Autoencoder(run.model) if run.encoder is None else with_encoder_of(load_autoencoder(run.encoder), run.model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
@@ -73,20 +72,20 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
     frames = torch.from_numpy(read_frames(run.data)).to(device)
     val = torch.from_numpy(read_frames(run.val)[::40]).to(device) if run.val else frames[::4000]
-    team.agree(start, f"the step that {saved} goes on from")
-    writer = SummaryWriter(str(run.out / "logs"), purge_step=start) if team.leads else None
-    progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05, disable=not team.leads)
+    group.agree(start, f"the step that {saved} goes on from")
+    writer = SummaryWriter(str(run.out / "logs"), purge_step=start) if group.is_main_process else None
+    progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05, disable=not group.is_main_process)
     for step in progress:
         set_learning_rate(optimizer, learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
         rng = np.random.default_rng([run.seed, step])
-        batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[team.share(run.batch)]).to(device)]
-        draws = ShardedRNG(torch.Generator(device).manual_seed(int(rng.integers(2**62))), team.number, team.size)
+        batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[group.share(run.batch)]).to(device)]
+        sharded = ShardedRNG(torch.Generator(device).manual_seed(int(rng.integers(2**62))), group.process_index, group.num_processes)
         with mixed_precision(run.precision, device.type):
-            shares = [mean / team.size for mean in reconstruction_loss(model, batch, draws)]
+            shares = [mean / group.num_processes for mean in reconstruction_loss(model, batch, sharded)]
         optimizer.zero_grad()
         shares[0].backward()
-        team.add_gradients(learned)
-        loss, error = team.summed(torch.stack(shares).detach()).unbind()
+        group.add_gradients(learned)
+        loss, error = group.summed(torch.stack(shares).detach()).unbind()
         norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         update_average(average, model, step, run.average)
@@ -105,7 +104,7 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
         if run.encoder is None:
             set_latent_scale(average, frames[:: max(1, len(frames) // 5000)])
         save_tensors(finished, average.state_dict(), {"config": asdict(run.model), "steps": run.steps, "data": fingerprint(run.data)})
-    team.wait()
+    group.wait()
     return finished
 
 
@@ -119,22 +118,13 @@ def with_encoder_of(other: Autoencoder, config: AutoencoderConfig) -> Autoencode
     return model
 
 
-def reconstruction_loss(model: Autoencoder, frames: Tensor, draws: ShardedRNG) -> tuple[Tensor, Tensor]:
+def reconstruction_loss(model: Autoencoder, frames: Tensor, rng: ShardedRNG) -> tuple[Tensor, Tensor]:
     """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
     latent = model.bounded_latent(frames)
-    image = model.decoder(latent + model.config.latent_noise * draws.normal(*latent.shape))
+    image = model.decoder(latent + model.config.latent_noise * rng.normal(*latent.shape))
     target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
     error = (image.float() - target).square().mean((1, 2, 3))
     return (error + 1e-6).sqrt().mean(), error.mean().detach()
-
-
-def load_autoencoder(path: Path) -> Autoencoder:
-    """Load an autoencoder that `train_autoencoder` finished, or that of a folder of weights."""
-    if path.is_dir():
-        return load_weights(path).autoencoder
-    tensors, header = load_tensors(path)
-    model = built_autoencoder(header.get("config"), tensors, path, path)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def read_frames(folder: Path) -> np.ndarray:

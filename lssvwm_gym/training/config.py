@@ -19,14 +19,14 @@ class Stage:
 
     share: float  # of all steps
     frames: int  # T, of a clip
-    clips: int  # the longest walk, in clips that hand their state on
+    clips: int  # the longest segment, in clips between which the state is carried
 
 
 CURRICULUM = (
     Stage(0.05, 80, 1),
     Stage(0.15, 80, 3),
     Stage(0.8, 80, 10),
-)  # short clips in longer and longer walks: most frames for the time
+)  # short clips in longer and longer segments: most frames for the time
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class WorldTraining:
     warmup: int = 100  # steps
     decay: float = 0.35  # share of the steps over which the learning rate falls to zero
     average: float = 0.998  # decay of the moving average that is shipped
-    peeking: float = 0.3  # share of steps in which every frame is committed clean and peeked at noisily, as in a dream
-    dreaming: float = 0.45  # share of steps in which, besides, a part of the past is what the model dreams; the rest is forcing
+    teacher_forcing: float = 0.3  # share of steps in which every frame is denoised after a clean past, as in a dream
+    self_rollout: float = 0.45  # share of steps in which, besides, a part of that past is the model's own; the rest is diffusion forcing
     noising: LossOptions = field(default_factory=LossOptions)
-    back: float = 0.4  # share of walks that turn round and go back
+    back: float = 0.4  # share of segments that run back through the same frames
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
-    odometry_updates: int = 8  # a step, of the head that sees its own motion, which learns from pairs of frames apart from all else
+    odometry_updates: int = 8  # a step, of the odometry head, which learns from pairs of frames apart from all else
     save_every: int = 250  # steps
     inventory_weight: float = 0.5
-    mirror: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from its mirror image too
+    augmentation: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from flipped, too
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     device: str = "auto"  # auto: cuda where there is one, else cpu
     backend: str = "auto"  # of scans: torch; on CUDA also mamba, mamba-ssm's kernels, which auto takes if they are installed
@@ -70,8 +70,11 @@ class WorldTraining:
     threads: int = 0  # 0: leave it to torch
 
     def __post_init__(self) -> None:
-        if self.peeking < 0 or self.dreaming < 0 or self.peeking + self.dreaming > 1:
-            raise ValueError(f"peeking and dreaming are shares of the steps, together at most 1; got {self.peeking} and {self.dreaming}")
+        shares = self.teacher_forcing, self.self_rollout
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(
+                f"teacher_forcing and self_rollout are shares of the steps, together at most 1; got {shares[0]} and {shares[1]}"
+            )
         Backend(self.backend, self.attention)
 
     def stage(self, step: int) -> Stage:
@@ -80,14 +83,14 @@ class WorldTraining:
         return self.curriculum[min(int(np.searchsorted(reached, step, side="right")), len(self.curriculum) - 1)]
 
     def rows(self, stage: Stage) -> int:
-        """Walks under way in a stage, in all processes together."""
+        """Segments under way in a stage, in all processes together."""
         return max(1, self.frames_a_step // stage.frames)
 
-    def refuse_uneven_rows(self, team: ProcessGroup) -> None:
-        """Refuse a team whose processes could not all have the same number of rows in every stage."""
+    def refuse_uneven_rows(self, group: ProcessGroup) -> None:
+        """Refuse a process group whose processes could not all have the same number of rows in every stage."""
         for stage in self.curriculum:
             rows = self.rows(stage)
-            team.refuse_uneven(rows, f"{rows} rows (--frames-a-step {self.frames_a_step} in clips of {stage.frames} frames)")
+            group.refuse_uneven(rows, f"{rows} rows (--frames-a-step {self.frames_a_step} in clips of {stage.frames} frames)")
 
     @property
     def checkpoint(self) -> Path:

@@ -29,39 +29,39 @@ class ProcessGroup:
     """This process among those that train together. All of them must call what exchanges something, in the same order."""
 
     device: torch.device
-    number: int = 0  # of this process, from 0
-    size: int = 1  # number of processes
+    process_index: int = 0
+    num_processes: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one process that writes files, shows progress and scores."""
-        return self.number == 0
+        return self.process_index == 0
 
     def share(self, count: int) -> slice:
         """Which of `count` things are this process's."""
-        return slice(self.number * count // self.size, (self.number + 1) * count // self.size)
+        return slice(self.process_index * count // self.num_processes, (self.process_index + 1) * count // self.num_processes)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.size == 1:
+        if self.num_processes == 1:
             return tensor
         from accelerate.utils import reduce
 
         return reduce(tensor, "sum")
 
     def gathered(self, tensor: Tensor) -> Tensor:
-        """The rows (B, ...) of all processes in their order, (size * B, ...)."""
-        if self.size == 1:
+        """The rows (B, ...) of all processes in their order, (num_processes * B, ...)."""
+        if self.num_processes == 1:
             return tensor
         if not tensor.numel():
-            return tensor.new_zeros(self.size * len(tensor), *tensor.shape[1:])
+            return tensor.new_zeros(self.num_processes * len(tensor), *tensor.shape[1:])
         from accelerate.utils import gather
 
         return gather(tensor)
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the sum of all gradients, in one exchange."""
-        if self.size == 1:
+        if self.num_processes == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         total = self.summed(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -70,33 +70,33 @@ class ProcessGroup:
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        if self.size > 1:
+        if self.num_processes > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
 
     @contextlib.contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """A block that the leading process has been through when the others begin it, and find what it left on disk."""
-        if not self.leads:
+    def main_process_first(self) -> Iterator[None]:
+        """A block that the main process has been through when the others begin it, and find what it left on disk."""
+        if not self.is_main_process:
             self.wait()
         yield
-        if self.leads:
+        if self.is_main_process:
             self.wait()
 
     def refuse(self, message: str) -> NoReturn:
         """Raise `ValueError` for what is wrong in all processes alike; of several, the leading one says it and all end with status 1."""
-        if self.size == 1:
+        if self.num_processes == 1:
             raise ValueError(message)
-        if self.leads:
+        if self.is_main_process:
             print(f"lssvwm-gym: {message}", file=sys.stderr, flush=True)
         self.wait()
         raise SystemExit(1)
 
     def refuse_uneven(self, rows: int, what: str) -> None:
         """Refuse rows that can't be divided among the processes in equal shares; `what` says where they come from."""
-        if rows % self.size:
-            self.refuse(f"{what} can't be divided evenly among {self.size} processes: choose a multiple of {self.size}")
+        if rows % self.num_processes:
+            self.refuse(f"{what} can't be divided evenly among {self.num_processes} processes: choose a multiple of {self.num_processes}")
 
     def agree(self, number: int, what: str) -> None:
         """Refuse to go on where processes have come to different numbers."""
@@ -109,7 +109,7 @@ ALONE = ProcessGroup(torch.device("cpu"))
 
 
 def assemble(device: str) -> ProcessGroup:
-    """The team that this process was launched into, on `device`: auto, cpu, cuda.
+    """The group that this process was launched into, on `device`: auto, cpu, cuda.
 
     Each process of a machine gets a GPU of its own. Raises `ImportError` if several processes were launched without accelerate
     being installed, `ValueError` if they are all to use one and the same GPU.
@@ -131,27 +131,27 @@ def assemble(device: str) -> ProcessGroup:
 
 @dataclass(frozen=True)
 class ShardedRNG:
-    """Draws for a share of the rows: made for all rows, of which the share is kept."""
+    """Random numbers for this process's share of the rows: drawn for all rows, of which the share is kept."""
 
     generator: torch.Generator  # in the same state in all processes
-    number: int = 0  # which of the shares
-    shares: int = 1  # all of the same number of rows
+    process_index: int = 0  # which of the shares is kept
+    num_processes: int = 1  # shares, all of the same number of rows
 
     def uniform(self, *shape: int, axis: int = 0) -> Tensor:
         """Numbers from 0 to 1, of a shape whose `axis` is this share's rows."""
-        return self.mine(torch.rand(self._whole(shape, axis), generator=self.generator, device=self.generator.device), axis)
+        return self.shard(torch.rand(self._whole(shape, axis), generator=self.generator, device=self.generator.device), axis)
 
     def normal(self, *shape: int, axis: int = 0) -> Tensor:
         """Numbers from a normal distribution, of a shape whose `axis` is this share's rows."""
-        return self.mine(torch.randn(self._whole(shape, axis), generator=self.generator, device=self.generator.device), axis)
+        return self.shard(torch.randn(self._whole(shape, axis), generator=self.generator, device=self.generator.device), axis)
 
     def whole(self, low: int, high: int) -> int:
         """A whole number from `low` to `high` - 1, the same for all rows."""
         return int(torch.randint(low, high, (), generator=self.generator, device=self.generator.device))
 
-    def mine(self, drawn: Tensor, axis: int = 0) -> Tensor:
+    def shard(self, drawn: Tensor, axis: int = 0) -> Tensor:
         """This share of what was drawn for all rows."""
-        return drawn.chunk(self.shares, axis)[self.number]
+        return drawn.chunk(self.num_processes, axis)[self.process_index]
 
     def _whole(self, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-        return tuple(size * self.shares if number == axis else size for number, size in enumerate(shape))
+        return tuple(size * self.num_processes if number == axis else size for number, size in enumerate(shape))

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.segment import Segment
 
 STEP = 0.1  # of the finite differences, in latent units
 
 
-def picture_metric(autoencoder: Autoencoder, episodes: list[LatentEpisode], cache: Path, frames: int = 24) -> Tensor:
+def latent_metric(autoencoder: Autoencoder, episodes: list[Segment], cache: Path, frames: int = 24) -> Tensor:
     """E[J^T J] over frames spread over the episodes, scaled to a mean of 1 on the diagonal: (N * C, N * C) float32."""
     if cache.exists():
         stored, _ = load_tensors(cache)

@@ -38,7 +38,7 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers and AdamW for everything else, or AdamW for all.
 
     Muon's updates are scaled to match AdamW's (`match_rms_adamw`), so that one learning rate serves both.
-    Decay rates, biases, gains and embeddings are not decayed towards zero. The last optimiser is that of the sight head.
+    Decay rates, biases, gains and embeddings are not decayed towards zero. The last optimiser is that of the odometry head.
     """
     matrices, decayed, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -54,8 +54,8 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    sight = [parameter for name, parameter in model.named_parameters() if name.startswith("odometry_head.")]
-    return [*optimizers, torch.optim.AdamW(sight, weight_decay=0.1, fused=True)]
+    odometry = [parameter for name, parameter in model.named_parameters() if name.startswith("odometry_head.")]
+    return [*optimizers, torch.optim.AdamW(odometry, weight_decay=0.1, fused=True)]
 
 
 def product_dtype(name: str, device: str = "cpu") -> torch.dtype:

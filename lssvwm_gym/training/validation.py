@@ -1,4 +1,4 @@
-"""Looks at a world model while it trains: validation scores, a contact sheet of recalled places, a GIF of a dream."""
+"""Validation of a world model while it trains: scores, a contact sheet of recalled places, a GIF of a dream."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lssvwm_gym.data.segments import Episodes, Walk, inputs_of, latent_episodes, read_clip
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.latents import latent_episodes
 
 CONTEXT, AHEAD = 100, 24  # frames
 
 
 @dataclass
 class Validation:
-    """Holds the validation clips; `look` scores a model on them and writes pictures."""
+    """Holds the validation clips; `score` scores a model on them and writes pictures."""
 
     autoencoder: Autoencoder
     val: Path  # folder with episodes
@@ -34,15 +35,17 @@ class Validation:
         unknown = self.unknown_action
         frames = CONTEXT + AHEAD
         self.forward = read_clip(
-            episodes, [Walk(i, length // 5, frames, frames) for i, length in enumerate(episodes.lengths)], frames, unknown
+            episodes, [SegmentIndex(i, length // 5, frames, frames) for i, length in enumerate(episodes.lengths)], frames, unknown
         )
-        walks = [
-            Walk(i, start, CONTEXT, 2 * CONTEXT) for i, length in enumerate(episodes.lengths) for start in (length // 10, 6 * length // 10)
+        indices = [
+            SegmentIndex(i, start, CONTEXT, 2 * CONTEXT)
+            for i, length in enumerate(episodes.lengths)
+            for start in (length // 10, 6 * length // 10)
         ]
-        self.returning = read_clip(episodes, walks, 2 * CONTEXT, unknown)
+        self.returning = read_clip(episodes, indices, 2 * CONTEXT, unknown)
 
     @torch.no_grad()
-    def look(self, model: WorldModel, step: int, writer: SummaryWriter) -> str:
+    def score(self, model: WorldModel, step: int, writer: SummaryWriter) -> str:
         """Score, write to TensorBoard and `samples/`, and return a line to print."""
         scores = {**self._next_frames(model), **self._recall(model), **self._dream(model)}
         for name, value in scores.items():
@@ -55,12 +58,12 @@ class Validation:
         return remember(model, state, *(x[:, :CONTEXT] for x in (clip.latent, clip.action, clip.pose, clip.inventory)))
 
     def _next_frames(self, model: WorldModel) -> dict[str, float]:
-        """Each next frame from a real past, with the true and with the believed motion; and the error of that motion."""
+        """Each next frame from a real past, with the true and with the estimated motion; and the error of that motion."""
         state, clip = self._context(model), self.forward
-        errors: dict[str, list[float]] = {"next": [], "next_believed": [], "motion_error": []}
+        errors: dict[str, list[float]] = {"next": [], "next_estimated": [], "motion_error": []}
         for t in range(CONTEXT, CONTEXT + AHEAD):
             action, truth = clip.action[:, t], clip.latent[:, t]
-            for name, motion in (("next", clip.motion[:, t]), ("next_believed", None)):
+            for name, motion in (("next", clip.motion[:, t]), ("next_estimated", None)):
                 latent, moved, *_ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
@@ -75,7 +78,7 @@ class Validation:
         generator = torch.Generator().manual_seed(0)
         pure = torch.randn(clip.latent.shape, generator=generator).to(self.device)
         latent = torch.where(noise[..., None, None] > 0, pure, clip.latent)
-        known = clip.placed
+        known = clip.pose_known
         late = slice(CONTEXT + 12, None)
         with_memory = model(latent, inputs_of(clip, noise, known), model.initial_state(len(latent))).clean
         order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])
@@ -89,7 +92,7 @@ class Validation:
         }
 
     def _dream(self, model: WorldModel) -> dict[str, float]:
-        """Open loop with believed poses: PSNR against the decoded truth, and how far the believed pose is off at the end."""
+        """Open loop with estimated poses: PSNR against the decoded truth, and how far the estimated pose is off at the end."""
         state, clip = self._context(model), self.forward
         frames = []
         for t in range(CONTEXT, CONTEXT + AHEAD):

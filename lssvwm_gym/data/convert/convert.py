@@ -21,7 +21,7 @@ from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
 from lssvwm_gym.data.convert.recording import Found, Framing, Recording, write_recording
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
 from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.io.json_config import parsed
+from lssvwm_gym.io.json_config import in_short, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
@@ -152,6 +152,8 @@ def _convert_one(one: Found, converting: Converting) -> str:
         write_recording(converting.out / one.name, recording, converting.framing, converting.fps, converting.crf)
     except EpisodeError as error:
         return str(error)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # of a file that says what nobody foresaw
+        return f"{one.path}: can't be converted ({type(error).__name__}: {in_short(error)})"
     return ""
 
 

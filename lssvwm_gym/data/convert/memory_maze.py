@@ -24,7 +24,7 @@ KNOWN = (*POSITIONS, "target_color", "maze_layout")  # of an Episode's extras
 
 def public_paths(folder: str | Path) -> list[Path]:
     """The npz files of `folder`, sorted by name. Raises `EpisodeError` if there are none."""
-    paths = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() == ".npz" and not path.name.startswith("."))
     if not paths:
         raise EpisodeError(f"{folder}: holds no episode of the public set (<name>.npz)")
     return paths

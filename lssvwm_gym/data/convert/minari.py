@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from lssvwm_gym.data.convert.recording import Found, Recording
+from lssvwm_gym.data.convert.recording import Found, Recording, not_a_picture
 from lssvwm_gym.data.episode import EpisodeError
 from lssvwm_gym.io.json_config import parsed
 
@@ -54,13 +54,18 @@ def read_minari(found: Found, images: str = "") -> Recording:
         EpisodeError: spaces that are none of these, an episode that can't be read, or lengths that don't belong together.
     """
     dataset, what = _dataset(found.path), f"{found.path}, episode {found.number}"
-    images = picture_name(dataset.observation_space, images, found.path)
+    chosen, images = images, picture_name(dataset.observation_space, images, found.path)
     try:
         episode = next(iter(dataset.iterate_episodes([found.number])))
     except (OSError, RuntimeError, KeyError, AssertionError, ValueError, TypeError) as error:
         raise EpisodeError(f"{what}: can't be read ({type(error).__name__}: {error})") from None
     seen = {"": episode.observations} if isinstance(dataset.observation_space, spaces.Box) else dict(episode.observations)
     frames = np.asarray(seen.pop(images))
+    if not chosen and (why := not_a_picture(frames)):
+        raise EpisodeError(
+            f"{what}: observations are uint8 {frames.shape[1:]}, but no pictures: {why}. Record the dataset with a wrapper that shows "
+            "pictures, such as MiniGrid's RGBImgPartialObsWrapper, or, in a Dict, name the entry with --images to take it as it is"
+        )
     others = {name: np.asarray(seen[name]) for name in seen if _is_plain(dataset.observation_space[name])}
     arrays = {f"observed_{name}" if name in OWN else name: array for name, array in others.items()} | {
         "action": _led(_actions(dataset.action_space, episode.actions, found.path)),

@@ -5,18 +5,21 @@ Long videos stream: a frame is decoded, kept or skipped, cropped, resized and en
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lssvwm_gym.data.episode import EpisodeError, write_arrays
-from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.atomic import literally, renamed_when_whole
 from lssvwm_gym.io.video import write_video
 
 SPLITS = ("train", "val", "test")  # folders of a public set that stay folders
+LEAST_SIDE, LEAST_PEAK = 16, 16  # pixels a side and brightness, below which an array shows codes and not a picture
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,44 @@ def _resized(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
-    """Every file below `folder` with one of the endings, files of one stem once (the first ending's), sorted by name.
+    """Every file below `folder` with one of the endings, in any case; files of one stem once (the first ending's), sorted by name.
 
     Raises:
         EpisodeError: no such folder, nothing in it, or two files whose episodes would have the same name.
     """
     if not folder.is_dir():
         raise EpisodeError(f"{folder}: no such folder")
-    files = [file for ending in endings for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")]
-    stems = {file.with_name(file.name[: -len(file.suffix)]): file.with_suffix(endings[0]) for file in files}
-    if not stems:
+    files = [file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith(".")]
+    if not files:
         raise EpisodeError(f"{folder}: holds no {' or '.join(endings)}, in no folder below it either")
-    return named({stem.relative_to(folder): file for stem, file in stems.items()})
+    stems = {file.with_suffix("").relative_to(folder): file for file in files}
+    return named({stem: beside(file, endings[0]) for stem, file in stems.items()})
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file of the same stem with an ending in any case, as it is written on disk; with that ending where there is none.
+
+    Raises:
+        EpisodeError: two such files.
+    """
+    files = sorted(
+        file for file in path.parent.glob(f"{literally(path.stem)}.*") if file.stem == path.stem and file.suffix.lower() == ending
+    )
+    if len(files) > 1:
+        raise EpisodeError(f"{files[1]}: would become the same episode as {files[0]}; rename one of them")
+    return files[0] if files else path.with_suffix(ending)
+
+
+def note(message: str) -> None:
+    """Say what becomes of a recording that is not as it should be, and go on."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def not_a_picture(frames: np.ndarray) -> str:
+    """Why uint8 (..., height, width, 3) can't be a picture but holds codes, such as a map of what lies where; "" for a picture."""
+    if min(frames.shape[-3:-1]) < LEAST_SIDE:
+        return f"{frames.shape[-3]}x{frames.shape[-2]} is too small for a picture"
+    return "" if frames.max(initial=0) >= LEAST_PEAK else f"nothing in it is brighter than {frames.max(initial=0)} of 255"
 
 
 def named(files: dict[Path, Path]) -> list[Found]:

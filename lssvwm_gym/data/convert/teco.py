@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.data.convert.recording import Found, Recording, files_below
+from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
 
 MAX_SKIP = 5  # 3 ** 5 = 243 actions
@@ -70,9 +70,10 @@ def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recor
             short video.
     """
     path = found.path
+    arrays = beside(path, ".npz")
     if not path.exists():
-        raise EpisodeError(f"{path}: no such file, though {path.with_suffix('.npz').name} is there; each needs the other")
-    taken = _actions(path.with_suffix(".npz"), read_arrays(path), MINECRAFT, outgoing)
+        raise EpisodeError(f"{path}: no such file, though {arrays.name} is there; each needs the other")
+    taken = _actions(arrays, read_arrays(arrays), MINECRAFT, outgoing)
     return _recording(path, video_frames(path), taken, MINECRAFT, skip, MINECRAFT_FPS, outgoing)
 
 

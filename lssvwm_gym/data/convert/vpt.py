@@ -19,14 +19,13 @@ What is known to be wrong in the recordings, and what is done about it:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lssvwm_gym.data.convert.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
-from lssvwm_gym.data.convert.recording import Found, Recording, files_below, named
+from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, named, note
 from lssvwm_gym.data.episode import EpisodeError, video_frames
 from lssvwm_gym.io.json_config import parsed
 
@@ -40,19 +39,15 @@ ATTACK = 0  # mouse button
 MOST_DEGREES = 180.0  # a tick
 
 
-@dataclass
-class Ticks:
-    """What the lines of a recording say, a row a line."""
+class Tick(NamedTuple):
+    """What a line of a recording says."""
 
-    buttons: list[np.ndarray] = field(default_factory=list)  # (23,), done after the frame
-    camera: list[tuple[float, float]] = field(default_factory=list)  # degrees down and right, done after the frame
-    screen: list[bool] = field(default_factory=list)  # whether the frame shows a screen
-    hotbar: list[int | None] = field(default_factory=list)  # 0 to 8, chosen at the frame
-    pose: list[list[float] | None] = field(default_factory=list)  # at the frame
-    inventory: list[np.ndarray | None] = field(default_factory=list)  # at the frame
-
-    def __len__(self) -> int:
-        return len(self.screen)
+    buttons: np.ndarray  # (23,), done after the frame
+    camera: tuple[float, float]  # degrees down and right, done after the frame
+    screen: bool  # whether the frame shows a screen
+    hotbar: int | None  # 0 to 8, chosen at the frame
+    pose: list[float] | None  # at the frame
+    inventory: np.ndarray | None  # at the frame
 
 
 def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
@@ -89,51 +84,57 @@ def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
             video or one of another length.
     """
     path = found.path
-    lines = path.with_suffix(".jsonl")
+    lines = beside(path, ".jsonl")
     for file in (path, lines):
         if not file.exists():
             raise EpisodeError(f"{file}: no such file; a recording is an mp4 and a jsonl of one name")
-    ticks = read_ticks(lines)
+    ticks, broken = read_ticks(lines)
 
     def arrays(count: int) -> dict[str, np.ndarray]:
-        if count - len(ticks) not in (0, 1) and not cut:
+        if count - len(ticks) not in (0, 1) and not cut and not (broken and count > len(ticks)):
             raise EpisodeError(f"{path}: {count} frames for {len(ticks)} lines; take what both have with --cut")
-        return _arrays(ticks, min(count, len(ticks)), skip)
+        return _arrays(ticks[:count], skip)
 
     return Recording(video_frames(path), FPS, arrays, longest=len(ticks))
 
 
-def read_ticks(path: Path) -> Ticks:
-    """Read a jsonl file. Raises `EpisodeError` naming file and line."""
-    ticks, stuck, number = Ticks(), False, 0
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                number += 1
-                stuck = _add(ticks, parsed(line), stuck)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise EpisodeError(f"{path}: line {max(number, 1)} is not a tick of a recording ({what})") from None
-    if not len(ticks):
-        raise EpisodeError(f"{path}: holds no ticks")
-    return ticks
+def read_ticks(path: Path) -> tuple[list[Tick], bool]:
+    """Read a jsonl file; also returns whether broken lines at its end were left out, of which a note tells.
+
+    Raises `EpisodeError` naming file and line for other broken lines.
+    """
+    ticks: list[Tick] = []
+    stuck, broken = False, ""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                tick, stuck = _tick(parsed(line.decode("utf-8-sig" if number == 1 else "utf-8")), stuck, first=number == 1)
+            except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+                what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                broken = broken or (f"line {number} is not a tick of a recording ({what})" if line.strip() else f"line {number} is empty")
+                continue
+            if broken:
+                raise EpisodeError(f"{path}: {broken}")
+            ticks.append(tick)
+    if not ticks:
+        raise EpisodeError(f"{path}: {broken or 'holds no ticks'}")
+    if broken:
+        note(f"{path}: {broken}, and so is all that follows: the recording ends before it")
+    return ticks, bool(broken)
 
 
-def _add(ticks: Ticks, line: dict[str, Any], stuck: bool) -> bool:
-    """Add a line; whether attack is stuck from here on."""
+def _tick(line: dict[str, Any], stuck: bool, first: bool) -> tuple[Tick, bool]:
+    """A line, and whether attack is stuck from here on."""
     mouse, screen = line["mouse"], bool(line["isGuiOpen"])
-    if len(ticks) == 0:
+    if first:
         stuck = mouse["newButtons"] == [ATTACK]
     elif ATTACK in mouse["newButtons"]:
         stuck = False
     held = [button for button in mouse["buttons"] if not (stuck and button == ATTACK)]
-    ticks.buttons.append(pressed(line["keyboard"]["keys"], held))
-    ticks.camera.append((0.0, 0.0) if screen else (_degrees(mouse["dy"]), _degrees(mouse["dx"])))
-    ticks.screen.append(screen)
-    ticks.hotbar.append(_slot(line))
-    ticks.pose.append([float(line[name]) for name in POSE] if all(name in line for name in POSE) else None)
-    ticks.inventory.append(count_items(line["inventory"]) if "inventory" in line else None)
-    return stuck
+    camera = (0.0, 0.0) if screen else (_degrees(mouse["dy"]), _degrees(mouse["dx"]))
+    pose = [float(line[name]) for name in POSE] if all(name in line for name in POSE) else None
+    inventory = count_items(line["inventory"]) if "inventory" in line else None
+    return Tick(pressed(line["keyboard"]["keys"], held), camera, screen, _slot(line), pose, inventory), stuck
 
 
 def _degrees(steps: float) -> float:
@@ -147,7 +148,7 @@ def _slot(line: dict[str, Any]) -> int | None:
     slot = line.get("hotbar")
     if slot is not None and slot not in range(9):
         raise ValueError(f"hotbar must be 0 to 8, got {slot}")
-    return slot
+    return None if slot is None else int(slot)
 
 
 def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
@@ -161,11 +162,14 @@ def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
     return counts
 
 
-def _arrays(ticks: Ticks, frames: int, skip: int) -> dict[str, np.ndarray]:
-    """The arrays of the kept ones of the first `frames` frames."""
-    buttons, camera, screen = np.stack(ticks.buttons[:frames]), np.array(ticks.camera[:frames], np.float32), np.array(ticks.screen[:frames])
-    hotbar = [slot for slot in ticks.hotbar[:frames] if slot is not None]
-    if len(hotbar) == frames:
+def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
+    """The arrays of the kept ones of the frames."""
+    buttons = np.stack([tick.buttons for tick in ticks])
+    camera, screen = np.array([tick.camera for tick in ticks], np.float32), np.array([tick.screen for tick in ticks])
+    hotbar = [tick.hotbar for tick in ticks if tick.hotbar is not None]
+    pose = [tick.pose for tick in ticks if tick.pose is not None]
+    inventory = [tick.inventory for tick in ticks if tick.inventory is not None]
+    if len(hotbar) == len(ticks):
         _press_changed_slots(buttons, np.array(hotbar))
     led = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
     shown = _grouped(screen, skip).any(1) | screen[skip::skip]
@@ -177,13 +181,11 @@ def _arrays(ticks: Ticks, frames: int, skip: int) -> dict[str, np.ndarray]:
         "reward": np.zeros(len(screen[kept]), np.float32),
         "screen": screen[kept],
     }
-    if len(hotbar) == frames:
+    if len(hotbar) == len(ticks):
         arrays["hotbar"] = np.array(hotbar, np.uint8)[kept]
-    pose = [row for row in ticks.pose[:frames] if row is not None]
-    if len(pose) == frames:
+    if len(pose) == len(ticks):
         arrays |= _pose(np.array(pose)[kept])
-    inventory = [row for row in ticks.inventory[:frames] if row is not None]
-    if len(inventory) == frames:
+    if len(inventory) == len(ticks):
         arrays["inventory"] = np.stack(inventory)[kept]
     return arrays
 
@@ -224,5 +226,5 @@ def _relpaths(index: Path) -> list[Path]:
 
 def _listed(source: Path, listed: Path) -> Path:
     """The mp4 of a recording of the index: below the source as listed, or flat in it."""
-    below, flat = (source / path.with_name(path.name + ".mp4") for path in (listed, Path(listed.name)))
+    below, flat = (beside(source / path.with_name(path.name + ".mp4"), ".mp4") for path in (listed, Path(listed.name)))
     return flat if flat.exists() and not below.exists() else below
