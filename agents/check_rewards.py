@@ -193,7 +193,7 @@ def remembered(dream: Dream, walks: list[Walk], steps: int, seed: int) -> DreamS
     unknown = np.full((len(walks), 1), len(dream.world.actions))  # no action led to the first frame
     action = torch.from_numpy(np.concatenate([unknown, np.stack([walk.action[:steps] for walk in walks])], 1)).to(device)
     pose = torch.from_numpy(np.stack([walk.pose[: steps + 1] for walk in walks])).to(device)
-    return dream.remember(torch.arange(seed, seed + len(walks)), past_of(latent, action, pose, latent.new_zeros(*latent.shape[:2], 0)))
+    return dream.prefill(torch.arange(seed, seed + len(walks)), past_of(latent, action, pose, latent.new_zeros(*latent.shape[:2], 0)))
 
 
 def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
@@ -201,12 +201,13 @@ def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
     twin, moments = state._replace(seed=state.seed + OTHER_NOISE), []
     for step in range(steps):
         action = torch.from_numpy(np.asarray(acts(state, step), np.int64))
-        _, again, _, _ = dream.go_on(state._replace(seed=state.seed + OTHER_NOISE), action)
-        twin, second, _, _ = dream.go_on(twin, action)
-        state, reward, _, info = dream.go_on(state, action)
-        uncertainty = info.get("uncertainty", np.zeros(len(action)))
-        reward_logits = info["reward_probability"], uncertainty, info["familiarity"]
-        moments.append((action.numpy(), reward.numpy(), again.numpy(), second.numpy(), *reward_logits))
+        again = dream.step(state._replace(seed=state.seed + OTHER_NOISE), action).reward
+        twin, second, _, _ = dream.step(twin, action)
+        state, reward, _, reward_logits = dream.step(state, action)
+        info = dream.info(state, reward_logits)
+        uncertainty = info.get("uncertainty", torch.zeros(len(action)))
+        numbers = (action, reward, again, second, info["reward_probability"], uncertainty, info["familiarity"])
+        moments.append([part.cpu().numpy() for part in numbers])
     return Dreams(*(np.stack(parts, 1) for parts in zip(*moments, strict=True)))
 
 

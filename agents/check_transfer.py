@@ -190,9 +190,10 @@ def play_dreams(episodes: Episodes) -> Played:
     frames = [frame[0].cpu().numpy()]
     for _ in range(episodes.steps):
         seen = frame if player.observation == "pixels" else observed(dream, state, player.observation)
-        state, frame, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
-        earned += reward.numpy() * goes_on
-        goes_on &= ~terminated.numpy()
+        state, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
+        frame = dream.frame(state)
+        earned += reward.cpu().numpy() * goes_on
+        goes_on &= ~terminated.cpu().numpy()
         frames += [frame[0].cpu().numpy()] if episodes.filmed else []
     return Played(earned.tolist(), np.stack(frames) if episodes.filmed else None)
 
@@ -201,7 +202,7 @@ def begun(dream: Dream, episodes: Episodes) -> DreamState:
     """Where dreams of these seeds begin."""
     seeds = torch.tensor(episodes.seeds)
     if not episodes.walks:
-        return dream.begin(seeds)
+        return dream.reset(seeds)
     rows = [after_walk(episodes.dream, episodes.walks[seed % len(episodes.walks)], episodes.context) for seed in episodes.seeds]
     return join_rows(rows)._replace(seed=seeds.to(dream.device))
 
@@ -209,7 +210,7 @@ def begun(dream: Dream, episodes: Episodes) -> DreamState:
 @functools.lru_cache(maxsize=64)
 def after_walk(dream: tuple[str, str, str, Path | None], walk: Path, frames: int) -> DreamState:
     """The state after the first frames of a recorded episode, whichever policy goes on from it."""
-    return open_dream(*dream).begin(torch.tensor([0]), {"episode": walk, "context_frames": frames})
+    return open_dream(*dream).reset(torch.tensor([0]), {"episode": walk, "context_frames": frames})
 
 
 def play_real(episode: Episodes) -> Played:

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from agents.seen import observed, observed_shape
 from lssvwm_gym.data.segments import LatentEpisode
-from lssvwm_gym.envs import tensors
 from lssvwm_gym.envs.contexts import past_of
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, step_of
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, reward, step_of
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.inference.compile import replayed
 from lssvwm_gym.models.rollout import DreamState, unknown_action
@@ -53,11 +52,11 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, leas
     if len(walks) and walk_every:
         rows = torch.arange(min(2 * len(walks), MOST_ROWS))  # a seed draws one of the walks
         lengths = range(walk_every, walks.latent.shape[1] + 1, walk_every)
-        starts = [dream.begin(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
+        starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
     if openings.latent.shape[1] >= least or not starts:
-        starts = [dream.begin(torch.tensor([clip]), {"clip": clip}) for clip in range(min(len(openings), most))] + starts
+        starts = [dream.reset(torch.tensor([clip]), {"clip": clip}) for clip in range(min(len(openings), most))] + starts
     if not starts:
-        starts = [dream.begin(torch.arange(MOST_ROWS), {"start": "cold"})]
+        starts = [dream.reset(torch.arange(MOST_ROWS), {"start": "cold"})]
     bank = join_rows(starts)
     chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
     return take_rows(bank, chosen.to(dream.device))
@@ -97,7 +96,7 @@ def _remembered(dream: Dream, moments: list[tuple[LatentEpisode, int]], context:
         for name in ("latent", "action", "pose", "inventory")
     )
     action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
-    return dream.remember(torch.arange(len(moments)), past_of(latent.float(), action, pose, inventory))
+    return dream.prefill(torch.arange(len(moments)), past_of(latent.float(), action, pose, inventory))
 
 
 class DreamRows:
@@ -129,7 +128,6 @@ class DreamRows:
         self.shape, self.actions = observed_shape(dream, observation), len(dream.world.actions)
         self.generator = torch.Generator(dream.device).manual_seed(seed)
         self._seen, self._reward = observation, reward
-        self._pays = torch.tensor(dream.world.reward_values, dtype=torch.float32, device=dream.device)
         self._advance: Callable[..., Any] = torch.compile(self._advanced, dynamic=False) if compiled else self._advanced
         if graphs and not compiled:
             model = dream.weights.world_model
@@ -203,10 +201,12 @@ class DreamRows:
 
     def _advanced(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor, Tensor, Tensor, Tensor]:
         """The next state, what is seen of it, the reward (B,), what is paid (B,) and whether the episode ended there (B,) bool."""
-        state, classes = step_of(SAMPLING_STEPS[self.dream.profile])(self.dream.weights.world_model, state, action, noise)
-        paid = self._pays[classes.argmax(-1)]
-        reward = classes.softmax(-1) @ self._pays if self._reward == "expected" else paid
-        return state, observed(self.dream, state, self._seen), reward, paid, tensors.terminated(self.dream, state)
+        before, step = state, step_of(SAMPLING_STEPS[self.dream.profile])
+        state, logits = step(self.dream.weights.world_model, before, action, noise)
+        paid, mean = (reward(self.dream.world, before, state, logits, expected).float() for expected in (False, True))
+        head = self.dream.weights.world_model.termination_head
+        terminated = torch.zeros_like(state.seed, dtype=torch.bool) if head is None else head(state.features)[:, 0] > 0
+        return state, observed(self.dream, state, self._seen), mean if self._reward == "expected" else paid, paid, terminated
 
     def _begin_anew(self, rows: Tensor, done: np.ndarray) -> None:
         """New starts for these rows. In place, for a copy of a thousand states takes longer than the rows of a step are worth."""

@@ -28,7 +28,7 @@ from agents.policy import Policy, load_policy
 from agents.results import as_json, shared_out, summary, write_json
 from agents.seen import WorldModelObservation, observed, observed_shape
 from lssvwm_gym.envs import spaces
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream, step_of
+from lssvwm_gym.envs.simulator import Dream, open_dream, reward
 from lssvwm_gym.envs.wrappers import StateEstimator
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
@@ -95,15 +95,13 @@ Leader = Callable[[DreamState], Tensor]  # rows of a state to their actions (B,)
 @torch.no_grad()
 def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Generator, leader: Leader | None = None) -> Futures:
     """Go on from a state of one row with actions (N, H) int64, in one batch; where an action is -1 the leader decides."""
-    model, pays = dream.weights.world_model, torch.tensor(dream.world.reward_values, device=dream.device)
-    rows, now, steps = len(action), take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)), []
-    shape, step = (rows, model.config.tokens, model.config.latent_channels), step_of(SAMPLING_STEPS[dream.profile])
+    now, steps = take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)), list[tuple[Tensor, ...]]()
     for wanted in action.to(dream.device).unbind(1):
         if leader is not None and (wanted < 0).any():
             wanted = torch.where(wanted < 0, leader(now), wanted)
-        noise = torch.randn(shape, generator=generator, device=dream.device)
-        now, classes = step(model, now, wanted, noise)
-        steps.append((wanted, classes.softmax(-1) @ pays, now.posterior_variance, now.latent))
+        before, noise = now, torch.randn(now.latent.shape, generator=generator, device=dream.device)
+        now, _, _, logits = dream.step(before, wanted, noise)
+        steps.append((wanted, reward(dream.world, before, now, logits, expected=True).float(), now.posterior_variance, now.latent))
     return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 

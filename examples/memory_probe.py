@@ -47,7 +47,7 @@ def main(run: Probe) -> None:
     pose = torch.from_numpy(episode.pose[: run.frames])
     way_back = relative_to(pose, pose[0]).flip(0)[1:]
     real = torch.from_numpy(episode.frames[: run.frames].copy()).flip(0)[1:]
-    state, _ = dream.reset(torch.tensor([run.seed]), {"episode": str(run.episode), "context_frames": run.frames})
+    state = dream.reset(torch.tensor([run.seed]), {"episode": str(run.episode), "context_frames": run.frames})
     recalled = {"own memory": seen_on(way_back, dream, state), "emptied memory": seen_on(way_back, dream, memory_of(state, None))}
     for name, frames in recalled.items():
         quality = psnr(frames[None], real[None], dream.world.border)[0]

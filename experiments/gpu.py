@@ -51,12 +51,12 @@ def parity() -> dict[str, Any]:
 
 def dreamed(dream: Dream) -> tuple[Tensor, Tensor]:
     """Frames (41, 4, height, width, 3) and rewards (40, 4)."""
-    state, frame = dream.reset(torch.arange(4), {"context_frames": CONTEXT})
-    frames, rewards = [frame.cpu().float()], []
+    state = dream.reset(torch.arange(4), {"context_frames": CONTEXT})
+    frames, rewards = [dream.frame(state).cpu().float()], []
     for step in range(STEPS):
-        state, frame, reward, *_ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
-        frames.append(frame.cpu().float())
-        rewards.append(reward)
+        state, reward, _, _ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
+        frames.append(dream.frame(state).cpu().float())
+        rewards.append(reward.cpu())
     return torch.stack(frames), torch.stack(rewards)
 
 
@@ -64,7 +64,7 @@ def dreamed(dream: Dream) -> tuple[Tensor, Tensor]:
 def speed(profile: str, rows: int) -> dict[str, float]:
     """Steps a second of all rows together, decoder included, frames left on the device."""
     dream = open_dream("memory-maze", profile, "cuda")
-    state, _ = dream.reset(torch.arange(min(rows, MOST)))
+    state = dream.reset(torch.arange(min(rows, MOST)))
     state = tree_map(lambda x: x.repeat(max(1, rows // MOST), *[1] * (x.ndim - 1)), state)
     model, passes = dream.weights.world_model, SAMPLING_STEPS[profile]
 

@@ -98,9 +98,9 @@ def dreamt(dream: Dream, state: DreamState, actions: Tensor) -> tuple[Tensor, Te
     """Frames (B, T, height, width, 3), and how well each place was known, (B, T)."""
     frames, known = [], []
     for action in actions.unbind(1):
-        state, frame, _, _, info = dream.step(state, action)
-        frames.append(frame)
-        known.append(torch.from_numpy(info["familiarity"]))
+        state = dream.step(state, action).state
+        frames.append(dream.frame(state))
+        known.append(dream.info(state)["familiarity"])
     return torch.stack(frames, 1), torch.stack(known, 1)
 
 

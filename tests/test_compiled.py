@@ -30,11 +30,11 @@ def both(weights, world="memory-maze", profile="balanced", dtype="float32"):
 
 
 def walked(dream: Dream, actions, seeds=(3, 4)):
-    state, frame = dream.reset(torch.tensor(seeds))
-    states, frames, rewards = [state], [frame], []
+    states, rewards = [dream.reset(torch.tensor(seeds))], []
     for action in actions:
-        state, frame, reward, *_ = dream.step(state, torch.tensor(action))
-        states, frames, rewards = [*states, state], [*frames, frame], [*rewards, reward]
+        state, reward, *_ = dream.step(states[-1], torch.tensor(action))
+        states, rewards = [*states, state], [*rewards, reward]
+    frames = [dream.frame(state) for state in states]
     return states, torch.stack(frames), torch.stack(rewards)
 
 
@@ -88,9 +88,10 @@ def test_a_world_with_counts_and_poses_in_space_compiles(tmp_path):
     plain, quick = both(write_tiny_minecraft(tmp_path), "minecraft", "fast")
     dreams = []
     for dream in (plain, quick):
-        state = dream.begin(torch.tensor([5]))
-        state, reward, terminated, info = dream.go_on(state, torch.tensor([3]))
-        dreams.append([state.latent, state.inventory, state.pose, reward, terminated, torch.from_numpy(info["inventory"])])
+        state = dream.reset(torch.tensor([5]))
+        state, reward, terminated, reward_logits = dream.step(state, torch.tensor([3]))
+        counts = dream.info(state, reward_logits)["inventory"]
+        dreams.append([state.latent, state.inventory, state.pose, reward, terminated, counts])
     for mine, other in zip(*dreams, strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-3, atol=1e-3)
 
@@ -113,7 +114,7 @@ def test_it_is_for_cpus_and_by_wish_alone():
 
 def test_states_are_laid_out_alike_wherever_they_come_from(tiny_weights):
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
-    states = [dream.reset(torch.tensor([3]))[0], *(walked(dream, actions, seeds=(3,))[0][-1] for actions in ([(1,)], [(1,), (2,)]))]
+    states = [dream.reset(torch.tensor([3])), *(walked(dream, actions, seeds=(3,))[0][-1] for actions in ([(1,)], [(1,), (2,)]))]
     states.append(take_rows(walked(dream, [(1, 2)])[0][-1], torch.tensor([1])))
     layouts = [[(leaf.shape, leaf.stride()) for leaf in tree_leaves(state)] for state in states]
     assert len({str(layout) for layout in layouts}) > 1

@@ -90,7 +90,7 @@ def test_a_place_is_familiar_once_it_was_seen(tiny_weights):
     model, frame = dream.weights.world_model, torch.randn(1, 1, 16, 4)
     here, noop = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]), torch.tensor([[0]])
     seen = remember(model, first_state(model, torch.tensor([0])), frame, noop, here)
-    assert dream.info(seen)["familiarity"] == pytest.approx(0, abs=1e-4)
+    assert dream.info(seen)["familiarity"].item() == pytest.approx(0, abs=1e-4)
     assert dream.info(remember(model, seen, frame, noop, here))["familiarity"] > 0.9
     assert dream.info(remember(model, seen, frame, noop, here + torch.tensor([5.0, 5, 0, 0])))["familiarity"] < 0.5
 

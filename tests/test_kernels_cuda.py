@@ -75,7 +75,7 @@ def test_a_recorded_dream_is_the_dream(tiny_weights, scan, request):
     dreams = []
     for graphs in ("off", "on"):
         dream = open_dream("memory-maze", device=DEVICE, weights=tiny_weights, backend=Backend(scan, "fold", graphs))
-        state, _ = dream.reset(torch.tensor([3, 4]))
+        state = dream.reset(torch.tensor([3, 4]))
         states = [state := dream.step(state, torch.tensor([action, 5]))[0] for action in (1, 2, 4, 1)]
         dreams.append(tree_leaves(states))
     assert all(torch.allclose(mine.double(), theirs.double(), atol=1e-3) for mine, theirs in zip(*dreams, strict=True))

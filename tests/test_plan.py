@@ -46,7 +46,7 @@ def paying(pays):
 
 
 def test_futures_are_dreams_of_their_actions(dream):
-    state = dream.begin(torch.tensor([3]))
+    state = dream.reset(torch.tensor([3]))
     action = torch.tensor([[1, 1, 2], [4, 0, 5]])
     futures = roll(dream, state, action, torch.Generator().manual_seed(0))
     assert torch.equal(futures.action, action)
@@ -66,7 +66,7 @@ def test_futures_are_dreams_of_their_actions(dream):
 
 
 def test_a_leader_decides_where_nothing_is_proposed(dream):
-    state = dream.begin(torch.tensor([3]))
+    state = dream.reset(torch.tensor([3]))
     wanted = torch.tensor([[-1, 2], [1, -1]])
     futures = roll(dream, state, wanted, torch.Generator(), lambda now: torch.full((len(now.seed),), 5))
     assert futures.action.tolist() == [[5, 2], [1, 5]]

@@ -87,7 +87,7 @@ def test_the_real_world_is_seen_as_a_dream_remembers_it(dream, tmp_path, poses, 
     env = WorldModelObservation(Recorded(episode), dream, observation, told_poses=poses)
     seen, _ = env.reset()
     for frames in range(1, len(episode) + 1):
-        state, _ = dream.reset(torch.tensor([0]), {"episode": str(tmp_path / "walk.npz"), "context_frames": frames})
+        state = dream.reset(torch.tensor([0]), {"episode": str(tmp_path / "walk.npz"), "context_frames": frames})
         assert env.observation_space.contains(seen)
         assert differ(seen, observed(dream, state, observation)[0]) < 5e-3
         if frames < len(episode):

@@ -92,19 +92,19 @@ def test_context_frames_start_deep_inside_a_walk(env, frames):
 
 def test_a_walk_is_remembered_once(tiny_weights, monkeypatch):
     dream = Dream(WORLDS["memory-maze"], load_weights(tiny_weights), "fast")
-    asked, remembered = [], Dream.remember
-    monkeypatch.setattr(Dream, "remember", lambda self, seeds, past: asked.append(past.latent.shape) or remembered(self, seeds, past))
-    first, again = (dream.begin(torch.arange(6), {"context_frames": 20}) for _ in range(2))
+    asked, remembered = [], Dream.prefill
+    monkeypatch.setattr(Dream, "prefill", lambda self, seeds, past: asked.append(past.latent.shape) or remembered(self, seeds, past))
+    first, again = (dream.reset(torch.arange(6), {"context_frames": 20}) for _ in range(2))
     assert [shape[:2] for shape in asked] == [(1, 20)] * WALKS
     assert all(map(torch.equal, tree_leaves(first), tree_leaves(again)))
     assert first.seed.tolist() == list(range(6))
-    alone = dream.begin(torch.tensor([3]), {"context_frames": 20})  # to the bit, with how many others it is begun
+    alone = dream.reset(torch.tensor([3]), {"context_frames": 20})  # to the bit, with how many others it is begun
     assert all(torch.equal(mine, all_of_them[3:4]) for mine, all_of_them in zip(tree_leaves(alone), tree_leaves(first), strict=True))
     kept = tree_map(torch.clone, first)
     dream.step(first, torch.zeros(6, dtype=torch.int64))
-    assert all(map(torch.equal, tree_leaves(kept), tree_leaves(dream.begin(torch.arange(6), {"context_frames": 20}))))
+    assert all(map(torch.equal, tree_leaves(kept), tree_leaves(dream.reset(torch.arange(6), {"context_frames": 20}))))
     for frames in range(1, WALKS_KEPT + 2):
-        dream.begin(torch.tensor([0]), {"context_frames": frames})
+        dream.reset(torch.tensor([0]), {"context_frames": frames})
     assert len(dream._walked) == WALKS_KEPT
 
 
@@ -143,9 +143,9 @@ def test_starts_without_poses_are_followed_too(env):
     blind = random_starts(1, 4)
     blind.pose[:] = torch.nan
     dream = dataclasses.replace(env.dream, weights=dataclasses.replace(env.dream.weights, openings=blind))
-    state, _ = dream.reset(torch.tensor([0]))
-    state, *_, info = dream.step(state, torch.tensor([1]))
-    assert np.isfinite(info["estimated_pose"]).all()
+    state = dream.reset(torch.tensor([0]))
+    state = dream.step(state, torch.tensor([1])).state
+    assert dream.info(state)["estimated_pose"].isfinite().all()
     assert state.world.spatial_memory.latents.any()
 
 
@@ -219,8 +219,8 @@ def test_rows_start_alike_alone_and_together(tiny_weights):
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
     seeds = torch.arange(4)
     for options in ({}, {"context_frames": 20}, {"start": "cold"}):
-        together, _ = dream.reset(seeds, options)
+        together = dream.reset(seeds, options)
         for row in seeds:
-            alone, _ = dream.reset(row[None], options)
+            alone = dream.reset(row[None], options)
             assert torch.equal(alone.pose[0], together.pose[row])
             assert torch.allclose(alone.latent[0], together.latent[row], atol=1 / 64)

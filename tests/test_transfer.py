@@ -158,7 +158,7 @@ def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
     state = begun(dream, played)
     assert state.world.age.tolist() == [7] * 3
     assert state.seed.tolist() == [0, 1, 2]
-    of_its_own = dream.begin(torch.tensor([2]), {"episode": walks / "000000.npz", "context_frames": 7})
+    of_its_own = dream.reset(torch.tensor([2]), {"episode": walks / "000000.npz", "context_frames": 7})
     assert torch.equal(state.latent[2], of_its_own.latent[0])  # the third takes the first walk again, and goes on otherwise
     assert not torch.equal(state.latent[1], state.latent[2])
     main(replace(args, out=tmp_path / "out.json"))
@@ -275,7 +275,7 @@ def test_a_manner_that_does_not_exist_is_refused(dream, name):
 def test_policies_that_ship_act_in_the_shipped_dream(path):
     shipped = open_dream("memory-maze", "fast", "cpu")
     player = opened_player(str(path), shipped, 2, 0)
-    seen = observed(shipped, shipped.begin(torch.tensor([0, 1])), player.observation)
+    seen = observed(shipped, shipped.reset(torch.tensor([0, 1])), player.observation)
     actions = player.act(seen, None)
     assert actions.shape == (2,)
     assert set(actions) <= set(range(6))

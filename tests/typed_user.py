@@ -79,13 +79,14 @@ def use_a_batch(envs: DreamVectorEnv) -> None:
 
 
 def use_a_dream(dream: Dream) -> None:
-    state, frame = dream.reset(torch.tensor([7, 8]))
+    state = dream.reset(torch.tensor([7, 8]))
     assert_type(state, DreamState)
+    frame = dream.frame(state)
     assert_type(frame, torch.Tensor)
-    after, _, reward, _, info = dream.step(state, torch.tensor([1, 1]))
+    after, reward, _, reward_logits = dream.step(state, torch.tensor([1, 1]))
     assert_type(after.pose, torch.Tensor)
     assert_type(reward, torch.Tensor)
-    assert_type(info, dict[str, np.ndarray])
+    assert_type(dream.info(after, reward_logits), dict[str, torch.Tensor])
     assert_type(dream.fingerprint, str)
     if len(frame) == 0:
         dream.step(state, 1)  # type: ignore[arg-type]

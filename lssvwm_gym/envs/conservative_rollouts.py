@@ -133,8 +133,9 @@ class ConservativeRollouts(VectorWrapper):
             return np.zeros(self.num_envs)
         dream = self._dreams.dream
         taken = spaces.checked_actions(actions, dream.world, (self.num_envs,))
-        self._twin, rewards, _, _ = dream.go_on(self._twin, taken)
-        return rewards.numpy()
+        step = dream.step(self._twin, taken)
+        self._twin = step.state
+        return step.reward.cpu().numpy()
 
     @property
     def _dreams(self) -> DreamVectorEnv:

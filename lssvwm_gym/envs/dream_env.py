@@ -139,19 +139,20 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         before = copy.deepcopy(self._np_random), self._np_random_seed
         try:
             super().reset(seed=seed)
-            state = self.dream.begin(torch.tensor([spaces.draw_seed(self.np_random)]), options)
+            state = self.dream.reset(torch.tensor([spaces.draw_seed(self.np_random)]), options)
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._np_random, self._np_random_seed = before
             raise
         self._now, self._steps = (state, None), 0
-        return self._observation(), _single(self.dream.info(state))
+        return self._observation(), spaces.single(self.dream.info(state))
 
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        state = self._begun("step")
-        state, reward, terminated, info = self.dream.go_on(state, spaces.checked_actions(action, self.dream.world, ()))
-        self._now = state, None
+        before = self._begun("step")
+        step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
+        self._now = step.state, None
         self._steps += 1
-        return self._observation(), float(reward[0]), bool(terminated[0]), False, _single(info)
+        info = spaces.single(self.dream.info(step.state, step.reward_logits))
+        return self._observation(), float(step.reward[0]), bool(step.terminated[0]), False, info
 
     def render(self) -> np.ndarray | None:
         if self.render_mode is None:
@@ -195,7 +196,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     def _observation(self) -> Any:
         state, frame = self._begun("reset"), self._frame("reset") if spaces.needs_frame(self.kind) else None
-        return spaces.row_of(spaces.observed(self.observation_space, self.kind, state, frame), 0)
+        return spaces.row_of(spaces.arrays(spaces.observed(self.dream.world, self.kind, state, frame)), 0)
 
     def _begun(self, method: str) -> DreamState:
         if self._now is None:
@@ -213,7 +214,3 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dream!r})"
-
-
-def _single(info: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: value[0] if value.ndim > 1 else value[0].item() for name, value in info.items()}

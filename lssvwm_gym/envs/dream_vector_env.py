@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_structure, tree_unflatten
 
-from lssvwm_gym.envs import spaces, tensors
+from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
+from lssvwm_gym.envs.state_io import EnvState, generator, load_state, named, save_state
+from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import put_rows
+from lssvwm_gym.models.rollout import DreamState, drawn_noise
+from lssvwm_gym.models.state import put_rows, put_rows_in_place, take_rows
 from lssvwm_gym.worlds import WorldSpec
 
 
@@ -45,7 +48,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     dtypes, rewards float32, `terminated` and `truncated` bool, infos and their masks, floats as float32. `info["final_obs"]` has the
     shape of the observations, with zeros for rows that go on. Noise is drawn on the CPU and sent, so that a row dreams what its seed
     alone would. A step in which no row ends waits for nothing, but in worlds whose model can end an episode: there one bool a row is
-    read back. `reset_mask` stays an array, and `render` shows arrays.
+    read back. `reset_mask` stays an array, and `render` shows arrays. `from_bank` makes thousands of such rows for training.
     """
 
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -64,7 +67,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         backend: str | Backend = "auto",
         output: str = "numpy",
     ) -> None:
-        self.output = tensors.checked_output(output)
+        self.output = spaces.checked_output(output)
         self._set_up(open_dream(world, profile, device, weights, dtype, backend), num_envs, max_episode_steps, render_mode, observation)
 
     @classmethod
@@ -79,9 +82,44 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
-        envs.output = tensors.checked_output(output)
+        envs.output = spaces.checked_output(output)
         envs._set_up(dream, len(state), max_episode_steps, render_mode, observation)
         envs.restore_state(state)
+        return envs
+
+    @classmethod
+    def from_bank(
+        cls,
+        dream: Dream,
+        bank: DreamState,
+        num_envs: int,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        observation: str = "all",
+        output: str = "torch",
+        seed: int = 0,
+        stagger: bool = False,
+    ) -> DreamVectorEnv:
+        """An environment whose rows begin, after `reset` and whenever one ends, with random states of a bank, which stays as it is.
+
+        Made for training in thousands of rows: states of the bank are copied into their rows, and noise is drawn for all rows at once
+        on the device, so a row's dream is not its seed's. All draws come from one generator of `seed`, or of the one that `reset` takes;
+        `reset` takes no options but `reset_mask`. With `output="torch"` nothing in a step waits for the device, but in worlds whose
+        model can end an episode. With `stagger`, the first episodes after a reset of all rows are as if begun, row by row, between 0
+        and `max_episode_steps` steps ago (see `episode_steps`), so that not all rows end together.
+
+        `state_dict` and `load_state_dict` save all of it; `clone_state` copies the rows and leaves out the generator.
+
+        Raises:
+            ValueError: an argument is out of range, or `stagger` has no `max_episode_steps`.
+        """
+        if stagger and max_episode_steps is None:
+            raise ValueError("stagger needs max_episode_steps, after which rows end one by one")
+        envs = cls.__new__(cls)
+        envs.output = spaces.checked_output(output)
+        envs._set_up(dream, num_envs, max_episode_steps, render_mode, observation)
+        envs._bank, envs._stagger = bank, stagger
+        envs._generator = torch.Generator(dream.device).manual_seed(seed)
         return envs
 
     def _set_up(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str) -> None:
@@ -101,6 +139,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._steps = np.zeros(num_envs, np.int64)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
+        self._bank: DreamState | None = None
+        self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin all rows anew, or those in `options["reset_mask"]`, a bool array (num_envs,).
@@ -110,52 +150,40 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         options = spaces.checked_options(options)
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
         seeds = self._checked_seeds(seed)
+        if self._bank is not None:
+            self._seed_bank(seed, options)
         before = copy.deepcopy(self._random)
         try:
             for row in np.flatnonzero(mask):
                 if seeds[row] is not None:
                     self._random[row], _ = seeding.np_random(seeds[row])
-            state, frames = self._begin(mask, options)
+            state = self._begin(mask, options)
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._random = before
             raise
-        return self._observed(state, frames), self._told(state, mask)
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        state = self._all_begun("step")
-        if self.output == "torch":
-            return self._step_on_device(state, actions)
-        state, rewards, terminated, info = self.dream.go_on(state, spaces.checked_actions(actions, self.dream.world, (self.num_envs,)))
-        frames = self._seen_frames(state)
-        self._now = state, frames
-        self._steps += 1
-        truncated = self._steps >= (self.max_episode_steps or np.inf)
-        done = terminated.numpy() | truncated
-        ended: dict[str, Any] = {}
-        if done.any():
-            ended = _final(self._observed(state, frames), info, done)
-            state, frames = self._begin(done, {})
-            info = self.dream.info(state)
-        return self._observed(state, frames), rewards.numpy(), terminated.numpy(), truncated, {**ended, **_masked(info, np.ones_like(done))}
+        if self._stagger and mask.all():
+            self._steps = np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs
+        return self._given((self._observed(), spaces.batched(self.dream.info(state), self._sent(mask))))
 
     @torch.no_grad()
-    def _step_on_device(self, before: DreamState, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
-        dream = self.dream
-        action = tensors.checked_actions(actions, dream, self.num_envs)
-        state, reward_logits = dream.advance(before, action, tensors.noise_of(dream, self._seeds.tolist(), self._ages.tolist()))
-        rewards, terminated = tensors.paid(dream, before, state, reward_logits), tensors.terminated(dream, state)
-        frames = self._seen_frames(state)
-        self._now = state, frames
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        before, dream = self._all_begun("step"), self.dream
+        if self.output == "torch":
+            action = spaces.checked_tensors(actions, dream.world, self.num_envs, dream.device)
+        else:
+            action = spaces.checked_actions(actions, dream.world, (self.num_envs,))
+        state, reward, terminated, reward_logits = dream.step(before, action, self._noise())
+        self._now = state, self._seen_frames(state)
         self._steps, self._ages = self._steps + 1, self._ages + 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
-        done = tensors.read_back(dream, terminated) | truncated
-        seen, info = self._observed(state, frames), tensors.known(dream, state, reward_logits)
-        ended: dict[str, Any] = {}
+        done = self._read_back(terminated) | truncated
+        info, ended = dream.info(state, reward_logits), dict[str, Any]()
         if done.any():
-            ended = tensors.final(seen, info, self._sent(done))
-            state, frames = self._begin(done, {})
-            seen, info = self._observed(state, frames), tensors.known(dream, state, dream.weights.world_model.reward_head(state.features))
-        return seen, rewards, terminated, self._sent(truncated), {**ended, **tensors.masked(info, torch.ones_like(terminated))}
+            ended = spaces.final(self._observed(), info, self._sent(done))
+            info = dream.info(self._begin(done, {}))
+        told = {**ended, **spaces.batched(info, torch.ones_like(terminated))}
+        reward = reward.float() if self.output == "torch" else reward
+        return self._given((self._observed(), reward, terminated, self._sent(truncated), told))
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
@@ -165,8 +193,10 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(self._frames("render").cpu().numpy().copy())
 
     def clone_state(self) -> EnvState:
-        """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied; see `DreamEnv.clone_state`."""
+        """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied, but in rows from a bank."""
         state, frames = self._all_begun("clone_state"), self._frames("clone_state")
+        if self._bank is not None:  # whose rows are written in place
+            state, frames = tree_map(torch.clone, (state, frames))
         random = tuple(dict(random.bit_generator.state) for random in self._random)
         return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
 
@@ -174,11 +204,12 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
         state = EnvState.checked_for(state, self.dream, self.num_envs)
         self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
+        if self._bank is not None:
+            self._now = tree_map(torch.clone, self._now)
         self._random = [generator(random) for random in state.random]
         self._begun[:] = True
-        if self.output == "torch":
-            self._seeds, self._ages = (np.array(numbers.tolist(), np.int64) for numbers in (state.dream.seed, state.dream.world.age))
-        return self._observed(state.dream, state.frame)
+        self._seeds, self._ages = (np.array(numbers.tolist(), np.int64) for numbers in (state.dream.seed, state.dream.world.age))
+        return self._given((self._observed(),))[0]
 
     def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
@@ -193,43 +224,90 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
 
-    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> tuple[DreamState, Tensor | None]:
+    @property
+    def episode_steps(self) -> np.ndarray:
+        """Steps of each row's present episode, int64 (num_envs,), a copy."""
+        return self._steps.copy()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that rows from a bank need to go on exactly as they would have; `load_state_dict` takes it back."""
+        state = tree_map(torch.clone, self._all_begun("state_dict"))
+        rest = {"steps": torch.from_numpy(self._steps.copy()), "generator": self._generator.get_state()}
+        return {**{f"state.{name}": leaf for name, leaf in named(state).items()}, **rest}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
+        mine = self.state_dict()
+        unlike = [name for name in mine.keys() | tensors.keys() if _kind(mine.get(name)) != _kind(tensors.get(name))]
+        if unlike:
+            raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
+        leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
+        state: DreamState = tree_unflatten(leaves, tree_structure(self._all_begun("load_state_dict")))
+        self._now, self._steps = (state, self._seen_frames(state)), tensors["steps"].cpu().numpy().copy()
+        self._generator.set_state(tensors["generator"].cpu())
+        return self._given((self._observed(),))[0]
+
+    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> DreamState:
         """Start new dreams in the rows of the mask and leave all others as they are."""
         rows = np.flatnonzero(mask)
-        seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
-        state = self.dream.begin(seeds, options)
-        if self.output == "torch":  # an opening's age is known; after a reset that asks for another start it is read back
-            self._seeds[rows] = seeds.numpy()
-            self._ages[rows] = int(state.world.age[0]) if options else self.dream.weights.openings.action.shape[1]
-        frames = self._seen_frames(state)
+        if self._bank is not None:
+            fresh = take_rows(self._bank, self._drawn(len(rows)))
+        else:
+            seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
+            fresh = self.dream.reset(seeds, options)
+            self._seeds[rows] = seeds.numpy()  # the age of a short context is known; after other options it is read back
+            self._ages[rows] = int(fresh.world.age[0]) if options else self.dream.weights.openings.action.shape[1]
+        frames = self._seen_frames(fresh)
         if len(rows) < self.num_envs:
-            (before, shown), index = self._now or self._blank(), torch.from_numpy(rows).to(self.dream.device)
-            state = put_rows(before, index, state)
-            frames = None if frames is None or shown is None else put_rows(shown, index, frames)
-        self._now = state, frames
+            (before, shown), index = self._now or self._blank(), self._sent(rows)
+            put = put_rows if self._bank is None else put_rows_in_place
+            fresh = put(before, index, fresh)
+            frames = None if frames is None or shown is None else put(shown, index, frames)
+        self._now = fresh, frames
         self._steps[rows], self._begun[rows] = 0, True
-        return self._now
+        return fresh
+
+    def _drawn(self, count: int) -> Tensor:
+        """Random rows of the bank, (count,)."""
+        assert self._bank is not None
+        return torch.randint(len(self._bank.seed), (count,), generator=self._generator, device=self.dream.device)
+
+    def _seed_bank(self, seed: Any, options: dict[str, Any]) -> None:
+        if options:
+            raise ValueError(f"rows that begin with states of a bank take no options but reset_mask, not {', '.join(map(str, options))}")
+        if seed is not None:
+            if not spaces.is_whole(seed):
+                raise ValueError(f"rows that begin with states of a bank have one seed, a whole number, not {seed!r}")
+            self._generator.manual_seed(int(seed))
+
+    def _noise(self) -> Tensor:
+        """Noise for the next frame of all rows, by their seeds, drawn on the CPU and sent; with a bank in one draw on the device."""
+        model = self.dream.weights.world_model
+        if self._bank is None:
+            return _sent(drawn_noise(model, self._seeds.tolist(), self._ages.tolist()), self.dream.device)
+        shape = (self.num_envs, model.config.tokens, model.config.latent_channels)
+        return torch.randn(shape, generator=self._generator, device=self.dream.device, dtype=torch.float32)
 
     def _blank(self) -> tuple[DreamState, Tensor]:
         size = self.dream.world.image_size
         frames = torch.zeros((self.num_envs, size, size, 3), dtype=torch.uint8, device=self.dream.device)
         return self.dream.empty(torch.zeros(self.num_envs, dtype=torch.int64)), frames
 
-    def _told(self, state: DreamState, mask: np.ndarray) -> dict[str, Any]:
-        """What is known of the rows of the mask after a reset."""
-        if self.output == "numpy":
-            return _masked(self.dream.info(state), mask)
-        with torch.no_grad():
-            reward_logits = self.dream.weights.world_model.reward_head(state.features)
-            return tensors.masked(tensors.known(self.dream, state, reward_logits), self._sent(mask))
+    def _read_back(self, terminated: Tensor) -> np.ndarray:
+        """`terminated` as an array; where the model never ends an episode that is known without asking the device."""
+        if self.dream.weights.world_model.termination_head is None:
+            return np.zeros(self.num_envs, bool)
+        return terminated.cpu().numpy()
 
     def _sent(self, array: np.ndarray) -> Tensor:
-        return tensors.sent(torch.from_numpy(array.copy()), self.dream.device)
+        return _sent(torch.from_numpy(array.copy()), self.dream.device)
 
-    def _observed(self, state: DreamState, frames: Tensor | None) -> Any:
-        if self.output == "torch":
-            return tensors.observed(self.single_observation_space, self.kind, state, frames)
-        return spaces.observed(self.single_observation_space, self.kind, state, frames)
+    def _observed(self) -> Any:
+        assert self._now is not None
+        return spaces.observed(self.dream.world, self.kind, *self._now)
+
+    def _given(self, values: tuple[Any, ...]) -> Any:
+        return values if self.output == "torch" else tuple(map(spaces.arrays, values))
 
     def _seen_frames(self, state: DreamState) -> Tensor | None:
         return self.dream.frame(state) if spaces.needs_frame(self.kind) else None
@@ -273,18 +351,12 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         return f"{type(self).__name__}(num_envs={self.num_envs}, {self.dream!r})"
 
 
-def _masked(info: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-    """Infos as Gymnasium batches them: zeros where the mask is False, and each key's mask beside it."""
-    batched: dict[str, Any] = {}
-    for name, value in info.items():
-        batched[name] = np.where(mask.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros_like(value))
-        batched[f"_{name}"] = mask.copy()
-    return batched
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device."""
+    if device.type != "cuda" or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from elsewhere it would wait
 
 
-def _final(observations: Any, info: dict[str, np.ndarray], done: np.ndarray) -> dict[str, Any]:
-    """The last observation and info of the rows that ended, as Gymnasium batches them."""
-    final = np.full(len(done), None, dtype=object)
-    for row in np.flatnonzero(done):
-        final[row] = spaces.row_of(observations, row)
-    return {"final_obs": final, "_final_obs": done.copy(), "final_info": _masked(info, done), "_final_info": done.copy()}
+def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    return None if tensor is None else (tensor.dtype, tensor.shape)

@@ -1,8 +1,9 @@
-"""A dream as pure functions of a state: `reset` and `step` over a batch of rows. The environments are thin shells around it.
+"""A dream as pure functions of a state, over a batch of rows and in tensors alone. The environments are thin shells around it.
 
 dream = open_dream("memory-maze")
-state, frame = dream.reset(torch.tensor([7, 8]))                                # two dreams
-state, frame, reward, terminated, info = dream.step(state, torch.tensor([1, 1]))
+state = dream.reset(torch.tensor([7, 8]))                                # two dreams
+state, reward, terminated, _ = dream.step(state, torch.tensor([1, 1]))
+picture = dream.frame(state)                                             # uint8 (2, 64, 64, 3)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
+from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compiled, replayed
@@ -34,6 +36,15 @@ TOGETHER = 128  # frames remembered in one go
 WALKS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
+
+
+class Step(NamedTuple):
+    """What a step led to, on the dream's device."""
+
+    state: DreamState
+    reward: Tensor  # (B,) float64
+    terminated: Tensor  # (B,) bool
+    reward_logits: Tensor  # (B, K) of the world's reward values
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,39 +85,39 @@ class Dream:
         return first_state(self.weights.world_model, seeds.to(self.device))
 
     @torch.no_grad()
-    def reset(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> tuple[DreamState, Tensor]:
-        """Begin a dream a row: its state and first frame, uint8 (B, height, width, 3).
+    def reset(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
+        """Begin a dream a row; nothing is decoded, `frame` does that.
 
-        seeds (B,) int64, 0..2**32-1, decide each row's start and noise. The options are the same for all rows; see
+        seeds (B,) int64, 0..2**32-1, decide each row's context and noise. The options are the same for all rows; see
         `lssvwm_gym.envs.contexts`. Raises `ValueError` for options that can't be met.
         """
-        state = self.begin(seeds, options)
-        return state, self.frame(state)
-
-    @torch.no_grad()
-    def step(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, Tensor, dict[str, np.ndarray]]:
-        """Dream one frame on, for actions (B,) int64.
-
-        Returns the next state, the frame (B, height, width, 3) uint8, and on the CPU the reward (B,) float64, whether the
-        episode ended (B,) bool, and `info`.
-        """
-        state, reward, terminated, info = self.go_on(state, action)
-        return state, self.frame(state), reward, terminated, info
-
-    @torch.no_grad()
-    def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
-        """`reset` without the frame, which spares the decoder."""
         past = choose_past(self.weights, seeds, options)
         if isinstance(past, LongWalks):
             return join_rows([self._after_walk(walk, past.frames) for walk in past.walks])._replace(seed=seeds.to(self.device))
-        return self._first_imagined(self.empty(seeds)) if past is None else self.remember(seeds, past)
+        return self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
+
+    @torch.no_grad()
+    def step(self, state: DreamState, action: Tensor, noise: Tensor | None = None) -> Step:
+        """Dream one frame on, for actions (B,) int64, or (B, A) float32; nothing is decoded, `frame` does that.
+
+        The noise (B, N, C) is `frame_noise`'s unless another is given. With noise and actions on the device it waits for nothing.
+        """
+        model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
+        if self.backend.graphs == "on":
+            step = replayed(step, model)
+        if self.backend.compiled == "on":
+            step = compiled(step, model)
+        after, reward_logits = step(model, state, action.to(self.device), frame_noise(state, model) if noise is None else noise)
+        head = model.termination_head
+        terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
+        return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
 
     def _after_walk(self, walk: int, frames: int) -> DreamState:
         """The state after so many frames of one of the long walks; some are kept, for to remember so much takes a second or more."""
         if (walk, frames) not in self._walked:
             if len(self._walked) >= WALKS_KEPT:
                 self._walked.pop(next(iter(self._walked)))
-            self._walked[walk, frames] = self.remember(torch.tensor([0]), walked(self.weights.walks, walk, frames))
+            self._walked[walk, frames] = self.prefill(torch.tensor([0]), walked(self.weights.walks, walk, frames))
         return self._walked[walk, frames]
 
     @functools.cached_property
@@ -114,7 +125,7 @@ class Dream:
         return {}
 
     @torch.no_grad()
-    def remember(self, seeds: Tensor, past: Past) -> DreamState:
+    def prefill(self, seeds: Tensor, past: Past) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
@@ -129,71 +140,54 @@ class Dream:
         return state
 
     @torch.no_grad()
-    def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
-        """`step` without the frame, which spares the decoder: the next state, reward, whether the episode ended, and `info`."""
-        model = self.weights.world_model
-        before, (state, reward_logits) = state, self.advance(state, action.to(self.device), frame_noise(state, model))
-        reward = self._reward(before, state, reward_logits)
-        if model.termination_head is None:
-            terminated = torch.zeros(len(reward), dtype=torch.bool)
-        else:
-            terminated = model.termination_head(state.features)[:, 0].cpu() > 0
-        return state, reward, terminated, self._info(state, reward_logits)
-
-    @torch.no_grad()
-    def advance(self, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
-        """The next state and logits of the reward values (B, K), for actions and noise (B, N, C) on the device; waits for nothing."""
-        model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
-        if self.backend.graphs == "on":
-            step = replayed(step, model)
-        if self.backend.compiled == "on":
-            step = compiled(step, model)
-        return step(model, state, action, noise)
-
-    @torch.no_grad()
     def frame(self, state: DreamState) -> Tensor:
         """The picture of the last committed frame, uint8 (B, height, width, 3)."""
         return self.weights.autoencoder.decode(state.latent)
 
     @torch.no_grad()
-    def info(self, state: DreamState) -> dict[str, np.ndarray]:
-        """What the dream knows beside the frame, first axis B.
+    def info(self, state: DreamState, reward_logits: Tensor | None = None) -> dict[str, Tensor]:
+        """What the dream knows beside the frame, copies on the device, first axis B; `reward_logits` (B, K) are those of its step.
 
-        `age`: int64, frames in its memory. `reward_probability`: float64, that this frame pays other than nothing.
+        `age`: int64, frames in its memory. `reward_probability`: float32, that this frame's reward is other than 0.
         `estimated_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
-        tilt behind, seen from the first frame that it remembers; and `familiarity`: float64, 0..1, how well it knew this place
-        before this frame; both only in worlds whose model keeps poses. `uncertainty`: float64, how much the passes over this frame
-        disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
+        tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
+        this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
+        this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
         profiles of more than one pass. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
-        return self._info(state, self.weights.world_model.reward_head(state.features))
-
-    def _info(self, state: DreamState, reward_logits: Tensor) -> dict[str, np.ndarray]:
-        pays = torch.tensor([value != 0 for value in self.world.reward_values])
-        probability = reward_logits.softmax(-1).cpu()[:, pays].sum(-1)
-        numbers = {"age": state.world.age.cpu().numpy(), "reward_probability": probability.double().numpy()}
+        logits = self.weights.world_model.reward_head(state.features) if reward_logits is None else reward_logits
+        rewarding = _table(tuple(float(value != 0) for value in self.world.reward_values), logits.device, logits.dtype)
+        numbers = {"age": state.world.age, "reward_probability": logits.softmax(-1) @ rewarding}
         if self.weights.world_model.config.has_spatial_memory:
-            numbers["estimated_pose"] = state.pose.cpu().numpy()
-            numbers["familiarity"] = 1 - state.posterior_variance.double().cpu().numpy()
+            numbers["estimated_pose"] = state.pose
+            numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
-            numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).cpu().numpy().astype(np.int32)
+            numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
         if SAMPLING_STEPS[self.profile] > 1:
-            numbers["uncertainty"] = state.uncertainty.double().cpu().numpy()
-        return {name: number.copy() for name, number in numbers.items()}
-
-    def _reward(self, before: DreamState, state: DreamState, reward_logits: Tensor) -> Tensor:
-        """What the last step paid, (B,) float64 on the CPU; `reward_logits` are logits of the reward values, (B, K)."""
-        if self.world.milestones:
-            pays = dict(self.world.milestones)
-            values = torch.tensor([pays.get(name, 0.0) for name in self.world.inventory], dtype=torch.float64)
-            return ((before.inventory_peak == 0) & (state.inventory_peak > 0)).cpu().double() @ values
-        return torch.tensor(self.world.reward_values, dtype=torch.float64)[reward_logits.argmax(-1).cpu()]
+            numbers["uncertainty"] = state.uncertainty
+        return {name: number.clone() for name, number in numbers.items()}
 
     def _first_imagined(self, state: DreamState) -> DreamState:
         model = self.weights.world_model
         state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_spatial_memory)))
-        posterior_variance = unknown_action(model, len(state.seed))
-        return commit(model, state, posterior_variance, imagine(model, state, posterior_variance, SAMPLING_STEPS[self.profile]))
+        action = unknown_action(model, len(state.seed))
+        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
+
+    def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
+        """The old name of `reset`."""
+        legacy.warn("Dream.begin", "Dream.reset")
+        return self.reset(seeds, options)
+
+    def remember(self, seeds: Tensor, past: Past) -> DreamState:
+        """The old name of `prefill`."""
+        legacy.warn("Dream.remember", "Dream.prefill")
+        return self.prefill(seeds, past)
+
+    def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
+        """`step` as it was: the next state, and on the CPU its reward, whether the episode ended, and `info` as arrays."""
+        legacy.warn("Dream.go_on", "Dream.step")
+        step = self.step(state, action)
+        return step.state, step.reward.cpu(), step.terminated.cpu(), arrays(self.info(step.state, step.reward_logits))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dream:
         return self  # nothing in it changes, so copies of an environment share it
@@ -203,11 +197,8 @@ class Dream:
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
 
 
-Step = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
-
-
 @functools.cache  # a recording is known by its function
-def step_of(passes: int) -> Step:
+def step_of(passes: int) -> Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]:
     """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
 
     Returns the next state and the logits of the reward values, (B, K).
@@ -218,6 +209,27 @@ def step_of(passes: int) -> Step:
         return state, model.reward_head(state.features)
 
     return step
+
+
+def reward(world: WorldSpec, before: DreamState, after: DreamState, logits: Tensor, expected: bool = False) -> Tensor:
+    """The reward (B,) float64 of a step from one state to the next; `logits` (B, K) are those of the world's reward values.
+
+    The most probable of these values, or with `expected` their mean. In a world with milestones, what those counts are worth that
+    have risen above 0 for the first time.
+    """
+    if world.milestones:
+        worth = dict(world.milestones)
+        risen = (before.inventory_peak == 0) & (after.inventory_peak > 0)
+        values = _table(tuple(worth.get(name, 0.0) for name in world.inventory), logits.device)
+        return risen.to(values.dtype) @ values
+    values = _table(world.reward_values, logits.device)
+    return logits.softmax(-1).to(values.dtype) @ values if expected else values[logits.argmax(-1)]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Copied to the device once: a copy makes a GPU wait."""
+    return torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else dtype, device=device)  # which has no float64
 
 
 def open_dream(

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict, Discrete, Space
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
@@ -17,6 +17,7 @@ from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import WorldSpec
 
 RENDER_MODES = ["rgb_array"]
+OUTPUTS = ("numpy", "torch")
 OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
 MOST_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
 MOST_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
@@ -31,6 +32,12 @@ def checked_observation(observation: str) -> str:
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")
     return observation
+
+
+def checked_output(output: str) -> str:
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
+    return output
 
 
 def needs_frame(observation: str) -> bool:
@@ -56,16 +63,51 @@ def numbers_of(state: DreamState, observation: str) -> Tensor:
     return torch.cat([parts[part] for part in observation.split("+")], -1)
 
 
-def observed(space: Space[Any], observation: str, state: DreamState, frame: Tensor | None) -> Any:
-    """The observations of all rows in `space`: frames (B, height, width, 3) uint8, in a `Dict` beside int32 counts (B, V); or numbers."""
-    if not needs_frame(observation):
-        return numbers_of(state, observation).float().cpu().numpy().copy()
-    assert frame is not None
-    image = frame.cpu().numpy().copy()
-    if not isinstance(space, Dict):
-        return image
-    most = int(space["inventory"].high.max())  # type: ignore[attr-defined]
-    return {"image": image, "inventory": state.inventory.clamp(max=most).cpu().numpy().astype(np.int32)}
+def observed(world: WorldSpec, observation: str, state: DreamState, frame: Tensor | None) -> Any:
+    """The observations of all rows, copies on the device: frames (B, height, width, 3) uint8, where asked for in a dict beside
+    int32 counts (B, V); or numbers."""
+    if frame is None or not needs_frame(observation):
+        return numbers_of(state, observation).float().clone()
+    if not world.inventory or observation == "image":
+        return frame.clone()
+    return {"image": frame.clone(), "inventory": state.inventory.clamp(max=world.max_inventory).to(torch.int32)}
+
+
+def batched(info: Mapping[str, Tensor], mask: Tensor) -> dict[str, Any]:
+    """Infos as Gymnasium batches them: zeros where the mask (B,) is False, and each key's mask beside it."""
+    parts: dict[str, Any] = {}
+    for name, value in info.items():
+        parts |= {name: _zeroed(value, mask), f"_{name}": mask.clone()}
+    return parts
+
+
+def final(observations: Any, info: Mapping[str, Tensor], mask: Tensor) -> dict[str, Any]:
+    """The last observations and infos of the rows that ended, in their places; all other rows are zeros."""
+    parts = {name: _zeroed(part, mask) for name, part in observations.items()} if isinstance(observations, dict) else observations
+    last = parts if isinstance(parts, dict) else _zeroed(parts, mask)
+    return {"final_obs": last, "_final_obs": mask.clone(), "final_info": batched(info, mask), "_final_info": mask.clone()}
+
+
+def _zeroed(value: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *[1] * (value.ndim - 1)), value, 0)
+
+
+def arrays(values: Any) -> Any:
+    """Tensors as arrays, in dicts too; a single float a row as float64; of final observations an object a row, None where it goes on."""
+    if isinstance(values, dict):
+        parts = {name: arrays(value) for name, value in values.items()}
+        if "final_obs" in parts:
+            last, parts["final_obs"] = parts["final_obs"], np.full(len(parts["_final_obs"]), None, dtype=object)
+            for row in np.flatnonzero(parts["_final_obs"]):
+                parts["final_obs"][row] = row_of(last, row)
+        return parts
+    array = values.cpu().numpy()
+    return array.astype(np.float64) if array.ndim == 1 and array.dtype == np.float32 else array
+
+
+def single(info: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The infos of a batch of one row, as Gymnasium's of one environment: Python's numbers, and arrays."""
+    return {name: value[0].cpu().numpy() if value.ndim > 1 else value[0].item() for name, value in info.items()}
 
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
@@ -125,6 +167,27 @@ def _checked_numbers(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> to
     if not ((numbers >= low) & (numbers <= high)).all():
         raise ValueError(f"{action!r} is no action: its numbers are {', '.join(world.actions)}, within {world.low} and {world.high}")
     return torch.from_numpy(numbers.reshape(-1, len(world.actions)))
+
+
+def checked_tensors(actions: Any, world: WorldSpec, rows: int, device: torch.device) -> Tensor:
+    """Actions as a tensor of the device: whole numbers (B,), as int64, or float32 (B, A) where the world's are continuous.
+
+    Raises `ValueError` for anything else, and on a CPU for numbers out of range; elsewhere to look would be to wait, and those end in
+    an assertion of the device.
+    """
+    shape, kind = ((rows, len(world.actions)), "floating-point") if world.continuous else ((rows,), "whole")
+    if not isinstance(actions, Tensor) or actions.shape != shape or _kind(actions) != kind:
+        said = f"{tuple(actions.shape)} {actions.dtype}" if isinstance(actions, Tensor) else repr(actions)
+        raise ValueError(f"with output='torch' actions are a tensor {shape} of {kind} numbers, not {said}")
+    if actions.device.type == "cpu":
+        return checked_actions(actions.detach().numpy(), world, (rows,)).to(device)
+    if not world.continuous:
+        torch._assert_async(((actions >= 0) & (actions < len(world.actions))).all(), "an action is out of range")
+    return actions.to(device, torch.float32 if world.continuous else torch.int64)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floating-point" if tensor.is_floating_point() else "truth" if tensor.dtype == torch.bool else "whole"
 
 
 def is_whole(number: Any) -> bool:

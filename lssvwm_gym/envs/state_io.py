@@ -84,7 +84,7 @@ def save_state(path: str | Path, state: EnvState, dream: Dream) -> None:
         "steps": state.steps,
         "random": state.random,
     }
-    save_tensors(path, {**_named(state.dream), "frame": state.frame}, header)
+    save_tensors(path, {**named(state.dream), "frame": state.frame}, header)
 
 
 def load_state(path: str | Path, dream: Dream) -> EnvState:
@@ -101,13 +101,13 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     rows = len(header["steps"])
     blank = dream.empty(torch.zeros(1, dtype=torch.int64))
     size = dream.world.image_size
-    expected = {**_named(blank), "frame": torch.zeros(1, size, size, 3, dtype=torch.uint8)}
+    expected = {**named(blank), "frame": torch.zeros(1, size, size, 3, dtype=torch.uint8)}
     check_names_and_shapes({k: v.expand(rows, *v.shape[1:]) for k, v in expected.items()}, tensors, path)
     wrong = [f"{name} {tensors[name].dtype}" for name, tensor in expected.items() if tensors[name].dtype != tensor.dtype]
     wrong += [f"{name} has numbers that are not finite or huge" for name, tensor in tensors.items() if not _moderate(tensor)]
     if wrong:
         raise TensorFileError(f"{path}: not the tensors of {rows} dreams of this model: {'; '.join(wrong[:4])}")
-    state: DreamState = tree_unflatten([tensors[name] for name in _named(blank)], tree_flatten_with_path(blank)[1])
+    state: DreamState = tree_unflatten([tensors[name] for name in named(blank)], tree_flatten_with_path(blank)[1])
     for name, number, most in (
         ("seed", state.seed, 2**32 - 1),
         ("age", state.world.age, MOST_STEPS),
@@ -142,7 +142,8 @@ def _moderate(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool((tensor.abs() <= HUGE).all())
 
 
-def _named(state: DreamState) -> dict[str, Tensor]:
+def named(state: DreamState) -> dict[str, Tensor]:
+    """The leaves of a state by their names."""
     return {"".join(str(key) for key in path).lstrip("."): leaf for path, leaf in tree_flatten_with_path(state)[0]}
 
 

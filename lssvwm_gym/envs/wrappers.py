@@ -31,7 +31,7 @@ NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(n
 
 def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
     """What a dream shows of a state, on its device: float32 (B, numbers), or for "image" the frame, uint8 (B, height, width, 3)."""
-    return dream.frame(state) if observation == "image" else spaces.numbers_of(state, observation).float()
+    return spaces.observed(dream.world, observation, state, dream.frame(state) if observation == "image" else None)
 
 
 def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ def _played(context: EvalContext, past: Clips, crafts: tuple[str, ...], number: 
         change = by_recipe(world, counts, action)
         new = {count for count, more in zip(world.inventory, change[0].tolist(), strict=True) if more > 0} - owned
         counts, owned = counts + change, owned | new
-        state, _, reward, _, _ = dream.step(state, action)
+        state, reward, _, _ = dream.step(state, action)
         paid.append(float(reward[0]))
         due.append(sum(pays for count, pays in world.milestones if count in new))
         followed = followed and torch.equal(state.inventory, counts)

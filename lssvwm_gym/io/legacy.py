@@ -39,6 +39,11 @@ INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 OPTIONS = {"clip": "context_id"}  # options of reset
 
 
+def warn(old: str, new: str) -> None:
+    """Say to the caller's caller that what it uses has a new name."""
+    warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
+
+
 def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
     """The same values under the names of today. Raises `ValueError` where both names of one are there."""
     both = [f"{old} and {new}" for old, new in names.items() if old in values and new in values]

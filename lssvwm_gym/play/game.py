@@ -11,6 +11,7 @@ import torch
 
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.envs.state_io import EnvState
 from lssvwm_gym.models.rollout import DreamState, follow
 from lssvwm_gym.play.policies import Driver, Replay
@@ -201,7 +202,7 @@ class Game:
         return f"{self.world.max_episode_steps} steps: the episode is over" if state.steps[0] == self.world.max_episode_steps else ""
 
     def _info(self, state: EnvState) -> dict[str, Any]:
-        return {name: value[0] if value.ndim > 1 else value[0].item() for name, value in self._dream.info(state.dream).items()}
+        return single(self._dream.info(state.dream))
 
     def _go(self, moment: Moment) -> None:
         self.replaying = None

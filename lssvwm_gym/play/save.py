@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.envs.state_io import load_state, save_state
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import TensorFileError
@@ -62,7 +63,7 @@ def load_game(path: Path, dream: Dream) -> Moment:
     state = load_state(path, dream)
     if len(state) != 1:
         raise TensorFileError(f"{path}: a state of {len(state)} dreams side by side; a game is one")
-    info = {name: value[0] if value.ndim > 1 else value[0].item() for name, value in dream.info(state.dream).items()}
+    info = single(dream.info(state.dream))
     trail: tuple[np.ndarray, ...] = (info["estimated_pose"],) if "estimated_pose" in info else ()
     story_path = path.with_suffix(".json")
     if not story_path.is_file():
