@@ -1,9 +1,12 @@
-"""A player that plans in the dream: branch the state, roll many futures in one batch, take the best one's first actions, look, plan again.
+"""An agent that plans in the dream: branch the state, roll many futures in one batch, take the best one's first actions, look, plan again.
 
-It sees frames through the model: each is encoded and committed to a state, which reckons its own pose and remembers places. Futures are
-imagined from that state and never decoded. They are scored by the rewards that the reward head expects, and by how little of the places
-they lead to is known, so that a maze without a ball in sight is explored. Proposals are series of manoeuvres (so many steps forward, so
-many of a turn), for a random walk over single actions stays where it is, and what a policy would do. `cem` is the cross-entropy method
+python -m agents.mpc                                       # 10 real episodes of 250 steps, and as many of the agents beside it
+python -m agents.mpc --planning.method cem --video runs/plan.mp4
+
+It sees frames through the model: each is encoded and committed to a state, with an estimated pose. Futures are imagined from that state
+and never decoded. They are scored by the expected rewards, and by how little of the places they lead to is known, so that a maze without
+a ball in sight is explored. Proposals are series of manoeuvres (so many steps forward, so many of a turn), for a random walk over single
+actions stays where it is, and what a policy would do. `cem` is the cross-entropy method
 (Rubinstein, 1999) over the actions of equal segments; `shooting` takes the best of the proposals.
 """
 
@@ -22,14 +25,13 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.players import PLANNER, opened_player
-from agents.policy import Policy, load_policy
-from agents.results import as_json, shared_out, summary, write_json
-from agents.seen import WorldModelObservation, observed, observed_shape
+from agents.agent import PLANNER, open_agent, policy_for
+from agents.policies import Policy
+from agents.real import as_observed, real_episode
+from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, open_dream, reward
-from lssvwm_gym.envs.wrappers import StateEstimator
+from lssvwm_gym.envs.wrappers import StateEstimator, observed
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
@@ -60,9 +62,7 @@ class Planning:
     batch: int = 16  # futures in one batch: more are slower on a CPU, whose caches they leave
 
     def __post_init__(self) -> None:
-        for name in ("futures", "horizon", "keep", "rounds", "segment", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_positive(self, "futures", "horizon", "keep", "rounds", "segment", "batch")
         for name in ("discount", "led", "elites"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, not {getattr(self, name)}")
@@ -76,8 +76,8 @@ class Futures(NamedTuple):
     """Imagined steps, N futures of H steps."""
 
     action: Tensor  # (N, H) int64
-    reward: Tensor  # (N, H) float32, what the reward head expects
-    unknown: Tensor  # (N, H) float32, how little of the place was known before: 1 nothing, 0 all
+    reward: Tensor  # (N, H) float32, expected
+    posterior_variance: Tensor  # (N, H) float32, how little of the place was known before: 1 nothing, 0 all
     latent: Tensor  # (N, H, tokens, channels)
 
 
@@ -95,13 +95,18 @@ Leader = Callable[[DreamState], Tensor]  # rows of a state to their actions (B,)
 @torch.no_grad()
 def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Generator, leader: Leader | None = None) -> Futures:
     """Go on from a state of one row with actions (N, H) int64, in one batch; where an action is -1 the leader decides."""
-    now, steps = take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)), list[tuple[Tensor, ...]]()
+    config, now, steps = (
+        dream.weights.world_model.config,
+        take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)),
+        [],
+    )
     for wanted in action.to(dream.device).unbind(1):
         if leader is not None and (wanted < 0).any():
             wanted = torch.where(wanted < 0, leader(now), wanted)
-        before, noise = now, torch.randn(now.latent.shape, generator=generator, device=dream.device)
-        now, _, _, logits = dream.step(before, wanted, noise)
-        steps.append((wanted, reward(dream.world, before, now, logits, expected=True).float(), now.posterior_variance, now.latent))
+        noise = torch.randn(len(action), config.tokens, config.latent_channels, generator=generator, device=dream.device)
+        before, (now, _, _, logits) = now, dream.step(now, wanted, noise)
+        expected = reward(dream.world, before, now, logits, expected=True).float()
+        steps.append((wanted, expected, now.posterior_variance, now.latent))
     return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
 
@@ -109,7 +114,7 @@ def scored(futures: Futures, planning: Planning) -> Tensor:
     """What futures are worth, (N,): discounted expected rewards that are more than doubt, and news of unknown places."""
     fades = planning.discount ** torch.arange(futures.reward.shape[1], device=futures.reward.device)
     reward = torch.where(futures.reward.abs() < planning.doubt, 0.0, futures.reward)
-    return ((reward + planning.curiosity * futures.unknown) * fades).sum(1)
+    return ((reward + planning.curiosity * futures.posterior_variance) * fades).sum(1)
 
 
 def manoeuvres(count: int, steps: int, rng: np.random.Generator) -> Tensor:
@@ -123,42 +128,42 @@ def manoeuvres(count: int, steps: int, rng: np.random.Generator) -> Tensor:
 
 
 class Planner:
-    """A player of `agents.players` that plans anew whenever it has done what it planned."""
+    """An `agents.agent.Agent` that plans anew whenever it has done what it planned."""
 
-    observation = "pixels"
+    observation = "image"
 
-    def __init__(self, dream: Dream, rows: int, seed: int, planning: Planning | None = None) -> None:
-        """`rows` episodes side by side; each row plans alone. Raises `ValueError` for a world whose manoeuvres it doesn't know."""
+    def __init__(self, dream: Dream, num_envs: int, seed: int, planning: Planning | None = None) -> None:
+        """`num_envs` episodes side by side; each row plans alone. Raises `ValueError` for a world whose manoeuvres it doesn't know."""
         if len(dream.world.actions) != 6:
             raise ValueError(f"the planner knows the six actions of Memory Maze, not {dream.world.name}")
         self.planning, self._dream = planning or Planning(), dream
         self._rng, self._generator = np.random.default_rng(seed), torch.Generator(dream.device).manual_seed(seed)
-        self._policy = _policy(self.planning, dream) if self.planning.led else None
+        self._policy = self._leading_policy() if self.planning.led else None
         frames = spaces.observation_space(dream.world, dream.weights.world_model.config, "image")
-        self._onlooker = StateEstimator(dream, rows, "features", frames, spaces.action_space(dream.world))
-        self.plans: list[Plan | None] = [None] * rows
-        self._done = [0] * rows  # actions of the plan that are done
-        self._last: np.ndarray | None = None  # what it did, (rows,) int64
+        self._estimator = StateEstimator(dream, num_envs, "features", frames, spaces.action_space(dream.world))
+        self.plans: list[Plan | None] = [None] * num_envs
+        self._done = [0] * num_envs  # actions of the plan that are done
+        self._last: np.ndarray | None = None  # what it did, (num_envs,) int64
         self.seconds: list[float] = []  # that each decision took
         self.hoped: list[float] = []  # score of each plan
 
     @property
     def state(self) -> DreamState:
         """What the model has made of all that was seen."""
-        return self._onlooker.state
+        return self._estimator.state
 
     @torch.no_grad()
-    def act(self, seen: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         """Look at frames (B, height, width, 3) uint8, and go on with what is planned for each."""
-        frames, rows = seen.cpu().numpy(), np.arange(len(self.plans))
+        frames, rows = observation.cpu().numpy(), np.arange(len(self.plans))
         if self._last is None:
-            self._onlooker.begin(frames, rows)
+            self._estimator.begin(frames, rows)
         else:
-            self._onlooker.go_on(frames, self._last)
-        reward_logits = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
+            self._estimator.go_on(frames, self._last)
+        values = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
         for row, plan in enumerate(self.plans):
-            paid = self._dream.world.reward_values[reward_logits[row]] != 0
-            if plan is None or paid or self._done[row] >= min(self.planning.keep, len(plan.action)):
+            rewarded = self._dream.world.reward_values[values[row]] != 0
+            if plan is None or rewarded or self._done[row] >= min(self.planning.keep, len(plan.action)):
                 start = time.perf_counter()
                 self.plans[row] = self.plan(take_rows(self.state, torch.tensor([row], device=self._dream.device)), self._left_over(row))
                 self._done[row] = 0
@@ -228,6 +233,12 @@ class Planner:
         assert self._policy is not None
         return self._policy.act(observed(self._dream, state, self._policy.config.observation), self._generator)
 
+    def _leading_policy(self) -> Policy:
+        path = self.planning.policy or POLICIES.get(self._dream.world.name)
+        if path is None:
+            raise ValueError(f"no policy is shipped for {self._dream.world.name}: name one, or plan without with --planning.led 0")
+        return policy_for(path, self._dream)
+
     def _left_over(self, row: int) -> Tensor | None:
         plan = self.plans[row]
         return None if plan is None or self._done[row] >= len(plan.action) else plan.action[self._done[row] :]
@@ -251,26 +262,13 @@ def _first_chances(dream: Dream, segments: int) -> Tensor:
     return chances / chances.sum(1, keepdim=True)
 
 
-def _policy(planning: Planning, dream: Dream) -> Policy:
-    path = planning.policy or POLICIES.get(dream.world.name)
-    if path is None:
-        raise ValueError(f"no policy is shipped for {dream.world.name}: name one, or plan without with --planning.led 0")
-    policy, _ = load_policy(path, dream.device)
-    config = policy.config
-    if config.world != dream.world.name or config.shape != observed_shape(dream, config.observation):
-        raise ValueError(
-            f"{path}: plays in {config.world} and sees {config.observation} of shape {config.shape}, which this dream doesn't have"
-        )
-    return policy
-
-
 @dataclass(frozen=True)
 class Args:
     """Where to plan, and beside whom."""
 
     planning: Planning = field(default_factory=Planning)
     env: str = "MemoryMaze9x9-Real-v0"
-    beside: tuple[str, ...] = ("random",)  # other players in the same mazes, as in agents/check_transfer.py
+    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in agents/check_transfer.py
     episodes: int = 10
     steps: int = 250  # of an episode
     seed: int = 1_000_000  # of the first maze
@@ -284,9 +282,9 @@ class Args:
 
 
 class Job(NamedTuple):
-    """One real episode of one player."""
+    """One real episode of one agent."""
 
-    player: str
+    agent: str
     seed: int
     args: Args
 
@@ -295,77 +293,60 @@ class Outcome(NamedTuple):
     """What came of it."""
 
     earned: float
-    seconds: list[float]  # that each decision took; none of players that don't plan
+    seconds: list[float]  # that each decision took; none of agents that don't plan
     hoped: list[float]  # score of each plan
-    film: np.ndarray | None  # (steps, height, 2 * width, 3) uint8
+    film: list[np.ndarray]  # (height, 2 * width, 3) uint8: what was seen, and what was hoped for
 
 
 def main(args: Args) -> None:
-    check(args)
-    players = (PLANNER, *args.beside)
-    jobs = [Job(player, args.seed + number, args) for number in range(args.episodes) for player in players]
-    outcomes = {}
-    for number, outcome in shared_out(play, jobs, args.workers, [args.steps] * len(jobs)):
+    try:
+        check(args)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+    agents = (PLANNER, *args.beside)
+    jobs = [Job(agent, args.seed + number, args) for number in range(args.episodes) for agent in agents]
+    outcomes: dict[int, Outcome] = {}
+    for number, outcome in answers(play, jobs, args.workers, [args.steps] * len(jobs)):
         outcomes[number] = outcome
-        print(f"{jobs[number].player} in maze {jobs[number].seed}: {outcome.earned:g}", flush=True)
-    of = {player: [outcomes[number] for number, job in enumerate(jobs) if job.player == player] for player in players}
-    result = {player: summary([outcome.earned for outcome in some]) for player, some in of.items()}
-    seconds = [second for outcome in of[PLANNER] for second in outcome.seconds]
-    hoped = [score for outcome in of[PLANNER] for score in outcome.hoped]
-    decisions = {"decisions": len(seconds), "seconds_mean": float(np.mean(seconds)), "seconds_90": float(np.quantile(seconds, 0.9))}
-    write_json(args.out, {"settings": as_json(args), "players": result, **decisions, "hoped_mean": float(np.mean(hoped))})
-    for player, numbers in result.items():
-        error = numbers["standard_error"]
-        print(f"{player}: {numbers['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}"))
-    print(f"{len(seconds)} decisions of {np.mean(seconds):.2f} s")
+        print(f"{jobs[number].agent} in maze {jobs[number].seed}: {outcome.earned:g}", flush=True)
+    result = {name: summary([outcomes[n].earned for n, job in enumerate(jobs) if job.agent == name]) for name in agents}
+    seconds, hoped = (np.concatenate([getattr(outcome, name) for outcome in outcomes.values()]) for name in ("seconds", "hoped"))
+    took = {"decisions": len(seconds), "seconds_mean": float(seconds.mean()), "seconds_90": float(np.quantile(seconds, 0.9))}
+    write_json(args.out, {"settings": as_json(args), "players": result, **took, "hoped_mean": float(hoped.mean())})
+    for name, numbers in result.items():
+        print(f"{name}: {mean_and_error(numbers)}")
+    print(f"{len(seconds)} decisions of {seconds.mean():.2f} s")
     if args.video is not None:
-        _write_film(args.video, outcomes[0].film)
+        write_film(args.video, np.stack(outcomes[0].film), 12)
 
 
 def check(args: Args) -> None:
-    """End the program with what is wrong with the command line, before anything takes time."""
-    for name in ("episodes", "steps", "workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
-    try:
-        dream = open_dream(args.world, args.profile, args.device, args.weights)
-        if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
-            raise ValueError(f"name each player beside the planner once, not {' '.join(args.beside)}")
-        for player in (PLANNER, *args.beside):
-            opened_player(player, dream, 1, 0, args.planning)
-    except (ValueError, ImportError) as error:
-        raise SystemExit(str(error)) from None
+    """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
+    check_positive(args, "episodes", "steps", "workers")
+    dream = open_dream(args.world, args.profile, args.device, args.weights)
+    if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
+        raise ValueError(f"name each agent beside the planner once, not {' '.join(args.beside)}")
+    for name in (PLANNER, *args.beside):
+        open_agent(name, dream, 1, 0, args.planning)
 
 
 def play(job: Job) -> Outcome:
     """One episode of it in the real environment."""
-    args = job.args
-    torch.manual_seed(job.seed)  # some players draw from it
+    args, film = job.args, list[np.ndarray]()
     dream = open_dream(args.world, args.profile, args.device, args.weights)
-    player = opened_player(job.player, dream, 1, job.seed, args.planning)
-    filmed = args.video is not None and isinstance(player, Planner) and job.seed == args.seed
-    env: gymnasium.Env = gymnasium.make(args.env, max_episode_steps=args.steps)
-    env = env if player.observation == "pixels" else WorldModelObservation(env, dream, player.observation)
+    agent = open_agent(job.agent, dream, 1, job.seed, args.planning)
+    planner = agent if isinstance(agent, Planner) else None
+
+    def show(frame: np.ndarray) -> None:
+        if args.video is not None and job.seed == args.seed and planner is not None and planner.plans[0] is not None:
+            film.append(np.concatenate([frame, planner.hoped_for().cpu().numpy()], 1))
+
+    env = as_observed(gymnasium.make(args.env, max_episode_steps=args.steps), dream, agent.observation)
     try:
-        seen, info = env.reset(seed=job.seed)
-        earned, film, over = 0.0, [], False
-        while not over:
-            action = player.act(torch.from_numpy(seen[None]), info)[0]
-            seen, reward, terminated, truncated, info = env.step(action)
-            earned, over = earned + float(reward), terminated or truncated
-            if filmed and isinstance(player, Planner):
-                film.append(np.concatenate([seen, player.hoped_for().cpu().numpy()], 1))
+        earned = real_episode(env, agent, job.seed, show=show)
     finally:
         env.close()
-    seconds, hoped = (player.seconds, player.hoped) if isinstance(player, Planner) else ([], [])
-    return Outcome(earned, seconds, hoped, np.stack(film) if film else None)
-
-
-def _write_film(path: Path, film: Any) -> None:
-    from lssvwm_gym.io.video import enlarged, write_movie
-
-    write_movie(path, enlarged(film, 4), 12)
-    print(f"film: {path}")
+    return Outcome(earned, planner.seconds if planner else [], planner.hoped if planner else [], film)
 
 
 if __name__ == "__main__":

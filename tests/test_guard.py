@@ -232,10 +232,10 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_replay_repeats_the_walk():
-    from agents.check_rewards import Errand, walk
+    from agents.check_rewards import MazeJob, play
 
-    first = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6))
-    again = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6, first.action))
+    first = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6))
+    again = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6, first.action))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    other = walk(Errand("MemoryMaze9x9-Real-v0", 8, 6, first.action))
+    other = play(MazeJob("MemoryMaze9x9-Real-v0", 8, 6, first.action))
     assert not np.array_equal(first.frames, other.frames)

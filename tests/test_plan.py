@@ -16,9 +16,9 @@ import torch
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents import mpc as planning_module
+from agents.agent import open_agent
 from agents.mpc import MANOEUVRES, Args, Futures, Planner, Planning, main, manoeuvres, roll, scored
-from agents.players import opened_player
-from agents.policy import Policy, PolicyConfig, save_policy
+from agents.policies import Policy, PolicyConfig, save_policy
 from lssvwm_gym.envs.simulator import open_dream
 
 ROOT = Path(__file__).parent.parent
@@ -191,12 +191,12 @@ def test_wrong_settings_are_refused(dream):
     ):
         with pytest.raises(ValueError, match=said):
             Planning(**wrong)
-    with pytest.raises(ValueError, match="can't slip"):
-        opened_player("planner@0.5", dream, 1, 0, ALONE)
+    with pytest.raises(ValueError, match="none can be random"):
+        open_agent("planner@0.5", dream, 1, 0, ALONE)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [(dict(episodes=0), "episodes must be at least 1"), (dict(beside=("planner",)), "name each player beside")]
+    ("wrong", "said"), [(dict(episodes=0), "episodes must be at least 1"), (dict(beside=("planner",)), "name each agent beside")]
 )
 def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
     with pytest.raises(SystemExit, match=said):

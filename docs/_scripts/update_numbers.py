@@ -13,11 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agents.check_transfer import Returns, correlations
 from lssvwm_gym.benchmark.report import PRINTED
-
-sys.path.append(str(Path(__file__).parent.parent.parent))  # for `agents`, wherever this is started
-
-from agents.check_transfer import Tried, correlations
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
@@ -190,7 +187,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
         both = (one["dream"], one["real"])
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
-    found = correlations([Tried(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
+    found = correlations([Returns(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
     if found["rank"] is None:
         return "\n".join(lines)
     low, high = found["rank_interval"]

@@ -37,6 +37,8 @@ SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 OPTIONS = {"clip": "context_id"}  # options of reset
+POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
+OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
 
 
 def warn(old: str, new: str) -> None:
@@ -59,13 +61,13 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     return renamed(values, names)
 
 
-def parameters(tensors: Mapping[str, V]) -> dict[str, V]:
-    """A world model's parameters, or whatever is kept for each of them, by their names of today."""
-    return {_parameter(name): tensor for name, tensor in tensors.items()}
+def parameters(tensors: Mapping[str, V], prefixes: Mapping[str, str] = PARAMETERS) -> dict[str, V]:
+    """A world model's parameters, or whatever is kept for each of them, by their names of today; `prefixes` for other models'."""
+    return {_parameter(name, prefixes): tensor for name, tensor in tensors.items()}
 
 
-def _parameter(name: str) -> str:
-    for old, new in PARAMETERS.items():
+def _parameter(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
