@@ -51,8 +51,9 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
     if name.endswith(".safetensors"):
-        path, written = Path(name), _written(Path(name))
-        return SB3Agent(path, dream, modifier == GREEDY) if _is_sb3(path, written) else PolicyAgent(path, dream, seed, modifier == GREEDY)
+        policy = policy_in(Path(name), dream)
+        kind = PolicyAgent if isinstance(policy, Policy) else SB3Agent
+        return kind(policy, dream, seed, modifier == GREEDY)
     if modifier:
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
@@ -127,9 +128,8 @@ class ExpertAgent:
 class PolicyAgent:
     """A policy of `agents.policies`."""
 
-    def __init__(self, path: Path, dream: Dream, seed: int, greedy: bool = False) -> None:
-        self._policy = policy_for(path, dream)
-        self.observation, self._greedy = self._policy.config.observation, greedy
+    def __init__(self, policy: Policy, dream: Dream, seed: int, greedy: bool) -> None:
+        self.observation, self._policy, self._greedy = policy.config.observation, policy, greedy
         self._generator = torch.Generator(dream.device).manual_seed(seed)
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
@@ -139,10 +139,9 @@ class PolicyAgent:
 class SB3Agent:
     """A policy of `agents.sb3_policies`, with its LSTM where it has one; it sees the last few frames at once where it learned so."""
 
-    def __init__(self, path: Path, dream: Dream, greedy: bool = False) -> None:
-        self._policy, config = _loaded_sb3_policy(path, dream, _written(path))
-        if config.observation == "all" and dream.world.inventory:
-            raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
+    def __init__(self, policy: tuple[Any, Any], dream: Dream, seed: int, greedy: bool) -> None:
+        """A policy and its config, as `load_sb3_policy` returns them; it draws from torch's global generator, not by the seed."""
+        self._policy, config = policy
         self.observation = "image" if needs_frame(config.observation) else config.observation
         self._frames, self._greedy = config.frame_stack, greedy
         self._past: list[np.ndarray] = []
@@ -173,9 +172,21 @@ def from_file(dream: Dream, argument: str | None, seed: int) -> GameAgent:
     return GameAgent(dream, argument, seed)
 
 
-def policy_for(path: Path, dream: Dream) -> Policy:
-    """The policy in a file, on the dream's device. Raises `ValueError` for one that acts in another world or sees something else."""
-    policy = _loaded_policy(path, str(dream.device), _written(path))
+def policy_in(path: Path, dream: Dream) -> Any:
+    """What a file holds, on the dream's device: a `Policy`, or what `agents.sb3_policies.load_sb3_policy` returns.
+
+    Raises `ValueError` for one that acts in another world or sees something else, `ImportError` where Stable-Baselines3 is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    return _policy_in(path, dream, path.stat().st_mtime_ns)  # a policy that is learning is loaded anew
+
+
+@functools.lru_cache(maxsize=16)
+def _policy_in(path: Path, dream: Dream, written: int) -> Any:
+    if load_tensors(path)[1].get("kind") == SB3_KIND:
+        return _sb3_policy_in(path, dream)
+    policy, _ = load_policy(path, dream.device)
     config = policy.config
     if config.world != dream.world.name or config.actions != len(dream.world.actions):
         raise ValueError(f"{path}: acts in {config.world}, not in {dream.world.name}")
@@ -184,28 +195,12 @@ def policy_for(path: Path, dream: Dream) -> Policy:
     return policy
 
 
-def _written(path: Path) -> int:
-    """When the file was last written: a policy that is learning is loaded anew."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return path.stat().st_mtime_ns
-
-
-@functools.lru_cache(maxsize=16)
-def _loaded_policy(path: Path, device: str, written: int) -> Policy:
-    return load_policy(path, device)[0]
-
-
-@functools.lru_cache(maxsize=16)
-def _loaded_sb3_policy(path: Path, dream: Dream, written: int) -> tuple[Any, Any]:
+def _sb3_policy_in(path: Path, dream: Dream) -> Any:
     try:
         from agents.sb3_policies import load_sb3_policy
     except ImportError as error:
         raise ImportError(f"{path}: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym[agents]' ({error})") from None
-    return load_sb3_policy(path, dream, str(dream.device))
-
-
-@functools.lru_cache(maxsize=16)
-def _is_sb3(path: Path, written: int) -> bool:
-    """Whether a file is of `agents.sb3_policies`, or else of `agents.policies`."""
-    return load_tensors(path)[1].get("kind") == SB3_KIND
+    policy, config = load_sb3_policy(path, dream, str(dream.device))
+    if config.observation == "all" and dream.world.inventory:
+        raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
+    return policy, config

@@ -53,11 +53,11 @@ def bank_before_rewards(
         ValueError: no episode has a reward with that much before it.
     """
     rng = np.random.default_rng(seed)
-    paid = [(episode, int(t)) for episode in episodes for t in torch.nonzero(episode.reward > 0)[:, 0].tolist()]
-    ahead = rng.integers(lead[0], lead[1], len(paid), endpoint=True)
-    beginnings = [(episode, t + 1 - int(away)) for (episode, t), away in zip(paid, ahead, strict=True) if t + 1 - away >= context]
+    rewards = [(episode, int(t)) for episode in episodes for t in torch.nonzero(episode.reward > 0)[:, 0].tolist()]
+    ahead = rng.integers(lead[0], lead[1], len(rewards), endpoint=True)
+    beginnings = [(episode, t + 1 - int(away)) for (episode, t), away in zip(rewards, ahead, strict=True) if t + 1 - away >= context]
     if not beginnings:
-        raise ValueError(f"none of {len(episodes)} episodes is paid for anything after {context} frames of context and {lead[0]} of lead")
+        raise ValueError(f"none of {len(episodes)} episodes has a reward after {context} frames of context and {lead[0]} of lead")
     chosen = [beginnings[number] for number in rng.permutation(len(beginnings))[:most]]
     together = max(1, MOST_FRAMES // context)
     parts = [chosen[at : at + together] for at in range(0, len(chosen), together)]

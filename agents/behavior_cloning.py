@@ -115,14 +115,14 @@ def leads_to_reward(reward: Tensor, within: int) -> Tensor:
     """Which frames (T,) are followed by a reward at most so many frames later; all, where within is 0."""
     if not within:
         return torch.ones_like(reward, dtype=torch.bool)
-    paid = torch.nonzero(reward > 0)[:, 0]
-    ahead = paid[None] - torch.arange(len(reward), device=reward.device)[:, None]
+    rewarded = torch.nonzero(reward > 0)[:, 0]
+    ahead = rewarded[None] - torch.arange(len(reward), device=reward.device)[:, None]
     return ((ahead > 0) & (ahead <= within)).any(1)
 
 
 @torch.no_grad()
 def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
-    """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
+    """The numbers of every frame of an episode, (T, numbers), at its recorded poses where there are any."""
     model, action = dream.weights.world_model, episode.action.clone()
     action[0] = model.config.actions  # no action led to the first frame
     pose = (
@@ -130,8 +130,8 @@ def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
     )
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
     state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0]), []
-    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
-        state, features = watch(model, state, latent, *told)
+    for latent, *rest in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
+        state, features = watch(model, state, latent, *rest)
         numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
     return torch.cat(numbers)
 

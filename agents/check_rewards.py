@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
-OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dreams for itself
+OTHER_NOISE = 2**31  # added to the seed of a dream of the same context and actions with other noise
 
 
 @dataclass(frozen=True)
@@ -204,57 +203,37 @@ def dream_on(dream: Dream, state: DreamState, steps: int, agent: Agent | np.ndar
 Kept = Callable[[Dreams, int], np.ndarray]  # what a counter-measure leaves of the dreamed rewards (B, S); given the tolerance
 
 
-def shorter(dreams: Dreams, tolerance: int, steps: int) -> np.ndarray:
+def shorter(dreams: Dreams, steps: int) -> np.ndarray:
     """Dreams end after some steps."""
     return np.where(np.arange(dreams.reward.shape[1]) < steps, dreams.reward, 0)
 
 
-def ended_when_uncertain(dreams: Dreams, tolerance: int, most: float, over: int = 8) -> np.ndarray:
+def ended_when_uncertain(dreams: Dreams, most: float, over: int = 8) -> np.ndarray:
     """Dreams end when the mean uncertainty of some steps is high."""
     mean = np.stack([dreams.uncertainty[:, max(0, step - over + 1) : step + 1].mean(1) for step in range(dreams.reward.shape[1])], 1)
     return np.where(np.maximum.accumulate(mean, 1) <= most, dreams.reward, 0)
 
 
-def where_sure(dreams: Dreams, tolerance: int, most: float) -> np.ndarray:
-    """Only rewards of steps that are not uncertain count."""
-    return np.where(dreams.uncertainty <= most, dreams.reward, 0)
-
-
-def where_familiar(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
-    """Only rewards at places that were known before count."""
-    return np.where(dreams.familiarity >= least, dreams.reward, 0)
-
-
-def same_again(dreams: Dreams, tolerance: int) -> np.ndarray:
-    """Only rewards that the same step pays once more, dreamed with other noise, count."""
-    return np.where(dreams.again == dreams.reward, dreams.reward, 0)
-
-
-def same_in_twin(dreams: Dreams, tolerance: int) -> np.ndarray:
-    """Only rewards that a second dream of the same start and actions pays as well, at most so many steps apart, count."""
-    return np.where(pairs(dreams.reward, dreams.twin, tolerance)[0], dreams.reward, 0)
-
-
-def likelier(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
+def likelier(dreams: Dreams, least: float) -> np.ndarray:
     """What is dreamed where another probability than a half is asked for; steps in a row are one reward."""
     likely = dreams.probability >= least
     return likely & ~np.pad(likely, ((0, 0), (1, 0)))[:, :-1]
 
 
 COUNTER_MEASURES: dict[str, Kept] = {
-    "none": lambda dreams, tolerance: dreams.reward,
-    "the first 50 steps": partial(shorter, steps=50),
-    "the first 100 steps": partial(shorter, steps=100),
-    "ended at uncertainty 0.10": partial(ended_when_uncertain, most=0.10),
-    "ended at uncertainty 0.15": partial(ended_when_uncertain, most=0.15),
-    "where uncertainty is below 0.10": partial(where_sure, most=0.10),
-    "where familiarity is above 0.5": partial(where_familiar, least=0.5),
-    "where familiarity is above 0.9": partial(where_familiar, least=0.9),
-    "the step dreamed twice agrees": same_again,
-    "two dreams agree": same_in_twin,
-    "probability above 0.1": partial(likelier, least=0.1),
-    "probability above 0.2": partial(likelier, least=0.2),
-    "probability above 0.8": partial(likelier, least=0.8),
+    "none": lambda dreams, _: dreams.reward,
+    "the first 50 steps": lambda dreams, _: shorter(dreams, 50),
+    "the first 100 steps": lambda dreams, _: shorter(dreams, 100),
+    "ended at uncertainty 0.10": lambda dreams, _: ended_when_uncertain(dreams, 0.10),
+    "ended at uncertainty 0.15": lambda dreams, _: ended_when_uncertain(dreams, 0.15),
+    "where uncertainty is below 0.10": lambda dreams, _: np.where(dreams.uncertainty <= 0.10, dreams.reward, 0),
+    "where familiarity is above 0.5": lambda dreams, _: np.where(dreams.familiarity >= 0.5, dreams.reward, 0),
+    "where familiarity is above 0.9": lambda dreams, _: np.where(dreams.familiarity >= 0.9, dreams.reward, 0),
+    "the step dreamed twice agrees": lambda dreams, _: np.where(dreams.again == dreams.reward, dreams.reward, 0),
+    "two dreams agree": lambda dreams, tolerance: np.where(pairs(dreams.reward, dreams.twin, tolerance)[0], dreams.reward, 0),
+    "probability above 0.1": lambda dreams, _: likelier(dreams, 0.1),
+    "probability above 0.2": lambda dreams, _: likelier(dreams, 0.2),
+    "probability above 0.8": lambda dreams, _: likelier(dreams, 0.8),
 }
 
 
@@ -286,7 +265,9 @@ def rates(
     """Of rewards (B, S) at some ages: how many, and which share is real, was dreamed, comes first and is real, is at a ball."""
     right, found = pairs(dreamed, reward, tolerance)
     events, real = dreamed != 0, reward != 0
-    first = events & (np.cumsum(events, 1) == 1) & (_before(real, tolerance) == 0)
+    # more than the tolerance after a real reward another ball is wanted than in the dream
+    before = np.pad(np.cumsum(real, 1), ((0, 0), (tolerance + 1, 0)))[:, : real.shape[1]]
+    first = events & (np.cumsum(events, 1) == 1) & (before == 0)
     near = np.stack([ball[:, max(0, step - tolerance) : step + tolerance + 1].min(1) for step in range(ball.shape[1])], 1) <= AT_A_BALL
     return {
         "dreamed": int(events[:, ages].sum()),
@@ -297,11 +278,6 @@ def rates(
         "precision_of_first": _share(right[:, ages], first[:, ages]),
         "at_a_ball": _share(near[:, ages], events[:, ages]),
     }
-
-
-def _before(real: np.ndarray, tolerance: int) -> np.ndarray:
-    """How many real rewards (B, S) lie more than the tolerance back: then another ball is wanted than in the dream."""
-    return np.pad(np.cumsum(real, 1), ((0, 0), (tolerance + 1, 0)))[:, : real.shape[1]]
 
 
 def _share(yes: np.ndarray, of: np.ndarray) -> float | None:
@@ -338,9 +314,8 @@ def plot(path: Path, args: Args, report: dict[str, dict[str, Any]]) -> None:
             bars = axes.bar(at, [numbers[name][number] or 0 for name in names], 0.8 / len(report), label=Path(policy).stem)
             of = "dreamed" if number == "precision" else "real"
             axes.bar_label(bars, [str(numbers[name][of]) for name in names], fontsize=6)
-        axes.set_xticks(
-            range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center", fontsize=7
-        )
+        slanted = dict(rotation=45, ha="right") if len(names) > 4 else {}
+        axes.set_xticks(range(len(names)), names, fontsize=7, **slanted)
         axes.set_ylim(0, 1.05)
         axes.set_title(f"{number} of dreamed rewards", fontsize=9)
     panels[0].legend(fontsize=7)

@@ -11,8 +11,9 @@ explorer          the scripted expert that episodes are collected with; it needs
 planner           plans in the dream, see agents/mpc.py
 PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or agents/behavior_cloning.py
 
-Dreams begin from real openings, or with `--data` from long recorded walks, in mazes that they then know; real episodes at the start
-of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze for so many steps. Needs
+Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
+know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
+for so many steps. Needs
 `pip install 'lssvwm_gym[agents,memory-maze]'`.
 """
 
@@ -56,8 +57,8 @@ class Args:
     profile: str = "balanced"  # of the dream: fast, balanced or quality
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
-    data: Path | None = None  # folder of recorded episodes whose walks dreams begin from, one each in turn; openings if not given
-    context: int = 500  # frames of such a walk that are remembered
+    data: Path | None = None  # folder of recorded episodes that dreams begin after, one each in turn; short contexts if not given
+    context: int = 500  # frames of such an episode that are remembered
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count
@@ -146,7 +147,7 @@ def dream_of(args: Args, device: str | None = None) -> Dream:
 
 
 def recordings(args: Args) -> tuple[Path, ...]:
-    """The recordings that dreams begin from; none: openings. Raises `ValueError` for a folder without any."""
+    """The recordings that dreams begin after; none: short contexts. Raises `ValueError` for a folder without any."""
     return () if args.data is None else tuple(episode_paths(args.data))
 
 

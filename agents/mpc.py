@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from agents.agent import PLANNER, open_agent, policy_for
+from agents.agent import PLANNER, open_agent, policy_in
 from agents.policies import Policy
 from agents.real import as_observed, real_episode
 from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
     score: float
 
 
-Leader = Callable[[DreamState], Tensor]  # rows of a state to their actions (B,)
+Leader = Callable[[DreamState], Tensor]  # a state to actions (B,)
 
 
 @torch.no_grad()
@@ -237,7 +237,10 @@ class Planner:
         path = self.planning.policy or POLICIES.get(self._dream.world.name)
         if path is None:
             raise ValueError(f"no policy is shipped for {self._dream.world.name}: name one, or plan without with --planning.led 0")
-        return policy_for(path, self._dream)
+        policy = policy_in(path, self._dream)
+        if not isinstance(policy, Policy):
+            raise ValueError(f"{path}: only policies of agents/ppo.py and agents/behavior_cloning.py can lead futures")
+        return policy
 
     def _left_over(self, row: int) -> Tensor | None:
         plan = self.plans[row]

@@ -62,10 +62,10 @@ class Args:
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
-    walk_every: int = 100  # frames between two moments of the long walks that are such states; 0 for openings only
-    least_context: int = 300  # frames that such a state remembers, if any does: a dream pays for balls that it has seen
+    walk_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
+    least_context: int = 300  # frames that such a state remembers, if any does: a dream rewards balls that it has seen
     real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
-    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before what those were paid for
+    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     rewarding: float = 0.75  # share of the bank that begins so
     lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most

@@ -73,7 +73,7 @@ class Args:
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"
     episode_steps: int = 250  # of a dream or a real episode: the longer a dream is, the less it can be trusted
-    context_frames: int | None = None  # of a recorded walk that a dream begins after; the longest there is if not given, 0 for openings
+    context_frames: int | None = None  # of the long context that a dream begins after; all of them if not given, 0 for short contexts
     frame_stack: int | None = None  # observations that the policy sees at once; 4 pictures for one without memory, else 1
 
     learning_rate: float = 2.5e-4
@@ -154,7 +154,7 @@ def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int
     rest: dict[str, Any] = {"max_episode_steps": args.episode_steps, "render_mode": render_mode}
     if id == dream.world.id:
         how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
-        envs = VecMonitor(begun_after_walks(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
+        envs = VecMonitor(after_long_contexts(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
     else:
         kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
         envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
@@ -163,8 +163,8 @@ def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int
     return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
 
 
-def begun_after_walks(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
-    """Dreams whose every episode begins in a place that is known, where weights have walks: for balls that it has seen a dream pays."""
+def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
+    """Dreams whose every episode begins after a long context, where weights have any: a dream rewards balls that it has seen."""
     walks = dream.weights.walks
     frames = args.context_frames if args.context_frames is not None else walks.latent.shape[1] if len(walks) else 0
     if not frames:

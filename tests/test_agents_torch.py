@@ -411,7 +411,7 @@ def test_beginnings_before_rewards_are_many_and_no_more_than_wanted(dream):
 
 @pytest.mark.parametrize("rewards", [[], [11]])
 def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
-    with pytest.raises(ValueError, match="none of 1 episodes is paid for anything after 8 frames of context and 5 of lead"):
+    with pytest.raises(ValueError, match="none of 1 episodes has a reward after 8 frames of context and 5 of lead"):
         bank_before_rewards(dream, [walked(rewards)], (5, 9), 8, 10)
 
 
