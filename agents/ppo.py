@@ -35,7 +35,7 @@ from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.inference.backend import Backend
+from lssvwm_gym.models.inference.backend import Backend, chosen_device
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
@@ -96,6 +96,9 @@ class Args:
         return self.out or Path("runs") / "ppo" / self.world
 
 
+Envs = DreamVectorEnv | RealEnvs
+
+
 def main(args: Args) -> None:
     began = time.perf_counter()
     torch.manual_seed(args.seed)
@@ -104,9 +107,8 @@ def main(args: Args) -> None:
         args, dream, envs = set_up(args)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    config = PolicyConfig(
-        dream.world.name, args.observation, observed_shape(dream, args.observation), len(dream.world.actions), args.hidden
-    )
+    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
     learner = Learner(args, config, envs, dream.device)
     if args.resume:
         resume(args, learner, dream)
@@ -130,7 +132,8 @@ def main(args: Args) -> None:
 
 def set_up(args: Args) -> tuple[Args, Dream, Envs]:
     """What depends on the device filled in, the dream, and what is learned in. Raises `ValueError` for what is wrong with the settings."""
-    backend = Backend(graphs="auto" if args.graphs else "off", compiled="on" if args.compile else "auto")
+    graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
+    backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
     dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
     args = with_defaults(args, dream.device.type)
     observed_shape(dream, args.observation)
@@ -165,9 +168,6 @@ def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
     rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
     others = most - len(rewarding.seed)
     return join_rows([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed, args.least_context)]) if others else rewarding
-
-
-Envs = DreamVectorEnv | RealEnvs
 
 
 class Rollout(NamedTuple):

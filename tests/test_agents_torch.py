@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -27,6 +30,7 @@ from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import first_state, remember
 
+ROOT = Path(__file__).parent.parent
 ROWS, LIMIT = 4, 8
 OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
@@ -290,6 +294,14 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
 def test_wrong_arguments_are_named(tiny_weights, tmp_path, wrong, said):
     with pytest.raises(SystemExit, match=said):
         main(replace(SMALL, weights=tiny_weights, out=tmp_path, **wrong))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["-m", "agents.ppo"], [str(ROOT / "agents" / "ppo.py")]])
+def test_a_script_runs_by_its_name_and_by_its_path(how):
+    done = subprocess.run([sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--least-context" in done.stdout
 
 
 def test_the_device_decides_how_many_dreams_there_are():
