@@ -25,13 +25,13 @@ from agents.policies import Policy, PolicyConfig, RunningNorm, observation_today
 from agents.results import as_json
 from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs.contexts import past_of
-from lssvwm_gym.envs.simulator import TOGETHER, Dream, open_dream
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.rollout import watch
+from lssvwm_gym.models.rollout import prefill
 
-ROWS = 4096  # observations in one batch of `agreement`
+ROWS, FRAMES = 4096, 128  # observations that the policy, and frames that the decoder is given in one go
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def example(args: Args, dream: Dream, episode: LatentEpisode) -> tuple[Tensor, T
 @torch.no_grad()
 def shown(dream: Dream, latent: Tensor) -> Tensor:
     """Latents (K, N, C) as dreams show them, whatever came before: uint8 (K, height, width, 3)."""
-    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(TOGETHER) if len(part)]
+    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(FRAMES) if len(part)]
     return torch.cat(parts) if parts else torch.empty(0, *observed_shape(dream, "image"), dtype=torch.uint8)
 
 
@@ -129,11 +129,9 @@ def watched(dream: Dream, episode: LatentEpisode, observation: str) -> Tensor:
         episode.pose if episode.pose.shape[1] == model.config.pose_size else torch.full((len(episode), model.config.pose_size), torch.nan)
     )
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
-    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0]), []
-    for latent, *rest in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
-        state, features = watch(model, state, latent, *rest)
-        numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
-    return torch.cat(numbers)
+    state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0])
+    seen = prefill(model, state, past.latent, past.action, past.pose, past.inventory)
+    return numbers_of(state._replace(latent=past.latent[0], features=seen.features[0]), observation)
 
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:

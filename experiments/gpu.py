@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
-from lssvwm_gym.models.inference.compile import replayed
+from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
@@ -66,13 +66,13 @@ def speed(profile: str, rows: int) -> dict[str, float]:
     dream = open_dream("memory-maze", profile, "cuda")
     state = dream.reset(torch.arange(min(rows, MOST)))
     state = tree_map(lambda x: x.repeat(max(1, rows // MOST), *[1] * (x.ndim - 1)), state)
-    model, passes = dream.weights.world_model, SAMPLING_STEPS[profile]
+    passes = SAMPLING_STEPS[profile]
 
     def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> DreamState:
         return commit(model, state, action, imagine(model, state, action, passes, noise=noise))
 
     action, noise = torch.ones(rows, dtype=torch.int64, device="cuda"), torch.randn(state.latent.shape, device="cuda")
-    runs = {"eager": step, "graph": replayed(step, model)}
+    runs = {"eager": step, "graph": Replay(step)}
     return {name: rows / seconds(run, dream, state, action, noise) for name, run in runs.items()}
 
 

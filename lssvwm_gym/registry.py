@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, world_of
+from lssvwm_gym.worlds import DREAM_ID, WORLDS, WorldError, WorldSpec, world_of
 from lssvwm_gym.worlds.spec import read_world
 
 if TYPE_CHECKING:
     from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 
-DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 MAZE_SIZES = (9, 11, 13, 15)  # cells a side of the real mazes
 
 

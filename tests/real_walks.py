@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.models.geometry import advance
+from lssvwm_gym.models.geometry import integrate_motion
 
 
 def write_real_walks(folder: Path, episodes: int = 3, frames: int = 60) -> Path:
@@ -18,7 +18,7 @@ def write_real_walks(folder: Path, episodes: int = 3, frames: int = 60) -> Path:
         pose, poses = torch.tensor([1.0, 1.0, 1.0, 0.0]), []
         for _ in range(frames):
             poses.append(pose)
-            pose = advance(pose, torch.tensor([0.1, 0.0, float(rng.normal() * 0.2)]))
+            pose = integrate_motion(pose, torch.tensor([0.1, 0.0, float(rng.normal() * 0.2)]))
         position = torch.stack(poses).numpy()
         pixels = rng.integers(256, size=(frames, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
         reward = (rng.random(frames) < 0.1).astype(np.float32)

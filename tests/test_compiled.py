@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lssvwm_gym.checkpoints.checkpoint import load_prepacked
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_backend, chosen_precision
-from lssvwm_gym.models.inference.compile import CompiledStep, compiled, laid_out
+from lssvwm_gym.models.inference.backend import COMPILED, PLAIN, Backend, chosen_backend, chosen_precision
+from lssvwm_gym.models.inference.compile import CompiledStep, compile_step, laid_out
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.state import take_rows
 
@@ -130,6 +130,7 @@ def test_a_step_and_a_model_have_one_compiled_step(tiny_weights):
 
     def step(model, state, action, noise): ...
 
-    assert isinstance(compiled(step, models[0]), CompiledStep)
-    assert compiled(step, models[0]) is compiled(step, models[0])
-    assert compiled(step, models[0]) is not compiled(step, models[1])
+    compiled = [compile_step(step, model, COMPILED) for model in (*models, models[0])]
+    assert isinstance(compiled[0], CompiledStep)
+    assert compiled[0] is compiled[2]
+    assert compiled[0] is not compiled[1]

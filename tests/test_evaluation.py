@@ -23,7 +23,7 @@ from lssvwm_gym.evaluation.rollouts import (
     remember_clips,
     there_and_back,
 )
-from lssvwm_gym.models.geometry import advance
+from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
@@ -87,7 +87,7 @@ def test_f1_counts_hits_misses_and_false_alarms():
 def test_clips_are_cut_where_they_say(clips):
     assert clips.frames.shape[:2] == (6, 20)
     assert clips.pose[:, 0].allclose(torch.tensor([0.0, 0.0, 1.0, 0.0]), atol=1e-5)
-    assert advance(clips.pose[:, :-1], clips.motion[:, 1:]).allclose(clips.pose[:, 1:], atol=1e-5)
+    assert integrate_motion(clips.pose[:, :-1], clips.motion[:, 1:]).allclose(clips.pose[:, 1:], atol=1e-5)
 
 
 def test_there_and_back_ends_where_it_began(clips):
@@ -95,7 +95,7 @@ def test_there_and_back_ends_where_it_began(clips):
     assert len(walk) == 39
     assert torch.equal(walk.frames, walk.frames.flip(1))
     assert (walk.action[:, 20:] == 6).all()
-    assert advance(walk.pose[:, :-1], walk.motion[:, 1:]).allclose(walk.pose[:, 1:], atol=1e-5)
+    assert integrate_motion(walk.pose[:, :-1], walk.motion[:, 1:]).allclose(walk.pose[:, 1:], atol=1e-5)
 
 
 def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
@@ -127,7 +127,7 @@ def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
     _, poses = reckon_clips(weights.world_model, clips)
     expected = [clips.pose[:, 0]]
     for motion in clips.motion[:, 1:].unbind(1):
-        expected.append(advance(expected[-1], motion + slips[:, :3]))
+        expected.append(integrate_motion(expected[-1], motion + slips[:, :3]))
     assert poses.allclose(torch.stack(expected, 1), atol=0.02)
 
 

@@ -23,7 +23,7 @@ from lssvwm_gym.evaluation.memory import (
     way_back,
 )
 from lssvwm_gym.evaluation.prediction import _by_age, _off, frames_since_seen
-from lssvwm_gym.models.geometry import advance
+from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
 
@@ -173,7 +173,7 @@ def test_a_cold_start_is_walked_back_along_its_own_poses(bench):
     clips = way_back(bench, 20).past
     back = _reversed(clips, clips.pose, unknown_action=6)
     assert torch.equal(back.pose, clips.pose.flip(1)[:, 1:])
-    assert advance(clips.pose[:, -1], back.motion[:, 0]).allclose(clips.pose[:, -2], atol=1e-5)
+    assert integrate_motion(clips.pose[:, -1], back.motion[:, 0]).allclose(clips.pose[:, -2], atol=1e-5)
     assert (back.action == 6).all()
 
 

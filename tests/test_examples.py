@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_minecraft import write_real_plays, write_tiny_minecraft
 
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.models.geometry import advance, relative_to
+from lssvwm_gym.models.geometry import integrate_motion, relative_to
 from lssvwm_gym.worlds import WORLDS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -124,7 +124,7 @@ def test_demo_tells_what_is_carried_in_a_block_world(tmp_path, monkeypatch):
 def test_demo_puts_estimated_poses_into_the_world(size, motions):
     demo = runpy.run_path(str(EXAMPLES / "demo.py"))
     origin = torch.tensor([2.0, 3.0, 0.6, 0.8, 1.0, 0.1])[:size]
-    pose = advance(origin.expand(4, size), torch.randn(4, motions))
+    pose = integrate_motion(origin.expand(4, size), torch.randn(4, motions))
     assert demo["in_the_world"](relative_to(pose, origin).numpy(), origin.numpy()) == pytest.approx(pose[:, :2].numpy(), abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, simulator
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream, step_of
+from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.block_scan import BlockScan
@@ -24,7 +24,7 @@ from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.ops import flex_attention
 from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
-from lssvwm_gym.models.rollout import first_state, frame_noise
+from lssvwm_gym.models.rollout import first_state, frame_noise, step_of
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
 
@@ -47,13 +47,14 @@ def test_without_cuda_pytorch_computes(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_on_cuda_auto_takes_the_kernels_that_are_there(monkeypatch, device):
+def test_on_cuda_kernels_and_graphs_are_asked_for_by_name(monkeypatch, device):
     monkeypatch.setattr(backend, "kernels", lambda: None)
-    assert chosen_backend("auto", device) == chosen_backend("mamba", device) == Backend("mamba", "fold", "on", "off")
-    assert chosen_backend("torch", device) == Backend("torch", "fold", "on", "off")
+    assert chosen_backend("auto", device) == chosen_backend("torch", device) == PLAIN
+    assert chosen_backend("mamba", device) == Backend("mamba", "fold", "off", "off")
+    assert chosen_backend(Backend(graphs="on"), device) == Backend("torch", "fold", "on", "off")
     assert chosen_backend(Backend("torch", "flex", "off"), device) == Backend("torch", "flex", "off", "off")
     monkeypatch.setattr(backend, "kernels", missing)
-    assert chosen_backend("auto", device).scan == "torch"
+    assert chosen_backend("auto", device) == PLAIN
     with pytest.raises(ImportError, match="not installed"):
         chosen_backend("mamba", device)
 
@@ -223,19 +224,19 @@ class Traced(Replay):
 def test_a_dream_of_recorded_steps_is_the_dream(monkeypatch, tiny_weights):
     recordings = {}
 
-    def recorded(function, model):
-        return recordings.setdefault((function, model), Traced(function))
+    def recorded(function, model, backend):
+        return recordings.setdefault((function, model), Traced(function)) if backend.graphs == "on" else function
 
-    monkeypatch.setattr(simulator, "replayed", recorded)
+    monkeypatch.setattr(simulator, "compile_step", recorded)
     world, weights = open_dream("memory-maze", device="cpu", weights=tiny_weights).world, load_weights(tiny_weights)
     plain, quick = (Dream(world, weights, "fast", backend=replace(PLAIN, graphs=graphs)) for graphs in ("off", "on"))
     dreams = []
     for one in (plain, quick):
-        state, frame = one.reset(torch.tensor([3, 4]))
-        moments, states = [frame.numpy()], [state]
+        state = one.reset(torch.tensor([3, 4]))
+        moments, states = [one.frame(state).numpy()], [state]
         for action in (1, 2, 4, 1):
-            state, frame, *rest = one.step(state, torch.tensor([action, 5]))
-            moments.append([frame.numpy(), *(x.numpy() if isinstance(x, torch.Tensor) else x for x in rest)])
+            state, *rest = one.step(state, torch.tensor([action, 5]))
+            moments.append([one.frame(state).numpy(), *(x.numpy() for x in rest)])
             states.append(state)
         moments.append([leaf.numpy() for leaf in tree_leaves(states)])  # also those of long ago: a recording writes over its own only
         dreams.append(moments)

@@ -12,7 +12,7 @@ from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, draw_walk, r
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
-from lssvwm_gym.models.geometry import advance, motion_between
+from lssvwm_gym.models.geometry import integrate_motion, motion_between
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
@@ -47,7 +47,7 @@ def signalling_episode(frames=200, seed=0):
     motion = torch.stack([0.1 + 0 * action, 0 * action, 0.1 * action], -1).float()
     pose = [torch.tensor([1.0, 2.0, 0.0, 1.0])]
     for t in range(1, frames):
-        pose.append(advance(pose[-1], motion[t]))
+        pose.append(integrate_motion(pose[-1], motion[t]))
     return LatentEpisode(latent.half(), action, (action == 1).float(), torch.stack(pose), torch.zeros(frames, 0))
 
 
@@ -72,7 +72,7 @@ def test_the_way_back_goes_through_the_same_frames_and_poses(episodes):
     clip = read_clip(Episodes.of(episodes), [Walk(0, 30, 9, 17)], 17, ACTIONS)
     assert torch.equal(clip.latent, clip.latent.flip(1))
     assert torch.allclose(clip.pose, clip.pose.flip(1))
-    assert torch.allclose(advance(clip.pose[:, :-1], clip.motion[:, 1:]), clip.pose[:, 1:], atol=1e-5)
+    assert torch.allclose(integrate_motion(clip.pose[:, :-1], clip.motion[:, 1:]), clip.pose[:, 1:], atol=1e-5)
 
 
 def test_consecutive_clips_of_a_walk_join_without_a_seam(episodes):
@@ -103,7 +103,7 @@ def test_a_checkpoint_with_a_strange_header_is_refused(episodes, tmp_path, wrong
 
 
 def test_motion_is_the_inverse_of_advance():
-    pose = advance(torch.tensor([1.0, 2.0, 0.6, 0.8]), torch.tensor([0.3, -0.2, 1.0]))
+    pose = integrate_motion(torch.tensor([1.0, 2.0, 0.6, 0.8]), torch.tensor([0.3, -0.2, 1.0]))
     assert torch.allclose(motion_between(torch.tensor([1.0, 2.0, 0.6, 0.8]), pose), torch.tensor([0.3, -0.2, 1.0]), atol=1e-6)
 
 

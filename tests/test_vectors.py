@@ -11,8 +11,9 @@ from test_training import TINY
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.data.segments import Episodes, LatentEpisode, Walk, mirrored, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
-from lssvwm_gym.models.geometry import advance, motion_between, relative_to, start_pose
-from lssvwm_gym.models.inference.compile import Replay, replayed
+from lssvwm_gym.models.geometry import integrate_motion, motion_between, relative_to, start_pose
+from lssvwm_gym.models.inference.backend import chosen_backend
+from lssvwm_gym.models.inference.compile import Replay, compile_step
 from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
 from lssvwm_gym.models.spatial_memory import PoseKeys
 from lssvwm_gym.models.world_model import WorldModel
@@ -104,7 +105,7 @@ def test_a_world_without_poses_or_with_continuous_actions_is_learned_too(continu
 def test_poses_in_space_turn_with_the_heading_and_rise_without_it():
     origin = torch.tensor([1.0, 2.0, 0.0, 1.0, 10.0, 0.2])
     motion = torch.tensor([0.5, -0.1, 0.3, 0.7, -0.2])
-    there = advance(origin, motion)
+    there = integrate_motion(origin, motion)
     assert torch.allclose(there[[0, 1, 4, 5]], torch.tensor([1.1, 2.5, 10.7, 0.0]), atol=1e-6)
     assert torch.allclose(motion_between(origin, there), motion, atol=1e-6)
     assert torch.allclose(relative_to(origin, origin), start_pose(1, 6)[0])
@@ -149,7 +150,7 @@ def test_a_mirror_image_swaps_left_and_right_and_twice_is_the_same():
 
 def test_nothing_is_recorded_where_there_is_no_gpu():
     model = WorldModel(SMALL)
-    assert replayed(abs, model) is abs
+    assert compile_step(abs, model, chosen_backend("auto", "cpu")) is abs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

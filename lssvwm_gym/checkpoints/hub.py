@@ -34,7 +34,7 @@ def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> g
     """
     import gymnasium
 
-    from lssvwm_gym.registry import DREAM_ID
+    from lssvwm_gym.worlds import DREAM_ID
 
     return gymnasium.make(DREAM_ID, weights=from_hub(source, revision=revision), **kwargs)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +25,13 @@ from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
 from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
-from lssvwm_gym.models.inference.compile import compiled, replayed
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, frame_noise, imagine, remember, unknown_action
+from lssvwm_gym.models.inference.compile import compile_step
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
-TOGETHER = 128  # frames remembered in one go
 WALKS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
@@ -103,10 +102,7 @@ class Dream:
         The noise (B, N, C) is `frame_noise`'s unless another is given. With noise and actions on the device it waits for nothing.
         """
         model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
-        if self.backend.graphs == "on":
-            step = replayed(step, model)
-        if self.backend.compiled == "on":
-            step = compiled(step, model)
+        step = compile_step(step, model, self.backend)
         after, reward_logits = step(model, state, action.to(self.device), frame_noise(state, model) if noise is None else noise)
         head = model.termination_head
         terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
@@ -130,14 +126,10 @@ class Dream:
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
             state = state._replace(inventory=past.inventory[:, 0])
-        if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: the model finds its own way
-            for latent, action in zip(past.latent.unbind(1), past.action.unbind(1), strict=True):
-                state = follow(model, state, latent, action)
-            return state
+        if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: they are estimated
+            return prefill(model, state, past.latent, past.action).state
         state = state._replace(pose_known=past.pose_known)
-        for parts in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
-            state = remember(model, state, *parts)
-        return state
+        return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
 
     @torch.no_grad()
     def frame(self, state: DreamState) -> Tensor:
@@ -195,20 +187,6 @@ class Dream:
     def __repr__(self) -> str:
         how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.arithmetic, backend=self.backend)
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
-
-
-@functools.cache  # a recording is known by its function
-def step_of(passes: int) -> Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]:
-    """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
-
-    Returns the next state and the logits of the reward values, (B, K).
-    """
-
-    def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
-        state = commit(model, state, action, imagine(model, state, action, passes, noise=noise))
-        return state, model.reward_head(state.features)
-
-    return step
 
 
 def reward(world: WorldSpec, before: DreamState, after: DreamState, logits: Tensor, expected: bool = False) -> Tensor:

@@ -47,7 +47,7 @@ class FrameAttention(nn.Module):
         if frames % self.chunk:
             raise ValueError(f"{frames} frames are no multiple of the attention's chunk of {self.chunk}")
         if read_only is not None and self.chunk > 1:
-            raise ValueError(f"frames can be peeked at only where attention's chunk is 1, not {self.chunk}")
+            raise ValueError(f"frames can be read only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
         past = keys, values

@@ -80,7 +80,7 @@ class BlockScan(nn.Module):
             writes = committed_mask(read_only, x.device).repeat_interleave(size).unsqueeze(-1)
             y, state = self.scan(x, dt * writes, A, B, C, chunk, initial_state=state)
             index = read_only_frames(read_only, x.device)
-        # peeks have only read so far; now each frame's own tokens, in their order
+        # read-only frames have read the state so far; now each frame's own tokens, in their order
         past, x, dt, B, C = (_some_frames(tokens, size, index) for tokens in (y, x, dt, B, C))
         own = ssd_alone(x, dt, A, B, C) + past * (dt * A).cumsum(1).exp().unsqueeze(-1)
         if index is None:
@@ -97,13 +97,13 @@ class BlockScan(nn.Module):
         frames = x.unflatten(1, (len(read_only), -1))
         kept, noisy = committed_frames(read_only, x.device), read_only_frames(read_only, x.device)
         committed = frames[:, kept].flatten(1, 2)
-        start = constant(committed_before(read_only), x.device)[noisy] * frames.shape[2]  # of the inputs a peek continues
+        start = constant(committed_before(read_only), x.device)[noisy] * frames.shape[2]  # of the inputs that a read-only frame continues
         before = torch.cat([past, committed], 1)[:, start[:, None] + torch.arange(self.d_conv - 1, device=x.device)]
-        peeked, _ = self._convolved(frames[:, noisy].flatten(0, 1), before.flatten(0, 1))
+        reading, _ = self._convolved(frames[:, noisy].flatten(0, 1), before.flatten(0, 1))
         committed, past = self._convolved(committed, past)
         y = frames.new_zeros(frames.shape)
         y = y.index_copy(1, kept, committed.unflatten(1, (-1, frames.shape[2])))
-        y = y.index_copy(1, noisy, peeked.unflatten(0, (x.shape[0], -1)))
+        y = y.index_copy(1, noisy, reading.unflatten(0, (x.shape[0], -1)))
         return y.flatten(1, 2), past
 
     def _convolved(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,12 +37,12 @@ class Conditioning(nn.Module):
         self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
         self.noise = head(2 * self.noise_frequencies, width, width)
         self.action = ActionEmbedding(config, width)
-        places = 3 if config.spatial else 2
-        self.pose = head(2 * places * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
+        axes = 3 if config.spatial else 2
+        self.pose = head(2 * axes * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
         self.inventory = InventoryEmbedding(config.inventory_size, width) if config.inventory_size else None
 
     def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
-        """`known`: what `without_noise` gave for these inputs, where it has been asked before."""
+        """`known`: what `without_noise` gave for these inputs, if it was called before."""
         return self.noise(self._of_noise(inputs.noise)) + (self.without_noise(inputs) if known is None else known)
 
     def without_noise(self, inputs: FrameInputs) -> Tensor:

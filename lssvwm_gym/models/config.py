@@ -26,7 +26,7 @@ class WorldModelConfig:
     window: int = 4  # W, frames that attention looks back
     chunk: int = 1  # frames that attention sees at once in both directions
     mlp: int = 4  # width of the hidden layer over D
-    memory_features: int = 512  # F, of the keys of the memory of places; 0 for no such memory
+    memory_features: int = 512  # F, random Fourier features of a pose, the spatial memory's keys; 0 for no such memory
     memory_scales: tuple[tuple[float, float], ...] = ((0.35, 0.25), (1.0, 0.5))  # over which views change: units of length, radians
     memory_noise: float = 0.05  # variance that a remembered latent is off by, beside the latents' own of 1
     motion_scale: tuple[float, ...] = (0.15, 0.05, 0.25)  # typical forward, left, turn a frame; in space also rise and tilt
@@ -60,7 +60,7 @@ class WorldModelConfig:
 
     @property
     def has_spatial_memory(self) -> bool:
-        """Whether there is a memory of places, asked by pose."""
+        """Whether there is a spatial memory, queried by pose."""
         return self.memory_features > 0
 
 

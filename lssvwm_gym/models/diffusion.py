@@ -58,7 +58,7 @@ def energy_score(pair: tuple[Tensor, Tensor], clean: Tensor, counts: Tensor, met
 
     Half the sum of the samples' distances from what came, less half their distance from each other: least, in the mean, where
     samples are distributed as what comes is (Gneiting and Raftery 2007, doi 10.1198/016214506000001437), so that a blurred mean
-    doesn't pay. Distances are those of whole frames in a metric (N * C, N * C), and those of single tokens. Mean over the frames
+    scores no better. Distances are those of whole frames in a metric (N * C, N * C), and those of single tokens. Mean over the frames
     that `counts` marks, float (B, T).
     """
     one, other = (sample.float() for sample in pair)

@@ -28,7 +28,7 @@ def motion_between(before: Tensor, after: Tensor) -> Tensor:
     return _with_rest(torch.stack([seen[..., 0], seen[..., 1], torch.atan2(seen[..., 3], seen[..., 2])], -1), seen[..., PLANE:])
 
 
-def advance(pose: Tensor, motion: Tensor) -> Tensor:
+def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
     """The pose (..., 4 or 6) after a motion (..., 3 or 5); the inverse of `motion_between`."""
     x, y, cos, sin = pose[..., :PLANE].unbind(-1)
     dx, dy = _turned(motion[..., 0], motion[..., 1], cos, sin)

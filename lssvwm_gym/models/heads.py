@@ -1,4 +1,4 @@
-"""What goes into the world model beside the latents, and what its heads read from the features of a committed frame."""
+"""What heads predict from the features of a committed frame: the next motion, its correction by odometry, the inventory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class InventoryHead(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """Predicts the next motion from the committed frame's features, the last motion and the next action."""
+    """Expects the next motion from the committed frame's features, the last motion and the next action."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class MotionHead(nn.Module):
 
 
 class OdometryHead(nn.Module):
-    """Sees in two clean frames how far the motion between them, as it was reckoned from the action, is off."""
+    """Visual odometry: corrects the motion that the action leads to expect by what two clean frames show."""
 
     def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class OdometryHead(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, before: Tensor, latent: Tensor, action: Tensor, motion: Tensor, last_motion: Tensor) -> Tensor:
-        """The motion (..., 3 or 5) from latents `before` to `latent` (..., N, C), of which the action told to expect `motion` (..., 3)."""
+        """The motion (..., 3 or 5) from latents `before` to `latent` (..., N, C), where the action leads to expect `motion`."""
         motions = torch.cat([motion, last_motion], -1) / self.motion_scale.repeat(2)
         seen = self.frames(torch.cat([before.flatten(-2), latent.flatten(-2), motions], -1)) + self.action(action)
         return motion + self.network(seen) * self.motion_scale

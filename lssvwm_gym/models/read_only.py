@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-ReadOnly = tuple[bool, ...] | None  # which of a call's frames are peeked at; None: all are committed
+ReadOnly = tuple[bool, ...] | None  # which of a call's frames are read only, a bool a frame; None: all are committed
 
 
 def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:
@@ -24,14 +24,14 @@ def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 def committed_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """Indices of the frames that are not marked."""
-    return constant(tuple(t for t, peek in enumerate(read_only) if not peek), device)
+    return constant(tuple(t for t, reads in enumerate(read_only) if not reads), device)
 
 
 def read_only_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """Indices of the frames that are marked."""
-    return constant(tuple(t for t, peek in enumerate(read_only) if peek), device)
+    return constant(tuple(t for t, reads in enumerate(read_only) if reads), device)
 
 
 def committed_mask(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
     """1 for frames that are not marked, 0 for those that are, a frame each."""
-    return constant(tuple(1 - peek for peek in read_only), device)
+    return constant(tuple(1 - reads for reads in read_only), device)

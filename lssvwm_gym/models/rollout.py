@@ -1,23 +1,26 @@
-"""Dreaming as pure functions of a state: remember real frames, imagine the next one, commit it.
+"""Dreaming as pure functions of a state: prefill it with given frames, imagine the next one, commit it.
 
-state = remember(model, first_state(...), latents, actions, poses)     # a real past; without poses: follow(...)
-imagined = imagine(model, state, action, steps)                        # peeks: the state stays as it is
-state = commit(model, state, action, imagined)                         # now it has happened
+state = prefill(model, first_state(model, seeds), latents, actions, poses).state    # a real past; without poses they are estimated
+imagined = imagine(model, state, action, steps)                                     # reads only: the state stays as it is
+state = commit(model, state, action, imagined)                                      # now it has happened
+state, reward_logits = step_of(steps)(model, state, action, noise)                  # both in one
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lssvwm_gym.models.diffusion import sample
-from lssvwm_gym.models.geometry import advance, motion_between, start_pose
+from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
+PREFILL_FRAMES = 128  # that go through the model in one call
 LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
 
@@ -28,12 +31,12 @@ class DreamState(NamedTuple):
     world: WorldState
     latent: Tensor  # (B, N, C) the last committed frame
     features: Tensor  # (B, FEATURES) of the last committed frame
-    pose: Tensor  # (B, 4 or 6) where the model believes it is, seen from where the dream's memory begins
+    pose: Tensor  # (B, 4 or 6) the estimated pose, seen from where the state began
     motion: Tensor  # (B, 3 or 5) the last motion
     inventory: Tensor  # (B, V) counts that go with the last frame
     inventory_peak: Tensor  # (B, V) the most of each that was ever counted
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
-    posterior_variance: Tensor  # (B,) float, how little was known of the last frame's place before it: 1 nothing, 0 all
+    posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
@@ -58,47 +61,73 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
 
 
 def unknown_action(model: WorldModel, rows: int) -> Tensor:
-    """What the model is told of an action that nobody knows: (B,) int64, or for continuous ones (B, A) of NaN."""
+    """The action that stands for an unknown one: (B,) int64, or for continuous ones (B, A) of NaN."""
     config, device = model.config, model.token_in.weight.device
     if config.action_size:
         return torch.full((rows, config.action_size), torch.nan, device=device)
     return torch.full((rows,), config.actions, dtype=torch.int64, device=device)
 
 
-def remember(
+class Prefilled(NamedTuple):
+    """What given frames lead to."""
+
+    state: DreamState  # after the last of them
+    features: Tensor  # (B, T, FEATURES) of every frame
+    pose: Tensor  # (B, T, 4 or 6) of every frame, as given or as estimated
+
+
+def prefill(
     model: WorldModel,
     state: DreamState,
     latent: Tensor,
     action: Tensor,
-    pose: Tensor,
+    pose: Tensor | None = None,
     inventory: Tensor | None = None,
-    *,
-    frame_context: FrameContext | None = None,
-) -> DreamState:
-    """Commit given frames: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6) seen from the state's origin.
+    odometry: bool = True,
+) -> Prefilled:
+    """Feed given frames into the state, in chunks: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6).
 
-    The first frame's motion is reckoned from the state's last pose; at age 0 that is the origin, its own pose. Counts that
-    go with the frames, (B, T, V), are reckoned from the last ones where they aren't given; that takes frames one by one.
-    `frame_context`: what the model foresaw for this very frame and state, where T is 1.
+    Poses are seen from where the state began. Without them the model estimates its pose from the actions (dead reckoning) and,
+    with `odometry`, corrects each motion by what the frames show. Inventories (B, T, V) that aren't given are predicted, too.
     """
-    if inventory is None and model.inventory_head is not None and latent.shape[1] > 1:
-        for t in range(latent.shape[1]):
-            state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
-        return state
-    return watch(model, state, latent, action, pose, inventory, frame_context=frame_context)[0]
+    alone = pose is None or (inventory is None and model.inventory_head is not None)
+    size = 1 if alone else PREFILL_FRAMES // model.config.chunk * model.config.chunk
+    parts = []
+    for t in range(0, latent.shape[1], size):
+        frames = slice(t, t + size)
+        given = None if inventory is None else inventory[:, frames]
+        if pose is not None:
+            part = _commit_given(model, state, latent[:, frames], action[:, frames], pose[:, frames], given)
+        else:
+            motion = _motion_seen(model, state, latent[:, t], action[:, t]) if odometry else estimated_motion(model, state, action[:, t])
+            there = _rounded(integrate_motion(state.pose, motion), POSE_STEPS)
+            part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
+            part = part._replace(state=part.state._replace(motion=motion))
+        state = part.state
+        parts.append(part)
+    return Prefilled(state, torch.cat([part.features for part in parts], 1), torch.cat([part.pose for part in parts], 1))
 
 
-def watch(
+def _motion_seen(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor) -> Tensor:
+    """The estimated motion (B, 3 or 5) to a given frame (B, N, C), corrected by what it shows."""
+    motion = estimated_motion(model, state, action)
+    seen = model.odometry_head(state.latent, latent, action, motion, state.motion)
+    return torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
+
+
+def _commit_given(
     model: WorldModel,
     state: DreamState,
     latent: Tensor,
     action: Tensor,
     pose: Tensor,
     inventory: Tensor | None,
-    *,
     frame_context: FrameContext | None = None,
-) -> tuple[DreamState, Tensor]:
-    """`remember`, and besides the state the features (B, T, FEATURES) of every frame; counts are reckoned for a single frame only."""
+) -> Prefilled:
+    """One call of the model for frames that all are given; inventories are predicted for a single frame only.
+
+    `frame_context`: what `condition` gave for this very frame and state.
+    """
     motion = motion_between(torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1), pose)
     known = state.pose_known[:, None].expand(pose.shape[:2])
     inventories = state.inventory.unsqueeze(1) if inventory is None else torch.cat([state.inventory.unsqueeze(1), inventory], 1)
@@ -119,23 +148,11 @@ def watch(
         pose_known=state.pose_known,
         seed=state.seed,
     )
-    return after, output.features
-
-
-def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:
-    """Commit a given frame (B, N, C) whose pose nobody tells: where the pose head says that the action (B,) led.
-
-    `sees`: the model looks at the frame first and corrects that motion by what it sees.
-    """
-    motion = estimated_motion(model, state, action)
-    if sees:
-        seen = model.odometry_head(state.latent, latent, action, motion, state.motion)
-        motion = torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
-    return commit(model, state, action, Imagined(latent, motion, torch.zeros_like(state.uncertainty)))
+    return Prefilled(after, output.features, pose)
 
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
-    """Where the pose head says that an action (B,) leads from the last frame, (B, 3 or 5); nowhere from no frame."""
+    """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
     return model.motion_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
 
 
@@ -148,7 +165,7 @@ class SharedContext(NamedTuple):
     motion: Tensor
 
     def for_commit(self, state: DreamState, action: Tensor, motion: Tensor) -> FrameContext | None:
-        """The part that a commit shares: it is told the motion between poses that have been rounded, so its condition is its own."""
+        """The part that a commit shares: its motion is that between rounded poses, so its condition is its own."""
         same = self.world is state.world and self.action is action and self.motion is motion
         return self.frame_context._replace(condition=None) if same else None
 
@@ -179,24 +196,26 @@ def imagine(
     """
     if motion is None:
         motion = estimated_motion(model, state, action)
-    there = _rounded(advance(state.pose, motion), POSE_STEPS) if pose is None else pose
+    there = _rounded(integrate_motion(state.pose, motion), POSE_STEPS) if pose is None else pose
 
     inputs = FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, there, motion, state.pose_known, state.inventory)))
     frame_context = model.condition(inputs, state.world)
-
-    def denoise(x: Tensor, level: Tensor) -> Tensor:
-        return model(x[:, None], inputs._replace(noise=level.unsqueeze(1)), state.world, (True,), frame_context).clean[:, 0]
-
-    latent, uncertainty = sample(denoise, frame_noise(state, model) if noise is None else noise, steps)
+    estimate = functools.partial(denoise, model, state.world, inputs, frame_context)
+    latent, uncertainty = sample(estimate, frame_noise(state, model) if noise is None else noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
     return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
 
 
+def denoise(model: WorldModel, state: WorldState, inputs: FrameInputs, frame_context: FrameContext, x: Tensor, level: Tensor) -> Tensor:
+    """The estimate of the clean latent (B, N, C) from x of that shape at noise levels (B,); the state is read only."""
+    return model(x[:, None], inputs._replace(noise=level.unsqueeze(1)), state, (True,), frame_context).clean[:, 0]
+
+
 def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagined) -> DreamState:
     """Make an imagined frame, to which actions (B,) led, part of the past."""
-    pose = _rounded(advance(state.pose, imagined.motion), POSE_STEPS)
+    pose = _rounded(integrate_motion(state.pose, imagined.motion), POSE_STEPS)
     frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
-    after = remember(model, state, imagined.latent[:, None], action[:, None], pose[:, None], frame_context=frame_context)
+    after = _commit_given(model, state, imagined.latent[:, None], action[:, None], pose[:, None], None, frame_context).state
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
 
 
@@ -217,3 +236,36 @@ def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) ->
 
 def _rounded(x: Tensor, steps: int) -> Tensor:
     return (x * steps).round() / steps
+
+
+Step = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
+
+
+@functools.cache  # a recording is known by its function
+def step_of(passes: int) -> Step:
+    """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
+
+    Returns the next state and the logits of the reward values, (B, K).
+    """
+
+    def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
+        state = commit(model, state, action, imagine(model, state, action, passes, noise=noise))
+        return state, model.reward_head(state.features)
+
+    return step
+
+
+def remember(
+    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor | None = None
+) -> DreamState:
+    return prefill(model, state, latent, action, pose, inventory).state
+
+
+def watch(
+    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor | None = None
+) -> tuple[DreamState, Tensor]:
+    return prefill(model, state, latent, action, pose, inventory)[:2]
+
+
+def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:
+    return prefill(model, state, latent[:, None], action[:, None], odometry=sees).state

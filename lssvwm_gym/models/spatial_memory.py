@@ -1,4 +1,4 @@
-"""Place memory: asked by pose, it answers with what was seen there, as a regression solves it.
+"""Spatial memory: Gaussian-process regression of latents over poses, as recursive least squares.
 
 What is written at a pose has random Fourier features of the pose as its key. A plain linear-attention (SSD) read is a sum
 over all that was written, weighed by similarity: near places blur each other, and a thousand far ones add noise. Here the
@@ -151,8 +151,8 @@ def _with_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _with_variance(recalled: Tensor, posterior_variance: Tensor) -> Tensor:
     """(B, T, N, C) with what is unknown and its logarithm as two more channels."""
-    doubt = torch.stack([posterior_variance, posterior_variance.clamp(min=1e-3).log()], -1).to(recalled.dtype)
-    return torch.cat([recalled, doubt.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1)
+    variance = torch.stack([posterior_variance, posterior_variance.clamp(min=1e-3).log()], -1).to(recalled.dtype)
+    return torch.cat([recalled, variance.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1)
 
 
 def _posterior_variance(query: Tensor, keys: Tensor, prior: Tensor) -> Tensor:

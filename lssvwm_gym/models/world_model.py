@@ -1,8 +1,8 @@
 """The world model: denoises the next frame's latent tokens from the state, the action and, where it is known, the pose.
 
-Source: "Long-Context State-Space Video World Models", arXiv 2505.20171. One layer is block-wise scan, place heads (ours),
-frame-local attention, MLP, each under adaptive norm. One forward serves training (hundreds of frames), peeking (a noisy
-frame, state thrown away) and committing (a clean frame, state kept).
+Source: "Long-Context State-Space Video World Models", arXiv 2505.20171. One layer is block-wise scan,
+frame-local attention, MLP, each under adaptive norm; a spatial memory (ours) is queried by pose before them. One forward serves training
+(hundreds of frames), reading (a noisy frame, no trace in the state) and committing (a clean frame).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOu
 
 class WorldOutput(NamedTuple):
     clean: Tensor  # (B, T, N, C) estimate of the clean latents
+    tokens: Tensor  # (B, T, N, D) of the last layer, normalised
     features: Tensor  # (B, T, FEATURES) summary of each frame and its past, for the heads and for agents
-    posterior_variance: Tensor  # (B, T) how little the memory of places knew of each frame's pose before it: 1 nothing, 0 all
+    posterior_variance: Tensor  # (B, T) of the spatial memory at each frame's pose, before it: 1 nothing is known, 0 all
     state: WorldState  # after the last frame
 
 
@@ -36,7 +37,7 @@ class FrameContext(NamedTuple):
     """What all passes over one frame share: it depends neither on the frame's latent nor on its noise level."""
 
     condition: Tensor | None  # (B, 1, D) without the noise level
-    memory_query: MemoryQuery | None  # of the memory of places before the frame; nothing is written
+    memory_query: MemoryQuery | None  # of the spatial memory before the frame; nothing is written
     recalled: Tensor | None  # (B, 1, N, C) what the memory answers
     tokens: Tensor | None  # (B, 1, N, D) what that adds to the tokens
 
@@ -106,7 +107,7 @@ class WorldModel(nn.Module):
         if self.spatial_memory is not None and recalled is not None:
             clean = clean + self.spatial_memory.into_estimate(x, recalled)
         posterior_variance = torch.ones_like(inputs.noise) if query is None else query.posterior_variance
-        return WorldOutput(clean, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed))
+        return WorldOutput(clean, x, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed))
 
     def condition(self, inputs: FrameInputs, state: WorldState) -> FrameContext:
         """What passes over one frame share, for inputs (B, 1) of any noise level and the state before the frame."""
@@ -129,7 +130,7 @@ class WorldModel(nn.Module):
     def _query(
         self, inputs: FrameInputs, explained: Tensor, read_only: ReadOnly, before: MemoryQuery | None = None
     ) -> tuple[MemoryQuery, Tensor]:
-        """How each frame reads from the memory of places, and what is known after; noisy frames and unknown poses leave no trace."""
+        """How each frame reads from the spatial memory, and what that explains after it; noisy frames and unknown poses leave no trace."""
         assert self.pose_keys is not None
         writes = None
         if read_only is None or not all(read_only):

@@ -17,7 +17,8 @@ from lssvwm_gym.data.segments import Clip, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
 from lssvwm_gym.models.heads import InventoryHead
-from lssvwm_gym.models.inference.compile import replayed
+from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
+from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
 from lssvwm_gym.training.distributed import ShardedRNG
@@ -91,7 +92,7 @@ def dreamed_past(model: WorldModel, real: Tensor, clip: Clip, known: Tensor, sta
     inputs = inputs_of(clip, torch.zeros_like(known), known)
     noise = draws.normal(known.shape[1] - real.shape[1], *real.shape[:1], *real.shape[2:], axis=1)
     latest, begun, past = real, 0, [real]
-    step = replayed(_committed_and_peeked, model)
+    step = compile_step(_committed_and_peeked, model, RECORDED if real.device.type == "cuda" else PLAIN)
     for fresh in noise:
         ahead = slice(begun, begun + latest.shape[1] + 1)
         run = step if latest.shape[1] == 1 else _committed_and_peeked

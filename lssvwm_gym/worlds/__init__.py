@@ -9,11 +9,13 @@ from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 from lssvwm_gym.worlds.spec import WEIGHTS, WorldError, WorldSpec, has_record, read_world, write_world
 
+DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
 OTHER_WEIGHTS = {(MEMORY_MAZE.name, "sharp"): WEIGHTS / "memory_maze_sharp"}  # that ship besides a world's own, by world and name
 
 __all__ = [
+    "DREAM_ID",
     "OTHER_WEIGHTS",
     "WORLDS",
     "WorldError",

@@ -1,14 +1,16 @@
-"""What computes the scans and the attention of a model, and whether its step is recorded: chosen here, for a device and a wish.
+"""What computes the scans and the attention of a model, in which precision, on which device, and whether its step is compiled.
 
 PyTorch's own operations are the reference and run everywhere; what is quicker on CUDA has the same signature beside them
-(`mamba`, `flex`, `replay`), and what is on a CPU (`compiled`). See docs/backends.md.
+(`ops.mamba_ssm`, `ops.flex_attention`); a whole step can be compiled or recorded (`compile`). See docs/backends.md.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, replace
+import os
+import shutil
+from dataclasses import astuple, dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -16,7 +18,6 @@ from torch import nn
 
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
-from lssvwm_gym.models.inference.compile import check_compiler
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.ops.mamba_ssm import interpreted, kernels, mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
@@ -30,7 +31,8 @@ CHOICES = {
     "graphs": ("auto", "on", "off"),
     "compiled": ("auto", "on", "off"),
 }
-NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole wish
+COMPILERS = ("g++", "clang++")
+NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole backend
 
 log = logging.getLogger("lssvwm_gym")
 
@@ -39,12 +41,12 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Backend:
-    """A wish, or what it came to: then nothing is `auto`."""
+    """What is requested, or what it came to: then nothing is `auto`, which is plain PyTorch everywhere. The rest is asked for by name."""
 
-    scan: str = "auto"  # torch, or mamba: mamba-ssm's kernels, on CUDA; auto: mamba where it can be used
-    attention: str = "auto"  # fold: dense products of folded frames; flex: FlexAttention, on CUDA; auto: fold
-    graphs: str = "auto"  # on: a dream's step is recorded as a CUDA graph; off; auto: on on CUDA
-    compiled: str = "auto"  # on: a dream's step is compiled, on a CPU, which takes a minute and a C++ compiler; off; auto: off
+    scan: str = "auto"  # torch, or mamba: mamba-ssm's kernels, on CUDA
+    attention: str = "auto"  # fold: dense products of folded frames; flex: FlexAttention, on CUDA
+    graphs: str = "auto"  # on: a dream's step is recorded as a CUDA graph; off
+    compiled: str = "auto"  # on: a dream's step is compiled, on a CPU, which takes a minute and a C++ compiler; off
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -58,10 +60,11 @@ class Backend:
 
 PLAIN = Backend("torch", "fold", "off", "off")
 COMPILED = Backend(compiled="on")
+RECORDED = replace(PLAIN, graphs="on")
 
 
 def chosen_backend(backend: str | Backend, device: str) -> Backend:
-    """For a wish, the name of one's scan, or `compiled`, and a torch device.
+    """For a requested, the name of one's scan, or `compiled`, and a torch device.
 
     Raises:
         ValueError: a name that doesn't exist, what is for CUDA on another device, or what is for a CPU.
@@ -70,39 +73,38 @@ def chosen_backend(backend: str | Backend, device: str) -> Backend:
     """
     if not isinstance(backend, Backend) and backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
-    wish = backend if isinstance(backend, Backend) else COMPILED if backend == "compiled" else Backend(scan=backend)
+    requested = backend if isinstance(backend, Backend) else COMPILED if backend == "compiled" else Backend(scan=backend)
     on_cuda = torch.device(device).type == "cuda"
     for name, value in (("attention", "flex"), ("graphs", "on")):
-        if getattr(wish, name) == value and not on_cuda:
+        if getattr(requested, name) == value and not on_cuda:
             raise ValueError(f"{name}={value!r} is for CUDA devices, not for {device}: leave it at 'auto'")
-    if wish.compiled == "on":
+    if requested.compiled == "on":
         if torch.device(device).type != "cpu":
-            raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', a GPU records its steps instead")
+            raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', for a GPU there is graphs='on'")
         check_compiler()
-    return Backend(
-        _chosen_scan(wish.scan, device, on_cuda),
-        "fold" if wish.attention == "auto" else wish.attention,
-        ("on" if on_cuda else "off") if wish.graphs == "auto" else wish.graphs,
-        "off" if wish.compiled == "auto" else wish.compiled,
-    )
+    if requested.scan == "mamba":
+        _check_kernels(device)
+    return Backend(*(default if value == "auto" else value for value, default in zip(astuple(requested), astuple(PLAIN), strict=True)))
 
 
-def _chosen_scan(wish: str, device: str, on_cuda: bool) -> str:
-    if wish == "torch" or (wish == "auto" and not on_cuda):
-        return "torch"
-    if not on_cuda and not (device == "cpu" and interpreted()):
-        raise ValueError(
-            f"backend='mamba' is for CUDA devices, not for {device}: take 'torch', or 'auto', which knows (on a CPU its kernels \
-run in Triton's interpreter alone, for tests: TRITON_INTERPRET=1)"
+def check_compiler() -> None:
+    """Raise `RuntimeError` if there is no C++ compiler."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    if not any(map(shutil.which, wanted)):
+        raise RuntimeError(
+            f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; \
+or leave backend at 'auto', which compiles nothing"
         )
-    try:
-        kernels()
-    except ImportError as error:
-        if wish == "mamba":
-            raise
-        log.info("scans are PyTorch's: %s", error)
-        return "torch"
-    return "mamba"
+
+
+def _check_kernels(device: str) -> None:
+    """Raise `ValueError` where mamba-ssm's kernels can't run, `ImportError` where they aren't installed."""
+    if torch.device(device).type != "cuda" and not (device == "cpu" and interpreted()):
+        raise ValueError(
+            f"backend='mamba' is for CUDA devices, not for {device}: take 'torch' (on a CPU its kernels run in Triton's interpreter alone, \
+for tests: TRITON_INTERPRET=1)"
+        )
+    kernels()
 
 
 def use_backend(model: nn.Module, backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""A dream's step on a CPU, compiled by PyTorch's own compiler: one C++ program for so many rows, instead of some hundred calls into torch.
+"""A dream's step as one piece: compiled for a CPU, or recorded as a CUDA graph.
 
 Compiling takes some 40 s, at the first step of every number of rows, of every profile. PyTorch keeps the result in its cache folder
 (`TORCHINDUCTOR_CACHE_DIR`), with which another process takes a few seconds.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import shutil
 import time
 import types
 import weakref
@@ -20,55 +18,62 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 # weights are constants, laid out once; what calls the kernels is C++, too
 OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"freezing": True, "cpp_wrapper": True}
-COMPILERS = ("g++", "clang++")
 
 log = logging.getLogger("lssvwm_gym")
 
 
-def check_compiler() -> None:
-    """Raise `RuntimeError` if there is no C++ compiler."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    if not any(map(shutil.which, wanted)):
-        raise RuntimeError(
-            f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; \
-or leave backend at 'auto', which compiles nothing"
-        )
+def compile_step(step: Callable[..., Any], model: WorldModel, backend: Backend) -> Callable[..., Any]:
+    """A step, `step(model, state, action, noise)`, as a backend runs it: recorded as a CUDA graph, compiled for a CPU, or as it is.
+
+    What is recorded or compiled is kept for the model, and made at the first call with arguments of new shapes.
+    """
+    if backend.graphs == "on":
+        return _kept(Replay, step, model)
+    return _kept(CompiledStep, step, model) if backend.compiled == "on" else step
 
 
-@functools.cache
-def compiled(step: Callable[..., tuple[DreamState, Tensor]], model: WorldModel) -> CompiledStep:
-    """`step(model, state, action, noise)` as a function of the same arguments that compiles itself at the first call with so many rows."""
-    return CompiledStep(step, model)
+_steps: weakref.WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+
+
+def _kept(kind: type[Replay] | type[CompiledStep], step: Callable[..., Any], model: WorldModel) -> Callable[..., Any]:
+    """One of a kind for each step and model."""
+    steps = _steps.setdefault(model, {})
+    if (kind, step) not in steps:
+        steps[kind, step] = kind(step)
+    return steps[kind, step]
 
 
 class CompiledStep:
-    """A step of one model. States go in as steps leave them, so that a reset, a branch or a loaded state compiles nothing anew."""
+    """A step of one model, compiled by PyTorch for a CPU: one C++ program for so many rows, instead of some hundred calls into torch.
 
-    def __init__(self, step: Callable[..., tuple[DreamState, Tensor]], model: WorldModel) -> None:
-        self.step, self.model = step, model
+    States go in as steps leave them, so that a reset, a branch or a loaded state compiles nothing anew.
+    """
+
+    def __init__(self, step: Callable[..., tuple[DreamState, Tensor]]) -> None:
+        self.step = step
         self.programs: dict[tuple[int, int], Callable[..., tuple[DreamState, Tensor]]] = {}
 
     def __call__(self, model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
-        assert model is self.model
         arguments = laid_out(state), _row_major(action), _row_major(noise)
         size = len(action), torch.get_num_threads()  # a program uses as many threads as there were when it was compiled
         if size in self.programs:
             return self.programs[size](*arguments)
         log.warning("compiling a dream's step for %d rows, which may take a minute", len(action))
-        begun, program = time.monotonic(), self._program()
+        begun, program = time.monotonic(), self._program(model)
         result = program(*arguments)
         log.warning("compiled in %.0f s", time.monotonic() - begun)
         self.programs[size] = program
         return result
 
-    def _program(self) -> Callable[..., tuple[DreamState, Tensor]]:
+    def _program(self, model: WorldModel) -> Callable[..., tuple[DreamState, Tensor]]:
         def program(state: DreamState, action: Tensor, noise: Tensor) -> tuple[DreamState, Tensor]:
-            return self.step(self.model, state, action, noise)
+            return self.step(model, state, action, noise)
 
         # a code of its own: PyTorch compiles one only so many times
         own = types.FunctionType(program.__code__.replace(), program.__globals__, closure=program.__closure__)
@@ -106,24 +111,11 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
-_recorded: weakref.WeakKeyDictionary[nn.Module, dict[Callable[..., Any], Replay]] = weakref.WeakKeyDictionary()
-
-
-def replayed(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
-    """`function(model, ...)` as `f(model, ...)` that records itself at the first call with arguments of new shapes.
-
-    Where the model is not on a CUDA device, the function itself.
-    """
-    if next(model.parameters()).device.type != "cuda":
-        return function
-    replays = _recorded.setdefault(model, {})
-    if function not in replays:
-        replays[function] = Replay(function)
-    return replays[function]
-
-
 class Replay:
-    """A function of a module and of pytrees of tensors; returns pytrees of tensors that are the caller's own."""
+    """A function of a module and of pytrees of tensors, recorded as a CUDA graph: replayed without Python between its kernels.
+
+    Only for functions without gradients whose shapes do not change and that never wait for the device. Results are the caller's own.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

@@ -1,4 +1,4 @@
-"""One frame through the layers of a world model, without gradients, in two thirds of the operations: what a dream on a CPU does.
+"""One frame through the layers of a world model, without gradients, in two thirds of the operations: how a dream runs on a CPU.
 
 A step of a few rows is bound by the number of operations and by the way of the weights from memory, less by arithmetic. The
 mathematics is that of `Layer`, and tests hold both to the same outputs and states. Products with weights are done in
@@ -25,7 +25,7 @@ from lssvwm_gym.models.read_only import ReadOnly
 from lssvwm_gym.models.state import LayerState, WorldState
 from lssvwm_gym.models.world_model import Layer, WorldModel
 
-SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are told as differences from 1
+SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are differences from 1
 
 
 class PrepackedWorldModel(WorldModel):
@@ -112,7 +112,7 @@ class PrepackedLayer:
 
 
 class PrepackedScan:
-    """`BlockScan` for one frame. A frame reads from the state before it and from its own tokens, so peek and commit give the
+    """`BlockScan` for one frame. A frame reads from the state before it and from its own tokens, so reading and committing give the
     same; what the tokens add to the state is a product apart."""
 
     def __init__(self, scan: BlockScan, dtype: torch.dtype) -> None:

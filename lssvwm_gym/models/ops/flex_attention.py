@@ -1,6 +1,6 @@
 """Frame-local attention by PyTorch's FlexAttention: one fused kernel on CUDA that skips what no query of a block sees.
 
-`FrameAttention` folds frames into dense products instead, which is the same attention; `backends` chooses between the two.
+`FrameAttention` folds frames into dense products instead, which is the same attention; `inference.backend` chooses between the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 
-class Sight(NamedTuple):
+class VisibleFrames(NamedTuple):
     """Which frames see which: T query frames, and as keys the W frames before them and they themselves."""
 
     seen: Tensor  # (T, W + T) bool
@@ -23,27 +23,29 @@ class Sight(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, chunk: int, read_only: tuple[bool, ...] | None) -> Tensor:
-    """What frames see of the window before their chunk and of their own chunk; of frames that are peeked at, each sees its own.
+    """What frames see of the window before their chunk and of their own chunk; a read-only frame sees its own.
 
     q (B, T, H, N, P), scaled; k and v (B, W + T, H, N, P), the window's frames first; bias (H, distances, N, N) by distance,
-    query and key; peeks: a bool a frame, only where the chunk is 1. Returns (B, T, N, H, P).
+    query and key; read_only: a bool a frame, only where the chunk is 1. Returns (B, T, N, H, P).
     """
     tokens, frames = q.shape[3], q.shape[1]
-    sight = seen_frames(read_only or (False,) * frames, window, chunk, tokens, bias.shape[1], q.device)
+    visible_frames = visible_frames_of(read_only or (False,) * frames, window, chunk, tokens, bias.shape[1], q.device)
 
     def with_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        plane = sight.distance[query // tokens, key // tokens]
+        plane = visible_frames.distance[query // tokens, key // tokens]
         return score + bias[head, plane, query % tokens, key % tokens].to(score.dtype)
 
     dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
     q, k, v = (x.transpose(1, 2).flatten(2, 3).to(dtype) for x in (q, k, v))  # (B, H, frames * N, P)
-    y = _attention(q.device.type)(q, k, v, with_bias, sight.mask, scale=1.0)
+    y = _attention(q.device.type)(q, k, v, with_bias, visible_frames.mask, scale=1.0)
     return y.unflatten(2, (frames, tokens)).permute(0, 2, 3, 1, 4)
 
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is kept must serve training, too
-def seen_frames(read_only: tuple[bool, ...], window: int, chunk: int, tokens: int, distances: int, device: torch.device) -> Sight:
+def visible_frames_of(
+    read_only: tuple[bool, ...], window: int, chunk: int, tokens: int, distances: int, device: torch.device
+) -> VisibleFrames:
     """Who sees whom, by the number of committed frames before each frame's chunk."""
     frames, own = len(read_only), torch.arange(len(read_only)) // chunk
     committed = ~torch.tensor(read_only)
@@ -60,7 +62,7 @@ def seen_frames(read_only: tuple[bool, ...], window: int, chunk: int, tokens: in
         return seen[query // tokens, key // tokens]
 
     mask = create_block_mask(visible, None, None, frames * tokens, (window + frames) * tokens, device=device)
-    return Sight(seen, distance, mask)
+    return VisibleFrames(seen, distance, mask)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""mamba-ssm's Triton kernels for CUDA, behind the signature of `ssd_scan`; `backends` chooses between the two.
+"""mamba-ssm's Triton kernels for CUDA, behind the signature of `ssd_scan`; `inference.backend` chooses between the two.
 
 Source: `mamba_chunk_scan_combined` and `selective_state_update` of mamba-ssm (Dao and Gu, arXiv 2405.21060). The package is
 imported when kernels are first asked for, and only these two of it: they need Triton, but no compiled extension.
