@@ -8,21 +8,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies import Policy, load_policy
+from agents.planner import Planner, Planning
+from agents.policies import Policy, policy_for
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import needs_frame
-from lssvwm_gym.envs.wrappers import observed, observed_shape
+from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.play.policies import Random, Wander
-
-if TYPE_CHECKING:
-    from agents.mpc import Planning
 
 EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
 SCRIPTS: dict[str, Callable[[Dream, str | None, int], Callable[[Any], int]]] = {"random": Random, "wander": Wander}
@@ -57,8 +55,6 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if modifier:
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
-        from agents.mpc import Planner
-
         return Planner(dream, num_envs, seed, planning)
     if name == EXPERT:
         return ExpertAgent(seed)
@@ -186,13 +182,7 @@ def policy_in(path: Path, dream: Dream) -> Any:
 def _policy_in(path: Path, dream: Dream, written: int) -> Any:
     if load_tensors(path)[1].get("kind") == SB3_KIND:
         return _sb3_policy_in(path, dream)
-    policy, _ = load_policy(path, dream.device)
-    config = policy.config
-    if config.world != dream.world.name or config.actions != len(dream.world.actions):
-        raise ValueError(f"{path}: acts in {config.world}, not in {dream.world.name}")
-    if config.shape != (shape := observed_shape(dream, config.observation)):
-        raise ValueError(f"{path}: sees {config.observation} of shape {config.shape}; this model's is {shape}")
-    return policy
+    return policy_for(path, dream)
 
 
 def _sb3_policy_in(path: Path, dream: Dream) -> Any:

@@ -28,7 +28,7 @@ import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import EXPERT, Agent, open_agent
-from agents.mpc import Planning
+from agents.planner import Planning
 from agents.results import answers, as_json, check_positive, write_json
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream

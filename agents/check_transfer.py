@@ -31,7 +31,7 @@ import torch
 import tyro
 
 from agents.agent import EXPERT, open_agent
-from agents.mpc import Planning
+from agents.planner import Planning
 from agents.real import as_observed, real_episode
 from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
 from lssvwm_gym.data.episode import episode_paths, read_arrays
@@ -84,7 +84,7 @@ class Trial:
         return self.args.video is not None and self.seeds[0] == first
 
 
-class Outcome(NamedTuple):
+class TrialResult(NamedTuple):
     """What came of a trial."""
 
     returns: list[float]
@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class Returns:
+class PolicyReturns:
     """The returns of one policy."""
 
     policy: str
@@ -105,7 +105,7 @@ def main(args: Args) -> None:
         check(args)
     except (ValueError, ImportError) as error:
         raise SystemExit(str(error)) from None
-    results = {policy: Returns(policy) for policy in args.policies}
+    results = {policy: PolicyReturns(policy) for policy in args.policies}
     films: dict[tuple[str, str], list[np.ndarray]] = {}
     jobs = list(trials(args))
     outcomes = dict(answers(run, jobs, args.workers, [len(job.seeds) * args.steps for job in jobs]))
@@ -163,11 +163,11 @@ def trials(args: Args) -> Iterator[Trial]:
             yield Trial("real", policy, range(seed, seed + 1), args)
 
 
-def run(trial: Trial) -> Outcome:
+def run(trial: Trial) -> TrialResult:
     return dreams(trial) if trial.where == "dream" else real(trial)
 
 
-def dreams(trial: Trial) -> Outcome:
+def dreams(trial: Trial) -> TrialResult:
     """Some dreams of one policy side by side."""
     args, dream, num_envs, seed = trial.args, dream_of(trial.args), len(trial.seeds), trial.seeds[0]
     agent = open_agent(trial.policy, dream, num_envs, seed, args.planning)
@@ -181,7 +181,7 @@ def dreams(trial: Trial) -> Outcome:
             state, reward, terminated, _ = dream.step(state, torch.from_numpy(action))
             earned += reward.cpu().numpy() * goes_on
             goes_on &= ~terminated.cpu().numpy()
-    return Outcome(earned.tolist(), frames)
+    return TrialResult(earned.tolist(), frames)
 
 
 def beginnings(dream: Dream, trial: Trial) -> DreamState:
@@ -199,7 +199,7 @@ def after_recording(dream: Dream, path: Path, frames: int) -> DreamState:
     return dream.reset(torch.tensor([0]), {"episode": path, "context_frames": frames})
 
 
-def real(trial: Trial) -> Outcome:
+def real(trial: Trial) -> TrialResult:
     """One episode in the real world, observed as the policy wants it."""
     (seed,), args, dream = trial.seeds, trial.args, dream_of(trial.args, "cpu")
     agent = open_agent(trial.policy, dream, 1, seed, args.planning)
@@ -209,10 +209,10 @@ def real(trial: Trial) -> Outcome:
         earned = real_episode(env, agent, seed, args.walked, frames.append if trial.filmed else lambda frame: None)
     finally:
         env.close()
-    return Outcome([earned], frames)
+    return TrialResult([earned], frames)
 
 
-def correlations(results: list[Returns]) -> dict[str, Any]:
+def correlations(results: list[PolicyReturns]) -> dict[str, Any]:
     """Of the mean returns in dream and real world over the policies one in both; None where fewer than three differ.
 
     `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
@@ -240,7 +240,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
 
 
-def table(results: list[Returns]) -> str:
+def table(results: list[PolicyReturns]) -> str:
     width = max(len("policy"), *(len(one.policy) for one in results))
     lines = [f"{'policy':<{width}}  {'dream':>15}  {'real':>15}"]
     for one in results:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
@@ -137,6 +139,17 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[P
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise TensorFileError(f"{path}: weights that are not finite")
     return policy.eval().requires_grad_(False), header.get("about", {})
+
+
+def policy_for(path: str | Path, dream: Dream) -> Policy:
+    """The policy in a file, on the dream's device. Raises `ValueError` for one that acts in another world or sees something else."""
+    policy, _ = load_policy(path, dream.device)
+    config = policy.config
+    if config.world != dream.world.name or config.actions != len(dream.world.actions):
+        raise ValueError(f"{path}: acts in {config.world}, not in {dream.world.name}")
+    if config.shape != (shape := observed_shape(dream, config.observation)):
+        raise ValueError(f"{path}: sees {config.observation} of shape {config.shape}; this model's is {shape}")
+    return policy
 
 
 def config_in(header: Any, path: str | Path) -> PolicyConfig:

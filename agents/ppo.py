@@ -182,7 +182,7 @@ class Rollout(NamedTuple):
     reward_per_step: Tensor  # () mean, not scaled
 
 
-class Returns:
+class EpisodeReturns:
     """Returns of whole episodes, as the environment's rewards are; nothing here waits for the device but `take`."""
 
     def __init__(self, episode_steps: np.ndarray, device: torch.device) -> None:
@@ -217,7 +217,7 @@ class Learner:
     def begin(self, seed: int) -> None:
         """New episodes everywhere."""
         self.observation: Tensor = self.envs.reset(seed=seed)[0]
-        self.returns = Returns(self.envs.episode_steps, self.observation.device)
+        self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
 
     def learn(self, began: float) -> Iterator[dict[str, float]]:
         """Rollout and update until steps or time are used up; yields each update's numbers."""

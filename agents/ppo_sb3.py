@@ -217,12 +217,12 @@ def resume(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, path: 
 def learn(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
     remaining = args.total_timesteps - model.num_timesteps
     if remaining > 0:
-        progress = Progress(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
+        progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
         model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
     save(args, config, dream, model)
 
 
-class Progress(BaseCallback):
+class ReportAndSave(BaseCallback):
     """Says after each rollout how far it is, saves from time to time, and counts what is seen for the policy's norm."""
 
     def __init__(self, total: int, save_every: int, save: Callable[[], None]) -> None:

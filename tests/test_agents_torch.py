@@ -21,7 +21,7 @@ from agents import behavior_cloning as imitation
 from agents.banks import bank_before_rewards, bank_of_starts
 from agents.behavior_cloning import leads_to_reward, watched
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo import Args, Learner, Returns, Rollout, main, open_bank, resume, save, start_from, with_defaults
+from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
 from agents.real import RealEnvs
 from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamVectorEnv
@@ -215,7 +215,7 @@ def test_only_whole_episodes_are_counted(envs):
 
 
 def test_returns_are_those_of_their_episodes():
-    returns = Returns(np.array([0, 3]), torch.device("cpu"))
+    returns = EpisodeReturns(np.array([0, 3]), torch.device("cpu"))
     for reward, done in (([1.0, 1.0], [0.0, 1.0]), ([2.0, 4.0], [1.0, 0.0]), ([8.0, 16.0], [0.0, 1.0])):
         returns.add(torch.tensor(reward), torch.tensor(done))
     assert returns.take() == (3.0 + 20.0, 2)  # the first episode of row 1 was not whole

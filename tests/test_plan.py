@@ -15,9 +15,10 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents import mpc as planning_module
+from agents import planner as planning_module
 from agents.agent import open_agent
-from agents.mpc import MANOEUVRES, Args, Futures, Planner, Planning, main, manoeuvres, roll, scored
+from agents.mpc import Args, main
+from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from agents.policies import Policy, PolicyConfig, save_policy
 from lssvwm_gym.envs.simulator import open_dream
 

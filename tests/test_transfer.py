@@ -17,7 +17,7 @@ from real_walks import write_real_walks
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import open_agent
-from agents.check_transfer import Args, Returns, beginnings, correlations, main, table, trials
+from agents.check_transfer import Args, PolicyReturns, beginnings, correlations, main, table, trials
 from agents.policies import Policy, PolicyConfig, save_policy
 from agents.real import real_episode
 from agents.results import mean_and_error, summary
@@ -288,18 +288,18 @@ def test_numbers_are_what_they_are_called():
     assert summary([1.0, 3.0]) == {"mean": 2.0, "standard_error": 1.0, "returns": [1.0, 3.0]}
     assert summary([2.0])["standard_error"] is None
     assert [mean_and_error(summary(returns)) for returns in ([1.0, 3.0], [2.0], [])] == ["2.00 ± 1.00", "2.00", "-"]
-    tried = [Returns("a", [0.0, 1.0], [0.0]), Returns("b", [1.0, 2.0], [2.0]), Returns("c", [], [5.0])]
+    tried = [PolicyReturns("a", [0.0, 1.0], [0.0]), PolicyReturns("b", [1.0, 2.0], [2.0]), PolicyReturns("c", [], [5.0])]
     assert correlations(tried) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
-    three = correlations([*tried, Returns("d", [3.0, 4.0], [4.0])])
+    three = correlations([*tried, PolicyReturns("d", [3.0, 4.0], [4.0])])
     assert three["linear"] == pytest.approx(np.corrcoef([0.5, 1.5, 3.5], [0, 2, 4])[0, 1], abs=1e-5)
     assert three["policies"] == 3
-    assert correlations([Returns(name, [1.0], [float(n)]) for n, name in enumerate("abc")])["rank"] is None
+    assert correlations([PolicyReturns(name, [1.0], [float(n)]) for n, name in enumerate("abc")])["rank"] is None
     assert "1.50 ± 0.50" in table(tried)
 
 
 def test_the_rank_correlation_asks_for_the_order_only():
     dream, real = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 30.0)
-    tried = [Returns(str(number), [a, a], [b, b]) for number, (a, b) in enumerate(zip(dream, real, strict=True))]
+    tried = [PolicyReturns(str(number), [a, a], [b, b]) for number, (a, b) in enumerate(zip(dream, real, strict=True))]
     found = correlations(tried)
     assert found["rank"] == pytest.approx(1.0)
     assert found["linear"] < 0.8

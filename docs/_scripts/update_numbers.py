@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents.check_transfer import Returns, correlations
+from agents.check_transfer import PolicyReturns, correlations
 from lssvwm_gym.benchmark.report import PRINTED
 
 ROOT = Path(__file__).parent.parent.parent
@@ -187,7 +187,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
         both = (one["dream"], one["real"])
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
-    found = correlations([Returns(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
+    found = correlations([PolicyReturns(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
     if found["rank"] is None:
         return "\n".join(lines)
     low, high = found["rank_interval"]
