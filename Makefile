@@ -45,13 +45,13 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/python experiments/sharpness.py --data $(DATA)/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	for k in 2 4; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --out $(SCORES)_reasoning_$$k.json; done
-	$(BIN)/lssvwm-gym bench --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
-	$(BIN)/lssvwm-gym bench --parts speed simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
-	$(BIN)/lssvwm-gym bench --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
-	$(BIN)/lssvwm-gym bench --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
-	$(BIN)/lssvwm-gym bench --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
-	$(BIN)/lssvwm-gym bench --parts peak scan --out docs/scores/bench_arithmetic.json
-	$(BIN)/lssvwm-gym bench --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
+	$(BIN)/lssvwm-gym benchmark --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
+	$(BIN)/lssvwm-gym benchmark --parts speed simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
+	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
+	$(BIN)/lssvwm-gym benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
+	$(BIN)/lssvwm-gym benchmark --parts peak scan --out docs/scores/bench_arithmetic.json
+	$(BIN)/lssvwm-gym benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
 	$(BIN)/python experiments/compare_variants.py --data $(DATA)
 	$(BIN)/python experiments/compare_variants.py --short --data $(DATA)
 	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft

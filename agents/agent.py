@@ -106,14 +106,14 @@ class ScriptedAgent:
 
 
 class ExpertAgent:
-    """`lssvwm_gym.real_envs.experts.maze_explorer.Explorer`, which has the map; one episode, in the real world."""
+    """`lssvwm_gym.real_envs.experts.maze_explorer.MazeExplorer`, which has the map; one episode, in the real world."""
 
     observation = "image"
 
     def __init__(self, seed: int) -> None:
-        from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+        from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
-        self._explorer = Explorer(np.random.default_rng(seed))
+        self._explorer = MazeExplorer(np.random.default_rng(seed))
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         if info is None:

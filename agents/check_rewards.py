@@ -35,7 +35,7 @@ from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 OTHER_NOISE = 2**31  # added to the seed of a dream of the same context and actions with other noise
@@ -141,7 +141,7 @@ def played(args: Args, jobs: list[MazeJob], before: list[MazeEpisode] | None = N
 
 def play(job: MazeJob) -> MazeEpisode:
     """One episode in the real simulator."""
-    explorer = Explorer(np.random.default_rng([job.seed, 1]))
+    explorer = MazeExplorer(np.random.default_rng([job.seed, 1]))
     env: gymnasium.Env = gymnasium.make(job.env, max_episode_steps=job.steps)
     try:
         frame, info = env.reset(seed=job.seed)

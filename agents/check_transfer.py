@@ -20,10 +20,10 @@ for so many steps. Needs
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -37,12 +37,10 @@ from agents.results import answers, as_json, check_positive, mean_and_error, sum
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
-from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
-
-RESAMPLED = 1000  # times, for the interval of a correlation
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,11 @@ class TrialResult(NamedTuple):
     frames: list[np.ndarray]  # (height, width, 3) uint8, of the first episode, where it is filmed
 
 
-@dataclass
-class PolicyReturns:
+class PolicyReturns(NamedTuple):
     """The returns of one policy."""
 
-    policy: str
-    dream: list[float] = field(default_factory=list)
-    real: list[float] = field(default_factory=list)
+    dream: list[float]
+    real: list[float]
 
 
 def main(args: Args) -> None:
@@ -105,16 +101,17 @@ def main(args: Args) -> None:
         check(args)
     except (ValueError, ImportError) as error:
         raise SystemExit(str(error)) from None
-    results = {policy: PolicyReturns(policy) for policy in args.policies}
+    results = {policy: PolicyReturns([], []) for policy in args.policies}
     films: dict[tuple[str, str], list[np.ndarray]] = {}
     jobs = list(trials(args))
     outcomes = dict(answers(run, jobs, args.workers, [len(job.seeds) * args.steps for job in jobs]))
     for number, job in enumerate(jobs):  # in the order of their seeds, whoever was ready first
         getattr(results[job.policy], job.where).extend(outcomes[number].returns)
         films |= {(job.policy, job.where): outcomes[number].frames} if job.filmed else {}
-    policies = [{"policy": one.policy, "dream": summary(one.dream), "real": summary(one.real)} for one in results.values()]
-    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlations(list(results.values()))})
-    print(table(list(results.values())))
+    policies = [{"policy": name, "dream": summary(one.dream), "real": summary(one.real)} for name, one in results.items()]
+    correlation = correlation_of_returns(list(results.values()))
+    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlation})
+    print(table(results))
     if args.video is not None:
         film_side_by_side(args.video, args.policies, films, open_dream(args.world).world.fps)
 
@@ -212,41 +209,13 @@ def real(trial: Trial) -> TrialResult:
     return TrialResult([earned], frames)
 
 
-def correlations(results: list[PolicyReturns]) -> dict[str, Any]:
-    """Of the mean returns in dream and real world over the policies one in both; None where fewer than three differ.
-
-    `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
-    correlations of episodes drawn anew from those that were played (the bootstrap of Efron, 1979).
-    """
-    both = [one for one in results if one.dream and one.real]
-    means = np.array([[np.mean(one.dream), np.mean(one.real)] for one in both]).reshape(-1, 2).T
-    linear, rank = _correlated(means, lambda a, b: float(np.corrcoef(a, b)[0, 1])), _correlated(means, _rank_correlation)
-    interval = None
-    if rank is not None:
-        rng = np.random.default_rng(0)
-        drawn = [np.array([[rng.choice(x, len(x)).mean() for x in (one.dream, one.real)] for one in both]).T for _ in range(RESAMPLED)]
-        found = [value for value in (_correlated(some, _rank_correlation) for some in drawn) if value is not None]
-        interval = np.quantile(found, (0.05, 0.95)).round(3).tolist() if found else None
-    return {"policies": len(both), "linear": linear, "rank": rank, "rank_interval": interval}
-
-
-def _correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-    if means.shape[1] < 3 or 0.0 in means.std(1):
-        return None
-    return round(measure(*means), 6)
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
-
-
-def table(results: list[PolicyReturns]) -> str:
-    width = max(len("policy"), *(len(one.policy) for one in results))
+def table(results: dict[str, PolicyReturns]) -> str:
+    width = max(map(len, ("policy", *results)))
     lines = [f"{'policy':<{width}}  {'dream':>15}  {'real':>15}"]
-    for one in results:
+    for name, one in results.items():
         cells = (mean_and_error(summary(returns)) for returns in (one.dream, one.real))
-        lines.append(f"{one.policy:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
-    found = correlations(results)
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
+    found = correlation_of_returns(list(results.values()))
     if found["rank"] is None:
         return "\n".join([*lines, "correlation over policies: needs three that differ"])
     low, high = found["rank_interval"] or (float("nan"),) * 2

@@ -17,7 +17,7 @@ from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import NUMBERS, WorldModelObservation, WorldModelObservationVec
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 
 def as_observed(env: gymnasium.Env, dream: Dream, observation: str) -> gymnasium.Env:
@@ -34,7 +34,7 @@ def real_episode(
     """
     torch.manual_seed(seed)  # some agents draw from it
     observation, info = env.reset(seed=seed)
-    explorer = Explorer(np.random.default_rng([seed, explored])) if explored else None
+    explorer = MazeExplorer(np.random.default_rng([seed, explored])) if explored else None
     for _ in range(explored):
         assert explorer is not None
         observation, _, _, _, info = env.step(explorer(picture_of(observation), info))

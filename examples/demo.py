@@ -1,8 +1,8 @@
 """Dream a world on this machine: how fast that is, and how it looks beside the real one. This is what `make demo` runs.
 
-A recorded episode of the real world begins; the dream remembers its opening, then both go on with the same actions, and the
-dream sees nothing of the real world any more. The map shows where the agent went, and where the dream believes it went. In a
-world with counts the line below tells what is carried.
+A recorded episode of the real world begins; its first frames are the context of the dream, then both take the same actions, and
+the dream sees nothing more of the real world. The map shows where the agent went, and where the dream estimates it went. In a
+world with an inventory the line below shows it.
 
     python examples/demo.py --env LSSVWM-Minecraft-v0 --episode DIR/000000.npz    # an episode that `lssvwm-gym collect luanti` made
 """
@@ -27,7 +27,7 @@ from lssvwm_gym.malloc import keep_freed_memory
 
 HEADER, GAP, LINE = 26, 8, 14  # pixels
 DARK, LIGHT, WALL, FLOOR = (18, 20, 26), (232, 234, 240), (44, 48, 60), (112, 118, 134)
-TRUE, BELIEVED = (90, 200, 250), (255, 176, 64)
+TRUE, ESTIMATED = (90, 200, 250), (255, 176, 64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Demo:
     profile: str = "balanced"  # fast, balanced or quality
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real world
-    context_frames: int = 100  # of the episode that the dream remembers
+    context_frames: int = 100  # of the episode, before the dream
     steps: int = 100  # of each dream
     many: int = 16  # dreams at once, to see how fast a batch is
     scale: int = 4  # screen pixels a pixel of the world
@@ -55,7 +55,7 @@ def main(run: Demo) -> None:
     print(f"dreaming along {run.episode.name} ...", flush=True)
     episode = read_episode(run.episode)
     frames, infos = dream_along(env, run, episode)
-    write_movie(run.out / "dream_vs_real.gif", beside_each_other(env, run, episode, frames, infos), fps=8)
+    write_movie(run.out / "dream_vs_real.gif", side_by_side(env, run, episode, frames, infos), fps=8)
     print(f"look at {run.out / 'dream_vs_real.gif'} and {run.out / 'dream.gif'}")
     env.close()
 
@@ -85,7 +85,7 @@ def speed_of_many(run: Demo) -> float:
 
 
 def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Remember the episode's opening and dream its further actions: frames (T, height, width, 3) and as many infos."""
+    """Dream the episode's actions after its context: frames (T, height, width, 3) and as many infos."""
     frame, info = env.reset(seed=run.seed, options={"episode": str(run.episode), "context_frames": run.context_frames})
     frames, infos = [frame], [info]
     for action in episode.action[run.context_frames : run.context_frames + run.steps]:
@@ -95,21 +95,21 @@ def dream_along(env: gymnasium.Env, run: Demo, episode: Episode) -> tuple[np.nda
     return np.stack(frames), infos
 
 
-def beside_each_other(env: gymnasium.Env, run: Demo, episode: Episode, dreamed: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
-    """Pictures (T, height, width, 3): real, dreamed, and the map of both ways. The first shows the last remembered frame."""
-    first, counts = run.context_frames - 1, env.unwrapped.dream.world.inventory  # type: ignore[attr-defined]
-    believed = np.stack([info["estimated_pose"] for info in infos])
-    ways = None if episode.pose is None else (episode.pose[: first + len(dreamed), :2], in_the_world(believed, episode.pose[0]))
-    ground = None if ways is None else ground_of(episode.extras.get("maze_layout"), np.concatenate(ways))
+def side_by_side(env: gymnasium.Env, run: Demo, episode: Episode, dreamed: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+    """Pictures (T, height, width, 3): real, dreamed, and the map of both paths. The first shows the last frame of the context."""
+    first, names = run.context_frames - 1, env.unwrapped.dream.world.inventory  # type: ignore[attr-defined]
+    estimated = np.stack([info["estimated_pose"] for info in infos])
+    paths = None if episode.pose is None else (episode.pose[: first + len(dreamed), :2], in_the_world(estimated, episode.pose[0]))
+    ground = None if paths is None else ground_of(episode.extras.get("maze_layout"), np.concatenate(paths))
     pictures = []
     for step, frame in enumerate(dreamed):
         panels = {"real": episode.frames[first + step], "dream": frame}
         picture = labelled({name: enlarged(panel, run.scale) for name, panel in panels.items()}, f"step {step}")
-        if ways is not None and ground is not None:
-            picture = np.concatenate([picture, map_of(ground, ways[0][: first + step + 1], ways[1][: step + 1], picture.shape[0])], 1)
-        if counts:
-            bags = episode.inventory[first + step], infos[step]["inventory"]
-            picture = np.concatenate([picture, carried(counts, bags, run.scale * frame.shape[1] + GAP, picture.shape[1])])
+        if paths is not None and ground is not None:
+            picture = np.concatenate([picture, map_of(ground, paths[0][: first + step + 1], paths[1][: step + 1], picture.shape[0])], 1)
+        if names:
+            inventories = episode.inventory[first + step], infos[step]["inventory"]
+            picture = np.concatenate([picture, carried(names, inventories, run.scale * frame.shape[1] + GAP, picture.shape[1])])
         pictures.append(picture)
     return np.stack(pictures)
 
@@ -133,44 +133,44 @@ def labelled(panels: dict[str, np.ndarray], note: str) -> np.ndarray:
 
 
 class Ground(NamedTuple):
-    """What a map shows beneath the ways."""
+    """What a map shows beneath the paths."""
 
     cells: np.ndarray  # (N, N), 0 where there is a wall; y points up
     corner: np.ndarray  # (2,) least x and y, world units
     size: float  # world units a side
 
 
-def ground_of(layout: np.ndarray | None, ways: np.ndarray) -> Ground:
-    """A maze, or the open ground around all positions (T, 2) of some ways."""
+def ground_of(layout: np.ndarray | None, paths: np.ndarray) -> Ground:
+    """A maze, or the open ground around all positions (T, 2)."""
     if layout is not None:
         return Ground(layout, np.zeros(2), len(layout))
-    low, high = ways.min(0) - 1, ways.max(0) + 1
+    low, high = paths.min(0) - 1, paths.max(0) + 1
     size = float((high - low).max())
     return Ground(np.ones((1, 1)), (low + high - size) / 2, size)
 
 
-def map_of(ground: Ground, true: np.ndarray, believed: np.ndarray, height: int) -> np.ndarray:
-    """The ground from above with the way that was gone, the one believed in since the dream began, and where both ends are."""
+def map_of(ground: Ground, true: np.ndarray, estimated: np.ndarray, height: int) -> np.ndarray:
+    """The ground from above with the true path, the one estimated since the dream began, and both ends."""
     side = height - HEADER
     image = Image.new("RGB", (side, height), DARK)
     cells = Image.fromarray(np.where(ground.cells[::-1, :, None] > 0, FLOOR, WALL).astype(np.uint8))
     image.paste(cells.resize((side, side), Image.Resampling.NEAREST), (0, HEADER))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    for way, colour in ((true, TRUE), (believed, BELIEVED)):
-        points = [(x, HEADER + side - y) for x, y in ((way - ground.corner) * side / ground.size).tolist()]
+    for path, colour in ((true, TRUE), (estimated, ESTIMATED)):
+        points = [(x, HEADER + side - y) for x, y in ((path - ground.corner) * side / ground.size).tolist()]
         draw.line(points, colour, 2)
         draw.circle(points[-1], 4, colour)
-    draw.text((4, 4), "true way", TRUE, font)
-    draw.text((side - 4, 4), "believed way", BELIEVED, font, anchor="ra")
+    draw.text((4, 4), "true path", TRUE, font)
+    draw.text((side - 4, 4), "estimated path", ESTIMATED, font, anchor="ra")
     return np.asarray(image)
 
 
-def carried(names: tuple[str, ...], bags: tuple[np.ndarray, np.ndarray], panel: int, width: int) -> np.ndarray:
-    """A strip `width` wide that tells under each of two panels, `panel` pixels wide, what is in its bag."""
+def carried(names: tuple[str, ...], inventories: tuple[np.ndarray, np.ndarray], panel: int, width: int) -> np.ndarray:
+    """A strip `width` wide that tells under each of two panels, `panel` pixels wide, what is in its inventory."""
     image = Image.new("RGB", (width, 4 * LINE), DARK)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(11)
-    for column, bag in enumerate(bags):
-        things = ", ".join(f"{int(count)} {name.replace('_', ' ')}" for name, count in zip(names, bag, strict=True) if count)
+    for column, inventory in enumerate(inventories):
+        things = ", ".join(f"{int(count)} {name.replace('_', ' ')}" for name, count in zip(names, inventory, strict=True) if count)
         draw.text((column * panel + 4, 2), textwrap.fill(things or "nothing", panel // 6), LIGHT, font, spacing=2)
     return np.asarray(image)
 

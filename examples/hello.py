@@ -8,5 +8,5 @@ env = gymnasium.make("LSSVWM-MemoryMaze-v0")
 observation, info = env.reset(seed=0)
 for _ in range(100):
     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-print(f"a picture of {observation.shape} after {info['age']} frames; the dream believes to be at {info['estimated_pose'][:2]}")
+print(f"a picture of {observation.shape} after {info['age']} frames; its estimated position is {info['estimated_pose'][:2]}")
 env.close()

@@ -1,4 +1,4 @@
-"""From an environment that this package has never seen to a dream of it, in seconds: collect, train, ship, make.
+"""From an environment that this package has never seen to a dream of it, in seconds: collect, train, package, make.
 
 python examples/own_world.py        CartPole, in a size that shows the way and not yet a good dream; docs/own_world.md has more
 
@@ -19,11 +19,11 @@ from lssvwm_gym.cli import main as lssvwm_gym_command
 
 @dataclass(frozen=True)
 class OwnWorld:
-    """Which world, and how little of it."""
+    """Which world, and how much of it."""
 
     env: str = "CartPole-v1"  # any environment of Gymnasium with pictures, or that renders some
     collect: str = ""  # more settings of `lssvwm-gym collect gym`
-    actions: str = "--model.actions 2"  # what `train world` is told of the actions, and of poses
+    actions: str = "--model.actions 2"  # settings of `train world` about actions and poses
     out: Path = Path("demo/own_world")
     episodes: int = 6
     frames: int = 12  # of a training clip; episodes have more
@@ -33,8 +33,8 @@ class OwnWorld:
 def main(run: OwnWorld) -> None:
     out = run.out
     command(f"collect gym --env {run.env} --out {out}/data --episodes {run.episodes} --workers 1 --least {run.frames + 1} {run.collect}")
-    eye = "--model.widths 8 16 16 --model.latent-channels 8 --batch 8"
-    command(f"train autoencoder --data {out}/data --out {out}/autoencoder --steps {run.steps} {eye}")
+    encoder = "--model.widths 8 16 16 --model.latent-channels 8 --batch 8"
+    command(f"train autoencoder --data {out}/data --out {out}/autoencoder --steps {run.steps} {encoder}")
     model = "--variant no-places --model.latent-channels 8 --model.width 32 --model.head-width 16 --model.heads 2 --model.d-state 8"
     clips = " ".join(f"--curriculum.{stage}.frames {run.frames} --curriculum.{stage}.clips 1" for stage in range(3))
     autoencoder = f"{out}/autoencoder/autoencoder.safetensors"
@@ -43,7 +43,9 @@ def main(run: OwnWorld) -> None:
         f"{model} {clips} {run.actions}"
     )
     starts = "--openings 4 --opening-frames 8 --walks 1"
-    command(f"ship --autoencoder {autoencoder} --world-model {out}/world/world.safetensors --data {out}/data --out {out}/weights {starts}")
+    command(
+        f"package --autoencoder {autoencoder} --world-model {out}/world/world.safetensors --data {out}/data --out {out}/weights {starts}"
+    )
     env = lssvwm_gym.load(out / "weights")  # or gymnasium.make("LSSVWM-Dream-v0", weights=...)
     observation, _ = env.reset(seed=0)
     for _ in range(10):

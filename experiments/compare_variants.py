@@ -1,7 +1,7 @@
 """Train every variant on the same clips for the same number of frames, score it, and write what came out to docs/scores/comparison/.
 
     python experiments/compare_variants.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
-    python experiments/compare_variants.py --short --data DIR              # short walks for full-causal, into short_comparison/
+    python experiments/compare_variants.py --short --data DIR              # short clips for full-causal, into short_comparison/
     python experiments/compare_variants.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
     python experiments/compare_variants.py --data DIR --help
 
@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.checkpoints.package import Packaging, ship
+from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
@@ -52,7 +52,7 @@ class Plan:
     variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")  # if no others are asked for
 
 
-SHORT = "memory-maze, short walks"
+SHORT = "memory-maze, short clips"
 PLANS = {
     "memory-maze": Plan(
         world="memory-maze",
@@ -84,7 +84,7 @@ PLANS = {
             back=0.3,
         ),
         measured=dict(tests=("next_frame", "reasoning"), clips=3),
-        pictured=("reasoning", "told poses"),
+        pictured=("reasoning", "true poses"),
         model=WorldModelConfig(
             actions=14, inventory_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), memory_scales=((1.0, 0.25), (3.0, 0.5))
         ),
@@ -95,11 +95,11 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, at which expense."""
+    """What to compare, at which training budget."""
 
     data: Path  # folder with train/, val/ and test/
     world: str = "memory-maze"
-    short: bool = False  # walks of 80 frames, which attention over all frames can be trained on, too
+    short: bool = False  # clips of 80 frames, which attention over all frames can be trained on, too
     autoencoder: Path | None = None  # file, or folder of weights; the world's shipped weights if not given
     runs: Path = ROOT / "runs" / "comparison"  # where variants are trained
     variants: tuple[str, ...] = ()  # all that are compared in the world if not given
@@ -112,7 +112,7 @@ class Comparison:
         if self.world not in worlds:
             raise ValueError(f"nothing is compared in a world named {self.world}; there are {', '.join(worlds)}")
         if self.short and self.world != PLANS[SHORT].world:
-            raise ValueError(f"short walks are compared in {PLANS[SHORT].world} alone, not in {self.world}")
+            raise ValueError(f"short clips are compared in {PLANS[SHORT].world} alone, not in {self.world}")
 
     @property
     def plan(self) -> Plan:
@@ -138,11 +138,11 @@ class Comparison:
 
 def main(run: Comparison) -> None:
     torch.set_num_threads(run.threads)
-    bench: EvalContext | None = None
+    context: EvalContext | None = None
     for name in run.variants or run.plan.variants:
         world = trained(run, name)
         if not run.train_only and not run.scores(name).exists():
-            bench = score(run, name, world, bench)
+            context = score(run, name, world, context)
     if not run.train_only:
         draw(run)
 
@@ -159,26 +159,26 @@ def trained(run: Comparison, name: str) -> Path:
 
 
 def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -> EvalContext:
-    """Score a variant on the test episodes and write its JSON; returns the bench, whose encoded episodes serve the next one, too."""
+    """Score a variant on the test episodes and write its JSON; returns its context, whose encoded episodes serve the next one, too."""
     plan, weights = run.plan, run.folder(name) / "weights"
-    ship(Packaging(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
+    package(Packaging(run.seeing, world, run.data / "val", weights, openings=1, walks=1, **plan.ship))
     evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
-    bench = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
-    report = evaluate(evaluation, bench)
+    context = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
+    report = evaluate(evaluation, context)
     tensors, header = load_tensors(world)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     seen = {key: header[key] for key in ("step", "frames", "seconds")}
     report["training"] = {"variant": name, "about": VARIANTS[name][0], "parameters": parameters} | seen
     test, shown = plan.pictured
-    pictures = {key: bench.kept[test][key] for key in ("truth", shown)}
+    pictures = {key: context.kept[test][key] for key in ("truth", shown)}
     save_tensors(run.folder(name) / "recalled.safetensors", pictures, {})
     plan.scores.mkdir(parents=True, exist_ok=True)
     run.scores(name).write_text(json.dumps(report, indent=2) + "\n")
-    return bench
+    return context
 
 
 def draw(run: Comparison) -> None:
-    """The variants' revisit curves in one plot, where ways are walked back, and what they dream of the same clips in one contact sheet."""
+    """The variants' revisit curves in one plot, where there is retrieval, and their dreams of the same clips in one contact sheet."""
     plan = run.plan
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(plan.scores.glob("*.json"))}
     if "retrieval" in plan.measured["tests"]:

@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.benchmark.training import Kept, address, inputs_like
+from lssvwm_gym.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.read_only import ReadOnly
@@ -28,7 +28,7 @@ PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: dense bfloat16 FLOP/s, byte
 MEASURED_BANDWIDTH = 4.8e12  # of the H200 that the speeds below were measured on, as NVIDIA states it
 UTILISATION = 0.3  # assumed, of the peak, in what is bound by arithmetic
 ACHIEVED = 0.5  # assumed, of the bandwidth, in what is bound by memory
-PARTS = ("scan", "attention", "mlp", "place")
+PARTS = ("scan", "attention", "mlp")
 MEMORY = 80e9  # bytes, of an H100
 MEASURED_STEP = {"forcing": 0.055, "peeking": 0.12, "dreaming": 0.7}  # seconds a step of tiny, whose GPU four other runs shared
 MEASURED = {"fast": 43_242, "balanced": 33_472}  # dream steps a second of 1,024 rows of tiny, CUDA graph, on an H200
@@ -54,7 +54,7 @@ def cost(config: WorldModelConfig, frames: int, read_only: ReadOnly = None, a_fr
         state, inputs = model.initial_state(1), inputs_like(config, 1, frames)
         latent = torch.zeros(1, frames, config.tokens, config.latent_channels)
         counter = FlopCounterMode(display=False)
-        with counter, torch.autocast("cpu", torch.bfloat16), (kept := Kept()):
+        with counter, torch.autocast("cpu", torch.bfloat16), (kept := SavedForBackward()):
             output = model(latent, inputs, state, read_only)
             total = output.clean.sum() + output.features.sum()
         parts = {part: flops_of(counter, f".{part}") for part in PARTS}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,9 @@ from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs import open_dream
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.figures import sheet
+from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import DreamState, remember
-
-sys.path.append(str(Path(__file__).parent))  # for its neighbour, wherever this is started
-
-from soak import FAMILIAR, looks
+from lssvwm_gym.models.rollout import DreamState, prefill
 
 SEEN, AHEAD = 100, 100  # frames
 WEIGHTS = ("own", "sharp")
@@ -82,7 +78,7 @@ def after_walks(dream: Dream, walks: Starts) -> DreamState:
     """A row a walk, its first frames remembered."""
     pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
     past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.inventory))
-    return remember(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past)
+    return prefill(dream.weights.world_model, dream.empty(torch.arange(len(walks))), *past).state
 
 
 def wandering(actions: Tensor) -> Tensor:
@@ -106,7 +102,7 @@ def dreamt(dream: Dream, state: DreamState, actions: Tensor) -> tuple[Tensor, Te
 
 def report(row: dict[str, Any], frames: Tensor, known: Tensor | None = None) -> dict[str, Any]:
     """Print what frames look like, and return it as numbers."""
-    seen = looks(frames.flatten(0, 1).numpy())
+    seen = contrast_and_sharpness(frames.flatten(0, 1).numpy())
     row = row | {name: float(seen[name].mean()) for name in ("contrast", "sharpness")}
     if known is not None:
         familiar = known.flatten().numpy() > FAMILIAR

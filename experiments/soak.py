@@ -14,9 +14,6 @@ contrast leave the range of the real ones.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from datetime import date
@@ -26,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from lssvwm_gym.benchmark.machine import machine, memory_bytes
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
-from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
+from lssvwm_gym.io.json_config import write_json
 
 LOOK_EVERY = 10  # steps between two frames that are measured
 REAL_FRAMES = 500
-FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
 MOST_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
 MOST_SLOWING = 1.5  # median processor time of a step, last part over second
 NAMES = ("mean", "contrast", "sharpness")
@@ -41,9 +39,11 @@ NAMES = ("mean", "contrast", "sharpness")
 
 def main() -> int:
     args = arguments()
+    if memory_bytes() is None:
+        raise SystemExit("memory can't be watched here: there is no /proc/self/statm")
     envs = DreamVectorEnv(args.world, args.rows, weights=args.weights, profile=args.profile, device="cpu")
     envs.reset(seed=args.seed)
-    real = spread(looks(real_frames(envs.dream)))
+    real = spread(contrast_and_sharpness(real_frames(envs.dream)))
     print(f"{'step':>8} {'RSS MiB':>8} {'CPU ms':>8}" + "".join(f" {name:>10}" for name in NAMES) + f" {'finite':>7}")
     parts: list[dict[str, Any]] = []
     rng = np.random.default_rng(args.seed)
@@ -55,7 +55,7 @@ def main() -> int:
         print(line(parts[-1]), flush=True)
         write(args, parts, real)
     print("real frames, 1st to 99th percentile: " + ", ".join(f"{name} {low:.1f} to {high:.1f}" for name, (low, high) in real.items()))
-    wrong = reward_logits(parts, real)
+    wrong = what_is_wrong(parts, real)
     print("\n".join(wrong) or "nothing is wrong")
     return bool(wrong)
 
@@ -65,15 +65,12 @@ def write(args: argparse.Namespace, parts: list[dict[str, Any]], real: dict[str,
     run = {
         "command": "python experiments/soak.py " + " ".join(sys.argv[1:]),
         "date": str(date.today()),
-        "machine": machine(),
+        "machine": machine("cpu"),
         "seed": args.seed,
     }
     reached = parts[-1]["step"]
     size = {"steps": args.steps, "reached": reached, "rows": args.rows, "frames": reached * args.rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(args.out) as unfinished:
-        text = json.dumps({**run, **size, "parts": parts, "real": real, "wrong": reward_logits(parts, real)}, indent=1)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_json(args.out, {**run, **size, "parts": parts, "real": real, "wrong": what_is_wrong(parts, real)})
 
 
 def arguments() -> argparse.Namespace:
@@ -105,9 +102,14 @@ def soaked(envs: DreamVectorEnv, steps: int, actions: np.ndarray, rng: np.random
             seen.append(picture_of(observations))
             known.append(info.get("familiarity", np.zeros(len(actions))))
     finite = finite and all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(envs.clone_state().dream))
-    measured = looks(np.concatenate(seen))
+    measured = contrast_and_sharpness(np.concatenate(seen))
     wall = (time.perf_counter() - clock) / steps
-    part = {"rss_mib": rss_mib(), "cpu_seconds_a_step": float(np.median(seconds)), "wall_seconds_a_step": wall, "finite": finite}
+    part = {
+        "rss_mib": memory_bytes() / 2**20,
+        "cpu_seconds_a_step": float(np.median(seconds)),
+        "wall_seconds_a_step": wall,
+        "finite": finite,
+    }
     part |= {name: float(values.mean()) for name, values in measured.items()}
     return part | by_familiarity(measured["contrast"], np.concatenate(known)), actions
 
@@ -117,13 +119,6 @@ def by_familiarity(contrast: np.ndarray, known: np.ndarray) -> dict[str, Any]:
     familiar = known > FAMILIAR
     means = [float(contrast[which].mean()) if which.any() else None for which in (familiar, ~familiar)]
     return {"familiarity": float(known.mean()), "contrast_of_familiar": means[0], "contrast_of_unfamiliar": means[1]}
-
-
-def looks(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, contrast and sharpness of each frame (K, height, width, 3) uint8."""
-    pixels = frames.astype(np.float32)
-    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
-    return dict(zip(NAMES, (pixels.mean((1, 2, 3)), pixels.std((1, 2, 3)), sharpness), strict=True))
 
 
 @torch.no_grad()
@@ -138,7 +133,7 @@ def spread(measured: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return {name: [float(value) for value in np.percentile(values, [1, 99])] for name, values in measured.items()}
 
 
-def reward_logits(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> list[str]:
+def what_is_wrong(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> list[str]:
     """What is wrong. The first part warms up; sharpness is shown, not judged: a dream in one pass is known to be softer."""
     wrong = [f"step {part['step']}: numbers that are not finite" for part in parts if not part["finite"]]
     warm = parts[1:2] or parts
@@ -157,16 +152,6 @@ def reward_logits(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> 
 def line(part: dict[str, Any]) -> str:
     numbers = f"{part['step']:>8} {part['rss_mib']:>8.1f} {1000 * part['cpu_seconds_a_step']:>8.2f}"
     return numbers + "".join(f" {part[name]:>10.2f}" for name in NAMES) + f" {'yes' if part['finite'] else 'NO':>7}"
-
-
-def rss_mib() -> float:
-    """Memory of this process. Raises `OSError` where there is no /proc."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.worker_pool import CrewError
 from lssvwm_gym.malloc import keep_freed_memory
 
@@ -17,14 +19,14 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
         "convert",
         "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",
     ),
-    "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "learn to see"),
-    "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "learn to dream"),
+    "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "train an autoencoder of frames"),
+    "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
-    "bench": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
-    "ship": ("lssvwm_gym.checkpoints.package", "Packaging", "ship", "make a folder of weights from finished models"),
-    "export": ("lssvwm_gym.checkpoints.quantize", "Export", "export", "make a folder of weights smaller: 8 bits"),
-    "generate": ("lssvwm_gym.generate", "Generating", "generate", "go on with a video of which nobody knows the actions"),
-    "play": ("lssvwm_gym.play", "Playing", "play", "walk in a dream by hand"),
+    "benchmark": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
+    "package": ("lssvwm_gym.checkpoints.package", "Packaging", "package", "make a folder of weights from finished models"),
+    "quantize": ("lssvwm_gym.checkpoints.quantize", "Quantizing", "quantize", "make a folder of weights smaller: 8 bits"),
+    "generate": ("lssvwm_gym.generate", "Generating", "generate", "continue a video whose actions are unknown"),
+    "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
 
 FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what may stand without its name
@@ -33,7 +35,9 @@ FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     keep_freed_memory()
-    words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        warnings.filterwarnings("default", "lssvwm-gym", DeprecationWarning)
+    words = legacy.command_line(sys.argv[1:] if arguments is None else arguments)
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         asked_for_help = not words or words[0] in ("-h", "--help")

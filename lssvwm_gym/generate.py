@@ -1,8 +1,8 @@
-"""Free video: go on with a clip of which nobody knows the actions: `lssvwm-gym generate clip.mp4 --frames 200 --out more.mp4`.
+"""Continue a video whose actions are unknown: `lssvwm-gym generate clip.mp4 --frames 200 --out more.mp4`.
 
-The model watches the clip, finds out which actions explain it, and dreams on with actions like those. Models whose attention sees one
-frame at a time, as all that ship, dream frame by frame; those that see chunks (`--model.chunk 5 --model.window 10` in training, as in
-arXiv 2505.20171, section 3.2) dream a chunk at once.
+The model is prefilled with the clip, infers the actions that explain it, and dreams on with actions like those. Models whose attention
+is causal by frames, as all that ship, dream frame by frame; those trained on chunks (`--model.chunk 5 --model.window 10`, as in arXiv
+2505.20171, section 3.2) dream a chunk at once.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import frames_a_second
 from lssvwm_gym.data.episode import read_arrays, video_frames
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
 from lssvwm_gym.models.inference.backend import FLOAT32, chosen_device
-from lssvwm_gym.models.rollout import DreamState, Imagined, commit, first_state, follow, imagine, remember, unknown_action
+from lssvwm_gym.models.rollout import DreamState, Imagined, commit, first_state, imagine, prefill, unknown_action
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.worlds import chosen_world, weights_of
 
-LONGEST = 20_000  # frames of a clip that are looked at
+LONGEST = 20_000  # frames of a clip
 CANDIDATES = 32  # actions at most among which the one that led to a frame is looked for
-TOGETHER = 100  # frames remembered in one go
+BATCH = 100  # frames that the autoencoder encodes or decodes in one call
 
 
 @dataclass(frozen=True)
 class Generating:
-    """Which clip to go on with, and how."""
+    """Which clip to continue, and how."""
 
     clip: Path  # an mp4; may also stand first, without --clip
     out: Path = Path("more.mp4")  # MP4 or GIF, by its ending
     frames: int = 200  # to dream
     world: str = ""  # whose model dreams; what the weights say if not given, else memory-maze
     weights: Path | None = None  # folder of weights; the shipped ones if not given
-    remember: int = 0  # the first so many frames of the clip are remembered, and the dream goes on from there; 0: all
-    actions: Literal["auto", "random", "unknown"] = "auto"  # told in the dream: some like the clip's, where those can be told; or none
+    remember: int = 0  # frames of the clip that are the context, its first ones; 0: all
+    actions: Literal["auto", "random", "unknown"] = "auto"  # of the dream: drawn from the clip's, where those can be inferred; any; none
     sticky: float = 0.8  # chance that a random action is kept for another frame
     steps: int = 4  # denoising passes a frame, or a chunk
-    beside: bool = False  # the clip at the left, what the model remembers and dreams at the right, from the clip's beginning
+    beside: bool = False  # the clip at the left, its reconstruction and the dream at the right
     crop: bool = False  # take the middle square of the clip's frames; otherwise all of it is squeezed into the square
     scale: int = 4  # pixels a side of one pixel of the dream
     fps: int = 0  # of the film; 0: the clip's own
@@ -55,9 +56,7 @@ class Generating:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("remember", 0), ("steps", 1), ("scale", 1), ("fps", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_bounds(self, frames=1, remember=0, steps=1, scale=1, fps=0, seed=0)
         if not 0 <= self.sticky < 1:
             raise ValueError(f"sticky is a chance from 0 to below 1, got {self.sticky}")
         check_movie(self.out)
@@ -81,7 +80,7 @@ def generate(run: Generating) -> np.ndarray:
         raise ValueError(
             f"{run.clip}: {len(past)} frames are too few: at least {max(model.config.chunk, run.remember)} are to be remembered"
         )
-    latents = torch.cat([weights.autoencoder.encode(part.to(_device(model))) for part in torch.from_numpy(past).split(TOGETHER)])
+    latents = torch.cat([weights.autoencoder.encode(part.to(_device(model))) for part in torch.from_numpy(past).split(BATCH)])
     dreamed = continued(weights, latents, run)
     film = dreamed
     if run.beside:
@@ -108,7 +107,7 @@ def read_clip(run: Generating, side: int) -> np.ndarray:
 def continued(weights: Weights, latents: Tensor, run: Generating) -> np.ndarray:
     """Frames (`run.frames`, side, side, 3) uint8 that follow real latents (T, N, C)."""
     model = weights.world_model
-    latents = latents.half().float()  # as a remembered past
+    latents = latents.half().float()  # as contexts are stored
     if model.config.chunk > 1:
         after = by_chunks(model, latents, run.frames, run.steps, run.seed)
     else:
@@ -118,16 +117,16 @@ def continued(weights: Weights, latents: Tensor, run: Generating) -> np.ndarray:
 
 
 def decoded(weights: Weights, latents: Tensor) -> np.ndarray:
-    return np.concatenate([weights.autoencoder.decode(part).cpu().numpy() for part in latents.split(TOGETHER)])
+    return np.concatenate([weights.autoencoder.decode(part).cpu().numpy() for part in latents.split(BATCH)])
 
 
 def by_frames(model: WorldModel, latents: Tensor, run: Generating) -> Tensor:
     """Dream on frame by frame: latents (T, N, C) in, (`run.frames`, N, C) out."""
-    state, taken = watched(model, latents, run.seed)
+    state, taken = prefill_clip(model, latents, run.seed)
     _compare(taken, run.clip)
     guess = run.actions == "random" or (run.actions == "auto" and bool(taken))
     if not guess:
-        state = state._replace(pose_known=torch.zeros_like(state.pose_known))  # nobody knows where it goes
+        state = state._replace(pose_known=torch.zeros_like(state.pose_known))  # unknown actions lead anywhere
     rng, action, dreamed = np.random.default_rng([run.seed, 2]), unknown_action(model, 1), []
     for number in tqdm(range(run.frames), desc="dreaming", leave=False):
         if guess and (number == 0 or rng.random() >= run.sticky):
@@ -139,19 +138,20 @@ def by_frames(model: WorldModel, latents: Tensor, run: Generating) -> Tensor:
     return torch.cat(dreamed)
 
 
-def watched(model: WorldModel, latents: Tensor, seed: int) -> tuple[DreamState, list[int]]:
-    """The state after frames (T, N, C) that were only watched, and the actions that led to all but the first, as far as can be told.
+def prefill_clip(model: WorldModel, latents: Tensor, seed: int) -> tuple[DreamState, list[int]]:
+    """The state after frames (T, N, C) whose actions are unknown, and the inferred actions that led to all but the first.
 
-    An action is told by what it would have led to: of the frames that the model imagines for each, the one nearest to what was seen.
-    The motion is that action's, corrected by sight. Continuous actions, and more than `CANDIDATES`, stay unknown, and poses with them.
+    An action is inferred from what it would have led to: of the frames that the model imagines for each, the one nearest to the real
+    one. The motion is that action's, corrected by odometry. Continuous actions, and more than `CANDIDATES`, stay unknown, and poses
+    with them.
     """
-    tells = 0 < model.config.actions <= CANDIDATES
-    state = first_state(model, torch.tensor([seed], device=_device(model)), pose_known=tells and model.config.has_spatial_memory)
+    infers = 0 < model.config.actions <= CANDIDATES
+    state = first_state(model, torch.tensor([seed], device=_device(model)), pose_known=infers and model.config.has_spatial_memory)
     taken: list[int] = []
-    for number, latent in enumerate(tqdm(latents.split(1), desc="remembering", leave=False)):
-        if tells and number:
+    for number, latent in enumerate(tqdm(latents.split(1), desc="prefilling", leave=False)):
+        if infers and number:
             taken.append(likeliest_action(model, state, latent))
-            state = follow(model, state, latent, torch.tensor(taken[-1:], device=latent.device))
+            state = prefill(model, state, latent[None], torch.tensor([taken[-1:]], device=latent.device)).state
         else:
             nothing = Imagined(latent, torch.zeros_like(state.motion), torch.zeros_like(state.uncertainty))
             state = commit(model, state, unknown_action(model, 1), nothing)
@@ -159,12 +159,12 @@ def watched(model: WorldModel, latents: Tensor, seed: int) -> tuple[DreamState, 
 
 
 def _compare(taken: list[int], clip: Path) -> None:
-    """Where the clip is the video of a recorded episode, say how many of its actions were found out."""
+    """Where the clip is the video of a recorded episode, say how many of its actions were inferred."""
     if not taken or not clip.with_suffix(".npz").is_file():
         return
     recorded = read_arrays(clip).get("action", np.zeros(0))
     if recorded.ndim == 1 and len(recorded) > len(taken):
-        print(f"{clip}: {np.count_nonzero(recorded[1 : len(taken) + 1] == taken)} of {len(taken)} actions were found out as recorded")
+        print(f"{clip}: {np.count_nonzero(recorded[1 : len(taken) + 1] == taken)} of {len(taken)} actions were inferred as recorded")
 
 
 def likeliest_action(model: WorldModel, state: DreamState, latent: Tensor) -> int:
@@ -175,26 +175,24 @@ def likeliest_action(model: WorldModel, state: DreamState, latent: Tensor) -> in
 
 
 def by_chunks(model: WorldModel, latents: Tensor, frames: int, steps: int, seed: int) -> Tensor:
-    """Dream on a chunk at once: latents (T, N, C) in, (at least `frames`, N, C) out, told neither actions nor poses.
+    """Dream on a chunk at once, without actions and poses: latents (T, N, C) in, (at least `frames`, N, C) out.
 
     Chunks end where the clip ends; frames before the first whole one are left out.
     """
     chunk = model.config.chunk
     state, past = first_state(model, torch.tensor([seed], device=_device(model)), pose_known=False), latents[len(latents) % chunk :]
-    for part in past.split(TOGETHER // chunk * chunk):
-        state = _remembered(model, state, part[None])
-    dreamed = []
+    state, dreamed = _prefilled(model, state, past[None]), list[Tensor]()
     for number in tqdm(range(-(-frames // chunk)), desc=f"dreaming {chunk} frames at once", leave=False):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         noise = torch.randn((1, chunk, *past.shape[1:]), generator=generator).to(past)
         dreamed.append(imagined_chunk(model, state, noise, steps))
-        state = _remembered(model, state, dreamed[-1])
+        state = _prefilled(model, state, dreamed[-1])
     return torch.cat(dreamed, 1)[0]
 
 
 def imagined_chunk(model: WorldModel, state: DreamState, noise: Tensor, steps: int) -> Tensor:
     """The next frames, all at once, from noise (B, chunk, N, C); the state stays as it is."""
-    inputs = _untold(model, state, noise.shape[1])
+    inputs = _unknown_inputs(model, state, noise.shape[1])
 
     def denoise(x: Tensor, level: Tensor) -> Tensor:
         return model(x, inputs._replace(noise=level[:, None].expand(x.shape[:2])), state.world).clean
@@ -202,13 +200,13 @@ def imagined_chunk(model: WorldModel, state: DreamState, noise: Tensor, steps: i
     return sample(denoise, noise, steps)[0]
 
 
-def _remembered(model: WorldModel, state: DreamState, latent: Tensor) -> DreamState:
-    inputs = _untold(model, state, latent.shape[1])
-    return remember(model, state, latent, inputs.action, inputs.pose, inputs.inventory if model.config.inventory_size else None)
+def _prefilled(model: WorldModel, state: DreamState, latent: Tensor) -> DreamState:
+    inputs = _unknown_inputs(model, state, latent.shape[1])
+    return prefill(model, state, latent, inputs.action, inputs.pose, inputs.inventory if model.config.inventory_size else None).state
 
 
-def _untold(model: WorldModel, state: DreamState, frames: int) -> FrameInputs:
-    """Of frames (B, T) of which nothing is known, clean."""
+def _unknown_inputs(model: WorldModel, state: DreamState, frames: int) -> FrameInputs:
+    """Of clean frames (B, T) without actions, motions and poses."""
     rows = len(state.seed)
     action = unknown_action(model, rows)[:, None].expand(-1, frames, *[-1] * bool(model.config.action_size))
     pose = start_pose(rows, model.config.pose_size, state.pose.device)[:, None].expand(-1, frames, -1)

@@ -1,7 +1,7 @@
 """Keep freed memory for the tensors to come, instead of handing it back to the operating system.
 
-Every step makes states of megabytes and frees the last ones. With glibc's defaults each is mapped anew, and the kernel
-clears every page again: a quarter of the time of a batch of environments, a fifth of a training step (docs/performance.md).
+Every step makes states of megabytes and frees the last ones. With glibc's defaults many are mapped anew, and the kernel
+clears every page again, which was measured to cost up to a fifth of a step (docs/performance.md).
 
 This changes the whole process, so nothing does it unasked: importing the package or making an environment doesn't. The
 programs of this repository, `lssvwm-gym` among them, ask for it when they start; so may yours:
@@ -26,13 +26,18 @@ def keep_freed_memory() -> bool:
 
     Processes that are forked from this one inherit it; spawned ones call it themselves.
 
-    Returns whether memory is kept: not with another C library than glibc, nor where the environment says
-    `LSSVWM_KEEP_HEAP=0`. Then nothing is changed.
+    Returns:
+        whether memory is kept. It is not, and nothing is changed, with another C library than glibc or where the
+        environment says `LSSVWM_KEEP_HEAP=0`.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if os.environ.get("LSSVWM_KEEP_HEAP") == "0" or not hasattr(library, "gnu_get_libc_version"):
         return False
     assert library is not None
-    wanted = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+    wanted = {
+        _MMAP_MAX: 0,  # nothing is mapped on its own
+        _TRIM_THRESHOLD: 2**31 - 1,  # bytes that are kept at the end of the heap
+        _TOP_PAD: 2**26,  # bytes that the heap grows by at least
+    }
     taken = [library.mallopt(parameter, value) for parameter, value in wanted.items()]  # all, whatever the first one says
     return all(taken)

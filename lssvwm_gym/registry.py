@@ -20,7 +20,7 @@ def register(world: WorldSpec | str | Path) -> WorldSpec:
     """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
 
     Args:
-        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym ship` writes it).
+        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym package` writes it).
 
     Raises:
         ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
@@ -70,7 +70,7 @@ def make_dream(weights: str | Path | None = None, **kwargs: Any) -> gymnasium.En
     """A `DreamEnv` of the folder's own world, truncated as that says; a smaller `max_episode_steps` of `gymnasium.make` ends it sooner.
 
     Args:
-        weights: a folder with a `world.json` beside its weights, as `lssvwm-gym ship` writes it.
+        weights: a folder with a `world.json` beside its weights, as `lssvwm-gym package` writes it.
         kwargs: as for `DreamEnv`.
 
     Raises:
@@ -99,5 +99,5 @@ def make_dreams(
 
 def _world(weights: str | Path | None) -> WorldSpec:
     if weights is None:
-        raise WorldError("which world? Give the folder of its weights, as `lssvwm-gym ship` writes it: weights='my_weights'")
+        raise WorldError("which world? Give the folder of its weights, as `lssvwm-gym package` writes it: weights='my_weights'")
     return world_of(weights)

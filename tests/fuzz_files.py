@@ -34,7 +34,7 @@ from tiny_minecraft import write_tiny_minecraft
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.checkpoints.checkpoint import read_weights
-from lssvwm_gym.checkpoints.quantize import Export, export
+from lssvwm_gym.checkpoints.quantize import Quantizing, quantize
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.data.segments import LatentEpisode, latent_episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
@@ -119,7 +119,7 @@ def config_spoilt(content: bytes, rng: Rng) -> bytes:
 
 def eight_bits_family(folder: Path) -> Family:
     with contextlib.redirect_stdout(io.StringIO()):
-        export(Export(folder / "small", weights=write_tiny_weights(folder / "full")))
+        quantize(Quantizing(folder / "small", weights=write_tiny_weights(folder / "full")))
     path, dream = folder / "small" / "model.safetensors", dreamed(folder / "small")
 
     def load() -> Any:

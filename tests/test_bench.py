@@ -32,7 +32,24 @@ def quick(tiny_weights):
 
 def test_every_case_is_measured_and_written(tiny_weights, tmp_path, capsys):
     out = tmp_path / "new" / "speed.json"
-    main(["bench", "--weights", str(tiny_weights), "--steps", "3", "--warm-up", "1", "--many", "4", "--ages", "2", "5", "--out", str(out)])
+    main(
+        [
+            "benchmark",
+            "--weights",
+            str(tiny_weights),
+            "--steps",
+            "3",
+            "--warm-up",
+            "1",
+            "--many",
+            "4",
+            "--ages",
+            "2",
+            "5",
+            "--out",
+            str(out),
+        ]
+    )
     report = json.loads(out.read_text())
     assert [(s["profile"], s["envs"], s["passes"]) for s in report["speeds"]] == [
         ("fast", 1, 1),
@@ -133,10 +150,15 @@ def test_a_clip_that_needs_too_much_memory_is_left_out_with_the_reason(quick, mo
     assert "ms" not in row
 
 
-def test_every_length_is_trained_in_the_way_that_was_asked_for(quick):
-    for way, shares in (("forcing", (0, 0)), ("peeking", (1, 0)), ("dreaming", (0, 1))):
-        made = training.training_of(replace(quick, way=way), "ours", 4, 8)
+def test_every_length_is_trained_with_the_objective_that_was_asked_for(quick):
+    for objective, shares in (("diffusion_forcing", (0, 0)), ("teacher_forcing", (1, 0)), ("self_rollout", (0, 1))):
+        made = training.training_of(replace(quick, objective=objective), "ours", 4, 8)
         assert (made.peeking, made.dreaming) == shares
+
+
+def test_an_objective_by_its_name_of_before_is_understood():
+    with pytest.warns(DeprecationWarning, match="way, which is now called objective: 'peeking' is now called 'teacher_forcing'"):
+        assert Benchmark(way="peeking").objective == "teacher_forcing"
 
 
 def test_the_share_of_the_peak_is_accounted_for(quick):
@@ -289,7 +311,7 @@ def test_random_episodes_fit_any_world(quick):
         ({"steps": 0}, "steps must"),
         ({"parts": ("everything",)}, "no part named 'everything'; there are speed"),
         ({"variants": ("others",)}, "others"),
-        ({"way": "crawling"}, "no way of learning named"),
+        ({"objective": "crawling"}, "no objective named"),
         ({"ages": (0,)}, "ages must be at least 1"),
         ({"memory": 2.0}, "memory is a share"),
         ({"parts": ("training",), "clips": (2000,)}, "raise frames_a_step"),

@@ -8,6 +8,7 @@ import pytest
 
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.io import legacy
 
 
 def test_without_words_it_lists_the_commands(capsys):
@@ -41,9 +42,31 @@ def test_bad_input_is_one_line(tmp_path):
         main(["evaluate", "--data", str(tmp_path / "nowhere"), "--world", "memory-maze", "--weights", str(tmp_path)])
 
 
+@pytest.mark.parametrize("command", legacy.COMMANDS)
+def test_a_command_of_before_is_understood(command, capsys):
+    with (
+        pytest.warns(DeprecationWarning, match=f"{command} is now called {legacy.COMMANDS[command]}"),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"lssvwm-gym {legacy.COMMANDS[command]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"), [(command, *names) for command, flags in legacy.FLAGS.items() for names in flags.items()]
+)
+def test_a_flag_of_before_is_understood(command, old, new, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert new.split(".")[-1].removeprefix("--").removeprefix("no-") in capsys.readouterr().out
+    with pytest.warns(DeprecationWarning, match=f"{old}.* is now called {new}"):
+        assert legacy.command_line([*command.split(), f"{old}=1"]) == [*command.split(), f"{new}=1"]
+
+
 @pytest.mark.slow
 def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
-    """collect (here: written) -> train autoencoder -> train world -> ship -> make."""
+    """collect (here: written) -> train autoencoder -> train world -> package -> make."""
     import gymnasium
 
     for seed in range(3):
@@ -77,7 +100,7 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     ]
     main([*train, "--steps", "2", "--frames-a-step", "32"])
     starts = ["--openings", "2", "--opening-frames", "4", "--walks", "1", "--walk-frames", "20"]
-    main(["ship", "--autoencoder", autoencoder, "--world-model", world_model, "--data", data, "--out", f"{out}/weights", *starts])
+    main(["package", "--autoencoder", autoencoder, "--world-model", world_model, "--data", data, "--out", f"{out}/weights", *starts])
     assert json.loads((tmp_path / "weights/config.json").read_text())["info"]["training"]["step"] == 2
     env = gymnasium.make("lssvwm_gym:LSSVWM-MemoryMaze-v0", weights=f"{out}/weights")
     env.reset(seed=0)

@@ -28,7 +28,7 @@ from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
-from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, features_along, reckon_clips, remember_clips
+from lssvwm_gym.evaluation.rollouts import Clips, cut_clips, prefill_clips, prefill_further, prefill_without_poses
 from lssvwm_gym.models.heads import InventoryHead
 
 FRAMES, AHEAD = 40, 10
@@ -126,7 +126,7 @@ def test_crafts_that_follow_the_recipes_are_right_at_their_step(bench, followed)
     assert real["false changes in all other steps"] == (0, episodes * (FRAMES - 1 - 6 - PLAY.count(DIG)))
     assert results["dreamed frames: possible crafts right"].clips == episodes * 3  # the first planks come before the dream
     assert results["dreamed frames: possible crafts right"].mean == 1
-    assert results["dreamed frames: impossible crafts without effect, by its own counts"].mean == 1
+    assert results["dreamed frames: impossible crafts without effect, by its own inventory"].mean == 1
     assert results["crafts tried: possible ones right"].mean == results["crafts tried: impossible ones without effect"].mean == 1
     tried = sum(results[f"crafts tried: {kind}"].clips for kind in ("possible ones right", "impossible ones without effect"))
     assert tried == episodes * 4 * len(range(AHEAD, FRAMES, AHEAD))
@@ -143,7 +143,7 @@ def test_a_craft_read_a_step_too_late_is_wrong(bench, monkeypatch):
 
 
 def test_a_dream_goes_on_from_its_own_counts(bench, monkeypatch):
-    """One that turns every log into dirt carries no planks later, and is right by its own counts only."""
+    """One that turns every log into dirt carries no planks later, and is right by its own inventory only."""
 
     def dreamed(head, features, before, action):
         after = before.clone()
@@ -154,12 +154,12 @@ def test_a_dream_goes_on_from_its_own_counts(bench, monkeypatch):
     monkeypatch.setattr(InventoryHead, "after", dreamed)
     results = crafting(dataclasses.replace(bench, run=dataclasses.replace(bench.run, ahead=7)))
     assert results["dreamed frames: possible crafts right"].mean < 1
-    assert results["dreamed frames: possible crafts right, by the dream's own counts"].mean == 1
+    assert results["dreamed frames: possible crafts right, by the dream's own inventory"].mean == 1
 
 
 def test_what_is_carried_is_kept_where_nothing_takes_it(bench, followed):
     results = inventory(bench)
-    assert results["after 12 frames: all counts as they were"] == share(torch.ones(4).bool())
+    assert results["after 12 frames: inventory unchanged"] == share(torch.ones(4).bool())
     assert results["after 12 frames: share of items still there"].mean == 1
     assert results["after 12 frames: items from nowhere"].mean == 0
 
@@ -167,10 +167,10 @@ def test_what_is_carried_is_kept_where_nothing_takes_it(bench, followed):
 def test_what_is_lost_on_the_way_is_told(bench, monkeypatch):
     monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: before * (torch.arange(9) != LOG))
     results = inventory(bench)
-    assert results["after 12 frames: all counts as they were"].mean == 1  # there is no log any more after 20 frames
+    assert results["after 12 frames: inventory unchanged"].mean == 1  # there is no log any more after 20 frames
     monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: (before - 1).clamp(min=0))
     results = inventory(bench)
-    assert results["after 12 frames: all counts as they were"].mean == 0
+    assert results["after 12 frames: inventory unchanged"].mean == 0
     assert results["after 12 frames: share of items still there"].mean == 0
 
 
@@ -191,10 +191,10 @@ def test_a_script_begins_where_its_crafts_have_become_possible(bench):
 def test_a_script_is_paid_once_and_in_order(bench, followed):
     results = milestones(bench)
     assert {name.removeprefix("wooden pickaxe: "): (s.mean, s.clips) for name, s in results.items()} == {
-        "rewards paid once each and in order": (1, 4),
-        "rewards paid in order the first time": (1, 4),
-        "repeated crafts pay nothing": (1, 4),
-        "counts follow the recipes throughout": (1, 4),
+        "rewards given once each and in order": (1, 4),
+        "rewards given in order the first time": (1, 4),
+        "repeated crafts give no reward": (1, 4),
+        "inventory follows the recipes throughout": (1, 4),
     }
 
 
@@ -204,9 +204,9 @@ def test_a_script_without_sticks_earns_no_pickaxe(bench, monkeypatch):
 
     monkeypatch.setattr(InventoryHead, "after", no_sticks)
     results = milestones(bench)
-    assert results["wooden pickaxe: rewards paid in order the first time"].mean == 0
-    assert results["wooden pickaxe: repeated crafts pay nothing"].mean == 1
-    assert results["wooden pickaxe: counts follow the recipes throughout"].mean == 0
+    assert results["wooden pickaxe: rewards given in order the first time"].mean == 0
+    assert results["wooden pickaxe: repeated crafts give no reward"].mean == 1
+    assert results["wooden pickaxe: inventory follows the recipes throughout"].mean == 0
 
 
 def test_real_pasts_begin_with_the_counts_before_them(bench):
@@ -214,16 +214,16 @@ def test_real_pasts_begin_with_the_counts_before_them(bench):
     assert torch.equal(clips.before[:, 1:], clips.inventory[:, :-1])
     assert clips.before[2, 0].any()  # the last clip begins with something in the bag
     model = bench.weights.world_model
-    assert torch.equal(remember_clips(model, clips).inventory, clips.inventory[:, -1])
+    assert torch.equal(prefill_clips(model, clips).inventory, clips.inventory[:, -1])
     first = clips[:1]
-    features, state = features_along(model, remember_clips(model, first), clips[1:])
+    state, features, _ = prefill_further(model, prefill_clips(model, first), clips[1:])
     assert torch.equal(state.inventory, clips.inventory[:, -1])
-    assert features[:, -1].allclose(remember_clips(model, clips).features, atol=1e-4)
+    assert features[:, -1].allclose(prefill_clips(model, clips).features, atol=1e-4)
 
 
 def test_followed_pasts_begin_with_the_counts_before_them(bench, followed):
     clips = cut_clips(bench.episodes, 20, 3)
-    state, poses = reckon_clips(bench.weights.world_model, clips)
+    state, _, poses = prefill_without_poses(bench.weights.world_model, clips)
     assert torch.equal(state.inventory[2], clips.inventory[2, -1])  # nothing was dug in that part
     assert poses.shape == (6, 20, 6)
 
@@ -232,8 +232,8 @@ def test_clips_in_which_nothing_changed_are_scored_apart(bench):
     clips = cut_clips(bench.episodes, 10, 2)
     assert untouched(clips).tolist() == [False, True] * 2
     results = retrieval(bench)
-    assert results["10 back, own memory: PSNR"].clips == 4
-    assert results["10 back, own memory, untouched world: PSNR"].clips == 2
+    assert results["revisiting 10 frames, own memory: PSNR"].clips == 4
+    assert results["revisiting 10 frames, own memory, untouched world: PSNR"].clips == 2
 
 
 def test_the_worlds_own_tests_run_and_others_say_why_not(folder, weights, tmp_path, followed):
@@ -257,7 +257,7 @@ def test_the_worlds_own_tests_run_and_others_say_why_not(folder, weights, tmp_pa
     assert tuple(report["scores"]) == run.tests[1:]
     assert report["skipped"].keys() == {"identity", "reward"}
     assert report["settings"]["reasoning"] == [20, 5]
-    assert "real frames, step 30: tilt off (degrees)" in report["scores"]["drift"]
+    assert "real frames, step 30: tilt error (degrees)" in report["scores"]["drift"]
     assert (tmp_path / "reasoning.png").exists()
     assert (tmp_path / "map.png").exists()
 

@@ -338,9 +338,9 @@ def test_a_specification_tells_the_starts(specified):
     assert set(told) == set(COMBINATIONS) - {()}
     text = (ROOT / page).read_text(encoding="utf-8")
     openings, walks = weights.openings.latent.shape, weights.walks.latent.shape
-    assert f"one of {openings[0]} real openings of {openings[1]} frames" in text
+    assert f"one of {openings[0]} real short contexts of {openings[1]} frames" in text
     assert f"of 0 to {openings[0] - 1}" in text
-    assert f"one of {walks[0]} real walks" in text
+    assert f"one of {walks[0]} real long contexts" in text
     assert f"of {walks[1]} at most" in text
     assert f"first {EPISODE_FRAMES} frames" in text
 

@@ -18,10 +18,10 @@ from lssvwm_gym.evaluation.rollouts import (
     cut_clips,
     dream_along,
     memory_of,
+    prefill_clips,
+    prefill_without_poses,
     read_real_episodes,
-    reckon_clips,
-    remember_clips,
-    there_and_back,
+    with_reversal,
 )
 from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.rollout import first_state
@@ -91,7 +91,7 @@ def test_clips_are_cut_where_they_say(clips):
 
 
 def test_there_and_back_ends_where_it_began(clips):
-    walk = there_and_back(clips, unknown_action=6)
+    walk = with_reversal(clips, unknown_action=6)
     assert len(walk) == 39
     assert torch.equal(walk.frames, walk.frames.flip(1))
     assert (walk.action[:, 20:] == 6).all()
@@ -99,7 +99,7 @@ def test_there_and_back_ends_where_it_began(clips):
 
 
 def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
-    state = remember_clips(weights.world_model, clips[:10])
+    state = prefill_clips(weights.world_model, clips[:10])
     dream, end = dream_along(weights.world_model, state, clips[10:], 1, true_motion=True)
     assert end.pose.allclose(clips.pose[:, -1], atol=0.02)
     assert dream.pose.allclose(clips.pose[:, 10:], atol=0.02)
@@ -108,15 +108,15 @@ def test_a_dream_along_true_motion_ends_at_the_true_pose(clips, weights):
 def test_reckoning_needs_no_poses_and_is_right_where_the_pose_head_is(clips, weights, monkeypatch):
     model, lost = weights.world_model, clips.pose * float("nan")
     blind = replace(clips, pose=lost, motion=lost[..., :3])
-    state, poses = reckon_clips(model, blind)
+    state, _, poses = prefill_without_poses(model, blind)
     assert poses.isfinite().all()
     assert torch.equal(poses[:, 0], first_state(model, torch.zeros(6)).pose)  # a dream begins at its own origin
     assert (poses[:, -1] - clips.pose[:, -1])[:, :2].norm(dim=-1).max() > 0.1  # random weights don't know where they go
     motions = iter(clips.motion.unbind(1))
     monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
-    state, poses = reckon_clips(model, blind, sees=False)
+    state, _, poses = prefill_without_poses(model, blind, odometry=False)
     assert poses.allclose(clips.pose, atol=0.02)
-    assert state.features.allclose(remember_clips(model, clips).features, atol=0.1)
+    assert state.features.allclose(prefill_clips(model, clips).features, atol=0.1)
 
 
 def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
@@ -124,7 +124,7 @@ def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
     motions = iter(clips.motion.unbind(1))
     monkeypatch.setattr(MotionHead, "forward", lambda *_: next(motions))
     monkeypatch.setattr(OdometryHead, "forward", lambda *frames_and_motions: frames_and_motions[4] + slips)
-    _, poses = reckon_clips(weights.world_model, clips)
+    poses = prefill_without_poses(weights.world_model, clips).pose
     expected = [clips.pose[:, 0]]
     for motion in clips.motion[:, 1:].unbind(1):
         expected.append(integrate_motion(expected[-1], motion + slips[:, :3]))
@@ -132,7 +132,7 @@ def test_what_is_seen_corrects_what_was_reckoned(clips, weights, monkeypatch):
 
 
 def test_a_strangers_memory_is_another_episodes(clips, weights):
-    state = remember_clips(weights.world_model, clips[:10])
+    state = prefill_clips(weights.world_model, clips[:10])
     strange, empty = memory_of(state, 2), memory_of(state, None)
     for mine, theirs, none in zip(state.world.layers, strange.world.layers, empty.world.layers, strict=True):
         for part, value in mine._asdict().items():
@@ -163,24 +163,25 @@ def test_the_whole_command_writes_every_score(measured):
     assert report["data"]["episodes"] == 3
     assert tuple(scores) == SUITES["memory-maze"]["tests"]
     assert "skipped" not in report
-    assert scores["retrieval"]["10 back, own memory: PSNR"]["clips"] == 3
-    assert {key.split(", ")[1] for key in scores["retrieval"] if key.startswith("52 back, cost")} == {
-        f"cost of {name} (dB)" for name in ("stranger's memory", "emptied memory", "shuffled poses", "believed poses", "untold way back")
+    assert scores["retrieval"]["revisiting 10 frames, own memory: PSNR"]["clips"] == 3
+    assert {key.split(", ")[1] for key in scores["retrieval"] if key.startswith("revisiting 52 frames, cost")} == {
+        f"cost of {name} (dB)" for name in ("stranger's memory", "emptied memory", "shuffled poses", "estimated poses", "estimated motions")
     }
-    assert "52 back, own memory: fall from 50 to 100 frames since seen (dB)" in scores["retrieval"]
-    assert "52 back, single views: PSNR" in scores["retrieval"]
-    assert "10 back, single views: PSNR" not in scores["retrieval"]
-    assert scores["drift"]["real frames, step 30: position off (world units)"]["clips"] == 3
-    assert "dreamed frames, step 21: heading off (degrees)" in scores["drift"]
-    assert scores["interruption"]["uninterrupted: PSNR"] == scores["retrieval"]["10 back, own memory: PSNR"]
+    assert "revisiting 52 frames, own memory: fall from 50 to 100 frames since seen (dB)" in scores["retrieval"]
+    assert "revisiting 52 frames, single views: PSNR" in scores["retrieval"]
+    assert "revisiting 10 frames, single views: PSNR" not in scores["retrieval"]
+    assert scores["drift"]["real frames, step 30: position error (world units)"]["clips"] == 3
+    assert "30 context + 10 generated frames, true poses: PSNR" in scores["reasoning"]
+    assert "dreamed frames, step 21: heading error (degrees)" in scores["drift"]
+    assert scores["interruption"]["uninterrupted: PSNR"] == scores["retrieval"]["revisiting 10 frames, own memory: PSNR"]
     assert scores["interruption"]["3 of noise: cost (dB)"]["mean"] != 0
 
 
 def test_costs_are_differences(measured):
     scores = measured[0]["scores"]["retrieval"]
-    for name in ("shuffled poses", "believed poses"):
-        lost = scores["52 back, own memory: PSNR"]["mean"] - scores[f"52 back, {name}: PSNR"]["mean"]
-        assert scores[f"52 back, cost of {name} (dB)"]["mean"] == pytest.approx(lost, abs=1e-4)
+    for name in ("shuffled poses", "estimated poses"):
+        lost = scores["revisiting 52 frames, own memory: PSNR"]["mean"] - scores[f"revisiting 52 frames, {name}: PSNR"]["mean"]
+        assert scores[f"revisiting 52 frames, cost of {name} (dB)"]["mean"] == pytest.approx(lost, abs=1e-4)
 
 
 def test_there_is_a_picture_of_everything(measured):
@@ -193,6 +194,11 @@ def test_only_the_chosen_memories_are_measured(folder, tiny_weights):
     run = Evaluation(data=folder, weights=tiny_weights, tests=("retrieval",), clips=1, retrieval=(10,), memories=("own",))
     variants = {key.split(", ")[1].split(":")[0] for key in evaluate(run)["scores"]["retrieval"]}
     assert variants == {"own memory", "last frame repeated"}
+
+
+def test_memories_by_their_names_of_before_are_understood(folder):
+    with pytest.warns(DeprecationWarning, match="'untold' is now called 'estimated_motions'"):
+        assert Evaluation(folder, memories=("own", "untold")).memories == ("own", "estimated_motions")
 
 
 def test_a_stranger_must_be_of_another_episode(tiny_weights, tmp_path):
@@ -220,7 +226,7 @@ def test_bad_settings_say_what_there_is(folder, tiny_weights):
         evaluate(Evaluation(data=folder, world="mars"))
     with pytest.raises(ValueError, match="no memory named good; there are own, stranger"):
         Evaluation(data=folder, memories=("own", "good"))
-    with pytest.raises(ValueError, match=r"retrieval must be at least 2, not \(100, 1\)"):
+    with pytest.raises(ValueError, match=r"retrieval must be at least 2, got \(100, 1\)"):
         Evaluation(data=folder, retrieval=(100, 1))
     with pytest.raises(ValueError, match="drift needs more than 101 frames, and has 60"):
         evaluate(Evaluation(data=folder, weights=tiny_weights, tests=("drift",)))
@@ -260,7 +266,7 @@ def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
         pays[:, 0] |= len(clips) > 40
         return pays
 
-    monkeypatch.setattr(prediction, "paying", foretold)
+    monkeypatch.setattr(prediction, "predicted_rewards", foretold)
     results = TESTS["reward_ahead"](bench)
     assert results["rewards"] == 6  # in each of three episodes; frame 12 has too little before it
     assert told == [([45 - lead + 1] * 6, lead + 3) for lead in (40, 20, 10, 5, 2)]
@@ -286,13 +292,13 @@ def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkey
     asked = []
     monkeypatch.setattr(prediction, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
     results = TESTS["reward_ahead"](bench)
-    assert (results["rewards"], results["after 9 frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
-    monkeypatch.setattr(prediction, "TOGETHER", 2 * 45)
+    assert (results["rewards"], results["9 context frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
+    monkeypatch.setattr(prediction, "MAX_FRAMES", 2 * 45)
     in_parts = TESTS["reward_ahead"](bench)
     assert asked == [(6, 49), (3, 53)] + [(2, 49)] * 3 + [(1, 53)] * 3
     assert in_parts["rewards"] == 6
     monkeypatch.setattr(prediction, "LONG", 5)  # no longer than the usual one
-    assert not any(name.startswith("after") for name in TESTS["reward_ahead"](bench))
+    assert not any(name.startswith("5 context frames") for name in TESTS["reward_ahead"](bench))
 
 
 def test_where_nothing_is_paid_late_enough_there_is_nothing_to_foresee(folder, tiny_weights):
@@ -304,8 +310,8 @@ def test_who_stands_still_still_has_a_pose(folder, weights):
     """And who has none is told so, whatever stands in its place."""
     episodes = read_real_episodes(folder, weights)
     still = cut_clips(episodes, 1, 1)
-    assert remember_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
+    assert prefill_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
     lost = [replace(e, latent=replace(e.latent, pose=torch.full_like(e.latent.pose, torch.nan))) for e in episodes]
     clips = cut_clips(lost, 5, 1)
-    assert remember_clips(weights.world_model, clips).pose_known.tolist() == [0, 0, 0]
+    assert prefill_clips(weights.world_model, clips).pose_known.tolist() == [0, 0, 0]
     assert clips.pose.isfinite().all()

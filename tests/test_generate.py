@@ -9,14 +9,13 @@ import pytest
 import torch
 from tiny_world import write_tiny_weights
 
-from lssvwm_gym import generate as generating
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
 from lssvwm_gym.data.episode import EpisodeError, read_video, write_arrays
 from lssvwm_gym.data.segments import LatentEpisode
-from lssvwm_gym.generate import Generating, by_chunks, generate, imagined_chunk, watched
+from lssvwm_gym.generate import Generating, by_chunks, generate, imagined_chunk, prefill_clip
 from lssvwm_gym.io.video import write_video
-from lssvwm_gym.models.rollout import first_state, imagine, remember
+from lssvwm_gym.models.rollout import first_state, imagine, prefill
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 
@@ -70,23 +69,23 @@ def test_another_size_is_resized_with_a_note(tiny_weights, tmp_path, capsys):
     assert "frames of 96x48 pixels become 64x64" in capsys.readouterr().out
 
 
-def test_actions_are_told_by_the_frames_that_they_would_have_led_to(tiny_weights):
+def test_actions_are_inferred_from_the_frames_that_they_would_have_led_to(tiny_weights):
     model = load_weights(tiny_weights).world_model
     state, latents, taken = first_state(model, torch.tensor([0])), [torch.randn(1, 16, 4)], [2, 5, 0, 3, 3]
     unknown, pose = torch.tensor([[model.config.actions]]), state.pose[:, None]
-    state = remember(model, state, latents[0][None], unknown, pose)
+    state = prefill(model, state, latents[0][None], unknown, pose).state
     for action in taken:  # a world in which the model is right
-        told = torch.tensor([action])
-        imagined = imagine(model, state, told, 1)
+        action = torch.tensor([action])
+        imagined = imagine(model, state, action, 1)
         latents.append(imagined.latent)
-        state = generating.follow(model, state, imagined.latent, told)
-    assert watched(model, torch.cat(latents), seed=0)[1] == taken
+        state = prefill(model, state, imagined.latent[:, None], action[:, None]).state
+    assert prefill_clip(model, torch.cat(latents), seed=0)[1] == taken
 
 
-def test_of_a_recorded_episode_it_says_how_many_actions_were_found_out(clip, tiny_weights, tmp_path, capsys):
+def test_of_a_recorded_episode_it_says_how_many_actions_were_inferred(clip, tiny_weights, tmp_path, capsys):
     write_arrays(clip, {"action": np.full(12, 3), "reward": np.zeros(12)})
     generate(Generating(clip, tmp_path / "more.mp4", frames=1, weights=tiny_weights, steps=1))
-    assert " of 11 actions were found out as recorded" in capsys.readouterr().out
+    assert " of 11 actions were inferred as recorded" in capsys.readouterr().out
 
 
 def test_a_chunk_is_dreamed_at_once(clip, chunked, tmp_path):

@@ -26,10 +26,10 @@ import lssvwm_gym  # noqa: F401 - registers
 from lssvwm_gym.data.collect import SOURCES, Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable
-from lssvwm_gym.real_envs.experts import luanti_script
-from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
-from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
-from lssvwm_gym.real_envs.experts.luanti_script import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
+from lssvwm_gym.real_envs.experts import luanti_expert
+from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
+from lssvwm_gym.real_envs.experts.luanti_expert import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
+from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
 from lssvwm_gym.real_envs.luanti import LuantiEnv, programs
 from lssvwm_gym.real_envs.luanti.env import ACTIONS, ITEMS, REWARDS, shrink
 
@@ -47,8 +47,8 @@ def env(luanti: None) -> Iterator[LuantiEnv]:
 @pytest.fixture
 def unerring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripted players do nothing at random."""
-    monkeypatch.setattr(luanti_script, "BURST_SHARE", 0.0)
-    monkeypatch.setattr(luanti_script, "WHIM_SHARE", 0.0)
+    monkeypatch.setattr(luanti_expert, "BURST_SHARE", 0.0)
+    monkeypatch.setattr(luanti_expert, "WHIM_SHARE", 0.0)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -193,7 +193,7 @@ def test_what_is_dug_is_owned_in_the_frame_in_which_it_is_gone_and_can_be_put_ba
     assert difference(shown, env.step(NOOP)[0]["image"]) < difference(images[-1], shown)
 
 
-def walk_up_to_a_tree(player: luanti_script.Player) -> luanti_script.Script:
+def walk_up_to_a_tree(player: luanti_expert.LuantiExpert) -> luanti_expert.Script:
     """Until its trunk, straight ahead along an axis, stops the player."""
     for x, _, z in player.senses["trees"]:
         for side_x, side_z in ((2, 0), (0, 2), (-2, 0), (0, -2)):
@@ -207,7 +207,9 @@ def walk_up_to_a_tree(player: luanti_script.Player) -> luanti_script.Script:
     return False
 
 
-def act_out(env: LuantiEnv, player: luanti_script.Player, observation: dict[str, np.ndarray], info: dict[str, Any]) -> tuple[Any, bool]:
+def act_out(
+    env: LuantiEnv, player: luanti_expert.LuantiExpert, observation: dict[str, np.ndarray], info: dict[str, Any]
+) -> tuple[Any, bool]:
     """Play a script to its end; the last observation, and whether it did what it is for."""
     try:
         while True:
@@ -221,7 +223,7 @@ def test_nothing_is_placed_into_the_player(env, unerring):
     env.reset(seed=7)
     dig_for_dirt(env)
     observation, _, _, _, info = env.step(UP)
-    player = Explorer(np.random.default_rng(0))
+    player = LuantiExplorer(np.random.default_rng(0))
     player._script = walk_up_to_a_tree(player)
     observation, arrived = act_out(env, player, observation, info)
     assert arrived, "no tree can be walked up to"
@@ -238,7 +240,7 @@ def test_nothing_is_placed_into_the_player(env, unerring):
 def test_milestones_are_paid_once_and_in_order(env, unerring):
     """A scripted chopper earns the first four; making more of the same pays nothing."""
     for seed in (2, 4, 5):
-        player = Chopper(np.random.default_rng(seed))
+        player = LuantiChopper(np.random.default_rng(seed))
         observation, info = env.reset(seed=seed, options=player.start)
         paid: list[float] = []
         for _ in range(250):
@@ -397,14 +399,14 @@ class Plain:
         return {"inventory": np.zeros(len(ITEMS), int)}, info
 
     def step(self, action: int) -> None:
-        self.yaw += luanti_script.TURN * ((action == LEFT) - (action == RIGHT))
-        self.pitch += luanti_script.TURN * ((action == DOWN) - (action == UP))
+        self.yaw += luanti_expert.TURN * ((action == LEFT) - (action == RIGHT))
+        self.pitch += luanti_expert.TURN * ((action == DOWN) - (action == UP))
         if action in (FORWARD, JUMP):
             self.pos += np.array([-np.sin(self.yaw), 0, np.cos(self.yaw)], np.float32) * 0.8
 
 
 def walk(seed: int, steps: int = 500) -> tuple[list[int], np.ndarray]:
-    plain, player = Plain(), Explorer(np.random.default_rng(seed))
+    plain, player = Plain(), LuantiExplorer(np.random.default_rng(seed))
     actions, places = [], []
     for _ in range(steps):
         actions.append(player(*plain.see()))
@@ -432,4 +434,4 @@ def test_players_repeat_themselves_under_their_seed():
 
 def test_both_players_collect():
     players = {type(SOURCES["luanti"].make_policy(np.random.default_rng(seed))) for seed in range(20)}
-    assert players == {Explorer, Chopper}
+    assert players == {LuantiExplorer, LuantiChopper}

@@ -22,9 +22,9 @@ from gymnasium.error import ResetNeeded
 from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
-from lssvwm_gym.real_envs.experts.luanti_script import FORWARD, LEFT, NOOP, RIGHT
+from lssvwm_gym.real_envs.experts.luanti_expert import FORWARD, LEFT, NOOP, RIGHT
 from lssvwm_gym.real_envs.luanti import LuantiEnv
-from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
+from lssvwm_gym.real_envs.luanti.client import KeptFolder
 
 ROUNDS = int(os.environ.get("LUANTI_ROUNDS", "2"))
 SECONDS_TO_VANISH = 15.0
@@ -112,7 +112,7 @@ def test_no_process_outlives_its_owner(end):
 KILLED_BEFORE = """
 import os, signal
 from pathlib import Path
-from lssvwm_gym.real_envs.luanti import LuantiEnv, client, kept_folder
+from lssvwm_gym.real_envs.luanti import LuantiEnv, client
 
 def dies(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -124,7 +124,7 @@ LuantiEnv().reset()
 
 @pytest.mark.usefixtures("luanti")
 @pytest.mark.parametrize(
-    "step", ["kept_folder.Path", "Path.symlink_to", "client._furnish", "client.Client._start_client", "client.Client._hear"]
+    "step", ["client.Path", "Path.symlink_to", "client._furnish", "client.Client._start_client", "client.Client._hear"]
 )
 def test_nothing_is_left_of_an_owner_killed_while_it_starts(step, tmp_path):
     code = KILLED_BEFORE.format(step=step)
@@ -151,7 +151,7 @@ def test_nothing_is_left_of_an_owner_killed_at_any_moment(tmp_path):
 def test_a_folder_stays_for_as_long_as_somebody_works_in_it(tmp_path):
     code = """
 import subprocess
-from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
+from lssvwm_gym.real_envs.luanti.client import KeptFolder
 kept = KeptFolder()
 subprocess.Popen(["sleep", "1"], pass_fds=[kept.descriptor], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(kept.path)

@@ -24,7 +24,7 @@ from lssvwm_gym.data.collect import SOURCES, Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable, memory_maze
 from lssvwm_gym.real_envs.experts import maze_explorer
-from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, Explorer, steer, steps_to
+from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, MazeExplorer, steer, steps_to
 from lssvwm_gym.real_envs.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
 
 ENTRY_POINT = "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv"
@@ -123,7 +123,7 @@ def test_an_action_is_felt_at_once_and_the_border_tells_the_target(env):
 def test_the_reward_comes_with_the_frame_that_wants_another_ball(env):
     """Seed 0 earns one within the 200 steps; there, and only there, the wanted colour may change."""
     frame, info = env.reset(seed=0)
-    policy = Explorer(np.random.default_rng(0))
+    policy = MazeExplorer(np.random.default_rng(0))
     rewards = 0.0
     for step in range(1, 201):
         wanted = info["target_color"]
@@ -144,7 +144,7 @@ def test_it_is_memory_maze_to_the_last_bit(env):
     frame, info = env.reset(seed=880_000)
     simulation = memory_maze.load_tasks().memory_maze_9x9(seed=880_000, global_observables=True)
     simulation.reset()
-    policy, left = Explorer(np.random.default_rng(5)), 200
+    policy, left = MazeExplorer(np.random.default_rng(5)), 200
     while left:
         action = policy(frame, info)
         frame, reward, _, _, info = env.step(action)
@@ -319,7 +319,7 @@ class Walker:
 
 
 def walk(seed: int, steps: int = 1000) -> tuple[list[int], float, int]:
-    walker, policy, actions, rewards, cells = Walker(), Explorer(np.random.default_rng(seed)), [], 0.0, set()
+    walker, policy, actions, rewards, cells = Walker(), MazeExplorer(np.random.default_rng(seed)), [], 0.0, set()
     for _ in range(steps):
         actions.append(policy(np.zeros(0), walker.info()))
         rewards += walker.step(actions[-1])
@@ -341,4 +341,4 @@ def test_the_explorer_repeats_itself_under_its_seed():
 
 
 def test_the_explorer_is_what_collects_the_maze():
-    assert isinstance(SOURCES["memory-maze"].make_policy(np.random.default_rng(0)), Explorer)
+    assert isinstance(SOURCES["memory-maze"].make_policy(np.random.default_rng(0)), MazeExplorer)

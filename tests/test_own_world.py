@@ -18,12 +18,12 @@ from tiny_world import write_tiny_weights
 import lssvwm_gym
 from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
-from lssvwm_gym.checkpoints.package import Packaging, ship
+from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.data.segments import LatentEpisode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
-from lssvwm_gym.evaluation.rollouts import cut_clips, read_real_episodes, remember_clips
+from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_real_episodes
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.play.run import Playing, open_game, play
@@ -91,7 +91,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         ({"keys": ["w"]}, "keys is no object"),
         ({"reward_values": []}, "no reward_values"),
         ({"reward_values": [float("nan")]}, "reward_values is nan"),
-        ({"near": float("inf")}, "near is inf"),
+        ({"length_scale": float("inf")}, "length_scale is inf"),
         ({"milestones": [["log"]]}, "has 1 entries where 2 belong"),
         ({"low": [0.0, 0.0]}, "don't bound"),
         ({"low": [0.0, 0.0], "high": [1.0, 0.0]}, "don't bound"),
@@ -266,17 +266,17 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
         tmp_path / "world.safetensors", weights.world_model.state_dict(), {"config": dataclasses.asdict(weights.world_model.config)}
     )
     out = tmp_path / "shipped"
-    shipping = Packaging(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
-    ship(shipping)
+    packaging = Packaging(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
+    package(packaging)
     env = lssvwm_gym.load(out, profile="fast")
     env.reset(seed=0, options={"context_frames": 20})
     assert env.unwrapped.dream.world.name == "pong"
     assert "noop, go-left" in (out / "README.md").read_text()
     (recordings / "collecting.json").unlink()
-    ship(shipping)
+    package(packaging)
     assert not (out / "world.json").exists()  # which would be another world's
     with pytest.raises(ValueError, match="no episode has the 50 frames of an opening"):
-        ship(dataclasses.replace(shipping, opening_frames=50))
+        package(dataclasses.replace(packaging, opening_frames=50))
 
 
 def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tmp_path):
@@ -284,8 +284,8 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
     config = dataclasses.replace(load_weights(pond).autoencoder.config, decoder_widths=(4, 8))
     training = dict(data=recordings, encoder=pond, model=config, steps=2, batch=2, warmup=1)
     decoder = train_autoencoder(AutoencoderTraining(out=tmp_path / "decoder", **training))
-    shipping = Packaging(decoder, pond, tmp_path / "shipped")
-    new, old = ship(shipping), load_weights(pond)
+    packaging = Packaging(decoder, pond, tmp_path / "shipped")
+    new, old = package(packaging), load_weights(pond)
     assert torch.equal(new.walks.latent, old.walks.latent)
     assert new.autoencoder.config == config
     shipped = read_weights(tmp_path / "shipped")
@@ -295,9 +295,9 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
 
     other = train_autoencoder(AutoencoderTraining(out=tmp_path / "other", **training | {"encoder": None}))
     with pytest.raises(ValueError, match="has another encoder than"):
-        ship(dataclasses.replace(shipping, autoencoder=other))
+        package(dataclasses.replace(packaging, autoencoder=other))
     with pytest.raises(ValueError, match="has no starts: name a folder with real episodes"):
-        ship(dataclasses.replace(shipping, world_model=decoder))
+        package(dataclasses.replace(packaging, world_model=decoder))
 
 
 def test_a_card_written_by_hand_stays(pond):
@@ -313,15 +313,15 @@ def test_a_card_written_by_hand_stays(pond):
 def test_without_poses_the_next_frames_are_measured_and_places_are_not(recordings, pond, capsys):
     report = evaluate(Evaluation(recordings, weights=pond, clips=1, context=4, ahead=3, tests=("next_frame", "open_loop", "drift")))
     assert report["world"] == "LSSVWM-Pond-v0"
-    assert report["skipped"] == {"drift": "the episodes tell no poses"}
-    assert np.isfinite(report["scores"]["next_frame"]["believed motion PSNR"]["mean"])
+    assert report["skipped"] == {"drift": "the episodes have no poses"}
+    assert np.isfinite(report["scores"]["next_frame"]["estimated motion PSNR"]["mean"])
     assert np.isfinite(report["scores"]["open_loop"]["frame 3: dream PSNR"]["mean"])
 
 
 def test_clips_without_poses_leave_no_trace_of_any(recordings, pond):
     weights = load_weights(pond)
     clips = cut_clips(read_real_episodes(recordings, weights), 6, 1)
-    state = remember_clips(weights.world_model, clips)
+    state = prefill_clips(weights.world_model, clips)
     assert state.features.isfinite().all()
     assert (state.pose_known == 0).all()
     assert (state.posterior_variance == 1).all()

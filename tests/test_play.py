@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,9 +22,10 @@ from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.play import Playing, play
+from lssvwm_gym.play import input as input_module
 from lssvwm_gym.play import run as run_module
 from lssvwm_gym.play.game import Game
-from lssvwm_gym.play.input import BESIDE, COMMANDS, MARK_KEYS, POLICY, Keyboard, Pace, Player, chosen_action, meaning
+from lssvwm_gym.play.input import COMMANDS, MARK_KEYS, POLICY, SIDE_BY_SIDE, Controls, Keyboard, Pace, chosen_action, meaning
 from lssvwm_gym.play.run import open_game
 from lssvwm_gym.play.view import on_map
 from lssvwm_gym.play.window import Window
@@ -64,11 +69,11 @@ class Seen:
     """What a scripted player saw: one entry a redraw."""
 
     def __init__(self):
-        self.screens, self.moments, self.messages, self.players = [], [], [], []
+        self.screens, self.snapshots, self.messages, self.all_controls = [], [], [], []
 
     @property
-    def player(self):
-        return self.players[-1]
+    def controls(self):
+        return self.all_controls[-1]
 
 
 @pytest.fixture
@@ -79,12 +84,12 @@ def scripted(monkeypatch):
         seen = Seen()
 
         class Scripted(Window):
-            def draw(self, player):
-                super().draw(player)
+            def draw(self, controls):
+                super().draw(controls)
                 seen.screens.append(pygame.surfarray.array3d(self.screen).swapaxes(0, 1))
-                seen.moments.append(player.game.now)
-                seen.messages.append((player.message, player.is_error))
-                seen.players.append(player)
+                seen.snapshots.append(controls.game.now)
+                seen.messages.append((controls.message, controls.is_error))
+                seen.all_controls.append(controls)
                 for event in script.pop(0) if script else [pygame.event.Event(pygame.QUIT)]:
                     pygame.event.post(event)
 
@@ -106,8 +111,8 @@ def run(tiny_weights, tmp_path, scripted):
     return run
 
 
-def frames(moments):
-    return [moment.frame for moment in moments]
+def frames(snapshots):
+    return [snapshot.frame for snapshot in snapshots]
 
 
 # ---- keys ----
@@ -143,16 +148,16 @@ def test_a_tap_between_two_steps_is_not_lost():
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
 def test_commands_leave_the_keys_of_every_world_alone(world):
-    assert not set("".join(world.keys)) & {*COMMANDS, *BESIDE, *POLICY, *MARK_KEYS}
+    assert not set("".join(world.keys)) & {*COMMANDS, *SIDE_BY_SIDE, *POLICY, *MARK_KEYS}
     assert all(key in COMMANDS or len(meaning(key, world.keys)) == 1 for key in ("space", "up", "escape", "return", "."))
 
 
 @pytest.mark.parametrize("settings", [{}, {"policy": "random"}])
 def test_every_key_that_is_told_of_does_something(tiny_weights, settings):
     game = open_game(Playing(weights=tiny_weights, **settings))
-    player = Player(game, 4, Path("nowhere"))
+    controls = Controls(game, 4, Path("nowhere"))
     told = {*COMMANDS, *MARK_KEYS, *(POLICY if settings else {})} - {"backspace"}
-    assert player.commands.keys() == told
+    assert controls.commands.keys() == told
     game.close()
 
 
@@ -185,7 +190,7 @@ def test_pause_single_step_begin_anew_and_quit(run, actions):
     )
     assert actions == [0, 1, 0, 0]  # one before the pause, a single one in it, two after it was begun anew
     assert game.now.steps == 2
-    assert seen.moments[-2].begin is not seen.moments[0].begin
+    assert seen.snapshots[-2].begin is not seen.snapshots[0].begin
 
 
 def test_an_episode_that_ends_waits_for_the_player(run, monkeypatch):
@@ -208,16 +213,16 @@ def test_the_pace_is_kept_and_measured():
     assert [now for now in np.arange(0, 2, 0.01) if pace.is_due(now)] == pytest.approx(np.arange(0, 2, 0.25))
     assert pace.is_due(10.0)  # long overdue: once, and not for all that was missed
     assert not pace.is_due(10.01)
-    pace.moments.extend(np.arange(20) * 0.25)
+    pace.step_times.extend(np.arange(20) * 0.25)
     assert (pace.measured, pace.is_held) == (pytest.approx(4.0), True)
-    pace.moments.extend(np.arange(20) * 0.5)
+    pace.step_times.extend(np.arange(20) * 0.5)
     assert (pace.measured, pace.is_held) == (pytest.approx(2.0), False)
 
 
 def test_steps_come_no_faster_than_asked_for(run):
     _, seen = run([[]] * 20, fps=20)
-    moments = np.array(seen.player.pace.moments)
-    assert (moments[-1] - moments[0]) / (len(moments) - 1) > 0.045
+    times = np.array(seen.controls.pace.step_times)
+    assert (times[-1] - times[0]) / (len(times) - 1) > 0.045
 
 
 class VirtualClock:
@@ -236,27 +241,28 @@ class VirtualClock:
 @pytest.mark.parametrize(("wanted", "cost", "comes"), [(4, 0.2, 4), (5, 0.05, 5), (25, 0.034, 25), (30, 0.0, 30), (25, 0.1, 1 / 0.103)])
 def test_the_loop_holds_its_rate_or_says_that_it_does_not(run, monkeypatch, wanted, cost, comes):
     """Steps that take `cost` seconds and redraws that take 3 ms: as many come as are wanted, or as the machine can, evenly."""
-    clock, moments = VirtualClock(), []
+    clock, times = VirtualClock(), []
 
     def step(self, action):
         clock.now += cost
-        moments.append(clock.now)
+        times.append(clock.now)
 
     draw = Window.draw
     monkeypatch.setattr(run_module, "time", clock)
+    monkeypatch.setattr(input_module, "time", clock)
     monkeypatch.setattr(pygame.time, "Clock", lambda: clock)
     monkeypatch.setattr(Game, "step", step)
-    monkeypatch.setattr(Window, "draw", lambda self, player: (draw(self, player), setattr(clock, "now", clock.now + 0.003)))
+    monkeypatch.setattr(Window, "draw", lambda self, controls: (draw(self, controls), setattr(clock, "now", clock.now + 0.003)))
     _, seen = run([[]] * 120, fps=float(wanted))
-    gaps = np.diff(moments)
+    gaps = np.diff(times)
     assert gaps.mean() == pytest.approx(1 / comes, rel=0.03)
     assert np.abs(gaps - 1 / comes).max() < 1 / 30 + 0.004  # a step waits for no more than one redraw
-    assert seen.player.pace.is_held == (comes == wanted)
+    assert seen.controls.pace.is_held == (comes == wanted)
 
 
 def test_the_speed_is_changed_by_keys(run):
     _, seen = run([tap(pygame.K_MINUS), tap(pygame.K_EQUALS), tap(pygame.K_EQUALS)], fps=100)
-    assert [player.pace.wanted for player in seen.players][-1] == pytest.approx(125)
+    assert [controls.pace.wanted for controls in seen.all_controls][-1] == pytest.approx(125)
 
 
 # ---- going back ----
@@ -264,9 +270,9 @@ def test_the_speed_is_changed_by_keys(run):
 
 def test_rewinding_shows_the_very_same_frames(run):
     game, seen = run([[down(W)], [down(A)], [], [], [up(W), up(A), down(BACK)], [], [], [], [], [up(BACK), *tap(pygame.K_p)]])
-    there, back = seen.moments[:5], seen.moments[5:10]
-    assert [moment.steps for moment in there] == [0, 1, 2, 3, 4]
-    assert [moment.steps for moment in back] == [3, 2, 1, 0, 0]
+    there, back = seen.snapshots[:5], seen.snapshots[5:10]
+    assert [snapshot.steps for snapshot in there] == [0, 1, 2, 3, 4]
+    assert [snapshot.steps for snapshot in back] == [3, 2, 1, 0, 0]
     assert same(frames(back[:4]), frames(there[3::-1]))
     assert back[0] is there[3]  # earnings, trail and all
     assert seen.messages[9][0] == "no earlier moment is kept"
@@ -275,29 +281,29 @@ def test_rewinding_shows_the_very_same_frames(run):
 
 def test_after_a_rewind_the_same_keys_lead_to_the_same_dream(run):
     _, seen = run([[down(W)], [], [], [up(W), down(BACK)], [], [up(BACK), down(W)], [], []])
-    assert [moment.steps for moment in seen.moments[:8]] == [0, 1, 2, 3, 2, 1, 2, 3]
-    assert same(seen.moments[7].frame, seen.moments[3].frame)
-    assert same(seen.moments[7].info, seen.moments[3].info)
-    assert seen.moments[7].moves == seen.moments[3].moves
+    assert [snapshot.steps for snapshot in seen.snapshots[:8]] == [0, 1, 2, 3, 2, 1, 2, 3]
+    assert same(seen.snapshots[7].frame, seen.snapshots[3].frame)
+    assert same(seen.snapshots[7].info, seen.snapshots[3].info)
+    assert seen.snapshots[7].moves == seen.snapshots[3].moves
 
 
 def test_a_branch_comes_back_bit_for_bit(run):
     """Forward to a mark, two steps on, to the left; back at the mark two steps forward are what they were."""
     _, seen = run([[down(W)], tap(pygame.K_m), [], [up(W), down(A)], [up(A), *tap(pygame.K_F1), down(W)], [], tap(pygame.K_b)])
-    assert seen.player.game.marks == [seen.moments[1]]
-    assert [moment.steps for moment in seen.moments] == [0, 1, 2, 3, 4, 2, 3, 2]
+    assert seen.controls.game.marks == [seen.snapshots[1]]
+    assert [snapshot.steps for snapshot in seen.snapshots] == [0, 1, 2, 3, 4, 2, 3, 2]
     for again, first in ((5, 2), (6, 3), (7, 2)):
-        assert same(seen.moments[again].frame, seen.moments[first].frame)
-        assert same(seen.moments[again].info, seen.moments[first].info)
-        assert seen.moments[again].moves == seen.moments[first].moves
-    assert not same(seen.moments[4].frame, seen.moments[6].frame)
+        assert same(seen.snapshots[again].frame, seen.snapshots[first].frame)
+        assert same(seen.snapshots[again].info, seen.snapshots[first].info)
+        assert seen.snapshots[again].moves == seen.snapshots[first].moves
+    assert not same(seen.snapshots[4].frame, seen.snapshots[6].frame)
 
 
 def test_only_eight_marks_are_kept_and_one_that_is_missing_is_named(run):
     _, seen = run([tap(pygame.K_b), tap(pygame.K_F4), *[tap(pygame.K_m)] * 10])
     assert seen.messages[1][0] == "no moment is marked"
     assert seen.messages[2][0] == "there is no mark 4: m marks a moment"
-    marks = seen.players[-1].game.marks
+    marks = seen.all_controls[-1].game.marks
     assert [mark.steps for mark in marks] == [4, 5, 6, 7, 8, 9, 10, 11]
 
 
@@ -315,13 +321,13 @@ def test_what_can_be_gone_back_to_is_bounded(run):
 
 def test_all_profiles_share_one_state(run, tiny_weights):
     _, seen = run([tap(pygame.K_p), tap(pygame.K_f), tap(pygame.K_n), tap(pygame.K_f), tap(pygame.K_n)])
-    assert seen.moments[2] is seen.moments[1] is seen.moments[0]
-    assert [move.profile for move in seen.moments[5].moves] == ["quality", "fast"]
-    assert ["uncertainty" in seen.moments[number].info for number in (3, 5)] == [True, False]
+    assert seen.snapshots[2] is seen.snapshots[1] is seen.snapshots[0]
+    assert [move.profile for move in seen.snapshots[5].moves] == ["quality", "fast"]
+    assert ["uncertainty" in seen.snapshots[number].info for number in (3, 5)] == [True, False]
     for profile, before, after in (("quality", 0, 3), ("fast", 3, 5)):
         env = DreamEnv("memory-maze", profile=profile, weights=tiny_weights)
-        env.restore_state(seen.moments[before].state)
-        assert same(env.step(0)[0], seen.moments[after].frame)
+        env.restore_state(seen.snapshots[before].state)
+        assert same(env.step(0)[0], seen.snapshots[after].frame)
 
 
 # ---- files ----
@@ -330,44 +336,44 @@ def test_all_profiles_share_one_state(run, tiny_weights):
 def test_a_saved_game_comes_back_with_its_story(run, tmp_path):
     script = [[down(W)], [], [up(W), *tap(pygame.K_F9)], tap(pygame.K_r), [], tap(pygame.K_F10), tap(pygame.K_p), []]
     _, seen = run(script)
-    saved = seen.moments[2]
+    saved = seen.snapshots[2]
     assert sorted(path.name for path in (tmp_path / "saves").iterdir()) == [
         f"memory-maze-001.{ending}" for ending in ("begin.safetensors", "json", "safetensors")
     ]
-    loaded = seen.moments[6]  # and a step on from there
+    loaded = seen.snapshots[6]  # and a step on from there
     assert loaded.moves[:-1] == saved.moves
     assert loaded.steps == saved.steps + 1
     assert same(list(loaded.trail[:-1]), list(saved.trail))
-    assert loaded.moves == seen.moments[3].moves
-    assert same(loaded.frame, seen.moments[3].frame)
+    assert loaded.moves == seen.snapshots[3].moves
+    assert same(loaded.frame, seen.snapshots[3].frame)
 
 
 @pytest.fixture
 def saved(run, tmp_path):
-    """A game of five steps, its last moment, and its file."""
+    """A game of five steps, its last snapshot, and its file."""
     game, _ = run([[down(W)], [down(A)], [up(W)], tap(pygame.K_f), [], [*tap(pygame.K_p), *tap(pygame.K_F9)]])
     return game.now, tmp_path / "saves" / "memory-maze-001.safetensors"
 
 
 def test_a_saved_file_is_restored_and_any_environment_reads_it(run, saved, tiny_weights):
-    moment, path = saved
+    snapshot, path = saved
     _, seen = run([tap(pygame.K_p)], load=path)
-    assert same(seen.moments[0].frame, moment.frame)
-    assert seen.moments[0].moves == moment.moves
-    assert seen.moments[0].earned == moment.earned
-    assert same(DreamEnv("memory-maze", weights=tiny_weights).load_state(path), moment.frame)
+    assert same(seen.snapshots[0].frame, snapshot.frame)
+    assert seen.snapshots[0].moves == snapshot.moves
+    assert seen.snapshots[0].earned == snapshot.earned
+    assert same(DreamEnv("memory-maze", weights=tiny_weights).load_state(path), snapshot.frame)
 
 
 def test_a_replay_shows_the_saved_game_again(run, saved):
-    moment, path = saved
-    game, seen = run([[]] * len(moment.moves), replay=path)
-    again = seen.moments[len(moment.moves)]
-    assert seen.moments[0].steps == 0
-    assert again.moves == moment.moves
+    snapshot, path = saved
+    game, seen = run([[]] * len(snapshot.moves), replay=path)
+    again = seen.snapshots[len(snapshot.moves)]
+    assert seen.snapshots[0].steps == 0
+    assert again.moves == snapshot.moves
     assert {move.profile for move in again.moves} == {"balanced", "quality"}
-    assert same(again.frame, moment.frame)
-    assert same(again.info, moment.info)
-    assert game.replaying is None
+    assert same(again.frame, snapshot.frame)
+    assert same(again.info, snapshot.info)
+    assert not game.replaying
 
 
 def test_a_state_without_a_story_can_be_loaded_too(run, tmp_path, tiny_weights):
@@ -376,8 +382,8 @@ def test_a_state_without_a_story_can_be_loaded_too(run, tmp_path, tiny_weights):
     frame = env.step(1)[0]
     env.save_state(tmp_path / "plain.safetensors")
     _, seen = run([[*tap(pygame.K_p), dropped(tmp_path / "plain.safetensors")], []])
-    assert same(seen.moments[1].frame, frame)
-    assert not seen.moments[1].moves
+    assert same(seen.snapshots[1].frame, frame)
+    assert not seen.snapshots[1].moves
 
 
 def broken_files(folder, saved_path, other_weights):
@@ -418,23 +424,23 @@ def broken_files(folder, saved_path, other_weights):
 def test_wrong_files_give_one_clear_error_and_the_game_goes_on(tiny_weights, tmp_path, saved):
     other = write_tiny_weights(tmp_path / "other_weights", seed=5)
     game = open_game(Playing(weights=tiny_weights, seed=1))
-    player = Player(game, 4, tmp_path / "empty")
+    controls = Controls(game, 4, tmp_path / "empty")
     for path, said in broken_files(tmp_path, saved[1], other):
         before = game.now
-        player.obey(dropped(path))
-        assert said in player.message
-        assert player.is_error
-        assert "\n" not in player.message
+        controls.obey(dropped(path))
+        assert said in controls.message
+        assert controls.is_error
+        assert "\n" not in controls.message
         assert game.now is before
-        player.act(1e9)
+        controls.act(1e9)
         assert game.now.steps == before.steps + 1
-        player.pace.due = 0.0
-    player.obey(down(pygame.K_F10))
-    assert "no game of memory-maze is saved in" in player.message
+        controls.pace.due = 0.0
+    controls.obey(down(pygame.K_F10))
+    assert "no game of memory-maze is saved in" in controls.message
     (tmp_path / "a_file").write_text("")
-    player.saves = tmp_path / "a_file"
-    player.obey(down(pygame.K_F9))
-    assert player.is_error
+    controls.saves = tmp_path / "a_file"
+    controls.obey(down(pygame.K_F9))
+    assert controls.is_error
     game.close()
 
 
@@ -447,10 +453,102 @@ def test_a_film_has_the_frames_between_two_keys(run, tmp_path):
     _, seen = run([[down(W)], tap(pygame.K_v), [], [], tap(pygame.K_v), [], tap(pygame.K_v), []])
     first, second = (read_video(tmp_path / "saves" / f"memory-maze-00{number}.mp4") for number in (1, 2))
     assert first.shape == (4, 256, 256, 3)
-    wanted = enlarged(np.stack(frames(seen.moments[1:5])), 4)
+    wanted = enlarged(np.stack(frames(seen.snapshots[1:5])), 4)
     assert np.abs(first.astype(int) - wanted).mean() < 6  # lossy
     assert len(second) == 3  # one that was not ended is written at the end
     assert (f"{tmp_path / 'saves' / 'memory-maze-001.mp4'}: 4 frames", False) in seen.messages
+
+
+def stops(action, when=2):
+    """A step of a game that does something else the third time."""
+    step, taken = Game.step, []
+
+    def stopping(self, chosen):
+        taken.append(chosen)
+        if len(taken) > when:
+            action()
+        step(self, chosen)
+
+    return stopping
+
+
+def raises(error):
+    def action():
+        raise error
+
+    return action
+
+
+ENDS = {  # how a game ends: (what happens in its third step, what `play` raises)
+    "Ctrl-C": (raises(KeyboardInterrupt()), None),
+    "SIGINT": (lambda: signal.raise_signal(signal.SIGINT), None),
+    "SIGHUP": (lambda: signal.raise_signal(signal.SIGHUP), None),
+    "exit": (raises(SystemExit(3)), SystemExit),
+    "crash": (raises(MemoryError("no memory left")), MemoryError),
+}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(how, marks=pytest.mark.skipif(not hasattr(signal, how), reason=f"no {how} here")) if how.startswith("SIG") else how
+        for how in ENDS
+    ],
+)
+def test_what_was_recorded_is_written_however_the_game_ends(run, tmp_path, monkeypatch, how):
+    happens, raised = ENDS[how]
+    monkeypatch.setattr(Game, "step", stops(happens))
+    with pytest.raises(raised) if raised else contextlib.nullcontext():
+        run([tap(pygame.K_v), *[[]] * 5], record=tmp_path / "game.mp4")
+    assert len(read_video(tmp_path / "game.mp4")) == 3
+    assert len(read_video(tmp_path / "saves" / "memory-maze-001.mp4")) == 3
+    assert not pygame.display.get_init()
+
+
+def test_a_film_that_can_not_be_written_goes_on(tiny_weights, tmp_path):
+    (tmp_path / "a_file").write_text("")
+    game = open_game(Playing(weights=tiny_weights))
+    controls = Controls(game, 4, tmp_path / "a_file")
+    controls.obey(down(pygame.K_v))
+    game.step(0)
+    controls.obey(down(pygame.K_v))
+    assert controls.is_error
+    controls.saves = tmp_path / "saves"
+    game.step(0)
+    controls.obey(down(pygame.K_v))
+    assert len(read_video(tmp_path / "saves" / "memory-maze-001.mp4")) == 3
+    game.close()
+
+
+def test_a_film_that_can_not_be_written_costs_no_other(run, tmp_path):
+    (tmp_path / "saves").write_text("no folder")
+    with pytest.raises(OSError, match="saves"):
+        run([tap(pygame.K_v), []], record=tmp_path / "game.mp4")
+    assert len(read_video(tmp_path / "game.mp4")) == 3
+
+
+# ---- the display ----
+
+
+@pytest.mark.parametrize("driver", ["offscreen", "dummy"])
+def test_a_display_that_nobody_sees_is_refused_unless_it_was_asked_for(run, monkeypatch, driver):
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    monkeypatch.setattr(pygame.display, "init", lambda: None)
+    monkeypatch.setattr(pygame.display, "get_driver", lambda: driver)
+    with pytest.raises(OSError, match=rf"no screen .*'{driver}'.*ssh -X.*SDL_VIDEODRIVER=dummy"):
+        play(Playing(weights=Path("never looked for"), world="memory-maze"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SDL_VIDEODRIVER", driver)
+    assert run([[], []])[0].now.steps == 2
+
+
+def test_a_machine_without_a_screen_is_told_so_by_the_command_line(tiny_weights):
+    hidden = {name: value for name, value in os.environ.items() if name not in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY")}
+    for chosen in ({}, {"SDL_VIDEODRIVER": "x11"}):
+        command = [sys.executable, "-m", "lssvwm_gym.cli", "play", "memory-maze", "--weights", str(tiny_weights)]
+        done = subprocess.run(command, env=hidden | chosen, capture_output=True, text=True, check=False, timeout=100)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("lssvwm-gym play: no screen to open a window on")
 
 
 # ---- policies ----
@@ -460,7 +558,7 @@ def test_a_policy_steers_until_a_key_is_held_and_gives_the_wheel_back(run, actio
     _, seen = run([[], [], [down(A)], [], [up(A), *tap(pygame.K_t)], [], tap(pygame.K_t)], policy="wander")
     assert actions[2:4] == [2, 2]
     assert actions[4:6] == [0, 0]
-    assert [player.game.policy_drives for player in seen.players][-1]
+    assert [controls.game.policy_acts for controls in seen.all_controls][-1]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -468,7 +566,7 @@ def test_a_policy_steers_until_a_key_is_held_and_gives_the_wheel_back(run, actio
 def test_policies_that_are_there_know_every_world(world, policy, tiny_weights, tiny_minecraft):
     weights = tiny_minecraft if world == "minecraft" else tiny_weights
     game = open_game(Playing(world=world, weights=weights, profile="fast", policy=policy, seed=0))
-    taken = {game.drive() for _ in range(100)}
+    taken = {game.policy_action() for _ in range(100)}
     assert len(taken) > 3
     assert taken <= set(range(len(WORLDS[world].actions)))
     game.close()
@@ -478,9 +576,9 @@ def test_policies_that_are_there_know_every_world(world, policy, tiny_weights, t
 def own_module(tmp_path, monkeypatch):
     (tmp_path / "own_policy.py").write_text(
         "def turn(dream, argument, seed):\n"
-        "    return lambda moment: int(argument or 3)\n"
+        "    return lambda snapshot: int(argument or 3)\n"
         "def fails(dream, argument, seed):\n"
-        "    def act(moment):\n"
+        "    def act(snapshot):\n"
         "        raise RuntimeError('it is lost')\n"
         "    return act\n"
         "def nothing(dream, argument, seed):\n"
@@ -506,7 +604,7 @@ def test_a_policy_that_fails_leaves_the_wheel_to_the_player(run, policy, said):
     game, seen = run([[], [], []], policy=f"own_policy:{policy}")
     assert game.now.steps == 3
     assert said in seen.messages[1][0]
-    assert not game.policy_drives
+    assert not game.policy_acts
 
 
 @pytest.mark.usefixtures("own_module")
@@ -531,7 +629,7 @@ def test_a_policy_that_learned_in_dreams_takes_the_wheel(run, tiny_weights, tmp_
     config = PolicyConfig("memory-maze", "features", (256,), 6, hidden=8)
     save_policy(tmp_path / "policy.safetensors", Policy(config), {})
     game, seen = run([[], [], []], policy=f"agents.agent:from_file:{tmp_path / 'policy.safetensors'}")
-    assert game.policy_drives
+    assert game.policy_acts
     assert not any(is_error for _, is_error in seen.messages)
     with pytest.raises(ValueError, match="needs the policy's file"):
         play(Playing(weights=tiny_weights, policy="agents.agent:from_file"))
@@ -549,7 +647,7 @@ def test_the_map_has_ahead_up_and_left_left():
 
 def test_the_window_shows_the_frame_and_what_is_known(run):
     _, seen = run([], seed=1, scale=8)
-    assert np.array_equal(seen.screens[-1][30 : 30 + 512, :512], enlarged(seen.moments[-1].frame, 8))
+    assert np.array_equal(seen.screens[-1][30 : 30 + 512, :512], enlarged(seen.snapshots[-1].frame, 8))
     assert len(np.unique(seen.screens[-1][:, 512:].reshape(-1, 3), axis=0)) > 10  # text and map beside it
 
 
@@ -569,7 +667,7 @@ def test_minecraft_shows_what_is_carried(run, tiny_minecraft):
     assert "inventory" in game.now.info
     before, after = seen.screens[0][:, 256:], seen.screens[-1][:, 256:]
     assert before.shape == after.shape
-    assert np.array_equal(seen.screens[-1][30:286, :256], enlarged(seen.moments[-1].frame, 4))
+    assert np.array_equal(seen.screens[-1][30:286, :256], enlarged(seen.snapshots[-1].frame, 4))
 
 
 # ---- what is refused, and others' players ----
@@ -583,15 +681,25 @@ def test_minecraft_shows_what_is_carried(run, tiny_minecraft):
         {"fps": 0.0},
         {"scale": 0},
         {"rewind_mb": -1},
-        {"beside": True, "start": "cold"},
-        {"beside": True, "context_frames": 0},
+        {"side_by_side": True, "start": "cold"},
+        {"side_by_side": True, "context_frames": 0},
         {"load": Path("a"), "replay": Path("b")},
     ],
 )
 def test_what_can_not_be_played_is_refused_first(wrong):
     name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match="both" if name == "load" else "real" if name == "beside" else str(value)):
+    with pytest.raises(ValueError, match="both" if name == "load" else "real" if name == "side_by_side" else str(value)):
         play(Playing(**wrong))
+
+
+def test_the_setting_of_before_is_understood(capsys):
+    with pytest.warns(DeprecationWarning, match="'beside' is now called 'side_by_side'"):
+        assert Playing(beside=True).side_by_side
+    with pytest.warns(DeprecationWarning, match="beside"), pytest.raises(ValueError, match="two names"):
+        Playing(beside=True, side_by_side=True)
+    with pytest.warns(DeprecationWarning, match="--beside is now called --side-by-side"), pytest.raises(SystemExit, match="2"):
+        main(["play", "memory-maze", "--beside", "--start", "cold"])
+    assert "side by side with the real world" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*matplotlib is not installed")  # its plots are not used here

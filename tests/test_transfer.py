@@ -17,13 +17,14 @@ from real_walks import write_real_walks
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import open_agent
-from agents.check_transfer import Args, PolicyReturns, beginnings, correlations, main, table, trials
+from agents.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
 from agents.policies import Policy, PolicyConfig, save_policy
 from agents.real import real_episode
 from agents.results import mean_and_error, summary
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.spaces import action_space
 from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent
 
@@ -288,27 +289,27 @@ def test_numbers_are_what_they_are_called():
     assert summary([1.0, 3.0]) == {"mean": 2.0, "standard_error": 1.0, "returns": [1.0, 3.0]}
     assert summary([2.0])["standard_error"] is None
     assert [mean_and_error(summary(returns)) for returns in ([1.0, 3.0], [2.0], [])] == ["2.00 ± 1.00", "2.00", "-"]
-    tried = [PolicyReturns("a", [0.0, 1.0], [0.0]), PolicyReturns("b", [1.0, 2.0], [2.0]), PolicyReturns("c", [], [5.0])]
-    assert correlations(tried) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
-    three = correlations([*tried, PolicyReturns("d", [3.0, 4.0], [4.0])])
+    tried = {"a": PolicyReturns([0.0, 1.0], [0.0]), "b": PolicyReturns([1.0, 2.0], [2.0]), "c": PolicyReturns([], [5.0])}
+    assert correlation_of_returns(list(tried.values())) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
+    three = correlation_of_returns([*tried.values(), ([3.0, 4.0], [4.0])])
     assert three["linear"] == pytest.approx(np.corrcoef([0.5, 1.5, 3.5], [0, 2, 4])[0, 1], abs=1e-5)
     assert three["policies"] == 3
-    assert correlations([PolicyReturns(name, [1.0], [float(n)]) for n, name in enumerate("abc")])["rank"] is None
+    assert correlation_of_returns([([1.0], [float(n)]) for n in range(3)])["rank"] is None
     assert "1.50 ± 0.50" in table(tried)
 
 
 def test_the_rank_correlation_asks_for_the_order_only():
     dream, real = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 30.0)
-    tried = [PolicyReturns(str(number), [a, a], [b, b]) for number, (a, b) in enumerate(zip(dream, real, strict=True))]
-    found = correlations(tried)
+    tried = [PolicyReturns([a, a], [b, b]) for a, b in zip(dream, real, strict=True)]
+    found = correlation_of_returns(tried)
     assert found["rank"] == pytest.approx(1.0)
     assert found["linear"] < 0.8
     assert found["rank_interval"] == pytest.approx([1.0, 1.0])
-    tied = [replace(one, real=[0.0, 0.0]) if one.policy in "12" else one for one in tried]  # three of them earn nothing
+    tied = [one._replace(real=[0.0, 0.0]) if number in (1, 2) else one for number, one in enumerate(tried)]  # three of them earn nothing
     from scipy.stats import spearmanr
 
-    assert correlations(tied)["rank"] == pytest.approx(spearmanr(dream, (0.0, 0.0, 0.0, *real[3:])).statistic, abs=1e-5)
-    noisy = [replace(one, dream=[0.0, 2 * one.dream[0]]) for one in tried]
-    low, high = correlations(noisy)["rank_interval"]
+    assert correlation_of_returns(tied)["rank"] == pytest.approx(spearmanr(dream, (0.0, 0.0, 0.0, *real[3:])).statistic, abs=1e-5)
+    noisy = [one._replace(dream=[0.0, 2 * one.dream[0]]) for one in tried]
+    low, high = correlation_of_returns(noisy)["rank_interval"]
     assert low < 0.9 < high <= 1.0
-    assert "of ranks 1.000" in table(tried)
+    assert "of ranks 1.000" in table({str(number): one for number, one in enumerate(tried)})

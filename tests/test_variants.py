@@ -71,7 +71,7 @@ def test_what_is_compared_fits_its_world():
         assert WorldTraining(run.data, run.seeing, run.folder("ours"), model=plan.model, **plan.training).steps == plan.training["steps"]
     with pytest.raises(ValueError, match="nothing is compared in a world named mars; there are memory-maze, minecraft"):
         compare["Comparison"](Path("data"), world="mars")
-    with pytest.raises(ValueError, match="short walks are compared in memory-maze alone, not in minecraft"):
+    with pytest.raises(ValueError, match="short clips are compared in memory-maze alone, not in minecraft"):
         compare["Comparison"](Path("data"), world="minecraft", short=True)
 
 

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState, first_state
 from lssvwm_gym.models.state import state_bytes
@@ -29,7 +30,7 @@ COLOURS = ("#8fb8de", "#f2b880", "#9fcf9a", "#c9a5d6")  # blocks of tokens
 def main() -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "lssvwm_gym", "font.size": 9, "font.family": "DejaVu Sans"})
     text = (WORLDS["memory-maze"].weights / "config.json").read_text(encoding="utf-8")
-    sizes = json.loads(text)["world_model"]
+    sizes = legacy.sizes(json.loads(text)["world_model"])
     config = WorldModelConfig(**{name: tuple(map(_frozen, v)) if isinstance(v, list) else v for name, v in sizes.items()})
     for name, figure in (("concept_model", model_picture(config)), ("concept_state", state_picture(config))):
         figure.savefig(MEDIA / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", facecolor="white")
@@ -37,21 +38,21 @@ def main() -> None:
 
 
 def model_picture(config: WorldModelConfig) -> Any:
-    """How one frame is dreamed: peeks, then a commit."""
+    """How one frame is dreamed: read-only denoising, then a commit."""
     figure, axes = canvas(12.4, 6.5)
     box(axes, 0.1, 5.25, 12.2, 1.05, "", STATE)
     axes.text(0.25, 6.1, "state: constant in size", weight="bold", va="top")
     for layer in range(len(config.blocks)):
         box(axes, 3.3 + 1.5 * layer, 5.4, 1.3, 0.5, f"scan state {layer + 1},\nlast {config.window} frames", "white", 7.5)
-    box(axes, 1.55, 5.4, 1.5, 0.5, "memory of places", PLACE, 8)
-    box(axes, 9.45, 5.4, 2.6, 0.5, "last frame, features, pose, counts, seed", "white", 7.5)
+    box(axes, 1.55, 5.4, 1.5, 0.5, "spatial memory", PLACE, 8)
+    box(axes, 9.45, 5.4, 2.6, 0.5, "last frame, features, pose,\ninventory, seed", "white", 7.5)
 
     box(axes, 0.1, 3.35, 1.2, 0.75, "noise\n(seed, age)", PALE)
     box(axes, 0.1, 2.2, 1.2, 0.75, "action", PALE)
-    box(axes, 0.1, 1.05, 1.2, 0.75, "motion, pose\n(pose head)", HEAD, 8)
-    box(axes, 1.65, 3.2, 1.3, 1.05, f"{config.tokens} tokens\nof {config.width}\n+ what the place\nrecalls", PLACE, 8)
+    box(axes, 0.1, 1.05, 1.2, 0.75, "motion, pose\n(motion head)", HEAD, 8)
+    box(axes, 1.65, 3.2, 1.3, 1.05, f"{config.tokens} tokens\nof {config.width}\n+ read of the\nspatial memory", PLACE, 8)
     arrow(axes, (1.3, 3.72), (1.65, 3.72))
-    arrow(axes, (2.3, 5.4), (2.3, 4.25), "asked by pose", PLACE)
+    arrow(axes, (2.3, 5.4), (2.3, 4.25), "query by pose", PLACE)
     for layer, (high, wide) in enumerate(config.blocks):
         left = 3.3 + 1.5 * layer
         box(axes, left, 2.2, 1.3, 2.05, "", BLOCK)
@@ -60,7 +61,7 @@ def model_picture(config: WorldModelConfig) -> Any:
         axes.text(left + 0.65, 3.3, label, ha="center", va="top", size=7.3, linespacing=1.5)
         arrow(axes, (left + 0.65, 5.4), (left + 0.65, 4.25))
         arrow(axes, (left - 0.35 if layer == 0 else left - 0.2, 3.72), (left, 3.72))
-    box(axes, 3.3, 1.3, 5.8, 0.5, "adaptive norm: noise level, action, motion, pose, counts", PALE, 8.5)
+    box(axes, 3.3, 1.3, 5.8, 0.5, "adaptive norm: noise level, action, motion, pose, inventory", PALE, 8.5)
     arrow(axes, (1.3, 2.55), (3.3, 1.72))
     arrow(axes, (1.3, 1.42), (3.3, 1.5))
     for layer in range(len(config.blocks)):
@@ -69,11 +70,11 @@ def model_picture(config: WorldModelConfig) -> Any:
     arrow(axes, (9.1, 3.72), (9.45, 3.72))
     box(axes, 11.0, 3.35, 1.3, 0.75, "decoder\n64×64×3", HEAD)
     arrow(axes, (10.75, 3.72), (11.0, 3.72))
-    box(axes, 11.0, 2.2, 1.3, 0.75, "heads: reward,\nmotion, counts", HEAD, 8)
+    box(axes, 11.0, 2.2, 1.3, 0.75, "heads: reward,\nmotion,\ninventory", HEAD, 8)
     arrow(axes, (10.6, 3.35), (11.3, 2.95))
     axes.plot([9.9, 9.9, -0.15, -0.15], [3.35, 0.85, 0.85, 3.72], color=AGAIN, linewidth=1.1)
     arrow(axes, (-0.15, 3.72), (0.1, 3.72), "", AGAIN)
-    passes = "peek 1, 2 or 4 times (fast, balanced, quality): less noise each time, and the state stays as it is"
+    passes = "1, 2 or 4 denoising steps (fast, balanced, quality), which only read the state"
     axes.text(5.3, 0.62, passes, ha="center", size=8.5, color=AGAIN)
     arrow(axes, (10.1, 4.1), (10.1, 5.25), "commit: the finished frame\nis written to all of it", WRITE)
     return figure
@@ -86,20 +87,20 @@ def state_picture(config: WorldModelConfig) -> Any:
     state = first_state(model, torch.zeros(1, dtype=torch.int64, device="meta"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.4, 4.4), gridspec_kw={"width_ratios": [1.1, 1]})
     draw_parts(left, state)
-    draw_moments(right)
+    draw_branches(right)
     return figure
 
 
 def draw_parts(axes: Axes, state: DreamState) -> None:
     world, layers = state.world, state.world.layers
     parts = (
-        ("memory of places: what is known", PLACE, world.spatial_memory.explained, f"{shape(world.spatial_memory.explained)} float32"),
-        ("memory of places: latents by key", PLACE, world.spatial_memory.latents, f"{shape(world.spatial_memory.latents)} float32"),
+        ("spatial memory: explained", PLACE, world.spatial_memory.explained, f"{shape(world.spatial_memory.explained)} float32"),
+        ("spatial memory: latents by key", PLACE, world.spatial_memory.latents, f"{shape(world.spatial_memory.latents)} float32"),
         ("scan states of all layers", STATE, [layer.ssm for layer in layers], ", ".join(shape(layer.ssm) for layer in layers[:2]) + ", …"),
         ("keys and values of the last frames", STATE, [(layer.keys, layer.values) for layer in layers], f"{shape(layers[0].keys)} each"),
         ("last frame, as latent", HEAD, state.latent, shape(state.latent)),
         ("its features", HEAD, state.features, shape(state.features)),
-        ("pose, motion, counts, age, seed, …", HEAD, (world.age, state[3:]), f"pose {shape(state.pose)}, seed {shape(state.seed)}"),
+        ("pose, motion, inventory, age, seed, …", HEAD, (world.age, state[3:]), f"pose {shape(state.pose)}, seed {shape(state.seed)}"),
     )
     for row, (_, colour, tensors, shapes) in enumerate(parts):
         size = state_bytes(tensors)
@@ -116,10 +117,10 @@ def draw_parts(axes: Axes, state: DreamState) -> None:
         axes.spines[side].set_visible(False)
 
 
-def draw_moments(axes: Axes) -> None:
+def draw_branches(axes: Axes) -> None:
     axes.set(xlim=(0, 10), ylim=(0, 6))
     axes.axis("off")
-    axes.set_title("A state is a value: keep it, go back to it, go on from it more than once", size=10, loc="left")
+    axes.set_title("A state is a value: store it, restore it, branch from it", size=10, loc="left")
     for step in range(5):
         box(axes, 0.2 + 1.9 * step, 3.6, 0.9, 0.8, f"$s_{step}$", STATE, 11)
         if step:

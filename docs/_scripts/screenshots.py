@@ -1,6 +1,6 @@
 """Pictures of `lssvwm-gym play` for the documentation: `python docs/_scripts/screenshots.py`. Needs no screen, but both simulators.
 
-In each world the dream is shown a look around in the real world; then it closes its eyes and both look around once more.
+In each world the dream is shown a look around in the real world; then it sees no more of it and both look around once more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pygame
 from PIL import Image
 
 from lssvwm_gym.play import Playing
-from lssvwm_gym.play.input import Player
+from lssvwm_gym.play.input import Controls
 from lssvwm_gym.play.run import open_game
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
@@ -54,18 +54,18 @@ def main() -> None:
 def take(shot: Shot) -> None:
     """Play the actions at the world's own pace and keep what the window shows at their end."""
     world = WORLDS[shot.world]
-    game = open_game(Playing(world=shot.world, seed=shot.seed, beside=True, context_frames=shot.watched))
+    game = open_game(Playing(world=shot.world, seed=shot.seed, side_by_side=True, context_frames=shot.watched))
     try:
-        player = Player(game, world.fps, Path("runs/play"))
+        controls = Controls(game, world.fps, Path("runs/play"))
         window = Window(game)
         for number, action in enumerate(shot.actions):
-            while not player.pace.is_due(time.perf_counter()):
+            while not controls.pace.is_due(time.perf_counter()):
                 time.sleep(0.001)
             game.step(world.actions.index(action))
-            player.pace.moments.append(time.perf_counter())
+            controls.pace.step_times.append(time.perf_counter())
             if number in shot.marks:
                 game.mark()
-        window.draw(player)
+        window.draw(controls)
         store(window.screen, shot.path)
     finally:
         game.close()

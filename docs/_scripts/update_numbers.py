@@ -1,6 +1,6 @@
 """Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
-Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym bench --out` left in docs/scores/, and replaces what
+Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym benchmark --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
 """
 
@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents.check_transfer import PolicyReturns, correlations
 from lssvwm_gym.benchmark.report import PRINTED
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (
-    *(ROOT / name for name in ("README.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md")),
+    *(ROOT / name for name in ("README.md", "docs/results.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md")),
     *(CARDS / world / "README.md" for world in ("memory_maze", "memory_maze_sharp", "minecraft")),
 )
 
@@ -29,55 +29,65 @@ def maze_columns(back: int, past: int, ahead: int, *falls: tuple[str, str]) -> d
     """Of a table of variants: title to test and score. `falls`: titles and names of what the revisit curve falls by."""
     return {
         "next frame PSNR": ("next_frame", "true motion PSNR"),
-        f"way back of {back} PSNR": ("retrieval", f"{back} back, own memory: PSNR"),
-        "SSIM": ("retrieval", f"{back} back, own memory: SSIM"),
-        **{title: ("retrieval", f"{back} back, own memory: {name}") for title, name in falls},
-        f"{past} then {ahead} PSNR": ("reasoning", f"{past} then {ahead}, told poses: PSNR"),
-        "SSIM ": ("reasoning", f"{past} then {ahead}, told poses: SSIM"),
+        f"revisiting {back} frames PSNR": ("retrieval", f"revisiting {back} frames, own memory: PSNR"),
+        "SSIM": ("retrieval", f"revisiting {back} frames, own memory: SSIM"),
+        **{title: ("retrieval", f"revisiting {back} frames, own memory: {name}") for title, name in falls},
+        f"{past} context + {ahead} generated PSNR": ("reasoning", f"{past} context + {ahead} generated frames, true poses: PSNR"),
+        "SSIM ": ("reasoning", f"{past} context + {ahead} generated frames, true poses: SSIM"),
     }
 
 
 MAZE_COLUMNS = maze_columns(400, 576, 224, ("fall from 50 to 796 frames", "fall from 50 to 800 frames since seen (dB)"))
 SHORT_COLUMNS = maze_columns(40, 50, 30)
+REVISITING, REASONING = "revisiting 400 frames", "576 context + 224 generated frames"
+BLOCKS, REWARDS = "100 context + 50 generated frames", "600 context frames, 40 frames ahead: share of"
 BLOCK_COLUMNS = {
     "next frame PSNR": ("next_frame", "true motion PSNR"),
-    "100 then 50, told poses PSNR": ("reasoning", "100 then 50, told poses: PSNR"),
-    "SSIM": ("reasoning", "100 then 50, told poses: SSIM"),
-    "believed poses PSNR": ("reasoning", "100 then 50, believed poses: PSNR"),
-    "SSIM ": ("reasoning", "100 then 50, believed poses: SSIM"),
-    "last frame repeated PSNR": ("reasoning", "100 then 50, last frame repeated: PSNR"),
+    "100 context + 50 generated, true poses PSNR": ("reasoning", f"{BLOCKS}, true poses: PSNR"),
+    "SSIM": ("reasoning", f"{BLOCKS}, true poses: SSIM"),
+    "estimated poses PSNR": ("reasoning", f"{BLOCKS}, estimated poses: PSNR"),
+    "SSIM ": ("reasoning", f"{BLOCKS}, estimated poses: SSIM"),
+    "last frame repeated PSNR": ("reasoning", f"{BLOCKS}, last frame repeated: PSNR"),
 }
 HEADLINES = (  # what a table of one screen says of the maze: test, score, what it is called there
-    ("next_frame", "believed motion PSNR", "the next frame"),
-    ("next_frame", "last frame repeated PSNR", "the last frame repeated instead"),
-    ("retrieval", "400 back, own memory: PSNR", "a way of 400 frames walked back, true poses"),
-    ("retrieval", "400 back, own memory: SSIM", "the same, SSIM"),
-    ("retrieval", "400 back, believed poses: PSNR", "the same, poses that nobody told"),
-    ("retrieval", "400 back, cost of stranger's memory (dB)", "what it costs to have a stranger's memory (dB)"),
-    ("retrieval", "400 back, cost of shuffled poses (dB)", "what it costs to ask for other poses (dB)"),
-    ("retrieval", "400 back, own memory: fall from 50 to 800 frames since seen (dB)", "fall from 50 to 800 frames since seen (dB)"),
-    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, true poses"),
-    ("reasoning", "576 then 224, told poses: PSNR of frames seen before", "of these, views seen before"),
-    ("reasoning", "576 then 224, told poses: PSNR of frames new", "of these, new views"),
-    ("reasoning", "576 then 224, believed poses: PSNR", "224 frames after 576, poses that nobody told"),
-    ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
-    ("reward", "F1", "F1 of rewards, from real frames"),
-    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
-    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "the same, after 100 frames, which have not shown most balls"),
-    ("reconstruction", "autoencoder PSNR", "the ceiling: the autoencoder alone"),
+    ("next_frame", "estimated motion PSNR", "next frame"),
+    ("next_frame", "last frame repeated PSNR", "baseline: last frame repeated"),
+    ("retrieval", f"{REVISITING}, own memory: PSNR", "revisiting 400 frames, true poses"),
+    ("retrieval", f"{REVISITING}, own memory: SSIM", "SSIM of the row above"),
+    ("retrieval", f"{REVISITING}, estimated poses: PSNR", "revisiting 400 frames, estimated poses"),
+    ("retrieval", f"{REVISITING}, cost of stranger's memory (dB)", "loss with the memory of another episode (dB)"),
+    ("retrieval", f"{REVISITING}, cost of shuffled poses (dB)", "loss with shuffled query poses (dB)"),
+    (
+        "retrieval",
+        f"{REVISITING}, own memory: fall from 50 to 800 frames since seen (dB)",
+        "loss from 50 to 800 frames since last seen (dB)",
+    ),
+    ("reasoning", f"{REASONING}, true poses: PSNR", "576 context + 224 generated frames, true poses"),
+    ("reasoning", f"{REASONING}, true poses: PSNR of frames seen before", "views seen in the context"),
+    ("reasoning", f"{REASONING}, true poses: PSNR of frames new", "views not seen in the context"),
+    ("reasoning", f"{REASONING}, estimated poses: PSNR", "576 context + 224 generated frames, estimated poses"),
+    ("identity", "dream: share of patches that keep their colour", "patches that keep their colour"),
+    ("reward", "F1", "F1 of predicted rewards, on real frames"),
+    (
+        "reward_ahead",
+        f"{REWARDS} rewards dreamed",
+        "recall of rewards 40 frames ahead, 600 context frames",
+    ),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "recall of rewards 40 frames ahead, 100 context frames"),
+    ("reconstruction", "autoencoder PSNR", "upper bound: autoencoder reconstruction"),
 )
 BARS = (  # of what is carried: test, score, what it should reach
     ("crafting", "real frames: possible crafts right", 0.9),
     ("crafting", "real frames: impossible crafts without effect", 0.95),
     ("crafting", "dreamed frames: possible crafts right", 0.9),
-    ("crafting", "dreamed frames: possible crafts right, by the dream's own counts", 0.9),
+    ("crafting", "dreamed frames: possible crafts right, by the dream's own inventory", 0.9),
     ("crafting", "dreamed frames: impossible crafts without effect", 0.95),
-    ("crafting", "dreamed frames: impossible crafts without effect, by its own counts", 0.95),
+    ("crafting", "dreamed frames: impossible crafts without effect, by its own inventory", 0.95),
     ("crafting", "crafts tried: possible ones right", 0.9),
     ("crafting", "crafts tried: impossible ones without effect", 0.95),
-    ("inventory", "after 300 frames: all counts as they were", 0.95),
-    ("milestones", "wooden pickaxe: rewards paid once each and in order", 1.0),
-    ("milestones", "stone pickaxe: rewards paid once each and in order", 1.0),
+    ("inventory", "after 300 frames: inventory unchanged", 0.95),
+    ("milestones", "wooden pickaxe: rewards given once each and in order", 1.0),
+    ("milestones", "stone pickaxe: rewards given once each and in order", 1.0),
 )
 
 
@@ -96,39 +106,43 @@ ARITHMETIC = {  # how steps were computed, and where that was measured
     "both": "bench_compiled",
 }
 SHARP = (  # what both weights of the maze are compared by: test, score, what it is called there
-    ("next_frame", "believed motion PSNR", "next frame, PSNR"),
-    ("retrieval", "100 back, own memory: PSNR", "a way of 100 frames walked back, PSNR"),
-    ("reasoning", "576 then 224, told poses: PSNR", "224 frames after 576, PSNR"),
-    ("reasoning", "576 then 224, told poses: SSIM", "the same, SSIM"),
-    ("identity", "dream: share of patches that keep their colour", "share of patches that keep their colour"),
-    ("reward_ahead", "after 600 frames, 40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 600"),
+    ("next_frame", "estimated motion PSNR", "next frame, PSNR"),
+    ("retrieval", "revisiting 100 frames, own memory: PSNR", "revisiting 100 frames, PSNR"),
+    ("reasoning", f"{REASONING}, true poses: PSNR", "576 context + 224 generated frames, PSNR"),
+    ("reasoning", f"{REASONING}, true poses: SSIM", "SSIM of the row above"),
+    ("identity", "dream: share of patches that keep their colour", "patches that keep their colour"),
     (
         "reward_ahead",
-        "after 600 frames, 40 frames ahead: share of dreamed rewards that are real",
-        "of the rewards dreamed there, those that are real",
+        f"{REWARDS} rewards dreamed",
+        "recall of rewards 40 frames ahead, 600 context frames",
     ),
-    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "rewards 40 frames ahead that are dreamed, after 100"),
+    (
+        "reward_ahead",
+        f"{REWARDS} dreamed rewards that are real",
+        "precision of these rewards",
+    ),
+    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "recall of rewards 40 frames ahead, 100 context frames"),
 )
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
-    "random": ("nothing: any action", "", ""),
-    "wander": ("nothing: forward, with turns now and then", "", ""),
-    "explorer": ("nowhere: a script that has the map", "", ""),
-    f"{SHIPPED}_imitated.safetensors@0.6": ("imitation, but any action at all in 6 steps of 10", "", ""),
-    f"{SHIPPED}_imitated.safetensors@0.3": ("imitation, but any action at all in 3 steps of 10", "", ""),
-    f"{SHIPPED}_imitated.safetensors": ("imitation of recorded walks", "57,090 frames", "11 minutes"),
-    f"{SHIPPED}.safetensors": ("dreams after short pasts, from nothing", "4,784,128", "169 s of an H200"),
-    f"{SHIPPED}_dreamed_48000.safetensors": ("dreams after long pasts, from imitation", "48,000", "14 minutes"),
-    f"{SHIPPED}_dreamed.safetensors": ("dreams after long pasts, from imitation, longer", "192,000", "36 minutes"),
-    f"{SHIPPED}_real_48000.safetensors": ("the real maze, from imitation", "48,000", "53 minutes"),
+    "random": ("none: uniform random actions", "", ""),
+    "wander": ("none: forward with random turns", "", ""),
+    "explorer": ("none: scripted expert with the map", "", ""),
+    f"{SHIPPED}_imitated.safetensors@0.6": ("behaviour cloning, random action with probability 0.6", "", ""),
+    f"{SHIPPED}_imitated.safetensors@0.3": ("behaviour cloning, random action with probability 0.3", "", ""),
+    f"{SHIPPED}_imitated.safetensors": ("behaviour cloning of recorded episodes", "57,090 frames", "11 minutes"),
+    f"{SHIPPED}.safetensors": ("PPO in dreams with short contexts, from scratch", "4,784,128", "169 s of an H200"),
+    f"{SHIPPED}_dreamed_48000.safetensors": ("PPO in dreams with long contexts, from behaviour cloning", "48,000", "14 minutes"),
+    f"{SHIPPED}_dreamed.safetensors": ("PPO in dreams with long contexts, from behaviour cloning, longer", "192,000", "36 minutes"),
+    f"{SHIPPED}_real_48000.safetensors": ("PPO in the real maze, from behaviour cloning", "48,000", "53 minutes"),
     "runs/policies/pixels_imitated.safetensors": (
-        "imitation of recorded walks, from pictures",
+        "behaviour cloning of recorded episodes, from pixels",
         "57,090 frames",
         "3 minutes, encoding apart",
     ),
-    f"{SHIPPED}_pixels.safetensors": ("dreams after long pasts, from imitation, from pictures", "48,000", "9 minutes"),
-    "runs/policies/pixels_seed_2.safetensors": ("the same from pictures, with another seed", "48,000", "7 minutes"),
-    "runs/policies/recurrent.safetensors": ("dreams after long walks, with an LSTM, from nothing", "50,000", "8 minutes"),
+    f"{SHIPPED}_pixels.safetensors": ("PPO in dreams with long contexts, from behaviour cloning, from pixels", "48,000", "9 minutes"),
+    "runs/policies/pixels_seed_2.safetensors": ("the same from pixels, another seed", "48,000", "7 minutes"),
+    "runs/policies/recurrent.safetensors": ("recurrent PPO in dreams with long contexts, from scratch", "50,000", "8 minutes"),
 }
 
 
@@ -166,13 +180,13 @@ def quality(report: dict[str, Any]) -> str:
 
 def headline(report: dict[str, Any]) -> str:
     """What matters most, in plain words; decibels of PSNR where nothing else is said."""
-    lines = ["| what | value | clips |", "|---|---|---|"]
+    lines = ["| test | value | clips |", "|---|---|---|"]
     return "\n".join(lines + [f"| {called} | {_shown(report['scores'][test][name])} |" for test, name, called in HEADLINES])
 
 
 def gpu(report: dict[str, Any]) -> str:
     """One row a profile and number of environments; what `experiments/gpu.py` measured."""
-    lines = ["| profile | envs | eager, steps/s in all | CUDA graph, steps/s in all |", "|---|---|---|---|"]
+    lines = ["| profile | envs | eager, total steps/s | CUDA graph, total steps/s |", "|---|---|---|---|"]
     lines += [f"| {s['profile']} | {s['envs']:,} | {s['eager']:,.0f} | {s['graph']:,.0f} |" for s in report["speeds"]]
     off = report["parity"]["frames_off_by_step"]
     apart = f"after 40 steps frames differ from the CPU's by {off['40']:.2f} of 255 on average, rewards not at all"
@@ -182,12 +196,12 @@ def gpu(report: dict[str, Any]) -> str:
 def agents(reports: Iterable[dict[str, Any]]) -> str:
     """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there, of the last report."""
     tried = {one["policy"]: one for report in reports for one in report["policies"] if one["policy"] in AGENTS}
-    lines = ["| policy learned from | steps there | took | return in dreams | return in the real maze |", "|---|---|---|---|---|"]
+    lines = ["| how the policy was trained | steps | time | return in dreams | return in the real maze |", "|---|---|---|---|---|"]
     for policy, one in sorted(tried.items(), key=lambda item: item[1]["real"]["mean"]):
         both = (one["dream"], one["real"])
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
-    found = correlations([PolicyReturns(name, one["dream"]["returns"], one["real"]["returns"]) for name, one in tried.items()])
+    found = correlation_of_returns([(one["dream"]["returns"], one["real"]["returns"]) for one in tried.values()])
     if found["rank"] is None:
         return "\n".join(lines)
     low, high = found["rank_interval"]
@@ -236,11 +250,11 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
 def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
     """One row a profile and number of environments, with what a dream of that profile is worth."""
     lines = [
-        "| profile | denoising passes | envs | steps/s in all | ms a step (median, 10 %, 90 %) | 224 frames after 576, PSNR |",
+        "| profile | denoising passes | envs | total steps/s | ms a step (median, 10 %, 90 %) | 576 context + 224 generated, PSNR |",
         "|---|---|---|---|---|---|",
     ]
     for s in report["speeds"]:
-        worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"]["576 then 224, told poses: PSNR"])
+        worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"][f"{REASONING}, true poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
     real = [
@@ -262,7 +276,7 @@ def sharp(looks: dict[str, Any]) -> str:
     seen = {(row.get("weights"), row.get("profile")): row for row in looks["rows"] if row["frames"] != "random actions"}
     for name in ("contrast", "sharpness"):
         values = [f"{seen[column][name]:.1f}" for column in (*columns.values(), (None, None))]
-        lines.append(f"| {name} of 100 frames dreamed after 100 | {' | '.join(values)} |")
+        lines.append(f"| {name} of 100 frames generated from 100 context frames | {' | '.join(values)} |")
     for test, name, title in SHARP:
         scores = [_read(f"{file}.json")["scores"].get(test, {}).get(name) for file in columns]
         values = ["" if v is None else _mean(v) if isinstance(v, dict) else f"{v:.3f}" for v in scores]
@@ -283,7 +297,7 @@ def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym bench` printed of a part."""
+    """What `lssvwm-gym benchmark` printed of a part."""
     _, columns, rows, remarks = PRINTED[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
@@ -300,10 +314,8 @@ def _wanted(name: str) -> bool:
     number = re.search(r"frame (\d+):|PSNR (\d+) frames since|step (\d+):|^(\d+) of (?:noise|black)", name)
     if number and int(next(filter(None, number.groups()))) not in (1, 10, 50, 100, 400, 401, 500, 800, 901, 1000):
         return False
-    minor = (
-        r"(stranger's|emptied|shuffled|untold|repeated|single views).* SSIM|(stranger's|emptied|shuffled|untold).*untouched|"
-        r"seen (1 to 99|100 to|300 to)|: (brightness|colour)"
-    )
+    other = "stranger's|emptied|shuffled|estimated motions"
+    minor = rf"({other}|repeated|single views).* SSIM|({other}).*untouched|seen (1 to 99|100 to|300 to)|: (brightness|colour)"
     return not re.search(minor, name)
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS
+from lssvwm_gym.io import legacy
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("speed", "ages", "cache", "training", "peak", "simulators", "scan")
 QUICK = PARTS[:2]  # what is measured where nothing else is asked for
-WAYS = ("forcing", "peeking", "dreaming")  # of learning from a clip
+OBJECTIVES = ("diffusion_forcing", "teacher_forcing", "self_rollout")  # of a training step
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,9 @@ class Benchmark:
     clips: tuple[int, ...] = (100, 200, 400, 1000)  # training: frames of a clip
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
     variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.ablations`
-    way: str = "forcing"  # training, peak: how a step learns from its clips: forcing, peeking, dreaming
-    precision: str = (
-        "auto"  # training, peak, scan: of products: bfloat16, beside float32 in scan, where the processor has it; or float32, bfloat16
-    )
+    objective: str = "diffusion_forcing"  # training, peak: of every step; or teacher_forcing, self_rollout
+    way: str = ""  # the objective as version 0.1 calls it
+    precision: str = "auto"  # training, peak, scan: of products: bfloat16 where the processor has it (in scan float32, too); or by name
     peak_frames: int = 320  # peak: frames of a step, in clips of 80
     peak_size: int = 2048  # peak: rows and columns of the matrices that measure it
     processes: tuple[int, ...] = (1, 2)  # simulators
@@ -50,32 +51,33 @@ class Benchmark:
     out: Path | None = None  # where to write the numbers as JSON
     plots: Path | None = None  # folder for pictures
 
+    def __post_init__(self) -> None:
+        if self.way:
+            (objective,) = legacy.renamed_with_warning({self.way: None}, legacy.OBJECTIVES, "way, which is now called objective")
+            object.__setattr__(self, "objective", objective)
+            object.__setattr__(self, "way", "")
+
     @property
     def chosen(self) -> tuple[str, ...]:
         """The parts to measure, in their order."""
         return tuple(part for part in PARTS if part in self.parts or "all" in self.parts)
 
     def check(self) -> None:
-        """Raises `ValueError` for names that there are not, and for numbers with which nothing can be measured."""
+        """Raises `ValueError` for unknown names, and for numbers with which nothing can be measured."""
         for what, names, known in (
             ("world", (self.world,), WORLDS),
             ("part", self.parts, (*PARTS, "all")),
             ("profile", self.profiles, SAMPLING_STEPS),
             ("variant", self.variants, VARIANTS),
-            ("way of learning", (self.way,), WAYS),
+            ("objective", (self.objective,), OBJECTIVES),
             ("precision", (self.precision,), DTYPES),
             ("dtype", (self.dtype,), DTYPES),
         ):
             unknown = [repr(name) for name in names if name not in known]
             if unknown:
                 raise ValueError(f"no {what} named {', '.join(unknown)}; there are {', '.join(known)}")
-        least = {"steps": 1, "rounds": 1, "repeats": 1, "clips": 2, "frames_a_step": 2, "peak_frames": 2, "peak_size": 16, "processes": 1}
-        least |= {"warm_up": 0, "many": 0, "ages": 1, "cache_ages": 1, "scan_rows": 1, "scan_frames": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            smallest = min(value, default=bound) if isinstance(value, tuple) else value
-            if smallest < bound:
-                raise ValueError(f"{name} must be at least {bound}, not {smallest}")
+        check_bounds(self, steps=1, rounds=1, repeats=1, clips=2, frames_a_step=2, peak_frames=2, peak_size=16, processes=1)
+        check_bounds(self, warm_up=0, many=0, ages=1, cache_ages=1, scan_rows=1, scan_frames=1)
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory is a share of what is free, above 0 and at most 1, not {self.memory}")
         too_long = [clip for clip in self.clips if clip > self.frames_a_step]

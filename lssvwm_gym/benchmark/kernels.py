@@ -29,8 +29,6 @@ from lssvwm_gym.training.optim import product_dtype
 
 CHUNKS = (256, 64, 32)  # the first is transformers' own
 NEEDED = "transformers 5.24 or newer is not installed: pip install 'lssvwm_gym[bench]'"
-
-
 OURS, THEIRS = "ours", "transformers"
 
 Scan = Callable[..., Tensor]

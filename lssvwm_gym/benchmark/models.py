@@ -28,8 +28,9 @@ def config_of(run: Benchmark) -> WorldModelConfig:
 
 
 def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
-    """How a variant is trained on clips of so many frames, every step in the way that is asked for."""
-    settings: dict[str, Any] = dict(peeking=float(run.way == "peeking"), dreaming=float(run.way == "dreaming"), steps=1_000_000)
+    """How a variant is trained on clips of so many frames, every step with the objective that is asked for."""
+    settings: dict[str, Any] = dict(steps=1_000_000)
+    settings |= dict(peeking=float(run.objective == "teacher_forcing"), dreaming=float(run.objective == "self_rollout"))
     settings |= dict(model=config_of(run), curriculum=(Stage(1.0, frames, 1),), frames_a_step=frames_a_step, warmup=1)
     settings |= dict(precision=run.precision, device=run.device, back=0.0)
     if run.threads is not None:
@@ -44,7 +45,7 @@ def trainer_of(training: WorldTraining) -> Trainer:
 
 
 def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> LatentEpisode:
-    """Latents of unit variance and a walk at random."""
+    """Latents of unit variance along a random trajectory."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -30,33 +30,19 @@ Printed = tuple[str, Row, list[Row], list[str]]  # title, columns, rows, remarks
 
 
 def _speeds(report: Mapping[str, Any]) -> Printed:
-    rows: list[Row] = [
-        (
-            s["profile"],
-            str(s["passes"]),
-            str(s["envs"]),
-            f"{s['steps_per_second']:.1f}",
-            _ms(s),
-            _kib(s["state_bytes"]),
-            f"{s['first_seconds']:.2f}",
-        )
-        for s in report["speeds"]
-    ]
+    rows: list[Row] = []
+    for s in report["speeds"]:
+        case, rate = (s["profile"], str(s["passes"]), str(s["envs"])), f"{s['steps_per_second']:.1f}"
+        rows.append((*case, rate, _ms(s), _kib(s["state_bytes"]), f"{s['first_seconds']:.2f}"))
     title = f"{report['world']}, dtype {report['settings']['dtype']}, backend {report['settings']['backend']}"
     return title, ("profile", "passes", "envs", "steps/s in all", "ms a step", "state KiB a row", "first step s"), rows, []
 
 
 def _ages(report: Mapping[str, Any]) -> Printed:
-    rows: list[Row] = [
-        (
-            f"{r['age']:,}",
-            _ms(r),
-            f"{r['growth']:+.1%}",
-            "?" if r["memory_bytes"] is None else _mib(r["memory_bytes"]),
-            _kib(r["state_bytes"]),
-        )
-        for r in report["ages"]
-    ]
+    rows: list[Row] = []
+    for r in report["ages"]:
+        memory = "?" if r["memory_bytes"] is None else f"{r['memory_bytes'] / 2**20:,.0f}"
+        rows.append((f"{r['age']:,}", _ms(r), f"{r['growth']:+.1%}", memory, _kib(r["state_bytes"])))
     title = "a step of balanced, so many steps after the reset; timed in turns"
     return title, ("steps", "ms a step", "growth", "MiB of the process", "state KiB"), rows, []
 
@@ -81,7 +67,7 @@ def _training(report: Mapping[str, Any]) -> Printed:
     columns = ("variant", "frames a clip", "clips", "GB kept for backward", "ms a step", "frames/s", "growth of a frame's cost")
     said = [f"{r['variant']}, clips of {r['clip']}: {r['skipped']}" for r in report["training"] if "skipped" in r]
     settings = report["settings"]
-    return f"whole steps of {settings['way']}, about {settings['frames_a_step']} frames each", columns, rows, said
+    return f"whole steps of {settings['objective']}, about {settings['frames_a_step']} frames each", columns, rows, said
 
 
 def _peak(report: Mapping[str, Any]) -> Printed:
@@ -124,12 +110,9 @@ def _scan(report: Mapping[str, Any]) -> Printed:
     shapes = dict.fromkeys(f"{r['what']}: {'×'.join(map(str, r['shape']))}" for r in measured)
     said: list[str] = [r["skipped"] for r in report["scan"] if "skipped" in r]
     columns = ("what", "by", "chunk", "forward ms", "with backward ms", "times ours forward", "with backward", "off")
-    return (
-        "beside transformers' plain PyTorch",
-        columns,
-        rows,
-        said + (["sequences × tokens × heads × head width × state; " + ", ".join(shapes)] if measured else []),
-    )
+    if measured:
+        said.append("sequences × tokens × heads × head width × state; " + ", ".join(shapes))
+    return "beside transformers' plain PyTorch", columns, rows, said
 
 
 PRINTED = {
@@ -149,7 +132,3 @@ def _ms(row: Mapping[str, Any]) -> str:
 
 def _kib(count: int) -> str:
     return f"{count / 2**10:,.0f}"
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f}"

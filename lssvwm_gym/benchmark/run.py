@@ -1,4 +1,4 @@
-"""Measure the speed of a dream, and of what it is to be compared with: `lssvwm-gym bench`. Tables, JSON, plots.
+"""Measure the speed of a dream, and of what it is to be compared with: `lssvwm-gym benchmark`. Tables, JSON, plots.
 
 | part | what is measured |
 |---|---|
@@ -10,17 +10,15 @@
 | `simulators` | the real world, in one process and more |
 | `scan` | the scan alone, and a layer of it, beside transformers' Mamba-2 in plain PyTorch |
 
-    lssvwm-gym bench                                   # speed and ages, a minute
-    lssvwm-gym bench --parts all --ages 10 1000 10000 --out FILE --plots DIR
+    lssvwm-gym benchmark                                   # speed and ages, a minute
+    lssvwm-gym benchmark --parts all --ages 10 1000 10000 --out FILE --plots DIR
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ from lssvwm_gym.benchmark.plots import draw
 from lssvwm_gym.benchmark.report import print_part
 from lssvwm_gym.benchmark.step import measure_ages, measure_cache, measure_simulators, measure_speed
 from lssvwm_gym.benchmark.training import measure_peak, measure_training
-from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
 
@@ -59,7 +57,7 @@ def bench(run: Benchmark) -> dict[str, Any]:
         torch.set_num_threads(run.threads)
     report: dict[str, Any] = {
         "world": WORLDS[run.world].id,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(run).items()},
+        "settings": dataclasses.asdict(run),
         "machine": machine(run.device),
         "speeds": [],
         "ms_by_age": {},
@@ -86,9 +84,7 @@ def _write(run: Benchmark, report: dict[str, Any]) -> None:
     if report["peak_memory_bytes"]:
         print(f"peak memory of the process: {report['peak_memory_bytes'] / 2**20:.0f} MiB")
     if run.out:
-        run.out.parent.mkdir(parents=True, exist_ok=True)
-        with renamed_when_whole(run.out) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(run.out, report)
     if run.plots:
         for path in draw(report, run.plots):
             print(path)

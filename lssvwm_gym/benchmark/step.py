@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -24,63 +24,47 @@ from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
 from lssvwm_gym.envs.wrappers import WorldModelObservationVec
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.inference.backend import chosen_device
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, prefill
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.worlds import WORLDS
 
 AGED = "balanced"  # the profile whose step is measured by age
-TOGETHER = 128  # frames remembered in one go
 
 AS_IT_IS = "all"
 OBSERVED = (AS_IT_IS, "features")
 DREAMED = "fast"  # the profile that is measured beside the real world
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast one case is."""
-
-    profile: str
-    passes: int  # denoising passes a step; one more commits the frame
-    envs: int
-    steps_per_second: float  # of all environments together
-    ms: float  # a step of the whole batch, median
-    ms_p10: float
-    ms_p90: float
-    state_bytes: int  # a row
-    first_seconds: float  # the first step after a reset takes, in which a backend may compile
-
-
 def measure_speed(run: Benchmark) -> list[dict[str, Any]]:
-    """All profiles with one environment, and `fast` with many."""
+    """All profiles with one environment, and `fast` with many. Steps a second are those of all environments together."""
     cases = [*((profile, 1) for profile in run.profiles), *([("fast", run.many)] if run.many else [])]
-    return [asdict(_speed(run, profile, envs)) for profile, envs in cases]
+    return [_speed(run, profile, envs) for profile, envs in cases]
 
 
 def measure_ages(run: Benchmark) -> list[dict[str, Any]]:
     """A step at each age of one long dream, and what the process and the state hold there.
 
-    The dream is walked through once, and its state kept at each age. Then steps from these states are timed in turns: what else
-    the machine does in the meantime falls on all ages alike.
+    One dream is stepped to the last age, and its state kept at each. Then steps from these states are timed in turns, so that other
+    load of the machine falls on all ages alike.
     """
     env, step = opened(run, AGED, 1)
-    moments, memory = {}, {}
+    states, memory = {}, {}
     for age in progress(range(1, max(run.ages) + 1), f"dreaming up to age {max(run.ages)}"):
         step()
         if age in run.ages:
-            moments[age], memory[age] = env.unwrapped.clone_state(), memory_bytes()
-    seconds: dict[int, list[float]] = {age: [] for age in moments}
+            states[age], memory[age] = env.unwrapped.clone_state(), memory_bytes()
+    seconds: dict[int, list[float]] = {age: [] for age in states}
     for _ in progress(range(run.rounds), "steps at each age, in turns"):
-        for age, moment in moments.items():
-            env.unwrapped.restore_state(moment)
+        for age, state in states.items():
+            env.unwrapped.restore_state(state)
             began = time.perf_counter()
             step()
             seconds[age].append(time.perf_counter() - began)
     env.close()
-    sizes = {age: state_bytes(moment.dream) for age, moment in moments.items()}
-    rows = [{"age": age, **asdict(Times.of(seconds[age])), "memory_bytes": memory[age], "state_bytes": sizes[age]} for age in moments]
+    sizes = {age: state_bytes(state.dream) for age, state in states.items()}
+    rows = [{"age": age, **asdict(Times.of(seconds[age])), "memory_bytes": memory[age], "state_bytes": sizes[age]} for age in states]
     return [row | {"growth": row["ms"] / rows[0]["ms"] - 1} for row in rows]
 
 
@@ -89,14 +73,7 @@ def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, C
 
     What a step returns lies in the memory of the CPU, so a GPU has finished when it returns.
     """
-    settings: dict[str, Any] = {
-        "profile": profile,
-        "weights": run.weights,
-        "device": run.device,
-        "dtype": run.dtype,
-        "backend": run.backend,
-        **more,
-    }
+    settings = dict(profile=profile, weights=run.weights, device=run.device, dtype=run.dtype, backend=run.backend) | more
     id, rng = WORLDS[run.world].id, np.random.default_rng(0)
     env: Any
     if envs == 1:
@@ -110,23 +87,23 @@ def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, C
 
 def seconds_of_steps(step: Callable[[], Any], run: Benchmark, title: str) -> np.ndarray:
     """Seconds of each step after the warm-up, from the end of the one before."""
-    moments = []
+    times = []
     for _ in progress(range(run.warm_up + run.steps + 1), title):
-        moments.append(time.perf_counter())
+        times.append(time.perf_counter())
         step()
-    return np.diff(moments)[run.warm_up :]
+    return np.diff(times)[run.warm_up :]
 
 
-def _speed(run: Benchmark, profile: str, envs: int) -> Speed:
+def _speed(run: Benchmark, profile: str, envs: int) -> dict[str, Any]:
     env, step = opened(run, profile, envs)
     began = time.perf_counter()
     step()
-    first = time.perf_counter() - began
+    first = time.perf_counter() - began  # a backend may compile in it
     seconds = seconds_of_steps(step, run, f"{profile}, {envs} envs")
-    times = Times.of(seconds)
     size = state_bytes(env.unwrapped.clone_state().dream) // envs
     env.close()
-    return Speed(profile, SAMPLING_STEPS[profile], envs, float(envs / seconds.mean()), times.ms, times.ms_p10, times.ms_p90, size, first)
+    row = {"profile": profile, "passes": SAMPLING_STEPS[profile], "envs": envs, "steps_per_second": float(envs / seconds.mean())}
+    return row | asdict(Times.of(seconds)) | {"state_bytes": size, "first_seconds": first}
 
 
 OURS, CAUSAL = "ours", "full-causal"
@@ -137,7 +114,7 @@ def measure_cache(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of model, age, milliseconds and bytes of the state."""
     config = config_of(run)
     ours, rows = dreaming_model(config, run.device), []
-    for age, state in _walked(ours, sorted(run.cache_ages)):
+    for age, state in _states_at(ours, sorted(run.cache_ages)):
         rows.append(_row(OURS, ours, state, age, run))
     causal = training_of(run, CAUSAL, 2, 2).model
     for age in sorted(run.cache_ages):
@@ -162,19 +139,17 @@ def filled_cache(model: WorldModel, age: int) -> DreamState:
     return state._replace(world=state.world._replace(layers=layers, age=state.world.age + age))
 
 
-def _walked(model: WorldModel, ages: list[int]) -> list[tuple[int, DreamState]]:
+def _states_at(model: WorldModel, ages: list[int]) -> list[tuple[int, DreamState]]:
     """Our states after random frames, at each of the ages."""
     device = model.token_in.weight.device
     episode = random_episode(model.config, max(ages))
     action, pose = episode.action.to(device)[None], relative_to(episode.pose, episode.pose[:1]).to(device)[None]
     latent, inventory = episode.latent.float().to(device)[None], episode.inventory.to(device)[None]
     state, at, states = first_state(model, torch.zeros(1, dtype=torch.int64, device=device)), 0, []
-    stops = sorted({*ages, *range(TOGETHER, max(ages), TOGETHER)})
-    for stop in progress(stops, f"remembering {max(ages)} frames"):
-        part = slice(at, stop)
-        state, at = remember(model, state, latent[:, part], action[:, part], pose[:, part], inventory[:, part]), stop
-        if stop in ages:
-            states.append((stop, state))
+    for age in progress(ages, f"prefilling {max(ages)} frames"):
+        part = slice(at, age)
+        state, at = prefill(model, state, latent[:, part], action[:, part], pose[:, part], inventory[:, part]).state, age
+        states.append((age, state))
     return states
 
 
@@ -218,8 +193,8 @@ def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
 def _dreamed(row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
     processes = row["processes"]
     context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(context.Barrier(processes),)) as crew:
-        seconds = list(crew.map(_dream, [(run, row["observation"])] * processes))
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(context.Barrier(processes),)) as pool:
+        seconds = list(pool.map(_dream, [(run, row["observation"])] * processes))
     rate = sum(run.many / each.mean() for each in seconds)
     return {"envs": run.many, "profile": DREAMED, "steps_per_second": float(rate), **asdict(Times.of(np.concatenate(seconds)))}
 

@@ -30,6 +30,11 @@ IN_FLIGHT = 1.6  # bytes that a step takes for a byte that it keeps for the back
 
 CLIP = 80  # frames, as training has them
 PRODUCTS = "matrix products"
+LAYOUT = """
+copy_ _to_copy to cat stack clone contiguous index _index gather scatter constant_pad repeat flip roll fill_ zero_ zeros ones empty new_
+select_backward slice_backward _local embedding _unsafe expand view as_strided reshape transpose permute t unsqueeze squeeze select slice
+split chunk flatten unflatten pad unfold unbind detach alias _reshape resize narrow arange eye tril triu
+"""
 CLASSES = {  # of operators, by what their names begin with; the first that fits
     PRODUCTS: ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "einsum", "mkldnn_linear", "dot", "mv", "addmv", "_scaled_mm"),
     "attention": ("_scaled_dot_product", "_flash", "_efficient"),
@@ -38,31 +43,7 @@ CLASSES = {  # of operators, by what their names begin with; the first that fits
     "optimiser": ("_fused_adam", "_foreach", "lerp_"),
     "norms": ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm", "linalg_vector_norm"),
     "softmax": ("_softmax", "_log_softmax", "nll_loss"),
-    "copies and layout": (
-        *("copy_", "_to_copy", "to", "cat", "stack", "clone", "contiguous", "index", "_index", "gather", "scatter", "constant_pad"),
-        *("repeat", "flip", "roll", "fill_", "zero_", "zeros", "ones", "empty", "new_", "select_backward", "slice_backward", "_local"),
-        *("embedding", "_unsafe", "expand", "view", "as_strided", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze"),
-        *(
-            "select",
-            "slice",
-            "split",
-            "chunk",
-            "flatten",
-            "unflatten",
-            "pad",
-            "unfold",
-            "unbind",
-            "detach",
-            "alias",
-            "_reshape",
-            "resize",
-            "narrow",
-            "arange",
-            "eye",
-            "tril",
-            "triu",
-        ),
-    ),
+    "copies and layout": tuple(LAYOUT.split()),
     "sums": ("sum", "mean", "cumsum", "amax", "argmax", "any", "all"),
 }
 
@@ -85,14 +66,14 @@ def measure_training(run: Benchmark) -> list[dict[str, Any]]:
     return rows
 
 
-def kept_bytes(config: WorldModelConfig, rows: int, frames: int, way: str) -> int:
+def kept_bytes(config: WorldModelConfig, rows: int, frames: int, objective: str) -> int:
     """Bytes that autograd keeps for the backward pass of a step, in float32; found out with tensors that have shapes and no numbers.
 
     For a process of its own: constants that the model keeps would be without numbers from then on.
     """
-    read_only = None if way == "forcing" else (True, False) * frames
+    read_only = None if objective == "diffusion_forcing" else (True, False) * frames
     frames = frames if read_only is None else 2 * frames
-    kept = Kept()
+    kept = SavedForBackward()
     with FakeTensorMode(allow_non_fake_inputs=True), kept:
         inputs, model = inputs_like(config, rows, frames), WorldModel(config)
         model(torch.zeros(rows, frames, config.tokens, config.latent_channels), inputs, model.initial_state(rows), read_only)
@@ -114,7 +95,7 @@ def _training(run: Benchmark, name: str, frames: int) -> WorldTraining:
 
 def _shape(run: Benchmark, name: str, frames: int) -> tuple[WorldModelConfig, int, int, str]:
     training = _training(run, name, frames)
-    return training.model, training.rows(training.curriculum[0]), frames, run.way
+    return training.model, training.rows(training.curriculum[0]), frames, run.objective
 
 
 def _length(run: Benchmark, name: str, frames: int, kept: int) -> dict[str, Any]:
@@ -216,7 +197,7 @@ def class_of(name: str) -> str:
     return ELEMENTWISE
 
 
-class Kept(torch.autograd.graph.saved_tensors_hooks):
+class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
     """Within it, `sizes` gets what autograd keeps for the backward pass: the bytes of each storage, by its address."""
 
     def __init__(self) -> None:

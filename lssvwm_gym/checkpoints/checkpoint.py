@@ -118,7 +118,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = parsed(bounded(path, LARGEST_CONFIG))
     except FileNotFoundError:
-        raise TensorFileError(f"{path}: no such file; a folder of weights is written by `lssvwm-gym ship`") from None
+        raise TensorFileError(f"{path}: no such file; a folder of weights is written by `lssvwm-gym package`") from None
     except (OSError, ValueError) as error:
         raise TensorFileError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("info", {}), dict):

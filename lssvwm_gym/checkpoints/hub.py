@@ -1,6 +1,6 @@
-"""Weights by the path of their folder or by their name on the Hugging Face Hub: `lssvwm_gym.load("my_weights")`.
+"""Weights from a folder or from the Hugging Face Hub: `lssvwm_gym.load("my_weights")`.
 
-Of a repository, only the files of a folder of weights are ever fetched: safetensors, JSON, the card. Nothing in them is code.
+Only the files of a folder of weights are ever fetched: safetensors, JSON, the card. None of them is code.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
     read_world(folder)
     load_weights(folder)
     if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder}: has no README.md, the model card; `lssvwm-gym ship` writes one")
+        raise ValueError(f"{folder}: has no README.md, the model card; `lssvwm-gym package` writes one")
     hub = _import_hub()
     hub.create_repo(repo_id, private=private, exist_ok=True)
     return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message))
@@ -95,7 +95,7 @@ def _snapshot(repo_id: str, revision: str | None) -> Path:
 def _checked(folder: Path, what: str) -> Path:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym ship` writes one")
+        raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym package` writes one")
     return folder
 
 

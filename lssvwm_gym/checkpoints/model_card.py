@@ -1,4 +1,4 @@
-"""What a new world is called and what its actions mean: its record, and the card of its weights."""
+"""The record of a new world, and the model card of its weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.collect_gym import Collection, read_collection
 from lssvwm_gym.data.episode import episode_paths, read_arrays
+from lssvwm_gym.io import legacy
 from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 FPS = 15
@@ -22,25 +23,27 @@ KEYS = {  # what a key means, by a word in the action's name; the first action t
     "s": ("back", "down"),
     " ": ("jump", "fire", "shoot", "attack"),
 }
-CARD = "<!-- written by lssvwm-gym ship; a card without this line is never replaced -->"
+WRITTEN = "<!-- written by lssvwm-gym "  # a card without these words is never replaced
+CARD = WRITTEN + "package; a card without this line is never replaced -->"
 
 
+@legacy.keywords(legacy.NAMING)
 @dataclass(frozen=True)
 class Naming:
-    """How the world is to be called; what is not given is taken from `collecting.json` beside the episodes, or from these."""
+    """The world's record; what is not given is taken from `collecting.json` of the episodes, or from the episodes."""
 
     world: str = ""  # a world that the package knows, such as memory-maze: no other setting is needed then
     name: str = ""  # of a new world, small letters; with it, weights say themselves which world they dream
     actions: tuple[str, ...] = ()  # names of the discrete actions, or of the numbers of a continuous one
     keys: dict[str, int] = field(default_factory=dict)  # keyboard key and action, as in --keys w 2 a 0
     fps: int = 0  # frames a second of world time
-    reward: float = 0.0  # what a frame pays that the model takes for a paying one
+    reward: float = 0.0  # of a frame that the model takes for a rewarded one
     max_episode_steps: int = 0
-    near: float = 0.25  # units of length within which two views of one direction show about the same
+    length_scale: float = 0.25  # units of length within which two views of one direction show about the same
 
 
 def described(naming: Naming, data: Path, weights: Weights) -> WorldSpec | None:
-    """The world of recordings, for weights that have learned from them; None where nothing says what it is called.
+    """The world that weights have learned from recordings; None where nothing names it.
 
     Raises `ValueError` for a world that doesn't exist or names that don't fit the weights.
     """
@@ -59,12 +62,13 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     arrays = [read_arrays(path) for path in episode_paths(data)]
     model = weights.world_model.config
     count = model.action_size or model.actions
-    actions = naming.actions or tuple(collection.actions if collection else ()) or _numbered(count, bool(model.action_size))
+    numbered = tuple(f"{'number' if model.action_size else 'action'} {number}" for number in range(count))
+    actions = naming.actions or tuple(collection.actions if collection else ()) or numbered
     if len(actions) != count:
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
     if model.inventory_size:
-        raise ValueError("a world with counts is registered by a record of its own, see docs/own_world.md: leave out --name")
+        raise ValueError("a world with an inventory is registered by a record of its own, see docs/own_world.md: leave out --name")
     return WorldSpec(
         id=f"LSSVWM-{title}-v0",
         name=re.sub(r"[^a-z0-9_.-]", "-", title.lower()),
@@ -75,35 +79,31 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         reward_values=(0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values],
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
-        length_scale=naming.near,
+        length_scale=naming.length_scale,
         low=low,
         high=high,
     )
 
 
-def _numbered(count: int, continuous: bool) -> tuple[str, ...]:
-    return tuple(f"{'number' if continuous else 'action'} {number}" for number in range(count))
-
-
 def _reward(arrays: list[dict[str, np.ndarray]]) -> float:
-    """What paying frames pay on average; the reward head learns whether a reward is above 0.5."""
+    """The mean of rewards above 0.5, which is what the reward head learns to tell."""
     rewards = np.concatenate([a["reward"] for a in arrays]).astype(np.float64)
     return round(float(rewards[rewards > 0.5].mean()), 4) if (rewards > 0.5).any() else 1.0
 
 
 def _bounds(collection: Collection | None, arrays: list[dict[str, np.ndarray]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What the environment says, and where it says nothing, what was recorded."""
+    """Of the environment where it has some, else of the recorded actions."""
     taken = np.concatenate([a["action"][1:] for a in arrays]).astype(np.float64)
     least, most = taken.min(0), taken.max(0)
     most = np.where(most > least, most, least + 1)
-    told = collection is not None and len(collection.low) == taken.shape[1]
-    lows, highs = (collection.low, collection.high) if collection is not None and told else ([None] * len(least), [None] * len(most))
-    low = tuple(float(b) if a is None else float(a) for a, b in zip(lows, least, strict=True))
-    return low, tuple(float(b) if a is None else float(a) for a, b in zip(highs, most, strict=True))
+    if collection is None or len(collection.low) != taken.shape[1]:
+        return tuple(least.tolist()), tuple(most.tolist())
+    low = tuple(float(b if a is None else a) for a, b in zip(collection.low, least, strict=True))
+    return low, tuple(float(b if a is None else a) for a, b in zip(collection.high, most, strict=True))
 
 
 def _keys(actions: tuple[str, ...]) -> dict[str, int]:
-    """Keys by what the actions are called, and the numbers of the first nine."""
+    """Keys by the names of the actions, and 1 to 9 for the first nine."""
     keys = {str(number + 1): number for number in range(min(9, len(actions)))}
     for key, words in KEYS.items():
         found = next((n for word in words for n, name in enumerate(actions) if word in re.split(r"[^a-z]+", name.lower())), None)
@@ -116,13 +116,14 @@ def card(world: WorldSpec, weights: Weights, out: Path) -> str:
     """A model card for the folder, in the Hub's form."""
     trained, data = weights.info.get("training", {}), weights.info.get("starts_from", {})
     sizes = {
-        name: sum(p.numel() for p in part.parameters()) for name, part in (("eye", weights.autoencoder), ("model", weights.world_model))
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("autoencoder", weights.autoencoder), ("world model", weights.world_model))
     }
     rows: dict[str, Any] = {
         "world": f"`{world.id}`, {len(world.actions)} {'numbers an action' if world.continuous else 'actions'}: {', '.join(world.actions)}",
         "frames": f"{world.image_size}x{world.image_size}, {world.fps} a second",
-        "autoencoder": f"{sizes['eye'] / 1e6:.2f} M weights, float16",
-        "world model": f"{sizes['model'] / 1e6:.2f} M weights, float16",
+        "autoencoder": f"{sizes['autoencoder'] / 1e6:.2f} M weights, float16",
+        "world model": f"{sizes['world model'] / 1e6:.2f} M weights, float16",
         "trained": f"{trained.get('step', '?')} steps, {trained.get('frames', '?')} frames, {trained.get('seconds', '?')} s",
         "data": f"{data.get('episodes', '?')} episodes, fingerprint {data.get('sha256', '?')}",
         "starts": f"{len(weights.openings)} openings, {len(weights.walks)} walks",
@@ -140,7 +141,7 @@ def card(world: WorldSpec, weights: Weights, out: Path) -> str:
 def write_card(folder: Path, text: str) -> bool:
     """Write the card unless somebody has written one by hand; whether it was written."""
     path = folder / "README.md"
-    if path.exists() and CARD not in path.read_text(encoding="utf-8"):
+    if path.exists() and WRITTEN not in path.read_text(encoding="utf-8"):
         return False
     path.write_text(text, encoding="utf-8")
     return True

@@ -1,7 +1,7 @@
-"""Make a folder of weights from finished models: `lssvwm-gym ship --autoencoder F --world-model F --data DIR --out DIR`.
+"""Make a folder of weights from finished models: `lssvwm-gym package --autoencoder F --world-model F --data DIR --out DIR`.
 
-Where the data or the settings say what the world is called, its record goes with them (`world.json`), and so does a model card: then
-`gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` needs to know no more.
+Where the data or the settings name the world, its record (`world.json`) and a model card are written too. Then
+`gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` makes its environment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Packaging:
     naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
 
-def ship(run: Packaging) -> Weights:
+def package(run: Packaging) -> Weights:
     """Write the folder and return what is in it."""
     autoencoder = load_autoencoder(run.autoencoder)
     weights = _with_its_starts(run, autoencoder) if run.data is None else _with_starts_from(run, run.data, autoencoder)
@@ -68,7 +68,7 @@ def _with_its_starts(run: Packaging, autoencoder: Autoencoder) -> Weights:
 
 
 def _encoding(autoencoder: Autoencoder) -> str:
-    """A checksum of what makes latents of pictures, as it ships."""
+    """A checksum of the encoder in the precision of packaged weights."""
     return checksum({name: tensor.half() for name, tensor in autoencoder.encoding().items()}, "")
 
 
@@ -84,7 +84,7 @@ def _with_starts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> W
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
-    """The average weights of a finished or an unfinished training run, and its header; or those of a folder of weights."""
+    """The average weights of a training run, finished or not, or of a folder of weights; and what is known of the training."""
     if path.is_dir():
         weights = read_weights(path)
         return weights.world_model, weights.info.get("training", {})

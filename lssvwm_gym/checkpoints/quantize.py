@@ -1,9 +1,8 @@
-"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym export --out DIR --bits 8`.
+"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym quantize --out DIR --bits 8`.
 
-The weights of products and convolutions are stored in 8 bits, `lssvwm_gym.io.quantize`, all else as it was. What is written is
-an ordinary folder of weights: `weights="DIR"` takes it, wherever weights can be given. It saves disk and download alone. Once
-loaded the weights are float32, so a dream takes the memory and the time that it takes of the full ones, and is not quite
-the same dream: states saved with the full weights are refused.
+The weights of linear layers and convolutions are stored in 8 bits (`lssvwm_gym.io.quantize`), all else as it was. The result is
+an ordinary folder of weights. It saves disk and download alone: once loaded, weights are float32 and take the same memory and
+time. A dream of them differs slightly, so states saved with the full weights are refused.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from lssvwm_gym.checkpoints.checkpoint import Starts, Weights, read_weights, sav
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"
-REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym export`. The scores are those of the full weights.*\n\n"
+REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym quantize`. The scores are those of the full weights.*\n\n"
 
 
 @dataclass(frozen=True)
-class Export:
+class Quantizing:
     """What to make smaller."""
 
     out: Path  # folder to write
     world: str = "memory-maze"
     weights: Path | None = None  # folder of weights; the world's shipped ones if not given
-    bits: int = 8  # of the weights of products and convolutions
+    bits: int = 8  # of the weights of linear layers and convolutions
     openings: int | None = None  # real openings to keep; all if not given
     walks: int | None = None  # real walks to keep, which are the larger part of the starts; all if not given
 
 
-def export(run: Export) -> dict[str, Any]:
-    """Write the folder; print and return what it came to.
+def quantize(run: Quantizing) -> dict[str, Any]:
+    """Write the folder; print and return its size and error.
 
     Raises:
         ValueError: other bits than 8, an unknown world, more starts than there are, or an `out` that is the folder itself;
             `TensorFileError` for a folder that can't be read.
     """
     folder = _checked(run)
-    full, seconds = _timed(folder)
+    full, full_seconds = _timed(folder)
     info = full.info | {"bits": run.bits}
     kept = replace(full, openings=_first(full.openings, run.openings, "openings"), walks=_first(full.walks, run.walks, "walks"), info=info)
     save_weights(run.out, kept, eight_bits=True)
@@ -51,29 +50,33 @@ def export(run: Export) -> dict[str, Any]:
         (run.out / CARD).write_text(REMARK + (folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
     if has_record(folder):
         write_world(run.out, read_world(folder))
-    compact, seconds_compact = _timed(run.out)
-    report = {
+    compact, compact_seconds = _timed(run.out)
+    report: dict[str, Any] = {
         "bytes": {"full": _bytes(folder), "compact": _bytes(run.out)},
-        "load_seconds": {"full": seconds, "compact": seconds_compact},
+        "load_seconds": {"full": full_seconds, "compact": compact_seconds},
         "relative_error": _relative_error(full, compact),
     }
-    _print(run, report)
+    size, seconds = report["bytes"], report["load_seconds"]
+    print(f"{run.out}: {size['compact'] / 1e6:.1f} MB instead of {size['full'] / 1e6:.1f}")
+    print(f"read in {seconds['compact']:.2f} s instead of {seconds['full']:.2f}; weights off by {report['relative_error']:.2%}")
+    print("in memory, and as quick, as before; see what the dream lost with")
+    print(f"  lssvwm-gym evaluate --world {run.world} --weights {run.out} --data DIR")
     return report
 
 
-def _checked(run: Export) -> Path:
+def _checked(run: Quantizing) -> Path:
     if run.bits != 8:
         raise ValueError(f"bits must be 8, not {run.bits}: full weights have 16, and nothing else is stored")
     if run.world not in WORLDS:
         raise ValueError(f"no world named {run.world!r}; there are {', '.join(WORLDS)}")
     folder = weights_of(WORLDS[run.world], run.weights)
     if run.out.exists() and run.out.resolve() == folder.resolve():
-        raise ValueError(f"out is {run.out}, the folder of the full weights, which an export would overwrite; name another")
+        raise ValueError(f"out is {run.out}, the folder of the full weights, which it would overwrite; name another")
     return folder
 
 
 def _timed(folder: Path) -> tuple[Weights, float]:
-    """Weights, read anew, and seconds."""
+    """Weights, read from disk, and the seconds that took."""
     began = time.perf_counter()
     return read_weights(folder), time.perf_counter() - began
 
@@ -91,18 +94,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _relative_error(full: Weights, compact: Weights) -> float:
-    """By how much the weights of both models are off: root mean square of the difference over that of the weights."""
-
-    def flat(model: nn.Module) -> torch.Tensor:
-        return torch.cat([parameter.flatten() for parameter in model.parameters()])
-
-    before, after = (torch.cat([flat(weights.autoencoder), flat(weights.world_model)]) for weights in (full, compact))
+    """Root mean square of the difference of all weights over that of the weights."""
+    models = [nn.ModuleList([weights.autoencoder, weights.world_model]) for weights in (full, compact)]
+    before, after = (torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models)
     return float((after - before).norm() / before.norm())
-
-
-def _print(run: Export, report: dict[str, Any]) -> None:
-    size, seconds = report["bytes"], report["load_seconds"]
-    print(f"{run.out}: {size['compact'] / 1e6:.1f} MB instead of {size['full'] / 1e6:.1f}")
-    print(f"read in {seconds['compact']:.2f} s instead of {seconds['full']:.2f}; weights off by {report['relative_error']:.2%}")
-    print("in memory, and as quick, as before; see what the dream lost with")
-    print(f"  lssvwm-gym evaluate --world {run.world} --weights {run.out} --data DIR")

@@ -95,9 +95,9 @@ def make_memory_maze(collecting: Collecting) -> gym.Env:
 
 
 def make_explorer(rng: np.random.Generator) -> Policy:
-    from lssvwm_gym.real_envs.experts.maze_explorer import Explorer
+    from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
-    return Explorer(rng)
+    return MazeExplorer(rng)
 
 
 def make_luanti(collecting: Collecting) -> gym.Env:
@@ -108,10 +108,10 @@ def make_luanti(collecting: Collecting) -> gym.Env:
 
 def make_player(rng: np.random.Generator) -> Policy:
     """Two explorers for every three choppers."""
-    from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
-    from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
+    from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
+    from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
 
-    return Explorer(rng) if rng.random() < 0.4 else Chopper(rng)
+    return LuantiExplorer(rng) if rng.random() < 0.4 else LuantiChopper(rng)
 
 
 SOURCES = {

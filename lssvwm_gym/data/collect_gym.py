@@ -1,7 +1,7 @@
 """Collect episodes from any Gymnasium environment: `lssvwm-gym collect gym --env CartPole-v1 --out DIR`.
 
 Frames are the observations where those are pictures, else what the environment renders as `rgb_array`; actions are Discrete or Box, and
-drawn at random. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym ship` takes the world's record from there.
+drawn at random. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
 from __future__ import annotations

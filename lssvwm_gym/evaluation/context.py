@@ -1,4 +1,4 @@
-"""The workbench: settings of an evaluation, and what every test of it works with."""
+"""Settings of an evaluation, and the models, episodes and results that its tests share."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import RealEpisode, decode_clips, read_real_episodes
+from lssvwm_gym.io import legacy
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
-FOLLOWING = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
-REMEMBERING = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
-MEMORIES = ("own", "stranger", "emptied", "shuffled", "believed", "untold")
-COUNTING = ("crafting", "inventory", "milestones")
+PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
+MEMORY = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
+INVENTORY = ("crafting", "inventory", "milestones")
+MEMORIES = ("own", "stranger", "emptied", "shuffled", "estimated_poses", "estimated_motions")  # variants of retrieval
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
-    "memory-maze": {"tests": FOLLOWING + REMEMBERING, "retrieval": (100,), "reasoning": (576, 224)},
+    "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
     "minecraft": {
-        "tests": ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *COUNTING, "interruption", "cold_start"),
+        "tests": ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *INVENTORY, "interruption", "cold_start"),
         "retrieval": (100,),
         "reasoning": (100, 50),
     },
 }
-OTHER_WORLDS: dict[str, Any] = {"tests": FOLLOWING + REMEMBERING + COUNTING, "retrieval": (100,), "reasoning": (100, 50)}
+OTHER_WORLDS: dict[str, Any] = {"tests": PREDICTION + MEMORY + INVENTORY, "retrieval": (100,), "reasoning": (100, 50)}
 PICTURED = 3  # clips, of different episodes where there are as many
 
 
@@ -45,30 +47,28 @@ class Evaluation:
     tests: tuple[str, ...] = ()  # all that say something about the world if not given
     steps: int = 1  # denoising steps a frame
     clips: int = 3  # clips an episode, evenly spaced
-    context: int = 100  # frames of real past
+    context: int = 100  # real frames before the dream
     ahead: int = 50  # frames of open-loop dream
-    retrieval: tuple[int, ...] = ()  # frames of context, walked back
-    memories: tuple[str, ...] = MEMORIES  # variants of retrieval, believed of reasoning too; own is enough to compare models
-    reasoning: tuple[int, int] = (0, 0)  # frames of real past, frames dreamed
-    drift: int = 1000  # steps over which poses are reckoned, fewer where episodes are shorter
+    retrieval: tuple[int, ...] = ()  # frames of context, revisited in reverse
+    memories: tuple[str, ...] = MEMORIES  # variants of retrieval, estimated_poses of reasoning too; own is enough to compare models
+    reasoning: tuple[int, int] = (0, 0)  # frames of context, frames generated
+    drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
-    cold_start: int = 60  # frames dreamed from nothing, then walked back
-    detour: int = 300  # frames dreamed on which nothing is done that changes what is carried
+    cold_start: int = 60  # frames dreamed from nothing, then revisited in reverse
+    detour: int = 300  # frames dreamed in which nothing is done that changes the inventory
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = set(self.memories) - set(MEMORIES)
+        memories = legacy.renamed_with_warning(dict.fromkeys(self.memories), legacy.MEMORIES, "memories")
+        object.__setattr__(self, "memories", tuple(memories))
+        unknown = memories.keys() - set(MEMORIES)
         if unknown:
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
         named = self.world or chosen_world("", self.weights).name
         for name, own in SUITES.get(named, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
-        least = {"steps": 1, "clips": 1, "context": 2, "ahead": 1, "retrieval": 2, "reasoning": 1, "drift": 1, "cold_start": 2, "detour": 1}
-        for name, bound in (least | {"interruption": 1}).items():
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
-                raise ValueError(f"{name} must be at least {bound}, not {value}")
+        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, cold_start=2, detour=1, interruption=1)
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ class EvalContext:
     weights: Weights
     episodes: list[RealEpisode]
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
-    recalled: dict[int, Tensor] = field(default_factory=dict)  # frames dreamed on the way back, by frames of context; several tests ask
+    recalled: dict[int, Tensor] = field(default_factory=dict)  # frames of retrieval from own memory, by length of the context
 
-    def refuse_untold(self, test: str) -> None:
+    def check_applies(self, test: str) -> None:
         """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
-        if test in (*REMEMBERING, "inventory") and not any(bool(one.latent.pose.isfinite().all()) for one in self.episodes):
-            raise DoesNotApply("the episodes tell no poses")
-        if test in REMEMBERING and self.world.continuous:
-            raise DoesNotApply("it walks back, where actions are unknown, and is for discrete ones")
+        if test in (*MEMORY, "inventory") and not any(bool(one.latent.pose.isfinite().all()) for one in self.episodes):
+            raise DoesNotApply("the episodes have no poses")
+        if test in MEMORY and self.world.continuous:
+            raise DoesNotApply("it revisits by unknown actions, which only discrete ones have")
 
     def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
-        """PSNR and SSIM of latents (B, T, N, C) against real frames, beside the autoencoder's ceiling being known apart."""
+        """PSNR and SSIM of latents (B, T, N, C), decoded, against real frames."""
         return self.frame_scores(name, decode_clips(self.weights, latent), truth)
 
     def frame_scores(self, name: str, frames: Tensor, truth: Tensor) -> dict[str, Score]:

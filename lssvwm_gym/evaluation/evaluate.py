@@ -1,11 +1,9 @@
-"""Measure a dream on real episodes: `lssvwm-gym evaluate --data DIR`. Prints tables, writes JSON and pictures."""
+"""Evaluate dreams on real episodes: `lssvwm-gym evaluate --data DIR`. Prints tables, writes JSON and pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
 from lssvwm_gym.evaluation.memory import identity, interruption, retrieval
 from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction, reward, reward_ahead
-from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import write_json
 
 __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
@@ -46,9 +44,9 @@ TESTS: dict[str, Callable[[EvalContext], dict[str, Any]]] = {
 def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, Any]:
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
-    The JSON is written after every test, so that one that fails costs none of those before it. A bench that is already open
-    may be given; what the tests keep is found there. Tests that say nothing about the world are named in `skipped`, with the
-    reason.
+    The JSON is written after every test, so that one that fails costs none of those before it. An open context
+    may be given; what the tests keep for figures is found there. Tests that do not apply to the world are named in `skipped`,
+    with the reason.
 
     Raises:
         ValueError: a test or a world that doesn't exist, or episodes too short for a test.
@@ -61,12 +59,12 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
         "world": context.world.id,
         "weights": context.weights.info,
         "data": fingerprint(run.data),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(run).items()},
+        "settings": dataclasses.asdict(run),
         "scores": {},
     }
     for name in run.tests:
         try:
-            context.refuse_untold(name)
+            context.check_applies(name)
             results = TESTS[name](context)
         except DoesNotApply as reason:
             report.setdefault("skipped", {})[name] = str(reason)
@@ -74,18 +72,12 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
         else:
             report["scores"][name] = {k: dataclasses.asdict(v) if isinstance(v, Score) else v for k, v in results.items()}
             _print(name, results)
-        _write(report, run.out)
+        if run.out:
+            write_json(run.out, report)
     if run.figures:
         for path in draw(context, report, run.figures):
             print(f"wrote {path}")
     return report
-
-
-def _write(report: dict[str, Any], path: Path | None) -> None:
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with renamed_when_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _print(name: str, results: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
     Raises:
         ValueError: a report without such points.
     """
-    figure, axes = _figure(7, 4.5)
+    figure, (axes,) = new_figure(7, 4.5)
     for label, report in reports.items():
         curves = revisits(report)
         if not curves:
@@ -64,23 +64,23 @@ def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
             name = label if len(curves) == 1 else f"{label}, {size} frames"
             axes.errorbar(since, mean, [0 if e != e else e for e in error], marker="o", markersize=4, capsize=3, label=name)
     axes.set(xlabel="frames since the view was last seen", ylabel="PSNR (dB)", xlim=(0, None))
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return _saved_figure(figure, path)
+    return save_figure(figure, path)
 
 
-def paths_map(path: Path, true: Tensor, believed: Tensor) -> Path:
-    """Where each clip was and where it believed to be, from above; poses (B, T, 4)."""
+def paths_map(path: Path, true: Tensor, estimated: Tensor) -> Path:
+    """Where each clip was and where the model estimated it to be, from above; poses (B, T, 4)."""
     count = min(MAPS, len(true))
-    figure, axes = _figure(3 * count, 3.2, count)
-    for index, place in enumerate(axes if count > 1 else [axes]):
-        for pose, name, colour in ((true, "true", "0.6"), (believed, "believed", "tab:red")):
+    figure, axes = new_figure(3 * count, 3.2, count)
+    for index, place in enumerate(axes):
+        for pose, name, colour in ((true, "true", "0.6"), (estimated, "estimated", "tab:red")):
             x, y = pose[index, :, 0].tolist(), pose[index, :, 1].tolist()
             place.plot(x, y, color=colour, linewidth=1, label=name)
             place.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+        place.grid(False)
         place.set(aspect="equal", title=f"{true.shape[1] - 1} steps", xlabel="world units")
     figure.legend(*place.get_legend_handles_labels(), loc="upper right", frameon=False, fontsize="small")
-    return _saved_figure(figure, path)
+    return save_figure(figure, path)
 
 
 def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
@@ -129,16 +129,20 @@ def _sheet_of_steps(path: Path, rows: dict[str, Tensor]) -> Path:
     return sheet(path, {name: row[:PICTURED, places] for name, row in rows.items()}, [f"step {step}" for step in steps])
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of matplotlib, in inches, that needs no display, and its axes beside each other, with a grid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure, axes
 
 
-def _saved_figure(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     return _saved(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format="png"))
 
 

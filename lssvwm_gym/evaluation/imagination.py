@@ -18,11 +18,11 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 
 
 def cold_start(context: EvalContext) -> dict[str, Any]:
-    """From the empty state, 60 frames dreamed on recorded actions with believed motion, and then the same believed poses walked back.
+    """From the empty state, 60 frames dreamed on recorded actions with estimated motion, then the same estimated poses in reverse.
 
-    Self-consistency: PSNR between the frames of one pose on the way there and on the way back, the turning point left out;
-    beside it the same with the frames of the way back in another order (chance). Statistics of the frames dreamed on the
-    way there and of the real frames of the same actions, see `statistics`.
+    Self-consistency: PSNR between the first and the second frame of each pose, the turning point left out; beside it the same
+    with the second frames in another order (chance). Statistics of the first frames and of the real frames of the same actions,
+    see `statistics`.
     """
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, run.cold_start, run.clips)
@@ -33,7 +33,7 @@ def cold_start(context: EvalContext) -> dict[str, Any]:
     back = _reversed(clips, dream.pose, model.config.actions)
     there = decode_clips(context.weights, dream.latent)
     again = decode_clips(context.weights, dream_at_poses(model, state, back, run.steps))
-    first = there[:, :-1].flip(1)  # in the order of the way back
+    first = there[:, :-1].flip(1)  # in the reversed order
     order = torch.randperm(again.shape[1], generator=torch.Generator().manual_seed(run.seed))
     context.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})
     return {
@@ -65,7 +65,7 @@ def _statistics(frames: Tensor, name: str, border: int) -> dict[str, Score]:
 
 
 def _reversed(clips: Clips, pose: Tensor, unknown_action: int) -> Clips:
-    """The way back along poses (B, T, 4), without the turning point, by unknown actions."""
+    """The reversed trajectory of poses (B, T, 4), without the turning point, by unknown actions."""
     pose = pose.flip(1)
     motion = motion_between(pose[:, :-1], pose[:, 1:])
     back = clips[: len(clips) - 1]

@@ -1,4 +1,4 @@
-"""Crafting: what is carried changes as the game's recipes say, stays where nothing is done, and pays once.
+"""Tests of the inventory: it changes as the game's recipes say, stays where nothing is done, and its milestones are rewarded once.
 
 Shares here are of cases (crafts, steps, dreams), their number stands where that of clips does, and their standard error is
 that of (hits + 1) of (cases + 2), so that a few cases that all went well don't look certain.
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
-from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, features_along, remember_clips
+from lssvwm_gym.evaluation.rollouts import Clips, RealEpisode, clips_at, cut_clips, dream_along, prefill_clips, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.worlds import WorldSpec
 
@@ -38,29 +38,29 @@ LONGEST_SPELL = 8  # steps of a detour that are the same
 
 
 def crafting(context: EvalContext) -> dict[str, Any]:
-    """Changes of the counts at each step of whole real episodes, against the recorded ones, on
+    """Changes of the inventory at each step of whole real episodes, against the recorded ones, on
 
-    real frames: every real frame is seen, with the real counts before it;
-    dreamed frames: the recorded actions are dreamed, `ahead` frames at a time, each time from the real past up to there; counts
-    go on from the dream's own. A craft that was possible then may not be possible in the dream, or the other way round, so
-    that what was crafted is also compared with what the recipe makes of the dream's own counts;
+    real frames: conditioned on every real frame and the real inventory before it;
+    dreamed frames: the recorded actions are dreamed, `ahead` frames at a time, each time from the real context up to there, with
+    the dream's own inventory. A craft that was possible then may not be possible in the dream, or the other way round, so
+    that crafts are also compared with what the recipe makes of the dream's own inventory;
     crafts tried: each of the crafts in one dreamed frame, after every `ahead` real ones, against the recipe.
 
-    Crafts are right where every count changes as it should. Steps of digging and placing change the counts on few steps
-    only: recall is of those on which they did, exactly right of those on which they did in every count, precision of those
-    on which they were predicted to. All other steps should change nothing.
+    Crafts are right where every item's count changes as it should. Digging and placing change the inventory on few steps only:
+    recall is of those on which they did, exactly right of those on which they did in every count, precision of those on which
+    they were predicted to. All other steps should change nothing.
     """
     _check_applies(context.world)
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, min(len(episode.frames) for episode in context.episodes), 1)
-    start = remember_clips(model, clips[:1], run.seed)
-    features, _ = features_along(model, start, clips[1:])
-    told = clips[1:]
+    start = prefill_clips(model, clips[:1], run.seed)
+    features = prefill_further(model, start, clips[1:]).features
+    later = clips[1:]
     assert model.inventory_head is not None
-    seen = model.inventory_head.after(features, told.before, told.action) - told.before
-    before, after, tried = _dreamed(context, clips)
+    predicted = model.inventory_head.after(features, later.before, later.action) - later.before
+    before, after, tried = _inventory_rollouts(context, clips)
     return {
-        **step_scores(context.world, "real frames", told, seen),
+        **step_scores(context.world, "real frames", later, predicted),
         **step_scores(context.world, "dreamed frames", clips[run.ahead :], after - before),
         **_own_crafts(context.world, "dreamed frames", clips.action[:, run.ahead :], before, after - before),
         **tried,
@@ -68,46 +68,46 @@ def crafting(context: EvalContext) -> dict[str, Any]:
 
 
 def inventory(context: EvalContext) -> dict[str, Any]:
-    """What is left of what is carried after a dream of `detour` frames in which nothing is dug, placed or crafted.
+    """What is left of the inventory after a dream of `detour` frames in which nothing is dug, placed or crafted.
 
-    Each dream begins after `context` real frames at whose end something is carried, `clips` an episode, and goes where
-    actions lead that are drawn at random, each for 1 to 8 steps.
+    Each dream begins after `context` real frames at whose end something is carried, `clips` an episode; its actions are drawn at
+    random, each for 1 to 8 steps.
     """
     _check_applies(context.world)
     model, run = context.weights.world_model, context.run
     places = [(episode, end + 1 - run.context) for episode in context.episodes for end in _carrying(episode, run.context, run.clips)]
     if not places:
         raise ValueError(f"in no episode is anything carried after {run.context} frames")
-    state = remember_clips(model, clips_at(places, run.context), run.seed)
+    state = prefill_clips(model, clips_at(places, run.context), run.seed)
     begun, results = state.inventory, {}
-    walk = detour(context.world, len(places), run.detour, run.seed)
-    for step, action in enumerate(tqdm(walk.unbind(1), desc="detour", leave=False), 1):
+    actions = detour(context.world, len(places), run.detour, run.seed)
+    for step, action in enumerate(tqdm(actions.unbind(1), desc="detour", leave=False), 1):
         state = commit(model, state, action, imagine(model, state, action, run.steps))
         if step in (100, run.detour):
             lost, gained = (begun - state.inventory).clamp(min=0).sum(1), (state.inventory - begun).clamp(min=0).sum(1)
-            results[f"after {step} frames: all counts as they were"] = share((state.inventory == begun).all(1))
+            results[f"after {step} frames: inventory unchanged"] = share((state.inventory == begun).all(1))
             results[f"after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1))
             results[f"after {step} frames: items from nowhere"] = score(gained)
     return results
 
 
 def milestones(context: EvalContext) -> dict[str, Any]:
-    """Scripts of crafts played in dreams: whether each reward is paid once and in order, and the repeat pays nothing.
+    """Scripts of crafts in dreams: whether each reward is given once and in order, and the repeat gives none.
 
-    A script is its crafts in order and then all of them again, with a turn after each. A dream begins after the whole real
-    past up to one of `clips` moments an episode at which the crafts are possible and none of what they make was ever there.
+    A script is its crafts in order and then all of them again, with a turn after each. A dream begins after all real frames up
+    to one of `clips` steps an episode at which the crafts are possible and none of what they make was ever there.
     """
     _check_applies(context.world)
     results: dict[str, Any] = {}
     for name, crafts in SCRIPTS.items():
-        runs = [_played(context, past, crafts, number) for number, past in enumerate(_pasts(context, crafts))]
+        runs = [_run_script(context, past, crafts, number) for number, past in enumerate(_pasts(context, crafts))]
         if runs:
-            paid, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
+            given, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
             once = 2 * len(crafts)  # steps before the crafts are repeated
-            results[f"{name}: rewards paid once each and in order"] = share((paid == due).all(1))
-            results[f"{name}: rewards paid in order the first time"] = share((paid == due)[:, :once].all(1))
-            results[f"{name}: repeated crafts pay nothing"] = share((paid == 0)[:, once:].all(1))
-            results[f"{name}: counts follow the recipes throughout"] = share(followed)
+            results[f"{name}: rewards given once each and in order"] = share((given == due).all(1))
+            results[f"{name}: rewards given in order the first time"] = share((given == due)[:, :once].all(1))
+            results[f"{name}: repeated crafts give no reward"] = share((given == 0)[:, once:].all(1))
+            results[f"{name}: inventory follows the recipes throughout"] = share(followed)
     if not results:
         raise ValueError("no episode has a moment at which a script of crafts could begin")
     return results
@@ -121,7 +121,7 @@ def share(hits: Tensor) -> Score:
 
 
 def by_recipe(world: WorldSpec, counts: Tensor, action: Tensor) -> Tensor:
-    """Changes (..., V) that actions (...) make to counts (..., V) by the recipes; zeros for impossible crafts and all other actions."""
+    """Changes (..., V) that actions (...) make to inventories (..., V) by the recipes; zeros for impossible crafts and other actions."""
     change = torch.zeros_like(counts)
     for name, recipe in RECIPES.items():
         made = torch.tensor([float(recipe.get(count, 0)) for count in world.inventory])
@@ -131,17 +131,17 @@ def by_recipe(world: WorldSpec, counts: Tensor, action: Tensor) -> Tensor:
 
 
 def step_scores(world: WorldSpec, name: str, clips: Clips, predicted: Tensor) -> dict[str, Any]:
-    """Scores of predicted changes (B, T, V) of the counts at each step of real clips."""
+    """Scores of predicted changes (B, T, V) of the inventory at each step of real clips."""
     real = clips.inventory - clips.before
-    changed, foretold, right = real.any(-1), predicted.any(-1), (predicted == real).all(-1)
+    changed, predicts, right = real.any(-1), predicted.any(-1), (predicted == real).all(-1)
     crafts, work = (_among(world, clips.action, names) for names in (RECIPES, WORK))
     cases = {
         "possible crafts right": (right, crafts & changed),
-        "impossible crafts without effect": (~foretold, crafts & ~changed),
-        "digging and placing, recall": (foretold, work & changed),
+        "impossible crafts without effect": (~predicts, crafts & ~changed),
+        "digging and placing, recall": (predicts, work & changed),
         "digging and placing, exactly right": (right, work & changed),
-        "digging and placing, precision": (changed, work & foretold),
-        "false changes in all other steps": (foretold, ~(crafts | work)),
+        "digging and placing, precision": (changed, work & predicts),
+        "false changes in all other steps": (predicts, ~(crafts | work)),
     }
     results: dict[str, Any] = {f"{name}: {case}": share(hits[among]) for case, (hits, among) in cases.items() if among.any()}
     gained = (predicted.clamp(min=0).sum(-1)[work].sum() / real.clamp(min=0).sum(-1)[work].sum().clamp(min=1)).item()
@@ -151,19 +151,19 @@ def step_scores(world: WorldSpec, name: str, clips: Clips, predicted: Tensor) ->
 def detour(world: WorldSpec, rows: int, frames: int, seed: int) -> Tensor:
     """Actions (rows, frames) int64 that change nothing of what is carried: one for some steps, then another."""
     idle = [number for number, name in enumerate(world.actions) if name not in RECIPES and name not in WORK]
-    walks = []
+    rows_of_actions = []
     for row in range(rows):
-        rng, walk = np.random.default_rng([seed, row]), list[int]()
-        while len(walk) < frames:
-            walk += [idle[rng.integers(len(idle))]] * int(rng.integers(1, LONGEST_SPELL + 1))
-        walks.append(walk[:frames])
-    return torch.tensor(walks)
+        rng, actions = np.random.default_rng([seed, row]), list[int]()
+        while len(actions) < frames:
+            actions += [idle[rng.integers(len(idle))]] * int(rng.integers(1, LONGEST_SPELL + 1))
+        rows_of_actions.append(actions[:frames])
+    return torch.tensor(rows_of_actions)
 
 
-def _dreamed(context: EvalContext, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
-    """A dream's counts before and with each frame from `ahead` on, (B, T, V), dreamed in pieces; scores of crafts tried between them."""
+def _inventory_rollouts(context: EvalContext, clips: Clips) -> tuple[Tensor, Tensor, dict[str, Score]]:
+    """A dream's inventory before and after each frame from `ahead` on, (B, T, V), in pieces; scores of crafts tried between them."""
     model, run, piece = context.weights.world_model, context.run, context.run.ahead
-    state = remember_clips(model, clips[:piece], run.seed)
+    state = prefill_clips(model, clips[:piece], run.seed)
     before, after, tries = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
     for start in range(piece, len(clips), piece):
         tries += _tried(context, state)
@@ -171,7 +171,7 @@ def _dreamed(context: EvalContext, clips: Clips) -> tuple[Tensor, Tensor, dict[s
         counts = dream_along(model, state, future, run.steps, true_motion=False)[0].inventory
         before.append(torch.cat([state.inventory.unsqueeze(1), counts[:, :-1]], 1))
         after.append(counts)
-        state = features_along(model, state, future)[1]
+        state = prefill_further(model, state, future).state
     return torch.cat(before, 1), torch.cat(after, 1), _of_tries(tries)
 
 
@@ -192,15 +192,18 @@ def _of_tries(tries: list[tuple[Tensor, Tensor]]) -> dict[str, Score]:
 
 
 def _own_crafts(world: WorldSpec, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Score]:
-    """Changes that a dream made by actions (B, T), against what the recipes make of its own counts before them, both (B, T, V)."""
+    """Changes that a dream made by actions (B, T), against what the recipes make of its own inventory before them, both (B, T, V)."""
     due = by_recipe(world, before, action)
     crafts, possible, right = _among(world, action, RECIPES), due.any(-1), (due == made).all(-1)
-    cases = {"possible crafts right, by the dream's own counts": possible, "impossible crafts without effect, by its own counts": ~possible}
+    cases = {
+        "possible crafts right, by the dream's own inventory": possible,
+        "impossible crafts without effect, by its own inventory": ~possible,
+    }
     return {f"{name}: {case}": share(right[among & crafts]) for case, among in cases.items() if (among & crafts).any()}
 
 
 def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Clips]:
-    """Real pasts, a row each, after which the crafts are possible in order and nothing of what they make was there yet."""
+    """Real contexts, a row each, after which the crafts are possible in order and nothing of what they make was there yet."""
     world = context.world
     made = [world.inventory.index(count) for craft in crafts for count, change in RECIPES[craft].items() if change > 0]
     for episode in context.episodes:
@@ -213,24 +216,24 @@ def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Clips]:
             yield clips_at([(episode, 0)], end + 1)
 
 
-def _played(context: EvalContext, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
-    """A script after one past: rewards paid at each step, rewards due, whether all counts followed the recipes."""
+def _run_script(context: EvalContext, past: Clips, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
+    """A script after one context: rewards given at each step, rewards due, whether the inventory followed the recipes."""
     profiles = {passes: name for name, passes in SAMPLING_STEPS.items()}
     if context.run.steps not in profiles:
-        raise ValueError(f"milestones are played in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
+        raise ValueError(f"milestones are tried in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
     world, dream = context.world, Dream(context.world, context.weights, profiles[context.run.steps])
-    state = remember_clips(context.weights.world_model, past, context.run.seed)._replace(seed=torch.tensor([number]))
-    counts, owned, paid, due, followed = state.inventory, set[str](), list[float](), list[float](), True
+    state = prefill_clips(context.weights.world_model, past, context.run.seed)._replace(seed=torch.tensor([number]))
+    counts, owned, given, due, followed = state.inventory, set[str](), list[float](), list[float](), True
     for name in [step for craft in crafts * 2 for step in (craft, PAUSE)]:
         action = torch.tensor([world.actions.index(name)])
         change = by_recipe(world, counts, action)
         new = {count for count, more in zip(world.inventory, change[0].tolist(), strict=True) if more > 0} - owned
         counts, owned = counts + change, owned | new
         state, reward, _, _ = dream.step(state, action)
-        paid.append(float(reward[0]))
-        due.append(sum(pays for count, pays in world.milestones if count in new))
+        given.append(float(reward[0]))
+        due.append(sum(value for count, value in world.milestones if count in new))
         followed = followed and torch.equal(state.inventory, counts)
-    return paid, due, followed
+    return given, due, followed
 
 
 def _carrying(episode: RealEpisode, context: int, most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tests of memory: revisiting by poses walked back, colours that hold, contexts that are interrupted."""
+"""Tests of memory: revisiting along the reversed trajectory, colours that stay, a context that is interrupted."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from lssvwm_gym.evaluation.rollouts import (
     dream_along,
     dream_at_poses,
     memory_of,
-    reckon_clips,
-    remember_clips,
-    there_and_back,
+    prefill_clips,
+    prefill_without_poses,
+    with_reversal,
 )
 from lssvwm_gym.models.rollout import DreamState, imagine
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off
-FAR = 50  # frames from the turning point, from where on single views are recalled
+FAR = 50  # frames from the turning point, from where on single views are asked for
 VIEWS = 8  # single views a clip
-REVISIT = re.compile(r"(\d+) back, own memory: PSNR (\d+) frames since seen")  # the keys of the curve in a report
+REVISIT = re.compile(r"revisiting (\d+) frames, own memory: PSNR (\d+) frames since seen")  # the keys of the curve in a report
 NAMES = {
     "own": "own memory",
     "stranger": "stranger's memory",
     "emptied": "emptied memory",
     "shuffled": "shuffled poses",
-    "believed": "believed poses",
-    "untold": "untold way back",
+    "estimated_poses": "estimated poses",
+    "estimated_motions": "estimated motions",
 }
 
 GRID = 6  # patches a side
@@ -46,8 +46,8 @@ COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 
 
 @dataclass(frozen=True)
-class WayBack:
-    """Real clips of a past, the state after it, and the same frames in reverse without the turning point."""
+class Revisit:
+    """Real clips, the state after them, and the reversed trajectory: the same frames from the last but one to the first."""
 
     past: Clips
     state: DreamState
@@ -55,120 +55,121 @@ class WayBack:
 
 
 def retrieval(context: EvalContext) -> dict[str, Any]:
-    """Real frames, then their poses walked back, for each size of the past. PSNR and SSIM against the past reversed, and cost in dB, of
+    """Frames generated along the reversed trajectory of a real context, for each length of it. PSNR and SSIM against the context
+    reversed, and cost in dB, of
 
-    own memory: the state after the past, told the true poses and motions of the way back;
+    own memory: the state after the context, with the true poses and motions of the reversed trajectory;
     stranger's memory: all but attention's window is that of another episode's clip; emptied memory: it is zeros;
-    shuffled poses: own memory, asked for the poses of the way back in another order, the motions as they were;
-    believed poses: nobody tells the poses of the past, the model follows them by its actions and by what it sees, and the way
-    back is told as the true motions in reverse, advanced from there: the cost is that of a map that has drifted;
-    untold way back: true poses in the past; on the way back actions are unknown and motions are the pose head's;
-    single views: views at least 50 frames from the turning point, each imagined from the state after the past, without the
+    shuffled poses: own memory, asked for the poses in another order, the motions as they were;
+    estimated poses: the poses of the context are estimated from actions and frames, and the true motions in reverse are integrated
+    from there: the cost is that of a map that has drifted;
+    estimated motions: true poses in the context; on the reversed trajectory actions are unknown and motions are the motion head's;
+    single views: views at least 50 frames from the turning point, each imagined from the state after the context, without the
     frames between;
     last frame repeated: the turning point.
 
-    In worlds that change, the same for the clips alone in whose past no count changed, so that nothing was dug or placed:
-    untouched world.
+    In worlds that change, the same for the clips alone in whose context the inventory never changed, so that nothing was dug or
+    placed: untouched world.
 
-    Own memory also has a revisit curve: the frame at step j of the way back was last seen 2 j frames ago. PSNR of the frames
-    around some such ages, and how much it falls from 50 to 800 frames, or as far as the size goes, clip by clip.
+    Own memory also has a revisit curve: the frame at step j was last seen 2 j frames ago. PSNR of the frames around some such
+    ages, and how much it falls from 50 to 800 frames, or as far as the length goes, clip by clip.
     """
     results: dict[str, Any] = {}
     for frames in context.run.retrieval:
-        results |= _retrieval(context, frames, f"{frames} back")
+        results |= _retrieval(context, frames, f"revisiting {frames} frames")
     return results
 
 
-def way_back(context: EvalContext, frames: int) -> WayBack:
-    """The clips of `frames` frames of every episode, remembered at their true poses, and what they are walked back along."""
+def revisit(context: EvalContext, frames: int) -> Revisit:
+    """The clips of `frames` frames of every episode, prefilled at their true poses, and their reversed trajectories."""
     model = context.weights.world_model
-    walk = there_and_back(cut_clips(context.episodes, frames, context.run.clips), model.config.actions)
-    past = walk[:frames]
-    return WayBack(past, remember_clips(model, past, context.run.seed), walk[frames:])
+    clips = with_reversal(cut_clips(context.episodes, frames, context.run.clips), model.config.actions)
+    past = clips[:frames]
+    return Revisit(past, prefill_clips(model, past, context.run.seed), clips[frames:])
 
 
-def recalled_frames(context: EvalContext, way: WayBack) -> Tensor:
-    """What is dreamed on the way back from its own memory, (B, T, height, width, 3) uint8; dreamed once for each size."""
-    frames = len(way.past)
+def recalled_frames(context: EvalContext, visit: Revisit) -> Tensor:
+    """What is generated along the reversed trajectory from own memory, (B, T, height, width, 3) uint8; once for each length."""
+    frames = len(visit.past)
     if frames not in context.recalled:
-        latent = dream_at_poses(context.weights.world_model, way.state, way.back, context.run.steps)
+        latent = dream_at_poses(context.weights.world_model, visit.state, visit.back, context.run.steps)
         context.recalled[frames] = decode_clips(context.weights, latent)
     return context.recalled[frames]
 
 
-def revisit_curve(quality: Tensor) -> dict[int, Tensor]:
-    """PSNR of a clip (B,) by frames since last seen, of PSNR (B, T) along a way back."""
+def psnr_by_age(quality: Tensor) -> dict[int, Tensor]:
+    """PSNR of a clip (B,) by frames since last seen, of PSNR (B, T) along a reversed trajectory."""
     since = 2 * torch.arange(1, quality.shape[1] + 1)
     near = {age: (since - age).abs() <= AROUND for age in AGES}
     return {age: quality[:, frames].mean(1) for age, frames in near.items() if frames.sum() > 1}
 
 
 def view_steps(frames: int) -> list[int]:
-    """Steps of a way back of `frames` frames at which single views are asked for; none where it is too short."""
+    """Steps of a reversed trajectory of `frames` frames at which single views are asked for; none where it is too short."""
     return torch.linspace(FAR, frames, VIEWS).round().long().tolist() if frames >= FAR else []
 
 
 def _retrieval(context: EvalContext, frames: int, name: str) -> dict[str, Any]:
-    way, run = way_back(context, frames), context.run
-    truth, own = way.back.frames, None
+    visit, run = revisit(context, frames), context.run
+    truth, own = visit.back.frames, None
     results: dict[str, Any] = {}
-    pictures = {"truth": truth, "autoencoder": decode_clips(context.weights, way.back.latent)}
+    pictures = {"truth": truth, "autoencoder": decode_clips(context.weights, visit.back.latent)}
     for memory in sorted(run.memories, key=list(NAMES).index):
-        pictures[NAMES[memory]] = dreamed = _dreamed(context, way, memory)
-        results |= _scores(context, way, f"{name}, {NAMES[memory]}", dreamed)
+        pictures[NAMES[memory]] = dreamed = _generated(context, visit, memory)
+        results |= _scores(context, visit, f"{name}, {NAMES[memory]}", dreamed)
         quality = context.quality(dreamed, truth)
         if memory == "own":
             own = quality
-            results |= _revisits(quality, name) | _single_views(context, way, name)
+            results |= _revisits(quality, name) | _single_views(context, visit, name)
         elif own is not None:
             results[f"{name}, cost of {NAMES[memory]} (dB)"] = score(own - quality)
     if frames == max(run.retrieval):
         context.keep("retrieval", pictures)
-    return results | _scores(context, way, f"{name}, last frame repeated", way.past.frames[:, -1:].expand_as(truth))
+    return results | _scores(context, visit, f"{name}, last frame repeated", visit.past.frames[:, -1:].expand_as(truth))
 
 
 def untouched(past: Clips) -> Tensor:
-    """Which clips, (B,) bool, have the same counts all along: nothing was dug, placed or crafted."""
+    """Which clips, (B,) bool, have the same inventory throughout: nothing was dug, placed or crafted."""
     return (past.inventory == past.before[:, :1]).flatten(1).all(1)
 
 
-def _scores(context: EvalContext, way: WayBack, name: str, dreamed: Tensor) -> dict[str, Score]:
-    """Scores of frames dreamed on the way back; in worlds that change, also of the clips in which nothing did."""
-    truth = way.back.frames
+def _scores(context: EvalContext, visit: Revisit, name: str, dreamed: Tensor) -> dict[str, Score]:
+    """Scores of frames generated along the reversed trajectory; in worlds that change, also of the clips in which nothing did."""
+    truth = visit.back.frames
     results = context.frame_scores(f"{name}:", dreamed, truth)
-    if context.world.changes and (still := untouched(way.past)).any():
+    if context.world.changes and (still := untouched(visit.past)).any():
         results |= context.frame_scores(f"{name}, untouched world:", dreamed[still], truth[still])
     return results
 
 
-def _dreamed(context: EvalContext, way: WayBack, memory: str) -> Tensor:
-    """Frames dreamed on the way back, in one of the variants."""
-    model, steps, back = context.weights.world_model, context.run.steps, way.back
+def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
+    """Frames generated along the reversed trajectory, in one of the variants."""
+    model, steps, back = context.weights.world_model, context.run.steps, visit.back
     if memory == "own":
-        return recalled_frames(context, way)
-    if memory == "believed":
-        state, _ = reckon_clips(model, way.past, context.run.seed)
+        return recalled_frames(context, visit)
+    if memory == "estimated_poses":
+        state = prefill_without_poses(model, visit.past, context.run.seed).state
         latent = dream_along(model, state, back, steps, true_motion=True)[0].latent
-    elif memory == "untold":
-        latent = dream_along(model, way.state, back, steps, true_motion=False)[0].latent
+    elif memory == "estimated_motions":
+        latent = dream_along(model, visit.state, back, steps, true_motion=False)[0].latent
     elif memory == "shuffled":
         order = torch.randperm(len(back), generator=torch.Generator().manual_seed(context.run.seed))
-        latent = dream_at_poses(model, way.state, dataclasses.replace(back, pose=back.pose[:, order]), steps)
+        latent = dream_at_poses(model, visit.state, dataclasses.replace(back, pose=back.pose[:, order]), steps)
     else:
-        other = _stranger(context, way) if memory == "stranger" else None
-        latent = dream_at_poses(model, memory_of(way.state, other), back, steps)
+        other = _stranger(context, visit) if memory == "stranger" else None
+        latent = dream_at_poses(model, memory_of(visit.state, other), back, steps)
     return decode_clips(context.weights, latent)
 
 
-def _stranger(context: EvalContext, way: WayBack) -> int:
+def _stranger(context: EvalContext, visit: Revisit) -> int:
     """How many rows before is a clip of another episode."""
-    if len(way.past.frames) == context.run.clips:
-        raise ValueError(f"a stranger's memory needs two episodes of {len(way.past)} frames; leave it out: --memories own shuffled ...")
+    if len(visit.past.frames) == context.run.clips:
+        raise ValueError(f"a stranger's memory needs two episodes of {len(visit.past)} frames; leave it out: --memories own shuffled ...")
     return context.run.clips
 
 
 def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
-    curve = revisit_curve(quality)
+    curve = psnr_by_age(quality)
     results = {f"{name}, own memory: PSNR {age} frames since seen": score(values) for age, values in curve.items()}
     later = [age for age in curve if age > 50]
     if later:
@@ -177,22 +178,22 @@ def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
     return results
 
 
-def _single_views(context: EvalContext, way: WayBack, name: str) -> dict[str, Score]:
-    """Views that are not reached by dreaming; none where the past is too short."""
-    model, state, back, steps = context.weights.world_model, way.state, way.back, view_steps(len(way.back))
+def _single_views(context: EvalContext, visit: Revisit, name: str) -> dict[str, Score]:
+    """Views imagined from afar, without the frames between; none where the context is too short."""
+    model, state, back, steps = context.weights.world_model, visit.state, visit.back, view_steps(len(visit.back))
     if not steps:
         return {}
     places = [step - 1 for step in steps]
     views = [imagine(model, state, back.action[:, t], context.run.steps, back.motion[:, t], back.pose[:, t]).latent for t in places]
     recalled, truth = decode_clips(context.weights, torch.stack(views, 1)), back.frames[:, places]
-    if len(way.past) == max(context.run.retrieval):
+    if len(visit.past) == max(context.run.retrieval):
         seen = decode_clips(context.weights, back.latent[:, places])
         context.keep("recall", {"truth": truth, "autoencoder": seen, "from pure noise": recalled})
     return context.frame_scores(f"{name}, single views:", recalled, truth)
 
 
 def identity(context: EvalContext) -> dict[str, Any]:
-    """Share of picture patches that keep their class of colour on the way back from own memory, at the first size of retrieval.
+    """Share of patches that keep their class of colour when revisited from own memory, at the first length of retrieval.
 
     A patch is a cell of a 6 x 6 grid over the picture without its border, its colour the mean of its pixels, its class the
     nearest of 12 colours that k-means finds in the context frames of all clips. Patches count whose true class is not one
@@ -201,11 +202,11 @@ def identity(context: EvalContext) -> dict[str, Any]:
     """
     if context.world.changes:
         raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
-    way = way_back(context, context.run.retrieval[0])
-    dreamed = recalled_frames(context, way)
-    colours = _found_colours(patches(way.past.frames, context.world.border).flatten(0, -2))
-    classes = {name: _classes(context, frames, colours) for name, frames in (("truth", way.back.frames), ("dream", dreamed))}
-    classes["autoencoder"] = _classes(context, decode_clips(context.weights, way.back.latent), colours)
+    visit = revisit(context, context.run.retrieval[0])
+    dreamed = recalled_frames(context, visit)
+    colours = _found_colours(patches(visit.past.frames, context.world.border).flatten(0, -2))
+    classes = {name: _classes(context, frames, colours) for name, frames in (("truth", visit.back.frames), ("dream", dreamed))}
+    classes["autoencoder"] = _classes(context, decode_clips(context.weights, visit.back.latent), colours)
     order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(context.run.seed))
     classes["shuffled frames"] = classes["dream"][:, order]
     truth = classes.pop("truth")
@@ -254,18 +255,18 @@ def _classes(context: EvalContext, frames: Tensor, colours: Tensor) -> Tensor:
 def interruption(context: EvalContext) -> dict[str, Any]:
     """Retrieval of `context` frames of which the last 1, 3, 10 are replaced by uniform noise or by black; poses stay true.
 
-    PSNR of the way back against the real frames, the replaced ones included; and its cost against the uninterrupted way
-    back, over all frames and over those that weren't replaced.
+    PSNR against the real frames, the replaced ones included; and its cost against the uninterrupted context, over all frames
+    and over those that weren't replaced.
     """
-    way = way_back(context, context.run.context)
-    truth, whole = way.back.frames, recalled_frames(context, way)
+    visit = revisit(context, context.run.context)
+    truth, whole = visit.back.frames, recalled_frames(context, visit)
     own = context.quality(whole, truth)
     results: dict[str, Any] = {"uninterrupted: PSNR": score(own)}
     pictures = {"truth": truth, "uninterrupted": whole}
     for kind in ("noise", "black"):
         for frames in context.run.interruption:
             name = f"{frames} of {kind}"
-            pictures[name] = dreamed = _dreamed_on(context, way, interrupted(context, way.past, kind, frames))
+            pictures[name] = dreamed = _interrupted_frames(context, visit, interrupted(context, visit.past, kind, frames))
             cost = own - context.quality(dreamed, truth)
             results[f"{name}: PSNR"] = score(own - cost)
             results[f"{name}: cost (dB)"] = score(cost)
@@ -286,9 +287,9 @@ def interrupted(context: EvalContext, past: Clips, kind: str, frames: int) -> Cl
     return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
 
 
-def _dreamed_on(context: EvalContext, way: WayBack, past: Clips) -> Tensor:
+def _interrupted_frames(context: EvalContext, visit: Revisit, past: Clips) -> Tensor:
     model, run = context.weights.world_model, context.run
-    return decode_clips(context.weights, dream_at_poses(model, remember_clips(model, past, run.seed), way.back, run.steps))
+    return decode_clips(context.weights, dream_at_poses(model, prefill_clips(model, past, run.seed), visit.back, run.steps))
 
 
 def _ended(clips: Tensor, end: Tensor) -> Tensor:

@@ -21,19 +21,19 @@ from lssvwm_gym.evaluation.rollouts import (
     decode_clips,
     dream_along,
     dream_at_poses,
-    features_along,
-    reckon_clips,
-    remember_clips,
+    prefill_clips,
+    prefill_further,
+    prefill_without_poses,
 )
 from lssvwm_gym.models.geometry import PLANE, relative_to
-from lssvwm_gym.models.rollout import DreamState, commit, imagine, remember
+from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
 
-LEADS = (2, 5, 10, 20, 40)  # frames dreamed up to the one that was paid
-NEAR = 3  # frames that a dreamed reward may be off
-LONG = 600  # frames of a long past
-TOGETHER = 12_000  # frames that are remembered in one go
-MOST = 12  # rewards of an episode, for each of the clips that are asked for
+LEADS = (2, 5, 10, 20, 40)  # frames generated up to the rewarded one
+NEAR = 3  # frames that a predicted reward may be off
+LONG = 600  # frames of a long context
+MAX_FRAMES = 12_000  # of the contexts of one batch, to bound memory
+MAX_REWARDS = 12  # of an episode, for each of the clips that are asked for
 
 HORIZONS = (10, 100, 300, 1000)  # steps
 
@@ -48,35 +48,35 @@ def reconstruction(context: EvalContext) -> dict[str, Any]:
 
 
 def next_frame(context: EvalContext) -> dict[str, Any]:
-    """The next frame from a real past: with the motion the model believes in, with the true one, and the last frame repeated."""
+    """The next frame after a real context: with the motion that the model estimates, with the true one, and the last frame repeated."""
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
-    state = remember_clips(model, clips[: run.context], run.seed)
-    believed, true, off, uncertain = [], [], [], []
+    state = prefill_clips(model, clips[: run.context], run.seed)
+    estimated, true, errors, uncertain = [], [], [], []
     for t in tqdm(range(run.context, len(clips)), desc="next frames", leave=False):
         action, motion = clips.action[:, t], clips.motion[:, t]
         imagined = imagine(model, state, action, run.steps)
-        believed.append(imagined.latent)
+        estimated.append(imagined.latent)
         uncertain.append(imagined.uncertainty)
         true.append(imagine(model, state, action, run.steps, motion).latent)
-        off.append((imagined.motion - motion)[:, :2].norm(dim=-1))
-        state = remember(model, state, *(x[:, t : t + 1] for x in (clips.latent, clips.action, clips.pose, clips.inventory)))
+        errors.append((imagined.motion - motion)[:, :2].norm(dim=-1))
+        state = prefill_further(model, state, clips[t : t + 1]).state
     truth = clips.frames[:, run.context :]
-    frames = decode_clips(context.weights, torch.stack(believed, 1))
+    frames = decode_clips(context.weights, torch.stack(estimated, 1))
     return {
-        **context.frame_scores("believed motion", frames, truth),
+        **context.frame_scores("estimated motion", frames, truth),
         **context.scores("true motion", torch.stack(true, 1), truth),
         **context.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
-        "position error of one step (world units)": score(torch.stack(off, 1)),
-        **_meaning_of_uncertainty(run, torch.stack(uncertain, 1), context.quality(frames, truth)),
+        "position error of one step (world units)": score(torch.stack(errors, 1)),
+        **_uncertainty_correlation(run, torch.stack(uncertain, 1), context.quality(frames, truth)),
     }
 
 
 def open_loop(context: EvalContext) -> dict[str, Any]:
-    """A dream of real actions from a real past, with believed motion, by horizon; beside the last context frame repeated."""
+    """A dream of real actions after a real context, with estimated motion, by horizon; beside the last context frame repeated."""
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
-    state = remember_clips(model, clips[: run.context], run.seed)
+    state = prefill_clips(model, clips[: run.context], run.seed)
     future = clips[run.context :]
     dream, end = dream_along(model, state, future, run.steps, true_motion=False)
     dreamed = context.quality(decode_clips(context.weights, dream.latent), future.frames)
@@ -87,24 +87,24 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
             results[f"frame {horizon}: dream PSNR"] = score(dreamed[:, horizon - 1])
             results[f"frame {horizon}: last frame repeated PSNR"] = score(repeated[:, horizon - 1])
     results["horizons at which the dream is ahead"] = int((dreamed.mean(0) > repeated.mean(0)).sum())
-    results["believed position off at the end (world units)"] = score((end.pose - future.pose[:, -1])[:, :2].norm(dim=-1))
-    return results | _meaning_of_uncertainty(run, dream.uncertainty, dreamed)
+    results["position error at the end (world units)"] = score((end.pose - future.pose[:, -1])[:, :2].norm(dim=-1))
+    return results | _uncertainty_correlation(run, dream.uncertainty, dreamed)
 
 
 def reward(context: EvalContext) -> dict[str, Any]:
-    """The reward head on real pasts: precision, recall, F1 over all frames of all episodes. Not where milestones of the counts pay."""
+    """The reward head on real frames: precision, recall, F1 over all frames of all episodes. Not where milestones give the rewards."""
     if context.world.milestones:
-        raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
+        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
     model = context.weights.world_model
     frames = min(len(episode.frames) for episode in context.episodes)
     clips = cut_clips(context.episodes, frames, 1)
-    features, _ = features_along(model, remember_clips(model, clips[:1]), clips[1:])
+    features = prefill_further(model, prefill_clips(model, clips[:1]), clips[1:]).features
     predicted = model.reward_head(features).argmax(-1) > 0
     precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
     return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
 
 
-def _meaning_of_uncertainty(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
+def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
     """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
     if run.steps == 1:
         return {}
@@ -112,66 +112,65 @@ def _meaning_of_uncertainty(run: Evaluation, uncertainty: Tensor, quality: Tenso
 
 
 def reward_ahead(context: EvalContext) -> dict[str, Any]:
-    """Dreams on real actions that end shortly after a recorded reward, begun 2 to 40 frames before it from a real past at its true poses.
+    """Dreams on real actions that end shortly after a recorded reward, begun 2 to 40 frames before it at true poses.
 
-    Share of these rewards that the dream pays too, at most 3 frames off, by frames dreamed before; and of what the longest dreams
-    pay, the share that was paid at most 3 frames off. What an agent can learn from a dream is bounded by the first, what it may
-    be misled by told by the second. All of it after `context` frames, and, where recordings are that long, after 600: what was
-    never seen can't be foreseen, and after so many most of a maze has been. Rewards with less before them don't count.
+    The share of these rewards that the dream has too, at most 3 frames off, by frames generated before (recall); and of the rewards
+    of the longest dreams, the share at most 3 frames off a recorded one (precision). What an agent can learn from a dream is
+    bounded by the first, what may mislead it shows in the second. All of it after `context` frames, and, where recordings are
+    that long, after 600: what was never seen can't be predicted, and after so many most of a maze has been. Rewards with fewer
+    frames before them don't count.
     """
     if context.world.milestones:
-        raise DoesNotApply("counts pay in this world, not the reward head: see the test milestones")
+        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
     frames, results = context.run.context, rewards_ahead(context, context.run.context)
     if not results:
         raise DoesNotApply(f"no reward has {frames + LEADS[-1]} frames before it")
     longer = rewards_ahead(context, LONG) if frames < LONG else {}
-    return results | {f"after {LONG} frames, {name}": value for name, value in longer.items()}
+    return results | {f"{LONG} context frames, {name}": value for name, value in longer.items()}
 
 
 def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
-    """What dreams begun from `frames` frames and more pay; empty where no reward has that much before it."""
+    """Rewards of dreams begun after `frames` frames and more; empty where no reward has that much before it."""
     model, run, before = context.weights.world_model, context.run, frames + LEADS[-1]
-    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MOST * run.clips)]
+    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MAX_REWARDS * run.clips)]
     if not places:
         return {}
-    together = max(1, TOGETHER // before)
-    parts = [places[at : at + together] for at in range(0, len(places), together)]
-    columns = [list(_dreamed(model, clips_at(part, before + NEAR + 1), frames, run)) for part in parts]
+    batch = max(1, MAX_FRAMES // before)
+    parts = [places[at : at + batch] for at in range(0, len(places), batch)]
+    columns = [list(_reward_rollouts(model, clips_at(part, before + NEAR + 1), frames, run)) for part in parts]
     results: dict[str, Any] = {"rewards": len(places)}
     for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):
-        pays, real = (torch.cat(column) for column in zip(*some, strict=True))
-        results[f"{lead} frames ahead: share of rewards dreamed"] = score(pays[:, max(0, lead - 1 - NEAR) :].any(1))
+        predicted, real = (torch.cat(column) for column in zip(*some, strict=True))
+        results[f"{lead} frames ahead: share of rewards dreamed"] = score(predicted[:, max(0, lead - 1 - NEAR) :].any(1))
         if lead == LEADS[-1]:
-            results[f"{lead} frames ahead: share of dreamed rewards that are real"] = (
-                round((pays & _widened(real)).sum().item() / pays.sum().item(), 4) if pays.any() else None
-            )
+            hits, count = (predicted & _widened(real)).sum().item(), predicted.sum().item()
+            results[f"{lead} frames ahead: share of dreamed rewards that are real"] = round(hits / count, 4) if count else None
     return results
 
 
-def _dreamed(model: WorldModel, clips: Clips, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which frames of the dreams along some clips pay, and which were paid, bool (B, T): from the longest dreams to the shortest."""
-    state, remembered, before = remember_clips(model, clips[: context + 1], run.seed), context + 1, context + LEADS[-1]
+def _reward_rollouts(model: WorldModel, clips: Clips, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
+    """Predicted and recorded rewards along some clips, bool (B, T): from the longest dreams to the shortest."""
+    state, at, before = prefill_clips(model, clips[: context + 1], run.seed), context + 1, context + LEADS[-1]
     for lead in sorted(LEADS, reverse=True):
         upto = before - lead + 1
-        if upto > remembered:
-            part = clips[remembered:upto]
-            state, remembered = remember(model, state, part.latent, part.action, part.pose, part.inventory), upto
-        yield paying(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
+        if upto > at:
+            state, at = prefill_further(model, state, clips[at:upto]).state, upto
+        yield predicted_rewards(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
 
 
-def paying(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
-    """Which frames of a dream along clips' actions, with believed motion, pay: bool (B, T)."""
-    pays = []
+def predicted_rewards(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
+    """Which frames of a dream along clips' actions, with estimated motion, have a reward: bool (B, T)."""
+    rewards = []
     for action in clips.action.unbind(1):
         state = commit(model, state, action, imagine(model, state, action, steps))
-        pays.append(model.reward_head(state.features).argmax(-1) > 0)
-    return torch.stack(pays, 1)
+        rewards.append(model.reward_head(state.features).argmax(-1) > 0)
+    return torch.stack(rewards, 1)
 
 
 def _before_rewards(episode: RealEpisode, before: int, most: int) -> list[tuple[RealEpisode, int]]:
     """Where clips begin that have a reward `before` frames later: at most so many, evenly over the episode's."""
-    paid = torch.nonzero(episode.latent.reward > 0)[:, 0].tolist()
-    starts = [t - before for t in paid if t >= before and t + NEAR < len(episode.latent)]
+    rewarded = torch.nonzero(episode.latent.reward > 0)[:, 0].tolist()
+    starts = [t - before for t in rewarded if t >= before and t + NEAR < len(episode.latent)]
     chosen: list[int] = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int)).tolist() if starts else []
     return [(episode, starts[number]) for number in chosen]
 
@@ -183,11 +182,11 @@ def _widened(events: Tensor) -> Tensor:
 
 
 def drift(context: EvalContext) -> dict[str, Any]:
-    """Believed against true poses along each episode from its start, off by world units and degrees after 10, 100, 300, 1000 steps
+    """Estimated against true poses along each episode from its start: errors in world units and degrees after 10, 100, 300, 1000 steps
     (in space, position counts height too, and tilt has a row of its own), of
 
-    real frames: every real frame is committed where the pose head says that its action led, corrected by what it shows;
-    real frames, blindly: the same without that correction;
+    real frames: dead reckoning by the motion head's motion of each action, corrected by visual odometry;
+    real frames, without odometry: the same without that correction;
     dreamed frames: after `context` real frames at their true poses, a dream of its own frames on the recorded actions;
     steps count from the last real frame.
 
@@ -198,57 +197,58 @@ def drift(context: EvalContext) -> dict[str, Any]:
     if frames <= run.context + 1:
         raise ValueError(f"drift needs more than {run.context + 1} frames, and has {frames}: choose a smaller context, or leave it out")
     clips = cut_clips(context.episodes, frames, 1)
-    reckoned, blindly = (reckon_clips(model, clips, run.seed, sees)[1] for sees in (True, False))
+    corrected, uncorrected = (prefill_without_poses(model, clips, run.seed, odometry).pose for odometry in (True, False))
     past, future = clips[: run.context], clips[run.context :]
-    dream, _ = dream_along(model, remember_clips(model, past, run.seed), future, run.steps, true_motion=False)
+    dream, _ = dream_along(model, prefill_clips(model, past, run.seed), future, run.steps, true_motion=False)
     dreamed = torch.cat([past.pose[:, -1:], dream.pose], 1)
-    context.kept["drift"] = {"true": clips.pose, "real frames": reckoned, "dreamed frames": dreamed}
-    blind = _off(blindly, clips.pose, "real frames, blindly")
-    return _off(reckoned, clips.pose, "real frames") | blind | _off(dreamed, clips.pose[:, run.context - 1 :], "dreamed frames")
+    context.kept["drift"] = {"true": clips.pose, "real frames": corrected, "dreamed frames": dreamed}
+    return {
+        **_pose_errors(corrected, clips.pose, "real frames"),
+        **_pose_errors(uncorrected, clips.pose, "real frames, without odometry"),
+        **_pose_errors(dreamed, clips.pose[:, run.context - 1 :], "dreamed frames"),
+    }
 
 
-def _off(believed: Tensor, true: Tensor, name: str) -> dict[str, Score]:
+def _pose_errors(estimated: Tensor, true: Tensor, name: str) -> dict[str, Score]:
     """Errors of poses (B, 1 + steps, 4 or 6)."""
     steps = true.shape[1] - 1
-    seen = relative_to(believed, true)
-    place = torch.cat([seen[..., :2], seen[..., PLANE : PLANE + 1]], -1)
-    position, heading = place.norm(dim=-1), torch.atan2(seen[..., 3], seen[..., 2]).abs().rad2deg()
+    error = relative_to(estimated, true)
+    position, heading = _place(error).norm(dim=-1), torch.atan2(error[..., 3], error[..., 2]).abs().rad2deg()
     results: dict[str, Score] = {}
     for step in sorted({min(horizon, steps) for horizon in HORIZONS}):
-        results[f"{name}, step {step}: position off (world units)"] = score(position[:, step])
-        results[f"{name}, step {step}: heading off (degrees)"] = score(heading[:, step])
-        if seen.shape[-1] > PLANE:
-            results[f"{name}, step {step}: tilt off (degrees)"] = score(seen[:, step, PLANE + 1].abs().rad2deg())
+        results[f"{name}, step {step}: position error (world units)"] = score(position[:, step])
+        results[f"{name}, step {step}: heading error (degrees)"] = score(heading[:, step])
+        if error.shape[-1] > PLANE:
+            results[f"{name}, step {step}: tilt error (degrees)"] = score(error[:, step, PLANE + 1].abs().rad2deg())
     return results
 
 
 def reasoning(context: EvalContext) -> dict[str, Any]:
-    """A real past, then frames dreamed on the real actions; PSNR and SSIM against the real continuation, of
+    """A real context, then frames generated on the real actions; PSNR and SSIM against the real continuation, of
 
-    told poses: a past at its true poses, and the true poses and motions ahead;
-    believed poses: the model follows the past by its actions and by what it sees, and ahead its pose head goes on from there;
-    last frame repeated: the last one of the past.
+    true poses: true poses in the context, true poses and motions after it;
+    estimated poses: dead reckoning with odometry in the context, and after it the motion head's own motions;
+    last frame repeated: the last one of the context.
 
-    With told poses PSNR is split by whether a frame of the past had a pose within the world's `near` and 0.26 radians (seen
-    before) or none had (new); and what was seen before by the frames since the last such frame of the past. A clip
-    without frames of a kind doesn't count there.
+    With true poses PSNR is split by whether a frame of the context had a pose within the world's `length_scale` and 0.26 radians
+    (seen before) or none had (new); and what was seen before by the frames since the last such frame. A clip without frames of
+    a kind doesn't count there.
     """
     model, run = context.weights.world_model, context.run
-    seen, ahead = run.reasoning
-    clips = cut_clips(context.episodes, seen + ahead, run.clips)
-    past, future = clips[:seen], clips[seen:]
-    truth = future.frames
-    told = decode_clips(context.weights, dream_at_poses(model, remember_clips(model, past, run.seed), future, run.steps))
-    name, pictures = f"{context} then {ahead}", {"truth": truth, "told poses": told}
-    results = context.frame_scores(f"{name}, told poses:", told, truth)
-    results |= _by_age(
-        context.quality(told, truth), frames_since_seen(past.pose, future.pose, context.world.length_scale), f"{name}, told poses:"
-    )
-    if "believed" in run.memories:
-        followed = reckon_clips(model, past, run.seed)[0]
-        dreamed = decode_clips(context.weights, dream_along(model, followed, future, run.steps, true_motion=False)[0].latent)
-        results |= context.frame_scores(f"{name}, believed poses:", dreamed, truth)
-        pictures["believed poses"] = dreamed
+    length, ahead = run.reasoning
+    clips = cut_clips(context.episodes, length + ahead, run.clips)
+    past, future = clips[:length], clips[length:]
+    truth, name = future.frames, f"{length} context + {ahead} generated frames"
+    generated = decode_clips(context.weights, dream_at_poses(model, prefill_clips(model, past, run.seed), future, run.steps))
+    pictures = {"truth": truth, "true poses": generated}
+    results = context.frame_scores(f"{name}, true poses:", generated, truth)
+    since = frames_since_seen(past.pose, future.pose, context.world.length_scale)
+    results |= _by_age(context.quality(generated, truth), since, f"{name}, true poses:")
+    if "estimated_poses" in run.memories:
+        state = prefill_without_poses(model, past, run.seed).state
+        generated = decode_clips(context.weights, dream_along(model, state, future, run.steps, true_motion=False)[0].latent)
+        results |= context.frame_scores(f"{name}, estimated poses:", generated, truth)
+        pictures["estimated poses"] = generated
     context.keep("reasoning", pictures)
     return results | context.frame_scores(f"{name}, last frame repeated:", past.frames[:, -1:].expand_as(truth), truth)
 

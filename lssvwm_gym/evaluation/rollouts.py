@@ -1,4 +1,4 @@
-"""Clips of real episodes, and dreams along them."""
+"""Clips of real episodes, the state after them, and dreams along them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.data.segments import LatentEpisode, encode_episode
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, follow, imagine, remember, watch
+from lssvwm_gym.models.rollout import DreamState, Prefilled, commit, first_state, imagine, prefill
 from lssvwm_gym.models.world_model import WorldModel
-
-TOGETHER = 100  # frames remembered in one go, to bound memory
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def clips_at(places: list[tuple[RealEpisode, int]], frames: int) -> Clips:
     return Clips(*(torch.stack(column) for column in zip(*(_cut(e, s, frames) for e, s in places), strict=True)))
 
 
-def there_and_back(clips: Clips, unknown_action: int) -> Clips:
-    """Each clip followed by its own frames in reverse, without the turning point: 2T - 1 frames."""
+def with_reversal(clips: Clips, unknown_action: int) -> Clips:
+    """Each clip followed by its reversed trajectory, without the turning point: 2T - 1 frames."""
     frames = len(clips)
     order = torch.cat([torch.arange(frames), torch.arange(frames - 2, -1, -1)])
     pose = clips.pose[:, order]
@@ -88,71 +86,59 @@ def there_and_back(clips: Clips, unknown_action: int) -> Clips:
     return Clips(clips.frames[:, order], clips.latent[:, order], action, reward, pose, motion, counts, inventory, known)
 
 
-def remember_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
-    """The state after a real past."""
+def prefill_clips(model: WorldModel, clips: Clips, seed: int = 0) -> DreamState:
+    """The state after real frames at their true poses."""
     state = _before(model, clips, seed)
-    for start in range(0, len(clips), TOGETHER):
-        part = clips[start : start + TOGETHER]
-        state = remember(model, state, part.latent, part.action, part.pose, part.inventory)
-    return state
+    return prefill(model, state, clips.latent, clips.action, clips.pose, clips.inventory).state
 
 
-def features_along(model: WorldModel, state: DreamState, clips: Clips) -> tuple[Tensor, DreamState]:
-    """Features (B, T, FEATURES) of real frames that follow a state, as the heads read them, and the state after."""
-    features = []
-    for start in range(0, len(clips), TOGETHER):
-        part = clips[start : start + TOGETHER]
-        state, seen = watch(model, state, part.latent, part.action, part.pose, part.inventory)
-        features.append(seen)
-    return torch.cat(features, 1), state
+def prefill_further(model: WorldModel, state: DreamState, clips: Clips) -> Prefilled:
+    """What comes of more real frames, at their true poses, after a state: their features, and the next state."""
+    return prefill(model, state, clips.latent, clips.action, clips.pose, clips.inventory)
 
 
-def reckon_clips(model: WorldModel, clips: Clips, seed: int = 0, sees: bool = True) -> tuple[DreamState, Tensor]:
-    """The state after a real past whose poses nobody tells (see `follow`), and where the model believed to be, (B, T, 4 or 6)."""
-    state, poses = _before(model, clips, seed), []
-    for t in tqdm(range(len(clips)), desc="reckoning", leave=False):
-        state = follow(model, state, clips.latent[:, t], clips.action[:, t], sees)
-        poses.append(state.pose)
-    return state, torch.stack(poses, 1)
+def prefill_without_poses(model: WorldModel, clips: Clips, seed: int = 0, odometry: bool = True) -> Prefilled:
+    """The state after real frames whose poses are estimated, by dead reckoning and with `odometry` by what they show; and these poses."""
+    return prefill(model, _before(model, clips, seed), clips.latent, clips.action, odometry=odometry)
 
 
-class Dream(NamedTuple):
-    """Dreamed frames; entry t speaks of frame t."""
+class DreamedFrames(NamedTuple):
+    """What was dreamed; entry t speaks of frame t."""
 
     latent: Tensor  # (B, T, N, C)
     motion: Tensor  # (B, T, 3 or 5)
     uncertainty: Tensor  # (B, T)
-    pose: Tensor  # (B, T, 4 or 6) where the model believed to be
-    inventory: Tensor  # (B, T, V) counts that the model believed in
+    pose: Tensor  # (B, T, 4 or 6) estimated
+    inventory: Tensor  # (B, T, V) estimated
 
 
-def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[Dream, DreamState]:
+def dream_along(model: WorldModel, state: DreamState, clips: Clips, steps: int, true_motion: bool) -> tuple[DreamedFrames, DreamState]:
     """Dream a clip's actions from a state: what was dreamed, and the state at the end.
 
-    The motion is the recorded one, or the one that the model believes in; either is advanced from the state's own pose.
+    The motion is the recorded one, or the one that the model estimates; either is integrated from the state's own pose.
     """
     dreamed = []
     for t in tqdm(range(len(clips)), desc="dreaming", leave=False):
         action = clips.action[:, t]
         imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
         state = commit(model, state, action, imagined)
-        dreamed.append(Dream(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.inventory))
-    return Dream(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
+        dreamed.append(DreamedFrames(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.inventory))
+    return DreamedFrames(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
 def dream_at_poses(model: WorldModel, state: DreamState, clips: Clips, steps: int) -> Tensor:
-    """Dream at a clip's poses and motions; the dreamed frames become the past. (B, T, N, C)"""
+    """Dream at a clip's poses and motions; each dreamed frame is fed into the state at its pose. (B, T, N, C)"""
     latents = []
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
         latent = imagine(model, state, action, steps, motion, pose).latent
-        state = remember(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1])
+        state = prefill(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1]).state
         latents.append(latent)
     return torch.stack(latents, 1)
 
 
 def memory_of(state: DreamState, stranger: int | None) -> DreamState:
-    """The same state with all that is remembered of the row `stranger` rows before, or of nothing; attention's window stays."""
+    """The same state with the memory of the row `stranger` rows before, or an empty one; attention's window stays."""
 
     def other(tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor) if stranger is None else tensor.roll(stranger, 0)
@@ -170,7 +156,7 @@ def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
 
 
 def _before(model: WorldModel, clips: Clips, seed: int) -> DreamState:
-    """The state before any frame of the clips, with the counts that were before the first."""
+    """The state before any frame of the clips, with the inventory before the first."""
     state = first_state(model, torch.arange(len(clips.frames)) + 1000 * seed)
     return state._replace(inventory=clips.before[:, 0], pose_known=clips.pose_known[:, 0])
 

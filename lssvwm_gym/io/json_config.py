@@ -1,4 +1,4 @@
-"""JSON from strangers: text in, plain values out, or a `ValueError`."""
+"""Settings and JSON: bounds, reports written whole; text from strangers in, plain values out, or a `ValueError`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from lssvwm_gym.io.atomic import renamed_when_whole
 
 
 def parsed(text: str | bytes) -> Any:
@@ -31,6 +33,21 @@ def bounded(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"more than {most} bytes")
     return content
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; folders are made, paths become text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def check_bounds(settings: Any, **least: float) -> None:
+    """Raise `ValueError` for a number among the settings, or one of a tuple, that is below its bound."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

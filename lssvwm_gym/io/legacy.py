@@ -5,11 +5,13 @@ Nothing is written under these names any more. The next release but one may drop
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 V = TypeVar("V")
+C = TypeVar("C")
 
 PARAMETERS = {  # prefixes of the names of a world model's parameters, the longest first
     "condition.vector.": "conditioning.inventory.",
@@ -39,6 +41,15 @@ INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 OPTIONS = {"clip": "context_id"}  # options of reset
 POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
 OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
+PLAYING = {"beside": "side_by_side"}  # settings of `lssvwm-gym play`
+NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
+COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of lssvwm-gym
+FLAGS = {  # of these commands, by the name of the command today
+    "play": {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"},
+    "package": {"--near": "--length-scale"},
+}
+OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dreaming": "self_rollout"}  # of training
+MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
 
 
 def warn(old: str, new: str) -> None:
@@ -59,6 +70,38 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     for old in values.keys() & names.keys():
         warnings.warn(f"{where}: {old!r} is now called {names[old]!r}", DeprecationWarning, stacklevel=3)
     return renamed(values, names)
+
+
+def keywords(names: Mapping[str, str]) -> Callable[[type[C]], type[C]]:
+    """A decorator of classes: the keywords of before still make one, with a `DeprecationWarning`."""
+
+    def accepting(cls: type[C]) -> type[C]:
+        init: Callable[..., None] = cls.__init__
+
+        @functools.wraps(init)
+        def renaming(self: C, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **renamed_with_warning(kwargs, names, cls.__name__))
+
+        setattr(cls, "__init__", renaming)  # noqa: B010 - mypy minds the assignment
+        return cls
+
+    return accepting
+
+
+def command_line(words: list[str]) -> list[str]:
+    """Command and flags by their names of today; a `DeprecationWarning` for each of before."""
+    words = words[:1] and [_replaced(words[0], COMMANDS), *words[1:]]
+    flags = next((names for command, names in FLAGS.items() if words[: len(command.split())] == command.split()), {})
+    return [_replaced(word, flags) for word in words]
+
+
+def _replaced(word: str, names: Mapping[str, str]) -> str:
+    name, equals, value = word.partition("=")
+    new = names.get(name.replace("_", "-"))
+    if new is None:
+        return word
+    warnings.warn(f"lssvwm-gym: {name} is now called {new}", DeprecationWarning, stacklevel=4)
+    return new + equals + value
 
 
 def parameters(tensors: Mapping[str, V], prefixes: Mapping[str, str] = PARAMETERS) -> dict[str, V]:

@@ -1,10 +1,11 @@
-"""Walk in a dream by hand: `lssvwm-gym play memory-maze`.
+"""Play in a dream by hand: `lssvwm-gym play memory-maze`.
 
 game.py           a game: step, rewind, mark, save, load, replay; without window or keys
+snapshot.py       a game at one frame, as a value
 run.py            settings, and the loop
 input.py          keys, and what each does
-window.py         the window; view.py what stands beside the pictures, theme.py colours and writing
-policies.py       policies and replays that drive
+window.py         the window; view.py its panel, theme.py colours and text
+policies.py       policies that choose actions
 side_by_side.py   the real world on the same actions
 save.py           a game on disk
 """

@@ -1,4 +1,4 @@
-"""The keyboard and what each key does: what is held down, what was asked for, what is to be said."""
+"""The keyboard, and what each key does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pygame
 
 from lssvwm_gym.io.video import enlarged, write_movie
-from lssvwm_gym.play.game import Game
+from lssvwm_gym.play.game import MARKS, Game
 from lssvwm_gym.play.save import free_name, latest
 from lssvwm_gym.worlds import WorldSpec
 
@@ -40,27 +40,25 @@ COMMANDS = {  # key: (short, what it does)
     "h": ("help", "show or hide all keys"),
     "q": ("quit", "quit"),
 }
-BESIDE = {
+SIDE_BY_SIDE = {
     "tab": ("swap", "show the dream first, or the real world"),
-    "e": ("eyes", "open or close the dream's eyes: whether it sees the real world"),
+    "e": ("real frames", "whether the dream sees the real frames, or dreams by itself"),
 }
-POLICY = {"t": ("wheel", "give the policy the wheel, or take it")}
-MARK_KEYS = tuple(f"f{number}" for number in range(1, 9))
-
-
+POLICY = {"t": ("policy", "let the policy act, or stop it")}
+MARK_KEYS = tuple(f"f{number}" for number in range(1, MARKS + 1))
 SLOWEST, FASTEST = 0.5, 1000.0  # steps a second
 
 
 @dataclass
 class Pace:
-    """Steps a second: how many are wanted, and how many come."""
+    """Steps a second: how many are wanted, and how many there are."""
 
     wanted: float
-    moments: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))  # of the last steps, in seconds
+    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))  # in seconds, of the last steps
     due: float = 0.0  # when the next step is to be taken
 
     def is_due(self, now: float, speed: float = 1.0) -> bool:
-        """Whether to act now; if so, the next time is a step later. What is late by more than a step is not made up for."""
+        """Whether to act now; if so, the next step is due a step later. A delay of more than a step is not made up for."""
         if now < self.due:
             return False
         wait = 1 / (self.wanted * speed)
@@ -70,17 +68,17 @@ class Pace:
     @property
     def measured(self) -> float | None:
         """Steps a second over the last ones; None before there are some."""
-        if len(self.moments) < 5:
+        if len(self.step_times) < 5:
             return None
-        return (len(self.moments) - 1) / (self.moments[-1] - self.moments[0])
+        return (len(self.step_times) - 1) / (self.step_times[-1] - self.step_times[0])
 
     @property
     def is_held(self) -> bool:
         return self.measured is None or self.measured > 0.93 * self.wanted
 
 
-class Player:
-    """One at the keyboard: what is held down, what was asked for, what is to be said."""
+class Controls:
+    """What the keys do to a game, and the message that is shown about it."""
 
     def __init__(self, game: Game, fps: float, saves: Path) -> None:
         self.game, self.saves, self.pace = game, saves, Pace(fps)
@@ -96,18 +94,18 @@ class Player:
             "m": self._mark,
             "b": lambda: self._return_to(len(game.marks) - 1),
             "f": self._next_profile,
-            "v": self._film,
+            "v": lambda: self._try(self._film),
             "h": lambda: setattr(self, "shows_help", not self.shows_help),
             "-": lambda: self._change_pace(1 / 1.25),
             "=": lambda: self._change_pace(1.25),
-            "f9": self._save,
-            "f10": self._load_latest,
+            "f9": lambda: self._try(self._save),
+            "f10": lambda: self._try(self._load_latest),
         }
         self.commands |= {key: lambda number=number: self._return_to(number) for number, key in enumerate(MARK_KEYS)}  # type: ignore[misc]
         if game.real is not None:
-            self.commands |= {"tab": lambda: setattr(self, "real_first", not self.real_first), "e": game.toggle_eyes}
+            self.commands |= {"tab": lambda: setattr(self, "real_first", not self.real_first), "e": game.toggle_real_frames}
         if game.policy is not None:
-            self.commands["t"] = lambda: setattr(game, "policy_drives", not game.policy_drives)
+            self.commands["t"] = lambda: setattr(game, "policy_acts", not game.policy_acts)
 
     @property
     def rewinds(self) -> bool:
@@ -118,7 +116,7 @@ class Player:
         if event.type == pygame.QUIT:
             self.quits = True
         elif event.type == pygame.DROPFILE:
-            self._load(Path(event.file))
+            self._try(lambda: self._load(Path(event.file)))
         elif event.type == pygame.WINDOWFOCUSLOST:
             self.keyboard.forget()
         elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
@@ -144,41 +142,41 @@ class Player:
 
     @property
     def is_said(self) -> bool:
-        """Whether the message is still of interest: for some seconds, an error until the next command."""
+        """Whether the message is still shown: for some seconds, an error until the next command."""
         return bool(self.message) and (self.is_error or time.perf_counter() - self.said_at < SAID)
 
     def finish(self) -> None:
-        """Write the film that is not finished yet."""
+        """Write the film that is under way."""
         if self.film is not None:
-            self._film()
+            print(self._film())
 
     def _step(self) -> None:
         pressed = chosen_action(self.game.world.keys, self.keyboard.read())
         try:
-            driven = self.game.drive() if pressed is None or self.game.replaying else None
-        except Exception as error:  # somebody else's policy may raise anything; the game is yours then
-            self.game.policy_drives = False
+            chosen = self.game.policy_action() if pressed is None or self.game.replaying else None
+        except Exception as error:  # somebody else's policy may raise anything; the game goes on by hand
+            self.game.policy_acts = False
             self.say(f"the policy has stopped: {type(error).__name__}: {error}", is_error=True)
-            driven = None
-        self.game.step(next((action for action in (driven, pressed) if action is not None), 0))
-        self.pace.moments.append(time.perf_counter())
+            chosen = None
+        self.game.step(next((action for action in (chosen, pressed) if action is not None), 0))
+        self.pace.step_times.append(time.perf_counter())
         if self.game.now.over:
             self._pause()
             self.say(f"{self.game.now.over}: r begins anew, p goes on all the same")
 
     def _rewind(self) -> None:
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
         self.keyboard.tapped = []
         if not self.game.back():
             self.say("no earlier moment is kept")
 
     def _pause(self) -> None:
         self.paused = not self.paused
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
 
     def _single_step(self) -> None:
         self.paused = True
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
         self._step()
         self.paused = True
 
@@ -187,7 +185,7 @@ class Player:
             self.game.begin()
         except RuntimeError as error:  # the real world doesn't begin, `SimulatorDied` included; the dream is still there
             self.say(f"{error}: r tries again", is_error=True)
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
 
     def _mark(self) -> None:
         number = self.game.mark()
@@ -198,62 +196,56 @@ class Player:
             self.say("no moment is marked" if number < 0 else f"there is no mark {number + 1}: m marks a moment")
             return
         self.game.return_to(number)
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
         self.say(f"back at mark {number + 1}")
 
     def _next_profile(self) -> None:
         self.game.next_profile()
-        self.pace.moments.clear()
+        self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 
     def _change_pace(self, factor: float) -> None:
         self.pace = Pace(min(max(self.pace.wanted * factor, SLOWEST), FASTEST))
 
-    def _film(self) -> None:
-        """Begin a film with this moment, or write the one under way."""
+    def _film(self) -> str:
+        """Begin a film, or write the one under way, which goes on if it can't be written."""
         if self.film is None:
             self.film = [self.game.picture()]
             self.game.films.append(self.film)
-            self.say("filming: v ends the film")
-            return
-        film, self.film = self.film, None
-        self.game.films = [other for other in self.game.films if other is not film]
-        self._try(lambda: self._write(film))
+            return "filming: v ends the film"
+        said = write_film(free_name(self.saves, self.game.world.name, ".mp4"), self.film, self.pace.wanted)
+        self.game.films = [other for other in self.game.films if other is not self.film]
+        self.film = None
+        return said
 
-    def _write(self, film: list[np.ndarray]) -> str:
-        path = free_name(self.saves, self.game.world.name, ".mp4")
-        write_movie(path, enlarged(np.stack(film), FILM_SCALE), self.pace.wanted)
-        return f"{path}: {len(film)} frames"
+    def _save(self) -> str:
+        path = free_name(self.saves, self.game.world.name, ".safetensors")
+        self.game.save(path)
+        return f"saved as {path}"
 
-    def _save(self) -> None:
-        def save() -> str:
-            path = free_name(self.saves, self.game.world.name, ".safetensors")
-            self.game.save(path)
-            return f"saved as {path}"
+    def _load(self, path: Path) -> str:
+        self.game.load(path)
+        return f"loaded {path}"
 
-        self._try(save)
-
-    def _load_latest(self) -> None:
+    def _load_latest(self) -> str:
         path = latest(self.saves, self.game.world.name)
         if path is None:
-            self.say(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one", is_error=True)
-        else:
-            self._load(path)
-
-    def _load(self, path: Path) -> None:
-        def load() -> str:
-            self.game.load(path)
-            return f"loaded {path}"
-
-        self._try(load)
+            raise ValueError(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one")
+        return self._load(path)
 
     def _try(self, what: Callable[[], str]) -> None:
-        """Say what came of it; a file that is wrong, or can't be written, is no reason to end a game."""
+        """Say what came of it; a wrong file, or one that can't be written, is no reason to end a game."""
         try:
             self.say(what())
-            self.pace.moments.clear()  # it took time that steps are not to blame for
+            self.pace.step_times.clear()  # what took the time was no step
         except (OSError, ValueError, ImportError) as error:
             self.say(str(error), is_error=True)
+
+
+def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:
+    """Write pictures of a game, enlarged, and say so. Raises as `write_movie` does."""
+    write_movie(path, enlarged(np.stack(film), FILM_SCALE), fps)
+    return f"{path}: {len(film)} frames"
 
 
 @dataclass
@@ -277,7 +269,7 @@ class Keyboard:
         return keys
 
     def forget(self) -> None:
-        """All keys are up: what happens while the window isn't looked at is not seen."""
+        """All keys are up: a window without the focus isn't told of keys."""
         self.held, self.tapped = [], []
 
 

@@ -1,8 +1,8 @@
-"""A game on disk: its moment as `DreamEnv.save_state` writes it, and what led there.
+"""A game on disk: its state as `DreamEnv.save_state` writes it, and what led there.
 
 NAME.safetensors         the state now; any DreamEnv of the same weights loads it
 NAME.begin.safetensors   the state where the moves begin
-NAME.json                the moves (action and profile), the return so far and the believed poses
+NAME.json                the moves (action and profile), the return so far and the estimated poses
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.envs.state_io import load_state, save_state
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.play.snapshot import Moment, Move
+from lssvwm_gym.play.snapshot import Move, Snapshot
 
 FORMAT = "lssvwm_gym game 1"
 
@@ -39,23 +39,23 @@ def latest(folder: Path, stem: str) -> Path | None:
     return max(games, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
-def save_game(path: Path, moment: Moment, dream: Dream) -> None:
+def save_game(path: Path, snapshot: Snapshot, dream: Dream) -> None:
     """Write the three files, the state last. Raises `OSError` where they can't be written."""
-    save_state(path.with_suffix(".begin.safetensors"), moment.begin, dream)
+    save_state(path.with_suffix(".begin.safetensors"), snapshot.begin, dream)
     story = {
         "format": FORMAT,
         "world": dream.world.name,
-        "moves": [list(move) for move in moment.moves],
-        "return": moment.earned,
-        "trail": [pose.tolist() for pose in moment.trail],
+        "moves": [list(move) for move in snapshot.moves],
+        "return": snapshot.earned,
+        "trail": [pose.tolist() for pose in snapshot.trail],
     }
     with renamed_when_whole(path.with_suffix(".json")) as unfinished:
         unfinished.write_text(json.dumps(story), encoding="utf-8")
-    save_state(path, moment.state, dream)
+    save_state(path, snapshot.state, dream)
 
 
-def load_game(path: Path, dream: Dream) -> Moment:
-    """The moment that was saved; of a state alone, the moment with no moves before it.
+def load_game(path: Path, dream: Dream) -> Snapshot:
+    """The snapshot that was saved; of a state alone, one with no moves before it.
 
     Raises `TensorFileError` for anything that is not a game, or state, of these weights, with the file's name.
     """
@@ -67,13 +67,13 @@ def load_game(path: Path, dream: Dream) -> Moment:
     trail: tuple[np.ndarray, ...] = (info["estimated_pose"],) if "estimated_pose" in info else ()
     story_path = path.with_suffix(".json")
     if not story_path.is_file():
-        return Moment(state, info, begin=state, trail=trail)
+        return Snapshot(state, info, begin=state, trail=trail)
     begin = load_state(path.with_suffix(".begin.safetensors"), dream)
     moves, earned, told = _story(story_path, dream)
     if len(begin) != 1 or state.steps[0] - begin.steps[0] != len(moves):
         raise TensorFileError(f"{story_path}: {len(moves)} moves, which do not lead from the beginning to the state beside it")
     same_size = bool(trail) and bool(told) and all(len(pose) == len(trail[0]) for pose in told)
-    return Moment(state, info, begin, moves, told if same_size else trail, earned)
+    return Snapshot(state, info, begin, moves, told if same_size else trail, earned)
 
 
 def _story(path: Path, dream: Dream) -> tuple[tuple[Move, ...], float, tuple[np.ndarray, ...]]:

@@ -1,4 +1,4 @@
-"""The real world beside the dream, on the same actions."""
+"""The real world side by side with the dream, on the same actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.play.snapshot import Moment, RealView
+from lssvwm_gym.play.snapshot import RealView, Snapshot
 from lssvwm_gym.real_envs import SimulatorDied
 from lssvwm_gym.worlds import WorldSpec
 
@@ -18,7 +18,7 @@ POSE_KEYS: tuple[str, ...] = ("agent_pos", "agent_dir", "pos", "yaw", "pitch")  
 
 
 class RealWorld:
-    """The real counterpart of a dreamed world. It can't go back in time: it goes along with the moment that it is at, and no other.
+    """The real counterpart of a dreamed world. It can't go back in time: it goes along with one snapshot of the game only.
 
     Raises:
         ValueError: the world has no real counterpart.
@@ -29,7 +29,7 @@ class RealWorld:
         if env is None and world.real_id is None:
             raise ValueError(f"{world.name} has no real world that could be shown beside it")
         self.env = env if env is not None else gymnasium.make(str(world.real_id))
-        self.at: Moment | None = None  # the moment of the game in which it is what the moment shows
+        self.at: Snapshot | None = None  # the snapshot of the game that shows it as it is
         self._view: RealView | None = None
         self._origin: np.ndarray | None = None
 
@@ -57,9 +57,9 @@ class RealWorld:
     def _seen(
         self, observation: Any, info: dict[str, Any], trail: tuple[np.ndarray, ...], earned: float = 0.0, over: bool = False
     ) -> RealView:
-        frame, counts = (observation["image"], observation["inventory"]) if isinstance(observation, dict) else (observation, None)
+        frame, inventory = (observation["image"], observation["inventory"]) if isinstance(observation, dict) else (observation, None)
         pose = self._pose(frame, info)
-        return RealView(frame, counts, trail if pose is None else (*trail, pose), earned, over)
+        return RealView(frame, inventory, trail if pose is None else (*trail, pose), earned, over)
 
     def _pose(self, frame: np.ndarray, info: dict[str, Any]) -> np.ndarray | None:
         told = {name: np.asarray(info[name])[None] for name in POSE_KEYS if name in info}

@@ -1,4 +1,4 @@
-"""A moment of a game as a value, and the ring of those that are kept to go back to."""
+"""A game at one frame as a value, and the ring of those that are kept for going back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lssvwm_gym.envs.state_io import EnvState
 
 
 class Move(NamedTuple):
-    """How a dream went on by a frame."""
+    """One step of a dream."""
 
     action: int
     profile: str
@@ -21,24 +21,24 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class RealView:
-    """What the real world looks like."""
+    """The real world at one frame."""
 
     frame: np.ndarray  # (height, width, 3) uint8
-    counts: np.ndarray | None  # (V,) in worlds with counts
-    trail: tuple[np.ndarray, ...]  # poses (4 or 6,) since the game began, seen from the first; empty where the world tells none
-    earned: float = 0.0  # since the game began
+    inventory: np.ndarray | None  # (V,) in worlds with an inventory
+    trail: tuple[np.ndarray, ...]  # poses (4 or 6,) since the game began, relative to the first; empty where the world has none
+    earned: float = 0.0  # return since the game began
     over: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
-    """All that is known of a game at one frame. Nothing in it is ever written to, so going back is picking an older one."""
+class Snapshot:
+    """A game at one frame. Nothing in it is ever written to, so going back is picking an older one."""
 
     state: EnvState  # of the dream
     info: dict[str, Any]  # as the dream's `step` returns it
     begin: EnvState  # the dream where `moves` begin
-    moves: tuple[Move, ...] = ()  # from there to here; the dream repeats itself, so they say all
-    trail: tuple[np.ndarray, ...] = ()  # believed poses (4 or 6,) from the first frame shown to this one
+    moves: tuple[Move, ...] = ()  # from there to here, which determine all that is between
+    trail: tuple[np.ndarray, ...] = ()  # estimated poses (4 or 6,) from the first frame shown to this one
     earned: float = 0.0  # return so far
     over: str = ""  # why the episode ended; empty if it didn't
     real: RealView | None = None  # the real world at this frame, if one goes along
@@ -67,30 +67,30 @@ def bytes_of(state: EnvState) -> int:
 
 @dataclass
 class Ring:
-    """The last moments, the oldest first, as many as fit into `limit` bytes of states; always one at least."""
+    """The last snapshots, the oldest first, as many as fit into `limit` bytes of states; always one at least."""
 
     limit: int  # bytes
-    moments: deque[tuple[Moment, int]] = field(default_factory=deque)  # and the bytes of each
+    snapshots: deque[tuple[Snapshot, int]] = field(default_factory=deque)  # and the bytes of each
     held: int = 0  # bytes
 
-    def push(self, moment: Moment) -> None:
-        size = bytes_of(moment.state)
-        self.moments.append((moment, size))
+    def push(self, snapshot: Snapshot) -> None:
+        size = bytes_of(snapshot.state)
+        self.snapshots.append((snapshot, size))
         self.held += size
-        while self.held > self.limit and len(self.moments) > 1:
-            self.held -= self.moments.popleft()[1]
+        while self.held > self.limit and len(self.snapshots) > 1:
+            self.held -= self.snapshots.popleft()[1]
 
-    def pop(self) -> Moment | None:
-        """The newest moment, taken out; None if there is none."""
-        if not self.moments:
+    def pop(self) -> Snapshot | None:
+        """The newest, taken out; None if there is none."""
+        if not self.snapshots:
             return None
-        moment, size = self.moments.pop()
+        snapshot, size = self.snapshots.pop()
         self.held -= size
-        return moment
+        return snapshot
 
     def clear(self) -> None:
-        self.moments.clear()
+        self.snapshots.clear()
         self.held = 0
 
     def __len__(self) -> int:
-        return len(self.moments)
+        return len(self.snapshots)

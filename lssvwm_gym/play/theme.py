@@ -1,4 +1,4 @@
-"""Colours and writing."""
+"""Colours and text."""
 
 from __future__ import annotations
 

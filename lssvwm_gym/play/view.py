@@ -1,32 +1,27 @@
-"""What is shown beside the pictures: numbers, bars, the inventory, and the map."""
+"""The panel: numbers, bars, the inventory, and the map."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pygame
 
-from lssvwm_gym.play.input import Player
-from lssvwm_gym.play.snapshot import Moment
-from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Theme
+from lssvwm_gym.play.input import Controls
+from lssvwm_gym.play.snapshot import Snapshot
+from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Theme
 
-MOST_UNCERTAIN = 0.2  # mean square in latent units at which the bar is full
-
+MAX_UNCERTAINTY = 0.2  # mean square in latent units at which the bar is full
 SMALLEST = 4.0  # units of length that the map shows at least
-
-
 MARGIN, LINE = 16, 23  # pixels
 
 
-def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, player: Player) -> None:
-    """From top to bottom; the map takes what height is left."""
-    game, now = player.game, player.game.now
+def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, controls: Controls) -> None:
+    """From top to bottom; the map takes the height that is left."""
+    game, now = controls.game, controls.game.now
     left, right, top = box.left + MARGIN, box.right - MARGIN, box.top + MARGIN - 6
     theme.write(screen, (left, top), game.world.name.replace("-", " ").title(), LIGHT, "title")
     theme.write(screen, (right, top + 5), game.profile, DIM, "small", right=True)
     top += 36
-    for name, value, colour in numbers(player):
+    for name, value, colour in numbers(controls):
         theme.write(screen, (left, top), name, DIM)
         theme.write(screen, (right, top), value, colour, right=True)
         top += LINE
@@ -35,16 +30,16 @@ def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, player: P
         _draw_gauge(screen, theme, (left, top), right, name, share)
         top += LINE
     if game.world.inventory:
-        top = _draw_counts(screen, theme, (left, top + 8), right, player)
+        top = _draw_inventory(screen, theme, (left, top + 8), right, controls)
     if now.trail:
-        _draw_map(screen, theme, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), player)
+        _draw_map(screen, theme, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), now)
 
 
-def numbers(player: Player) -> list[tuple[str, str, tuple[int, int, int]]]:
-    """What the panel says: names, values, colours."""
-    game, now, pace = player.game, player.game.now, player.pace
+def numbers(controls: Controls) -> list[tuple[str, str, Colour]]:
+    """Names, values and colours."""
+    game, now, pace = controls.game, controls.game.now, controls.pace
     measured = "-" if pace.measured is None else f"{pace.measured:.1f}"
-    told = [
+    shown = [
         ("step", f"{now.steps} of {game.world.max_episode_steps}", LIGHT),
         ("steps a second", f"{measured} of {pace.wanted:.3g}", LIGHT if pace.is_held else WRONG),
         ("return", f"{now.earned:g}" + (f"   real {now.real.earned:g}" if now.real else ""), LIGHT),
@@ -52,18 +47,18 @@ def numbers(player: Player) -> list[tuple[str, str, tuple[int, int, int]]]:
         ("can go back", f"{len(game.past)} steps, {game.past.held / 1e6:.0f} MB", LIGHT),
     ]
     if not pace.is_held:
-        told.insert(2, ("", "too slow here: " + ("key f" if game.profile != "fast" else "key -"), WRONG))
-    return told
+        shown.insert(2, ("", "too slow here: " + ("key f" if game.profile != "fast" else "key -"), WRONG))
+    return shown
 
 
-def gauges(now: Moment, has_milestones: bool) -> list[tuple[str, float | None]]:
-    """Names and shares 0..1 of the bars; None where the profile doesn't tell."""
+def gauges(now: Snapshot, has_milestones: bool) -> list[tuple[str, float | None]]:
+    """Names and shares 0..1 of the bars; None where the profile doesn't have it."""
     uncertainty = now.info.get("uncertainty")
-    shown: list[tuple[str, float | None]] = [("uncertain", None if uncertainty is None else min(uncertainty / MOST_UNCERTAIN, 1.0))]
+    shown: list[tuple[str, float | None]] = [("uncertain", None if uncertainty is None else min(uncertainty / MAX_UNCERTAINTY, 1.0))]
     if "familiarity" in now.info:
         shown.append(("familiar", float(now.info["familiarity"])))
     if not has_milestones:
-        shown.append(("pays", float(now.info["reward_probability"])))
+        shown.append(("reward", float(now.info["reward_probability"])))
     return shown
 
 
@@ -77,92 +72,81 @@ def _draw_gauge(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right
         pygame.draw.rect(screen, WRONG if name == "uncertain" else ACCENT, (*bar.topleft, share * bar.width, bar.height), border_radius=4)
 
 
-def _draw_counts(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, player: Player) -> int:
-    """What is carried, and what it earned; the real counts beside it where the real world goes along. Returns where it ends."""
-    game, now = player.game, player.game.now
-    pays, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
+def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, controls: Controls) -> int:
+    """The inventory, its rewards, and the real inventory where the real world goes along. Returns where it ends."""
+    game, now = controls.game, controls.game.now
+    rewards, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
     top = at[1]
     for number, name in enumerate(game.world.inventory):
         count, has_been = int(now.info["inventory"][number]), reached[number] > 0
         theme.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
         theme.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
-        if now.real is not None and now.real.counts is not None:
-            theme.write(screen, (right - 60, top), str(int(now.real.counts[number])), REAL, "small", right=True)
-        if name in pays:
+        if now.real is not None and now.real.inventory is not None:
+            theme.write(screen, (right - 60, top), str(int(now.real.inventory[number])), REAL, "small", right=True)
+        if name in rewards:
             box = pygame.Rect(right - 10, top + 2, 10, 10)
             pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)
-            theme.write(screen, (right - 16, top), f"+{pays[name]:g}", ACCENT if has_been else DIM, "small", right=True)
+            theme.write(screen, (right - 16, top), f"+{rewards[name]:g}", ACCENT if has_been else DIM, "small", right=True)
         top += 18
     return top
 
 
-def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, player: Player) -> None:
-    x, y, cos, sin, *rest = player.game.now.trail[-1].tolist()
-    where = f"ahead {x:+.1f}  left {y:+.1f}  turned {np.degrees(np.arctan2(sin, cos)):+.0f}°"
-    if rest:
-        where += f"  up {rest[0]:+.1f}"
-    theme.write(screen, box.topleft, "where it believes to be", DIM, "small")
+def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, now: Snapshot) -> None:
+    """The estimated pose in numbers, and both trails, in the frame of the first pose, with a scale below."""
+    x, y, cos, sin, *up = now.trail[-1].tolist()
+    where = f"ahead {x:+.1f}  left {y:+.1f}  turned {np.degrees(np.arctan2(sin, cos)):+.0f}°" + (f"  up {up[0]:+.1f}" if up else "")
+    theme.write(screen, box.topleft, "estimated position", DIM, "small")
     theme.write(screen, (box.left, box.top + 17), where, LIGHT, "tiny")
     size = min(box.width, box.height - 36)
-    if size >= 40:
-        square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
-        real = player.game.now.real
-        draw_map(screen, theme, square, player.game.now.trail, real.trail if real is not None else ())
-
-
-def on_map(path: np.ndarray, size: int, around: np.ndarray | None = None) -> np.ndarray:
-    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left.
-
-    All positions `around`, or else of the path itself, fit in; the map grows with them.
-    """
-    low, high = _bounds(path if around is None else around)
-    extent = max(SMALLEST, float((high - low).max()) * 1.15)
-    return (_up_is_ahead(path) - (low + high) / 2) / extent * size + size / 2
-
-
-def draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, believed: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> None:
-    """Both trails in one frame, that of the first pose, with an arrow where each is now and a scale below."""
-    pygame.draw.rect(screen, FAINT, box, border_radius=6)
-    if not believed:
+    if size < 40:
         return
-    trails = [(np.stack(poses), colour) for poses, colour in ((real, REAL), (believed, ACCENT)) if poses]
+    square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
+    pygame.draw.rect(screen, FAINT, square, border_radius=6)
+    trails = [(np.stack(now.trail), ACCENT)]
+    if now.real is not None and now.real.trail:
+        trails.insert(0, (np.stack(now.real.trail), REAL))
     everywhere = np.concatenate([poses[:, :2] for poses, _ in trails])
     clip = screen.get_clip()
-    screen.set_clip(box)
+    screen.set_clip(square)
     for poses, colour in trails:
-        points = on_map(poses[:, :2], box.width, everywhere) + box.topleft
+        points = on_map(poses[:, :2], size, everywhere) + square.topleft
         if len(points) > 1:
-            pygame.draw.aalines(screen, _faded(colour), False, points.tolist())
+            pygame.draw.aalines(screen, [part * 2 // 3 for part in colour], False, points.tolist())
         _draw_arrow(screen, points[-1], poses[-1], colour)
     screen.set_clip(clip)
-    _draw_scale(screen, theme, box, everywhere)
+    _draw_scale(screen, theme, square, _fit(everywhere, size)[1])
 
 
-def _bounds(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    seen = _up_is_ahead(path)
-    return seen.min(0), seen.max(0)
+def on_map(positions: np.ndarray, size: int, around: np.ndarray | None = None) -> np.ndarray:
+    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left.
+
+    All positions `around`, or else these, fit in; the map grows with them.
+    """
+    centre, unit = _fit(positions if around is None else around, size)
+    return (_up_is_ahead(positions) - centre) * unit + size / 2
 
 
-def _up_is_ahead(path: np.ndarray) -> np.ndarray:
-    return np.stack([-path[:, 1], -path[:, 0]], 1)
+def _fit(positions: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+    """The centre of a map of so many pixels that shows all positions (T, 2), and the pixels of a unit of length."""
+    shown = _up_is_ahead(positions)
+    low, high = shown.min(0), shown.max(0)
+    return (low + high) / 2, size / max(SMALLEST, float((high - low).max()) * 1.15)
 
 
-def _draw_arrow(screen: pygame.Surface, at: np.ndarray, pose: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _up_is_ahead(positions: np.ndarray) -> np.ndarray:
+    return np.stack([-positions[:, 1], -positions[:, 0]], 1)
+
+
+def _draw_arrow(screen: pygame.Surface, at: np.ndarray, pose: np.ndarray, colour: Colour) -> None:
     ahead = np.array([-pose[3], -pose[2]])  # on the screen
     aside = np.array([-ahead[1], ahead[0]])
     corners = [at + 9 * ahead, at - 6 * ahead + 6 * aside, at - 6 * ahead - 6 * aside]
     pygame.draw.polygon(screen, colour, [corner.tolist() for corner in corners])
 
 
-def _draw_scale(screen: pygame.Surface, theme: Theme, box: pygame.Rect, everywhere: np.ndarray) -> None:
-    low, high = _bounds(everywhere)
-    unit = box.width / max(SMALLEST, float((high - low).max()) * 1.15)
+def _draw_scale(screen: pygame.Surface, theme: Theme, box: pygame.Rect, unit: float) -> None:
     length = next(length for length in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if length * unit > 24)
     width = min(length * unit, box.width - 16)
     left, bottom = box.left + 8, box.bottom - 8
     pygame.draw.line(screen, DIM, (left, bottom), (left + width, bottom), 2)
     theme.write(screen, (left + width + 6, bottom - 8), str(length), LIGHT, "tiny")
-
-
-def _faded(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return (colour[0] * 2 // 3, colour[1] * 2 // 3, colour[2] * 2 // 3)

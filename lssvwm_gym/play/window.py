@@ -1,23 +1,43 @@
-"""The window: the dream, the real world beside it, marks below, the panel at the right, keys at the bottom."""
+"""The window: the dream, at its right the real world, marks below, the panel at the far right, keys at the bottom."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
-from lssvwm_gym.play.input import BESIDE, COMMANDS, POLICY, Player, action_help, shown
+from lssvwm_gym.play.input import COMMANDS, POLICY, SIDE_BY_SIDE, Controls, action_help, shown
 from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Theme
 from lssvwm_gym.play.view import MARGIN, draw_panel
 
 SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
 PANEL = 280  # pixels: width of the panel
 CAPTION, THUMBNAIL, MESSAGE, HELP_LINE = 30, 56, 28, 20  # pixels: heights
-LEAST, LEAST_WITH_COUNTS = 540, 640  # pixels: height of the panel, so that all of it can be read
+MIN_PANEL, MIN_PANEL_WITH_INVENTORY = 540, 640  # pixels: height of the panel that shows all of it
+
+
+INVISIBLE = ("offscreen", "dummy")  # drivers of SDL that draw into memory alone
+
+
+def open_display() -> None:
+    """Raises `OSError` where a window could not be seen, unless `SDL_VIDEODRIVER` names an invisible driver."""
+    try:
+        pygame.display.init()
+        driver = pygame.display.get_driver()
+        problem = f"SDL has only the driver {driver!r}, which draws into memory" if driver in INVISIBLE else ""
+    except pygame.error as error:
+        driver, problem = "", str(error)
+    if problem and driver not in os.environ.get("SDL_VIDEODRIVER", "").split(","):
+        raise OSError(
+            f"no screen to open a window on ({problem}). Run this on a desktop; over SSH, forward its display (`ssh -X`). "
+            "To run without a window, with --policy or --replay and --record, set SDL_VIDEODRIVER=dummy"
+        )
 
 
 class Window:
-    """What is seen of a game."""
+    """Shows a game."""
 
     def __init__(self, game: Game, scale: int | None = None) -> None:
         pygame.display.init()
@@ -27,31 +47,31 @@ class Window:
         self.across = self.side * pictures + (pictures - 1) * 4
         width = self.across + PANEL - 2 * MARGIN
         self.help = self._flow(action_help(game.world), width) + self._flow(_command_help(game), width)
-        self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, LEAST_WITH_COUNTS if game.world.inventory else LEAST)
+        self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, MIN_PANEL_WITH_INVENTORY if game.world.inventory else MIN_PANEL)
         self.screen = pygame.display.set_mode((self.across + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
         pygame.display.set_caption(f"{game.world.id}: a dream")
 
-    def draw(self, player: Player) -> None:
+    def draw(self, controls: Controls) -> None:
         self.screen.fill(DARK)
-        self._draw_pictures(player)
-        self._draw_marks(player.game)
-        draw_panel(self.screen, self.theme, pygame.Rect(self.across, 0, PANEL, self.upper), player)
-        self._draw_message(player)
-        self._draw_keys(player)
-        if player.shows_help:
-            self._draw_all_keys(player)
+        self._draw_pictures(controls)
+        self._draw_marks(controls.game)
+        draw_panel(self.screen, self.theme, pygame.Rect(self.across, 0, PANEL, self.upper), controls)
+        self._draw_message(controls)
+        self._draw_keys(controls)
+        if controls.shows_help:
+            self._draw_all_keys(controls)
         pygame.display.flip()
 
     def picture_box(self, number: int) -> pygame.Rect:
-        """Where the first or second picture is."""
+        """Of the first or second picture."""
         return pygame.Rect(number * (self.side + 4), CAPTION, self.side, self.side)
 
-    def _draw_pictures(self, player: Player) -> None:
-        game, now = player.game, player.game.now
-        pictures: list[tuple[np.ndarray | None, str, str, Colour]] = [(now.frame, "dream", _dream_state(player), ACCENT)]
+    def _draw_pictures(self, controls: Controls) -> None:
+        game, now = controls.game, controls.game.now
+        pictures: list[tuple[np.ndarray | None, str, str, Colour]] = [(now.frame, "dream", _dream_state(controls), ACCENT)]
         if game.real is not None:
             pictures.append((None if now.real is None else now.real.frame, "real world", _real_state(game), REAL))
-        for place, (frame, name, state, colour) in enumerate(reversed(pictures) if player.real_first else pictures):
+        for place, (frame, name, state, colour) in enumerate(reversed(pictures) if controls.real_first else pictures):
             box = self.picture_box(place)
             width = self.theme.write(self.screen, (box.left + 10, 8), name, colour)
             self.theme.write(self.screen, (box.left + 20 + width, 10), self.theme.cut(state, box.width - width - 40, "small"), DIM, "small")
@@ -59,11 +79,11 @@ class Window:
                 pygame.draw.rect(self.screen, FAINT, box)
             else:
                 self.screen.blit(self._enlarged(frame, box.size), box.topleft)
-        if player.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
+        if controls.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
             pygame.draw.circle(self.screen, WRONG, (self.across - 16, 15), 6)
 
     def _draw_marks(self, game: Game) -> None:
-        """The marked moments, and how many more there may be."""
+        """The marked snapshots, and how many more there may be."""
         top = CAPTION + self.side + 10
         size = min(self.upper - top - 10, (self.across - 10) // MARKS - 8)
         for number in range(MARKS):
@@ -76,21 +96,21 @@ class Window:
             pygame.draw.rect(self.screen, DARK if marked else FAINT, (box.left + 2, box.top + 2, 18, 14), border_radius=3)
             self.theme.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
 
-    def _draw_message(self, player: Player) -> None:
-        text, colour = (player.message, WRONG if player.is_error else ACCENT) if player.is_said else (_standing(player), ACCENT)
+    def _draw_message(self, controls: Controls) -> None:
+        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (_standing(controls), ACCENT)
         self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
 
-    def _draw_keys(self, player: Player) -> None:
-        action = player.game.now.action
-        acting = "" if action is None else player.game.world.actions[action].replace("_", " ")
+    def _draw_keys(self, controls: Controls) -> None:
+        action = controls.game.now.action
+        acting = "" if action is None else controls.game.world.actions[action].replace("_", " ")
         for row, line in enumerate(self.help):
             for left, key, name in line:
                 at = (MARGIN + left, self.upper + MESSAGE + 4 + row * HELP_LINE)
                 width = self.theme.write(self.screen, at, key, ACCENT, "small")
                 self.theme.write(self.screen, (at[0] + width + 5, at[1]), name, LIGHT if name == acting else DIM, "small")
 
-    def _draw_all_keys(self, player: Player) -> None:
-        game = player.game
+    def _draw_all_keys(self, controls: Controls) -> None:
+        game = controls.game
         lines = [*action_help(game.world), ("arrows", "as w a s d"), *_command_help(game, at_length=True)]
         width, height = min(560, self.screen.get_width() - 20), len(lines) * 19 + 30
         box = pygame.Rect(0, 0, width, height)
@@ -119,28 +139,25 @@ class Window:
 
 
 def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
-    commands = COMMANDS | (BESIDE if game.real is not None else {}) | (POLICY if game.policy is not None else {})
+    commands = COMMANDS | (SIDE_BY_SIDE if game.real is not None else {}) | (POLICY if game.policy is not None else {})
     return [(shown(key), said[at_length]) for key, said in commands.items()]
 
 
-def _standing(player: Player) -> str:
-    if player.rewinds:
+def _standing(controls: Controls) -> str:
+    if controls.rewinds:
         return "going back"
-    return "paused: p goes on, n takes one step" if player.paused else ""
+    return "paused: p goes on, n takes one step" if controls.paused else ""
 
 
-def _dream_state(player: Player) -> str:
-    """Who is dreaming what, in a few words."""
-    game = player.game
-    if game.replaying is not None:
+def _dream_state(controls: Controls) -> str:
+    """What the dream sees, and who acts."""
+    game = controls.game
+    if game.replaying:
         return "replays"
-    eyes = ""
-    if game.eyes:
-        eyes = f"sees {game.eyes} more real frames" if game.eyes < 10**6 else "sees the real frames"
-    elif game.real is not None:
-        eyes = "eyes closed"
-    wheel = "policy at the wheel" if game.policy_drives else ""
-    return ", ".join(filter(None, (eyes, wheel)))
+    seen = "dreams by itself" if game.real is not None else ""
+    if game.real_frames_left:
+        seen = f"sees {game.real_frames_left} more real frames" if game.real_frames_left < 10**6 else "sees the real frames"
+    return ", ".join(filter(None, (seen, "policy acts" if game.policy_acts else "")))
 
 
 def _real_state(game: Game) -> str:

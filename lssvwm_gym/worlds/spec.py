@@ -120,7 +120,7 @@ def read_world(folder: str | Path) -> WorldSpec:
         text = bounded(path, LARGEST).decode("utf-8")
     except FileNotFoundError:
         raise WorldError(
-            f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym ship` writes one; "
+            f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym package` writes one; "
             "weights of a world that the package knows are opened by its own id"
         ) from None
     except (OSError, ValueError) as error:

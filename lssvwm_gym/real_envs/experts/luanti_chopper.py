@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_script import (
+from lssvwm_gym.real_envs.experts.luanti_expert import (
     BACK,
     COBBLESTONE,
     CRAFT_PLANKS,
@@ -30,7 +30,7 @@ from lssvwm_gym.real_envs.experts.luanti_script import (
     STONE_PICKAXE,
     TURN,
     WOODEN_PICKAXE,
-    Player,
+    LuantiExpert,
     Script,
     wrapped,
 )
@@ -44,8 +44,8 @@ CENTRED = 0.19  # metres from the middle of a block at which the player, 0.6 wid
 BIOMES, SHARES = ("deciduous_forest", "coniferous_forest"), (0.6, 0.4)
 
 
-class Chopper(Player):
-    """See `Player`."""
+class LuantiChopper(LuantiExpert):
+    """See `LuantiExpert`."""
 
     name = "chopper"
 

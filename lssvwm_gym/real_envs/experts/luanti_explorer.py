@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_script import TURN, Player, Script
+from lssvwm_gym.real_envs.experts.luanti_expert import TURN, LuantiExpert, Script
 
 TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
 
@@ -15,8 +15,8 @@ TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
 BIOMES, SHARES = ("deciduous_forest", "coniferous_forest", "grassland"), (0.45, 0.3, 0.25)
 
 
-class Explorer(Player):
-    """See `Player`."""
+class LuantiExplorer(LuantiExpert):
+    """See `LuantiExpert`."""
 
     name = "explorer"
 

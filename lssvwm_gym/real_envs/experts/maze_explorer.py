@@ -24,7 +24,7 @@ PATIENCE = 40  # steps without coming nearer before it picks another goal
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 
 
-class Explorer:
+class MazeExplorer:
     """One episode's walk, decided by `rng` and by the `info` of `MemoryMazeEnv` alone.
 
     Args:

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
-from lssvwm_gym.real_envs.luanti.kept_folder import KeptFolder
 from lssvwm_gym.real_envs.luanti.programs import HERE, Programs
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Moment(NamedTuple):
+class ClientFrame(NamedTuple):
     """What there is at the end of a frame."""
 
     pixels: np.ndarray  # (SIDE, SIDE, 3) uint8
@@ -148,7 +148,7 @@ class Client:
         """
         self._exchange(seconds, keys, turn, command, seen=False)
 
-    def seen_frame(self, seconds: float, keys: tuple[str, ...] = (), command: dict[str, Any] | None = None) -> Moment:
+    def seen_frame(self, seconds: float, keys: tuple[str, ...] = (), command: dict[str, Any] | None = None) -> ClientFrame:
         """Let the next frame take `seconds`, and look at it."""
         return self._exchange(seconds, keys, (0, 0), command, seen=True)
 
@@ -210,7 +210,7 @@ class Client:
 
     def _exchange(
         self, seconds: float, keys: tuple[str, ...], turn: tuple[int, int], command: dict[str, Any] | None, *, seen: bool
-    ) -> Moment:
+    ) -> ClientFrame:
         held = sum(1 << KEYS.index(key) for key in keys)
         text = json.dumps(command).encode() if command else b""
         try:
@@ -220,13 +220,13 @@ class Client:
             self.close()
             raise
 
-    def _hear(self) -> Moment:
+    def _hear(self) -> ClientFrame:
         width, height, account_bytes, in_time = ANSWER.unpack(self._receive(ANSWER.size))
         account = json.loads(self._receive(account_bytes)) if account_bytes else {}
         if not in_time:
             logger.warning("the game was not done with a frame in time; this moment may lack a part of the world")
         pixels = np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1]
-        return Moment(pixels, account)
+        return ClientFrame(pixels, account)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -264,6 +264,53 @@ class Client:
         end = "does not answer" if code is None else f"ended with exit code {code}"
         lines = self._log(name).read_text(errors="replace").strip().splitlines()
         return f"{name} {end}; it said: " + (" | ".join(lines[-LOG_LINES:]) or "nothing")
+
+
+# Makes the folder, says its path or what went wrong, and waits until its standard input ends, which it does when no process has the
+# other end any more. A signal for all of a terminal's processes is not for it, and neither is an owner who died before it heard the path.
+KEEPER = """
+trap '' HUP INT PIPE TERM
+folder=$(mktemp -d "$1/lssvwm-luanti-XXXXXXXX" 2>&1)
+echo "$folder"
+read -r _
+rm -rf "$folder"
+"""
+
+
+class KeptFolder:
+    """A new temporary folder. It stays for as long as its maker or a child that inherited `descriptor` lives.
+
+    The maker may be killed at any moment, also in the midst of this: the folder is made and removed by a shell, which asks nobody.
+
+    Attributes:
+        path: the folder.
+        descriptor: what a child that is to work in it has to inherit.
+
+    Raises:
+        OSError: it can't be made.
+    """
+
+    def __init__(self) -> None:
+        reads, self.descriptor = os.pipe()
+        with open(reads, "rb", buffering=0) as waiting:
+            command = ["/bin/sh", "-c", KEEPER, "sh", tempfile.gettempdir()]
+            self._keeper = subprocess.Popen(
+                command, stdin=waiting, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+            )
+        assert self._keeper.stdout is not None
+        with self._keeper.stdout as stdout:
+            said = stdout.readline().rstrip("\n")
+        self.path = Path(said)
+        if not self.path.is_dir():
+            self.remove()
+            raise OSError(f"Luanti needs a temporary folder, and there can be none ({said}). TMPDIR can name another place for it")
+
+    def remove(self) -> None:
+        """Remove the folder now, with whatever is in it."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.descriptor, b"\n")
+        os.close(self.descriptor)
+        self._keeper.wait()
 
 
 def _furnish(folder: Path, map_seed: int) -> None:

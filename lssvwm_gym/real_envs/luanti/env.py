@@ -11,17 +11,14 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from lssvwm_gym.real_envs import SimulatorDied, shown
-from lssvwm_gym.real_envs.luanti.client import SIDE, Client, Moment
+from lssvwm_gym.real_envs.luanti.client import SIDE, Client, ClientFrame
 from lssvwm_gym.real_envs.luanti.programs import find_programs
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 logger = logging.getLogger(__name__)
 
-ACTIONS, ITEMS, MOST_ITEMS = (
-    MINECRAFT.actions,
-    MINECRAFT.inventory,
-    MINECRAFT.max_inventory,
-)  # the dream's, so that policies move between them
+# the dream's, so that policies move between them
+ACTIONS, ITEMS, MAX_ITEMS = MINECRAFT.actions, MINECRAFT.inventory, MINECRAFT.max_inventory
 REWARDS = tuple(value for _, value in MINECRAFT.milestones)  # for the first of each of the first six items
 BIOMES = ("deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest")
 FORESTS = BIOMES[:2]
@@ -145,7 +142,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
         self.observation_space = gym.spaces.Dict(
             image=gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
-            inventory=gym.spaces.Box(0, MOST_ITEMS, (len(ITEMS),), np.int32),
+            inventory=gym.spaces.Box(0, MAX_ITEMS, (len(ITEMS),), np.int32),
         )
         self._programs = find_programs()
         self._client: Client | None = None  # started by reset
@@ -154,24 +151,24 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
-        biome, trees = self._wishes(options or {})
+        biome, trees = self._requested(options or {})
         start_seed = int(self.np_random.integers(SEEDS)) if seed is None else seed % SEEDS
         self._start = {"biome": biome, "seed": np.int64(start_seed)}
-        moment = self._begin({"name": "start", "seed": start_seed, "biome": biome, "trees": trees})
+        frame = self._start_episode({"name": "start", "seed": start_seed, "biome": biome, "trees": trees})
         self._steps_left = self.max_episode_steps
-        self._unpaid = dict(enumerate(REWARDS))
+        self._milestones_left = dict(enumerate(REWARDS))
         self._block_in_hand = False
-        return self._observe(moment)
+        return self._observe(frame)
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise ValueError(f"action must be an integer from 0 to {len(ACTIONS) - 1}, got {action!r}")
         if self._steps_left == 0 or self._client is None or not self._client.is_running:
             raise ResetNeeded("the episode is over or has not begun: call reset() before step()")
-        moment = self._act(self._client, ACTIONS[action])
+        frame = self._act(self._client, ACTIONS[action])
         self._steps_left -= 1
-        observation, info = self._observe(moment)
-        return observation, self._pay(observation["inventory"]), False, self._steps_left == 0, info
+        observation, info = self._observe(frame)
+        return observation, self._reward(observation["inventory"]), False, self._steps_left == 0, info
 
     def render(self) -> np.ndarray | None:
         """The current frame, (64, 64, 3) uint8, or None without a render mode."""
@@ -182,7 +179,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             self._client.close()
         self._client, self._frame, self._steps_left = None, None, 0
 
-    def _wishes(self, options: dict[str, Any]) -> tuple[str, bool]:
+    def _requested(self, options: dict[str, Any]) -> tuple[str, bool]:
         """Biome, and whether there must be trees."""
         unknown = options.keys() - {"biome", "trees"}
         if unknown:
@@ -193,8 +190,8 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             raise ValueError(f"biome must be one of {', '.join(BIOMES)}, got {biome!r}")
         return biome, bool(options.get("trees", True))
 
-    def _begin(self, start: dict[str, Any]) -> Moment:
-        """The first moment of an episode; a client that has died is replaced."""
+    def _start_episode(self, start: dict[str, Any]) -> ClientFrame:
+        """The first frame of an episode; a client that has died is replaced."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 if self._client is None or not self._client.is_running:
@@ -210,39 +207,39 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     def _open_senses(self, client: Client) -> None:
         """Have the game tell what scripted players need, or not. A game that is out of time can miss what it is told: tell it again."""
         for _ in range(TELLINGS):
-            moment = client.seen_frame(SEARCH, command={"name": "sense", "wanted": self.senses})
-            if ("senses" in moment.account) == self.senses:
+            frame = client.seen_frame(SEARCH, command={"name": "sense", "wanted": self.senses})
+            if ("senses" in frame.account) == self.senses:
                 return
         client.close()
         raise SimulatorDied("the game does not answer in time: is the machine very busy?")
 
-    def _land(self, client: Client, start: dict[str, Any]) -> Moment:
+    def _land(self, client: Client, start: dict[str, Any]) -> ClientFrame:
         for _ in range(STILL_FRAMES):  # whoever is moved while he walks goes on for some centimetres
             client.frame(LANDING)
-        moment = client.seen_frame(SEARCH, command=start)
+        frame = client.seen_frame(SEARCH, command=start)
         for _ in range(SEARCH_FRAMES):
-            if moment.account["start"]["state"] in ("standing", "nowhere"):
+            if frame.account["start"]["state"] in ("standing", "nowhere"):
                 break
-            moment = client.seen_frame(SEARCH)
-        if moment.account["start"]["state"] != "standing":
+            frame = client.seen_frame(SEARCH)
+        if frame.account["start"]["state"] != "standing":
             raise RuntimeError(f"no start was found in biome {start['biome']} for seed {start['seed']}: try another seed or map_seed")
         for _ in range(LANDING_FRAMES):
             client.frame(LANDING)
         return self._fade(client)
 
-    def _fade(self, client: Client) -> Moment:
-        """The moment in which the picture does not change any more."""
-        moment = client.seen_frame(SETTLE)
+    def _fade(self, client: Client) -> ClientFrame:
+        """The frame in which the picture does not change any more."""
+        frame = client.seen_frame(SETTLE)
         for _ in range(FADES):
-            before = shrink(moment.pixels).astype(float)
+            before = shrink(frame.pixels).astype(float)
             for _ in range(FADE_FRAMES):
                 client.frame(SETTLE)
-            moment = client.seen_frame(SETTLE)
-            if np.abs(shrink(moment.pixels) - before).mean() < FADED:
+            frame = client.seen_frame(SETTLE)
+            if np.abs(shrink(frame.pixels) - before).mean() < FADED:
                 break
-        return moment
+        return frame
 
-    def _act(self, client: Client, action: str) -> Moment:
+    def _act(self, client: Client, action: str) -> ClientFrame:
         """Let the game do one step."""
         if action == "place":
             self._block_in_hand = True
@@ -266,13 +263,13 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         right, down = TURNED.get(action, (0, 0))
         return (right, down) if abs(math.degrees(self._pitch) + down) < STEEPEST else (0, 0)
 
-    def _pay(self, inventory: np.ndarray) -> float:
-        first = [item for item in self._unpaid if inventory[item] > 0]
-        return sum((self._unpaid.pop(item) for item in first), 0.0)
+    def _reward(self, inventory: np.ndarray) -> float:
+        first = [item for item in self._milestones_left if inventory[item] > 0]
+        return sum((self._milestones_left.pop(item) for item in first), 0.0)
 
-    def _observe(self, moment: Moment) -> tuple[dict[str, Any], dict[str, Any]]:
-        account = moment.account
-        self._frame, self._pitch = shrink(moment.pixels), account["pitch"]
+    def _observe(self, frame: ClientFrame) -> tuple[dict[str, Any], dict[str, Any]]:
+        account = frame.account
+        self._frame, self._pitch = shrink(frame.pixels), account["pitch"]
         info = {key: np.asarray(account[key], np.float32) for key in ("pos", "yaw", "pitch", "hp")} | self._start
         if self.senses:
             info["senses"] = account["senses"] | {"trees": account["senses"]["trees"] or []}  # Lua's JSON knows no empty list

@@ -1,4 +1,4 @@
-"""How fast the block world is here: `python -m lssvwm_gym.real_envs.luanti.speed [EPISODES]`.
+"""How fast the real block world is here: `python experiments/luanti_speed.py [EPISODES]`.
 
 Whole episodes of each scripted player and of random actions, with their resets; the start of the client counts, too.
 """
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_chopper import Chopper
-from lssvwm_gym.real_envs.experts.luanti_explorer import Explorer
-from lssvwm_gym.real_envs.experts.luanti_script import BURST_WEIGHTS
+from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
+from lssvwm_gym.real_envs.experts.luanti_expert import BURST_WEIGHTS
+from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
 from lssvwm_gym.real_envs.luanti.env import EPISODE_STEPS, LuantiEnv
 
 SHARES = BURST_WEIGHTS / BURST_WEIGHTS.sum()
 
 
-class Random:
+class RandomActions:
     """Actions without a plan, walking and turning more than crafting."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -54,9 +54,9 @@ def _core_seconds() -> float:
 
 def main() -> None:
     episodes = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    for player in (Random, Explorer, Chopper):
+    for player in (RandomActions, LuantiExplorer, LuantiChopper):
         a_second, a_core_second = measure(player, episodes)
-        print(f"{player.__name__.lower():<9} {a_second:6.1f} steps a second, {a_core_second:6.1f} a core second")
+        print(f"{player.__name__:<14} {a_second:6.1f} steps a second, {a_core_second:6.1f} a core second")
 
 
 if __name__ == "__main__":

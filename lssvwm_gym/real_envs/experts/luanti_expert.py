@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.real_envs.luanti.env import ACTIONS
-
 TURN = math.radians(15)  # of one step
 STEEPEST = 4  # turns up or down
 EYE = 1.47  # metres above the feet
@@ -21,30 +19,15 @@ WHIM_SHARE = 0.003  # of the steps try to craft anything, mostly in vain
 BURST_WEIGHTS = np.array([1, 4, 2, 3, 3, 2, 2, 3, 3, 2, 0.25, 0.25, 0.25, 0.25])
 SECOND_THOUGHT = 0.7  # how often it digs through what is in the way, if it can
 
-
-(
-    NOOP,
-    FORWARD,
-    BACK,
-    LEFT,
-    RIGHT,
-    UP,
-    DOWN,
-    JUMP,
-    DIG,
-    PLACE,
-    CRAFT_PLANKS,
-    CRAFT_STICKS,
-    CRAFT_WOODEN_PICKAXE,
-    CRAFT_STONE_PICKAXE,
-) = range(len(ACTIONS))
+NOOP, FORWARD, BACK, LEFT, RIGHT, UP, DOWN, JUMP, DIG, PLACE = range(10)  # actions, in the order of the environment's
+CRAFT_PLANKS, CRAFT_STICKS, CRAFT_WOODEN_PICKAXE, CRAFT_STONE_PICKAXE = range(10, 14)
 LOG, PLANKS, STICK, WOODEN_PICKAXE, COBBLESTONE, STONE_PICKAXE, DIRT = range(7)  # in the inventory
 BURST_SHARE, BURST_STEPS = 0.014, (4, 10)  # of the steps begin some random ones
 
 Script = Generator[int, None, bool]
 
 
-class Player:
+class LuantiExpert:
     """One episode's player, decided by `rng` and by what `LuantiEnv(senses=True)` answers.
 
     A subclass names itself, says in `start` with which options of `reset` its episode is to begin, and plays by `play`.

@@ -11,7 +11,7 @@ import torch
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.checkpoints.quantize import Export, export
+from lssvwm_gym.checkpoints.quantize import Quantizing, quantize
 from lssvwm_gym.cli import main
 from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
@@ -22,7 +22,7 @@ WORLD = WORLDS["memory-maze"]
 
 @pytest.fixture
 def folder(tiny_weights, tmp_path):
-    main(["export", "--weights", str(tiny_weights), "--out", str(tmp_path / "small"), "--bits", "8"])
+    main(["quantize", "--weights", str(tiny_weights), "--out", str(tmp_path / "small"), "--bits", "8"])
     return tmp_path / "small"
 
 
@@ -71,7 +71,7 @@ def test_it_dreams_nearly_the_same_dream(folder, tiny_weights):
 
 
 def test_fewer_starts_can_be_kept(tiny_weights, tmp_path):
-    report = export(Export(tmp_path / "few", weights=tiny_weights, openings=2, walks=0))
+    report = quantize(Quantizing(tmp_path / "few", weights=tiny_weights, openings=2, walks=0))
     few = load_weights(tmp_path / "few")
     assert (len(few.openings), len(few.walks)) == (2, 0)
     assert report["bytes"]["compact"] == sum(path.stat().st_size for path in (tmp_path / "few").iterdir())
@@ -81,7 +81,7 @@ def test_fewer_starts_can_be_kept(tiny_weights, tmp_path):
 def test_the_model_card_goes_along(tmp_path):
     full = write_tiny_weights(tmp_path / "full")
     (full / "README.md").write_text("# A model\n")
-    export(Export(tmp_path / "small", weights=full))
+    quantize(Quantizing(tmp_path / "small", weights=full))
     card = (tmp_path / "small" / "README.md").read_text()
     assert "8 bits" in card.splitlines()[0]
     assert card.endswith("# A model\n")
@@ -98,14 +98,14 @@ def test_the_model_card_goes_along(tmp_path):
 )
 def test_nonsense_is_refused_before_anything_is_written(tiny_weights, tmp_path, wrong, said):
     with pytest.raises(ValueError, match=said):
-        export(Export(**{"out": tmp_path / "out", "weights": tiny_weights, **wrong}))
+        quantize(Quantizing(**{"out": tmp_path / "out", "weights": tiny_weights, **wrong}))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_full_weights_are_not_overwritten(tmp_path):
     folder = write_tiny_weights(tmp_path)
     with pytest.raises(ValueError, match="would overwrite"):
-        export(Export(folder, weights=folder))
+        quantize(Quantizing(folder, weights=folder))
 
 
 NAME = "world_model.layers.0.scan.in_proj.weight"
