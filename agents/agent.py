@@ -6,7 +6,6 @@ lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +19,9 @@ from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.tensors import load_tensors
-from lssvwm_gym.play.policies import Random, Wander
+from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 
 EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
-SCRIPTS: dict[str, Callable[[Dream, str | None, int], Callable[[Any], int]]] = {"random": Random, "wander": Wander}
 SB3_KIND = "lssvwm_gym SB3 policy"  # in the header of files of `agents.sb3_policies`
 
 
@@ -102,7 +100,7 @@ class ScriptedAgent:
         self._policies = [SCRIPTS[name](dream, None, int(one)) for one in seeds]
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        return np.array([policy(None) for policy in self._policies])
+        return np.array([policy(None) for policy in self._policies])  # type: ignore[arg-type] # they look at nothing
 
 
 class ExpertAgent:
