@@ -31,7 +31,7 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, leas
         lengths = range(walk_every, walks.latent.shape[1] + 1, walk_every)
         starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
     if openings.latent.shape[1] >= least or not starts:
-        starts = [dream.reset(torch.tensor([number]), {"clip": number}) for number in range(min(len(openings), most))] + starts
+        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(len(openings), most))] + starts
     if not starts:
         starts = [dream.reset(torch.arange(MOST_ROWS), {"start": "cold"})]
     bank = join_rows(starts)

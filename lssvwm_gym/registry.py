@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +70,7 @@ def register_all() -> None:
 
 
 def make_dream(weights: str | Path | None = None, **kwargs: Any) -> gymnasium.Env:
-    """A `DreamEnv` of the folder's own world, truncated as that says; a smaller `max_episode_steps` of `gymnasium.make` ends it sooner.
+    """A `DreamEnv` of the folder's own world, truncated as that says, or as `max_episode_steps` of `gymnasium.make` does.
 
     Args:
         weights: a folder with a `world.json` beside its weights, as `lssvwm-gym package` writes it.
@@ -81,10 +84,35 @@ def make_dream(weights: str | Path | None = None, **kwargs: Any) -> gymnasium.En
     from lssvwm_gym.envs.dream_env import DreamEnv
 
     world = _world(weights)
-    return TimeLimit(DreamEnv(world, weights=weights, **kwargs), world.max_episode_steps)
+    env = DreamEnv(world, weights=weights, **kwargs)
+    return env if _limited_by_gymnasium() else TimeLimit(env, world.max_episode_steps)
 
 
 make_dream.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined] # what Gymnasium asks of a class: how it can be rendered
+
+
+def _limited_by_gymnasium() -> bool:
+    """Whether the call of `gymnasium.make` that this happens in names a `max_episode_steps`, which it tells nobody; -1 is none at all."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not gymnasium.make.__code__:
+        frame = frame.f_back
+    asked = (frame.f_locals.get("max_episode_steps"), getattr(frame.f_locals.get("env_spec"), "max_episode_steps", None)) if frame else ()
+    return any(steps is not None for steps in asked)
+
+
+def one_thread_in_forked_children() -> None:
+    """Have torch compute with one thread in processes that are forked from this one.
+
+    OpenMP's other threads stay behind in a fork, and whoever counts on them there waits for ever: `AsyncVectorEnv`'s workers, or
+    those of SB3's `SubprocVecEnv`. They can ask for more with `torch.set_num_threads`, where torch has not computed before the fork.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
 
 
 def make_dreams(

@@ -29,7 +29,7 @@ def bank(dream):
 
 
 def bank_of(dream):
-    return join_rows([dream.reset(torch.tensor([seed]), {"clip": 0}) for seed in range(5)])
+    return join_rows([dream.reset(torch.tensor([seed]), {"context_id": 0}) for seed in range(5)])
 
 
 def rows_of(dream, bank, **settings):

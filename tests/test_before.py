@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import lssvwm_gym
+from lssvwm_gym import envs
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs import DreamEnv
+from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import load_tensors
-from lssvwm_gym.worlds import WORLDS, read_world
+from lssvwm_gym.worlds import WORLDS, WorldSpec, read_world
 
 BEFORE = Path(__file__).parent / "data" / "before"
 DREAMS = load_tensors(BEFORE / "dreams.safetensors")[0]
@@ -79,3 +82,55 @@ def test_two_names_for_one_value_are_refused():
         legacy.renamed({"counts": 1, "inventory": 2}, legacy.SPEC)
     with pytest.raises(ValueError, match="place heads"):
         legacy.sizes({"place": [False, True]})
+
+
+def test_an_option_and_infos_of_before_are_still_understood(tiny_weights):
+    env = gymnasium.make("LSSVWM-MemoryMaze-v0", weights=tiny_weights, profile="fast", device="cpu")
+    expected, _ = env.reset(seed=1, options={"context_id": 2})
+    with pytest.warns(DeprecationWarning, match="an option of reset: 'clip' is now called 'context_id'"):
+        frame, info = env.reset(seed=1, options={"clip": 2})
+    assert np.array_equal(frame, expected)
+    info = gymnasium.wrappers.RecordEpisodeStatistics(env).step(1)[-1]
+    with pytest.warns(DeprecationWarning, match="estimated_pose"):
+        assert info["believed_pose"] is info["estimated_pose"]
+    with pytest.raises(KeyError, match="believed"):
+        info["believed"]
+
+
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_infos_of_before_are_still_understood_in_a_batch(tiny_weights, output):
+    how = dict(weights=tiny_weights, profile="fast", device="cpu", max_episode_steps=1, output=output)
+    envs = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 2, **how)
+    _, info = envs.reset(seed=[1, 2])
+    with pytest.warns(DeprecationWarning, match="estimated_pose"):
+        assert info["_believed_pose"] is info["_estimated_pose"]
+    *_, info = envs.step(np.ones(2, int) if output == "numpy" else torch.ones(2, dtype=torch.int64))
+    for part in (info, info["final_info"]):
+        with pytest.warns(DeprecationWarning, match="estimated_pose"):
+            assert part["believed_pose"] is part["estimated_pose"]
+
+
+def test_classes_and_their_keywords_of_before_are_still_there(tiny_weights):
+    with pytest.warns(DeprecationWarning, match=r"lssvwm_gym\.WorldSpec"):
+        assert lssvwm_gym.World is WorldSpec
+    with pytest.warns(DeprecationWarning, match="WorldModelObservation"):
+        assert envs.SeenThroughModel is envs.WorldModelObservation
+    dreams = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 1, weights=tiny_weights, profile="fast", device="cpu")
+    with pytest.warns(DeprecationWarning, match="ConservativeRollouts: 'most_steps' is now called 'max_steps'"):
+        assert ConservativeRollouts(dreams, most_steps=3).max_steps == 3
+    sizes = dict(id="X-v0", name="x", image_size=16, actions=("a",), keys={}, fps=4, reward_values=(0.0,), max_episode_steps=9)
+    with pytest.warns(DeprecationWarning, match="WorldSpec: '"):
+        old = WorldSpec(**sizes, weights=BEFORE, counts=("log",), most_counted=9, near=0.5)
+    assert old == WorldSpec(**sizes, weights=BEFORE, inventory=("log",), max_inventory=9, length_scale=0.5)
+
+
+def test_a_dream_of_before_still_goes_on(tiny_weights):
+    dream = envs.open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    with pytest.warns(DeprecationWarning, match=r"Dream\.begin is now called Dream\.reset"):
+        state = dream.begin(torch.tensor([1]))
+    with pytest.warns(DeprecationWarning, match=r"Dream\.go_on is now called Dream\.step"):
+        after, reward, terminated, info = dream.go_on(state, torch.tensor([2]))
+    step = dream.step(state, torch.tensor([2]))
+    assert torch.equal(after.latent, step.state.latent)
+    assert (reward.tolist(), terminated.tolist()) == (step.reward.tolist(), step.terminated.tolist())
+    assert info["familiarity"].dtype == np.float64

@@ -359,6 +359,18 @@ def test_profiles_are_told_as_they_are():
     assert all(f"| `{name}` | {steps} |" in text for name, steps in SAMPLING_STEPS.items())
 
 
+def test_files_and_names_to_change_exist():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("\n## Where do I change what\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for _, places, names in rows:
+        paths = [ROOT / path for path in code_in(places) if "/" in path]
+        files = list(chain.from_iterable(path.glob("*.py") if path.is_dir() else [path] for path in paths))
+        code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for name in code_in(names):
+            assert re.search(rf"^ *(?:def|class) _?{name}\b|^{name}\b", code, re.MULTILINE), (places, name)
+
+
 def test_every_example_is_listed():
     text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     assert [path.name for path in sorted((ROOT / "examples").glob("*.py")) if f"(../examples/{path.name})" not in text] == []

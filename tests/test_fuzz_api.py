@@ -108,7 +108,7 @@ def test_actions_of_stable_baselines(venv, action):
     assert observations == whole(action, (ROWS,), venv.action_space.n)
 
 
-keys = st.one_of(st.sampled_from(["clip", "context_frames", "episode", "start", "reset_mask"]), st.text(max_size=4), st.integers())
+keys = st.one_of(st.sampled_from(["context_id", "context_frames", "episode", "start", "reset_mask"]), st.text(max_size=4), st.integers())
 
 
 @EXAMPLES

@@ -194,10 +194,10 @@ BOX = {"actions": ["a", "b"], "keys": {}}
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"near": 10**400}, "near is 1000"),
+        ({"length_scale": 10**400}, "length_scale is 1000"),
         ({"reward_values": [0, -(10**400)]}, "reward_values is -1000"),
         ({"reward_values": [0, 1e308]}, "out of all proportion"),
-        ({"near": -0.5}, "near is -0.5, below 0"),
+        ({"length_scale": -0.5}, "length_scale is -0.5, below 0"),
         ({"border": 32}, "a border of 32 leaves nothing of 64 pixels"),
         ({"fps": 10**4000}, "fps is 1000"),
         ({"x" * 500_000: 1}, "unknown"),
@@ -205,9 +205,9 @@ BOX = {"actions": ["a", "b"], "keys": {}}
         ({**BOX, "low": list(range(4096)), "high": [0, 1]}, "don't bound"),
         ({**BOX, "low": [0, 0], "high": [1, 1e39]}, "high is 1e.39, not finite or out"),
         ({**BOX, "low": [0, 1], "high": [1, 1.00000000001]}, "don't bound"),
-        ({"counts": ["log"]}, "most_counted is 0"),
-        ({"counts": ["log"], "max_inventory": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
-        ({"counts": ["log"], "max_inventory": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
+        ({"inventory": ["log"]}, "max_inventory is 0"),
+        ({"inventory": ["log"], "max_inventory": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
+        ({"inventory": ["log"], "max_inventory": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
     ],
     ids=range(14),
 )

@@ -34,7 +34,7 @@ def actions(steps):
 
 def test_short_episodes_are_those_of_a_shorter_environment(arguments):
     """Observations, rewards, ends, infos and last observations, over several episodes."""
-    guarded, reference = ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=4), DreamVectorEnv(max_episode_steps=4, **arguments)
+    guarded, reference = ConservativeRollouts(DreamVectorEnv(**arguments), max_steps=4), DreamVectorEnv(max_episode_steps=4, **arguments)
     assert same(guarded.reset(seed=5), reference.reset(seed=5))
     for number, action in enumerate(actions(9)):
         ours, theirs = guarded.step(action), reference.step(action)
@@ -54,7 +54,7 @@ class Told(DreamVectorEnv):
         return *moment, {**info, **told}
 
 
-@pytest.mark.parametrize(("name", "limit"), [("uncertainty", dict(most_uncertain=0.5)), ("familiarity", dict(least_familiar=0.5))])
+@pytest.mark.parametrize(("name", "limit"), [("uncertainty", dict(max_uncertainty=0.5)), ("familiarity", dict(min_familiarity=0.5))])
 def test_a_row_is_cut_where_the_model_is_unsure(arguments, name, limit):
     unsure = np.zeros((16, ROWS))
     unsure[2, 0] = 1  # for a step: nobody minds
@@ -97,13 +97,13 @@ def test_an_agreement_pays_once_and_late():
 
 def test_every_episode_starts_where_it_is_told(arguments):
     start = {"context_frames": WALK_FRAMES}
-    guarded = ConservativeRollouts(DreamVectorEnv(max_episode_steps=5, **arguments), most_steps=3, start=start)
+    guarded = ConservativeRollouts(DreamVectorEnv(max_episode_steps=5, **arguments), max_steps=3, start=start)
     _, info = guarded.reset(seed=1)
     assert (info["age"] == WALK_FRAMES).all()
     for step, action in enumerate(actions(7), 1):
         info = guarded.step(action)[4]
         assert (info["age"] == WALK_FRAMES + step % 3).all()
-    longer = ConservativeRollouts(DreamVectorEnv(max_episode_steps=3, **arguments), most_steps=5, start=start)
+    longer = ConservativeRollouts(DreamVectorEnv(max_episode_steps=3, **arguments), max_steps=5, start=start)
     longer.reset(seed=1)
     ages = [longer.step(action)[4]["age"][0] for action in actions(4)]
     assert ages == [WALK_FRAMES + step for step in (1, 2, 0, 1)]
@@ -113,7 +113,7 @@ def test_sb3_learns_behind_the_guard(arguments):
     sb3 = pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
     from lssvwm_gym.envs.sb3 import DreamVecEnv
 
-    envs = DreamVecEnv(ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=3, agree=True))
+    envs = DreamVecEnv(ConservativeRollouts(DreamVectorEnv(**arguments), max_steps=3, agree=True))
     envs.seed(0)
     envs.reset()
     for action in actions(3):
@@ -129,9 +129,9 @@ def test_what_cannot_be_guarded_is_refused(arguments):
 
     with pytest.raises(ValueError, match="guards a DreamVectorEnv"):
         ConservativeRollouts(gymnasium.make_vec("CartPole-v1", 2))
-    with pytest.raises(ValueError, match="most_steps must be a whole number, at least 1, not 0"):
-        ConservativeRollouts(DreamVectorEnv(**arguments), most_steps=0)
-    fast = ConservativeRollouts(DreamVectorEnv(**{**arguments, "profile": "fast"}), most_uncertain=0.1)
+    with pytest.raises(ValueError, match="max_steps must be a whole number, at least 1, not 0"):
+        ConservativeRollouts(DreamVectorEnv(**arguments), max_steps=0)
+    fast = ConservativeRollouts(DreamVectorEnv(**{**arguments, "profile": "fast"}), max_uncertainty=0.1)
     with pytest.raises(ValueError, match=r'tells no info\["uncertainty"\]'):
         fast.reset(seed=0)
 

@@ -187,7 +187,7 @@ def test_a_cold_start_carries_no_less_than_nothing(env):
     assert all(env.observation_space.contains(env.step(DIG)[0]) for _ in range(5))
 
 
-@pytest.mark.parametrize("options", [{"clip": 1}, {"context_frames": 9}])
+@pytest.mark.parametrize("options", [{"context_id": 1}, {"context_frames": 9}])
 def test_starts_of_the_weights_carry_what_was_recorded(env, options):
     observation, _ = env.reset(seed=0, options=options)
     assert counts(observation)["log"] == 2

@@ -217,7 +217,7 @@ def test_counts_are_told_where_the_world_shows_them(tmp_path):
     assert env.onlooker.state.inventory.tolist() == [[9.0] * 9]
     env.step(4)
     assert env.onlooker.state.inventory.tolist() == [[4.0] * 9]
-    assert env.onlooker.state.peak.tolist() == [[9.0] * 9]
+    assert env.onlooker.state.inventory_peak.tolist() == [[9.0] * 9]
     envs = WorldModelObservationVec(SyncVectorEnv([Bag], autoreset_mode=AutoresetMode.SAME_STEP), dream, "features")
     assert differ(envs.reset(seed=0)[0][0], seen) < 0.02
 

@@ -54,19 +54,19 @@ def test_by_default_the_seed_draws_an_opening(env):
 
 
 def test_an_option_of_none_is_one_not_given(env):
-    assert same(env.reset(seed=1), env.reset(seed=1, options={"clip": None, "start": None}))
+    assert same(env.reset(seed=1), env.reset(seed=1, options={"context_id": None, "start": None}))
 
 
 @pytest.mark.parametrize("clip", [0, np.int64(OPENINGS - 1)])
 def test_clip_names_an_opening_and_shows_its_last_frame(env, clip):
-    shown, info = env.reset(seed=9, options={"clip": clip})
+    shown, info = env.reset(seed=9, options={"context_id": clip})
     last = env.dream.weights.openings.latent[[clip], -1].float()
     assert np.array_equal(shown, env.dream.weights.autoencoder.decode(last)[0].numpy())
     assert info["age"] == OPENING_FRAMES
 
 
 def test_the_whole_opening_is_remembered_with_its_poses_seen_from_the_first(env):
-    _, info = env.reset(options={"clip": 2})
+    _, info = env.reset(options={"context_id": 2})
     openings, model, state = env.dream.weights.openings, env.dream.weights.world_model, env.clone_state().dream
     pose = relative_to(openings.pose[[2]], openings.pose[[2], :1])
     expected = remember(model, first_state(model, state.seed), openings.latent[[2]].float(), openings.action[[2]], pose)
@@ -78,7 +78,7 @@ def test_a_start_draws_no_seed_of_its_own(env):
     """The clip that a seed would have drawn anyway dreams on in the same way."""
     frame, _ = env.reset(seed=5)
     drawn = dreams_on(env)
-    named = [dreams_on(env) for clip in range(OPENINGS) if np.array_equal(env.reset(seed=5, options={"clip": clip})[0], frame)]
+    named = [dreams_on(env) for clip in range(OPENINGS) if np.array_equal(env.reset(seed=5, options={"context_id": clip})[0], frame)]
     assert any(same(drawn, dream) for dream in named)
 
 
@@ -158,19 +158,22 @@ def test_a_world_without_poses_reports_none(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clp": 1}, r"no options \{clp\}; it takes one of \{\}, \{clip\}, \{context_frames\}"),
-        ({"start": "cold", "clip": 1}, r"no options \{start, clip\}"),
+        ({"clp": 1}, r"no options \{clp\}; it takes one of \{\}, \{context_frames\}, \{context_id\}"),
+        ({"start": "cold", "context_id": 1}, r"no options \{start, context_id\}"),
         ({"start": "cold", "context_frames": 1}, r"no options \{start, context_frames\}"),
-        ({"clip": 1, "context_frames": 3}, r"no options \{clip, context_frames\}"),
-        ({"clip": 1, "episode": "walk.npz"}, r"no options \{clip, episode\}"),
+        ({"context_id": 1, "context_frames": 3}, r"no options \{context_id, context_frames\}"),
+        ({"context_id": 1, "episode": "walk.npz"}, r"no options \{context_id, episode\}"),
         ({"reset_mask": np.ones(1, bool)}, r"no options \{reset_mask\}"),
         ({"start": "warm"}, "start can only be 'cold', not 'warm'"),
-        ({"clip": OPENINGS}, rf"clip must be a whole number 0..{OPENINGS - 1} \(there are {OPENINGS} openings\), not {OPENINGS}"),
-        ({"clip": -1}, "not -1"),
-        ({"clip": 1.0}, "not 1.0"),
-        ({"clip": True}, "not True"),
+        (
+            {"context_id": OPENINGS},
+            rf"context_id must be a whole number 0..{OPENINGS - 1} \(there are {OPENINGS} short contexts\), not {OPENINGS}",
+        ),
+        ({"context_id": -1}, "not -1"),
+        ({"context_id": 1.0}, "not 1.0"),
+        ({"context_id": True}, "not True"),
         ({"context_frames": 0}, rf"context_frames must be a whole number 1..{WALK_FRAMES}"),
-        ({"context_frames": WALK_FRAMES + 1}, f"the walks have {WALK_FRAMES} frames"),
+        ({"context_frames": WALK_FRAMES + 1}, f"the long contexts have {WALK_FRAMES} frames"),
         ({"episode": 3}, "path of a recorded episode, not 3"),
         ({"episode": "nowhere.npz"}, r"nowhere\.npz: no such file"),
     ],
@@ -208,9 +211,9 @@ def test_an_episode_that_is_none_is_refused(env, tmp_path):
 
 def test_weights_without_starts_can_dream_from_nothing_only(tmp_path):
     env = DreamEnv(WORLDS["memory-maze"], weights=write_tiny_weights(tmp_path, openings=0, walks=0))
-    with pytest.raises(ValueError, match=r"without openings: reset with options=\{'start': 'cold'\}"):
+    with pytest.raises(ValueError, match=r"without short contexts: reset with options=\{'start': 'cold'\}"):
         env.reset()
-    with pytest.raises(ValueError, match="without walks"):
+    with pytest.raises(ValueError, match="without long contexts"):
         env.reset(options={"context_frames": 3})
     env.reset(options={"start": "cold"})
 

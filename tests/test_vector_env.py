@@ -115,10 +115,10 @@ def test_resetting_one_row_leaves_the_others_alone(envs):
 
 def test_a_masked_row_takes_its_seed_and_options(envs, arguments):
     envs.reset(seed=0)
-    options = {"reset_mask": np.array([False, False, True]), "clip": 1}
+    options = {"reset_mask": np.array([False, False, True]), "context_id": 1}
     frames, _ = envs.reset(seed=20, options=options)
-    assert alike(frames[2], DreamEnv(**arguments).reset(seed=22, options={"clip": 1})[0])
-    assert set(options) == {"reset_mask", "clip"}  # the caller's own
+    assert alike(frames[2], DreamEnv(**arguments).reset(seed=22, options={"context_id": 1})[0])
+    assert set(options) == {"reset_mask", "context_id"}  # the caller's own
 
 
 def test_rows_of_different_age_end_one_by_one(envs):
@@ -217,7 +217,7 @@ def test_wrong_actions_are_refused(envs, wrong, message):
         (dict(options={"reset_mask": [True, False, False]}), "reset_mask must be a bool array"),
         (dict(options={"reset_mask": np.zeros(3, bool)}), "with a row to reset"),
         (dict(options={"reset_mask": np.ones(2, bool)}), "reset_mask must be a bool array"),
-        (dict(options={"clip": 99}), "there are 5 openings"),
+        (dict(options={"context_id": 99}), "there are 5 short contexts"),
     ],
 )
 def test_wrong_resets_are_refused(envs, reset, message):

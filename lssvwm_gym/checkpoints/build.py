@@ -69,7 +69,10 @@ def _built(build: Callable[[dict[str, Any]], M], subject: type, config: Any, ten
 
 
 class AtMost(TorchFunctionMode):
-    """While it is active, no more than so many numbers can be made. Raises `ValueError` before more memory is taken."""
+    """While it is active, no more than so many numbers can be made, and none are drawn from torch's global generator.
+
+    Raises `ValueError` before more memory is taken. What would be drawn is left as it is, for weights are read in its place.
+    """
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -80,7 +83,12 @@ class AtMost(TorchFunctionMode):
             self.left -= _numel([argument for argument in args if not isinstance(argument, Tensor)])
             if self.left < 0:
                 raise ValueError(f"its sizes make more than {self.numbers} numbers")
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in (torch.rand, torch.randn) and kwargs.get("generator") is None:
+            func = torch.empty
+        return func(*args, **kwargs)
 
 
 def _numel(shape: list[Any]) -> int:

@@ -23,12 +23,13 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
 from lssvwm_gym.io.quantize import in_eight_bits
-from lssvwm_gym.io.tensors import TensorFileError, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, independent, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
 from lssvwm_gym.models.world_model import WorldModel
 
+FILES = ("config.json", "model.safetensors", "starts.safetensors")
 LARGEST_CONFIG = 1_000_000  # bytes
 
 
@@ -71,7 +72,7 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
         "world_model": asdict(weights.world_model.config),
         "info": weights.info,
     }
-    with replaced_together(folder, last="config.json") as unfinished:
+    with replaced_together(Path(folder).expanduser(), last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
         parts = {k: v for name, part in starts.items() for k, v in prefixed(name, vars(part)).items()}
         save_tensors(unfinished / "starts.safetensors", parts, {})
@@ -81,18 +82,27 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
 def load_weights(folder: Path, device: str = "cpu") -> Weights:
     """Read a folder of weights, once a process and device: all who ask share the models, which nobody may change.
 
-    Raises `TensorFileError` if anything is missing, foreign or broken.
+    Read again where files in it have been written since. Raises `TensorFileError` if anything is missing, foreign or broken.
     """
-    return _shared(folder, device)
+    return _shared(*_identity(folder), device)
+
+
+def _identity(folder: Path) -> tuple[Path, tuple[tuple[int, int, int] | None, ...]]:
+    """Where a folder really is, and what tells its files from those that are written there later."""
+    folder = Path(folder).expanduser().resolve()
+    stats = [path.stat() if path.exists() else None for path in (folder / name for name in FILES)]
+    return folder, tuple(stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
 @functools.lru_cache(maxsize=4)
-def _shared(folder: Path, device: str) -> Weights:
+def _shared(folder: Path, _files: object, device: str) -> Weights:
     return read_weights(folder, device)
 
 
+@independent
 def read_weights(folder: Path, device: str = "cpu") -> Weights:
     """Read a folder of weights, for the caller alone. Raises as `load_weights` does."""
+    folder = Path(folder).expanduser()
     config = _read_config(folder / "config.json")
     _check_files(folder, config.get("sha256", {}))
     file, source = folder / "model.safetensors", folder / "config.json"
@@ -172,15 +182,20 @@ def _on(device: str, starts: Starts) -> Starts:
     return Starts(**{name: tensor.to(device) for name, tensor in vars(starts).items()})
 
 
-@functools.lru_cache(maxsize=8)
 def load_prepacked(folder: Path, device: str, arithmetic: Precision, backend: Backend = PLAIN) -> Weights:
     """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
-    weights = load_weights(folder, device)
+    return _prepacked(*_identity(folder), device, arithmetic, backend)
+
+
+@functools.lru_cache(maxsize=8)
+def _prepacked(folder: Path, files: object, device: str, arithmetic: Precision, backend: Backend) -> Weights:
+    weights = _shared(folder, files, device)
     if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
         return replace(weights, world_model=world_model)
     return prepack(weights, arithmetic) if device == "cpu" else weights
 
 
+@independent
 def prepack(weights: Weights, arithmetic: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(

@@ -41,7 +41,7 @@ def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> g
 
 def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
     """The folder of weights that `load` opens; a folder itself is returned as it is. Raises as `load` does."""
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{folder} is a folder; only a repository on the Hub has the revision {revision!r}")
@@ -71,7 +71,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
 
     if not REPO_ID.fullmatch(repo_id):
         raise ValueError(f"a repository's id is owner/name, not {repo_id!r}")
-    folder = _checked(Path(folder), str(folder))
+    folder = _checked(Path(folder).expanduser(), str(folder))
     read_world(folder)
     load_weights(folder)
     if not (folder / "README.md").is_file():

@@ -102,7 +102,7 @@ def read_episode(path: str | Path) -> Episode:
     missing = {"action", "reward"} - arrays.keys()
     if missing:
         raise EpisodeError(f"{path}: no array named {', '.join(sorted(missing))}")
-    frames = read_video(Path(path).with_suffix(".mp4"))
+    frames = read_video(Path(path).expanduser().with_suffix(".mp4"))
     try:
         episode = Episode(frames, arrays.pop("action"), arrays.pop("reward"), arrays)
         with np.errstate(over="ignore"):
@@ -115,7 +115,7 @@ def read_episode(path: str | Path) -> Episode:
 
 def write_episode(path: str | Path, episode: Episode, fps: int, crf: int = VIDEO_CRF) -> None:
     """Write `path` with endings .mp4 and .npz, together: whatever happens, there are the old ones, the new ones, or no npz."""
-    path = Path(path)
+    path = Path(path).expanduser()
     _check_plain(path, arrays := {"action": episode.action, "reward": episode.reward, **episode.extras})
     with replaced_together(path.parent, last=path.with_suffix(".npz").name) as unfinished:
         write_video(unfinished / path.with_suffix(".mp4").name, episode.frames, fps, crf)
@@ -124,7 +124,7 @@ def write_episode(path: str | Path, episode: Episode, fps: int, crf: int = VIDEO
 
 def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz that `read_arrays` reads; it appears whole or not at all. Raises `EpisodeError` for arrays of objects."""
-    path = Path(path).with_suffix(".npz")
+    path = Path(path).expanduser().with_suffix(".npz")
     _check_plain(path, arrays)
     with renamed_when_whole(path) as unfinished, open(unfinished, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read every array of an episode's npz, without pickle. Raises `EpisodeError` for all else, and for more than `LARGEST` bytes."""
-    path = Path(path).with_suffix(".npz")
+    path = Path(path).expanduser().with_suffix(".npz")
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
@@ -221,7 +221,7 @@ def video_frames(path: str | Path) -> Iterator[np.ndarray]:
 
 def episode_paths(folder: str | Path) -> list[Path]:
     """The npz files of all whole episodes in `folder`, sorted by name. Raises `EpisodeError` if there are none."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise EpisodeError(f"{folder}: no such folder of episodes")
     paths = sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))

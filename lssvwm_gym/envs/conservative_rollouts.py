@@ -1,6 +1,6 @@
-"""Dreams behind a guard: what an agent could learn to exploit, because a dream pays for it and the real world does not, counts less.
+"""Dreams of which less counts that an agent could exploit: what a dream rewards and the real world does not.
 
-envs = GuardedDreams(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), most_steps=100, agree=True, start={"context_frames": 400})
+envs = ConservativeRollouts(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), max_steps=100, agree=True, start={"context_frames": 400})
 
 Short episodes from real pasts, as in MBPO (Janner et al., 2019), an end where the model is unsure, as in MOReL (Kidambi et al., 2020), and
 rewards that two dreams of the same actions have to agree on. `python -m agents.check_rewards` measures what each is worth in Memory Maze.
@@ -18,6 +18,7 @@ from gymnasium.vector import VectorWrapper
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.io import legacy
 from lssvwm_gym.models.state import where_rows
 
 WINDOW = 8  # steps that uncertainty and familiarity are averaged over
@@ -33,9 +34,9 @@ class ConservativeRollouts(VectorWrapper):
     ## Arguments
     | Name             | Default | Meaning                                                                                 |
     |------------------|---------|-----------------------------------------------------------------------------------------|
-    | `most_steps`     | `None`  | a row is cut after so many steps                                                        |
-    | `most_uncertain` | `None`  | a row is cut when the mean of `info["uncertainty"]` over its last 8 steps is above it   |
-    | `least_familiar` | `None`  | a row is cut when the mean of `info["familiarity"]` over its last 8 steps is below it   |
+    | `max_steps`      | `None`  | a row is cut after so many steps                                                        |
+    | `max_uncertainty` | `None`  | a row is cut when the mean of `info["uncertainty"]` over its last 8 steps is above it   |
+    | `min_familiarity` | `None`  | a row is cut when the mean of `info["familiarity"]` over its last 8 steps is below it   |
     | `agree`          | `False` | a reward counts only if a twin pays as well: a second dream of the same past and        |
     |                  |         | actions, which doubles the work                                                         |
     | `tolerance`      | 5       | steps that both may be apart; the reward is paid when the later of them comes           |
@@ -45,24 +46,25 @@ class ConservativeRollouts(VectorWrapper):
         ValueError: the environment is no `DreamVectorEnv`, an argument is out of range, or the dream doesn't tell what it asks for.
     """
 
+    @legacy.renaming(legacy.ROLLOUTS, "ConservativeRollouts")
     def __init__(
         self,
         env: DreamVectorEnv,
-        most_steps: int | None = None,
-        most_uncertain: float | None = None,
-        least_familiar: float | None = None,
+        max_steps: int | None = None,
+        max_uncertainty: float | None = None,
+        min_familiarity: float | None = None,
         agree: bool = False,
         tolerance: int = 5,
         start: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(getattr(env, "unwrapped", None), DreamVectorEnv):
-            raise ValueError(f"GuardedDreams guards a DreamVectorEnv, not {env!r}")
-        for name, value, least in (("most_steps", most_steps, 1), ("tolerance", tolerance, 0)):
+            raise ValueError(f"ConservativeRollouts guards a DreamVectorEnv, not {env!r}")
+        for name, value, least in (("max_steps", max_steps, 1), ("tolerance", tolerance, 0)):
             if value is not None and not (spaces.is_whole(value) and value >= least):
                 raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}")
         super().__init__(env)
-        self.most_steps, self.tolerance, self.agree = most_steps, tolerance, agree
-        self.limits = {"uncertainty": most_uncertain, "familiarity": least_familiar}
+        self.max_steps, self.tolerance, self.agree = max_steps, tolerance, agree
+        self.limits = {"uncertainty": max_uncertainty, "familiarity": min_familiarity}
         self.start = spaces.checked_options(start)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._lately = {name: np.zeros((self.num_envs, 0)) for name, limit in self.limits.items() if limit is not None}
@@ -100,7 +102,7 @@ class ConservativeRollouts(VectorWrapper):
         return observations, rewards, terminated, truncated | cut, info
 
     def _cut(self, info: dict[str, Any]) -> np.ndarray:
-        cut = self._steps >= (self.most_steps or np.inf)
+        cut = self._steps >= (self.max_steps or np.inf)
         for name, past in self._lately.items():
             self._lately[name] = np.concatenate([past, info[name][:, None]], 1)[:, -WINDOW:]
             mean, limit = np.nanmean(self._lately[name], 1), self.limits[name]

@@ -1,10 +1,10 @@
 """How a dream starts: the real past that the options of `reset` ask for.
 
-{}                              an opening, drawn by the row's seed
-{"clip": 3}                     that opening
-{"context_frames": 200}         the first 200 frames of a long walk, drawn by the row's seed
+{}                              a short real context, drawn by the row's seed
+{"context_id": 3}               that one
+{"context_frames": 200}         the first 200 frames of a long real context, drawn by the row's seed
 {"episode": path}               a recorded episode of your own; with "context_frames": so many of its frames
-{"start": "cold"}               no past: the first frame is imagined too
+{"start": "cold"}               no context: the first frame is imagined too
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
 
 EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
-COMBINATIONS = ((), ("clip",), ("context_frames",), ("episode",), ("context_frames", "episode"), ("start",))
+COMBINATIONS = ((), ("context_frames",), ("context_id",), ("episode",), ("context_frames", "episode"), ("start",))
 
 
 class Past(NamedTuple):
@@ -62,8 +62,8 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
     if "context_frames" in options:
-        return _walks(weights.walks, seeds, options["context_frames"])
-    return _openings(weights.openings, seeds, options.get("clip"))
+        return _long(weights.walks, seeds, options["context_frames"])
+    return _short(weights.openings, seeds, options.get("context_id"))
 
 
 def walked(walks: Starts, walk: int, frames: int) -> Past:
@@ -73,23 +73,23 @@ def walked(walks: Starts, walk: int, frames: int) -> Past:
 
 def _check_start(start: Any) -> None:
     if not isinstance(start, str) or start != "cold":
-        raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from an opening")
+        raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from a short context")
 
 
-def _openings(openings: Starts, seeds: Tensor, clip: Any) -> Past:
+def _short(openings: Starts, seeds: Tensor, context_id: Any) -> Past:
     if not len(openings):
-        raise ValueError("these weights come without openings: reset with options={'start': 'cold'}")
-    if clip is None:
+        raise ValueError("these weights come without short contexts: reset with options={'start': 'cold'}")
+    if context_id is None:
         return _recorded(openings, _drawn(seeds, len(openings)), openings.latent.shape[1])
-    clip = _whole_number("clip", clip, 0, len(openings) - 1, f"there are {len(openings)} openings")
-    return _recorded(openings, [clip] * len(seeds), openings.latent.shape[1])
+    context_id = _whole_number("context_id", context_id, 0, len(openings) - 1, f"there are {len(openings)} short contexts")
+    return _recorded(openings, [context_id] * len(seeds), openings.latent.shape[1])
 
 
-def _walks(walks: Starts, seeds: Tensor, frames: Any) -> LongWalks:
+def _long(walks: Starts, seeds: Tensor, frames: Any) -> LongWalks:
     if not len(walks):
-        raise ValueError("these weights come without walks, so context_frames needs an episode of your own beside it")
+        raise ValueError("these weights come without long contexts, so context_frames needs an episode of your own beside it")
     longest = walks.latent.shape[1]
-    frames = _whole_number("context_frames", frames, 1, longest, f"the walks have {longest} frames")
+    frames = _whole_number("context_frames", frames, 1, longest, f"the long contexts have {longest} frames")
     return LongWalks(_drawn(seeds, len(walks)), frames)
 
 

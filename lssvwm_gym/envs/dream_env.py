@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Space
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
+from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import WorldSpec
@@ -60,7 +62,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     | Key                  | Type               | Meaning                                                                    |
     |----------------------|--------------------|----------------------------------------------------------------------------|
     | `age`                | int                | frames in the dream's memory, those it began with included                 |
-    | `reward_probability` | float, 0..1        | how sure the model is that this frame pays a reward other than 0           |
+    | `reward_probability` | float, 0..1        | how sure the model is that this frame's reward is other than 0              |
     | `estimated_pose`      | float32 array (4,) | where it believes to be: x, y, cos, sin of heading; (6,) with height, tilt |
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
@@ -73,17 +75,17 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     ## Rewards
     The most probable of the world's reward values, as the model judges from what it has just imagined. For `memory-maze`:
     1 on touching the ball whose colour frames the picture, else 0. In worlds with milestones, such as `minecraft`, what the
-    counts pay when they first rise above 0, once an episode each.
+    counts are worth when they first rise above 0, once an episode each.
 
     ## Starting State
-    A short real opening is remembered, drawn by the seed, and its last frame is the first observation. `reset(options=...)`
+    The dream is conditioned on a short real context, drawn by the seed, whose last frame is the first observation. `reset(options=...)`
     starts elsewhere:
 
     | Options                          | The dream starts                                                                |
     |----------------------------------|---------------------------------------------------------------------------------|
-    | `{"clip": 3}`                    | from opening 3                                                                  |
-    | `{"context_frames": 200}`        | deep inside a real walk, of which the first 200 frames are remembered           |
-    | `{"episode": "walk.npz"}`        | from an episode of your own, of which the first 32 frames are remembered        |
+    | `{"context_id": 3}`              | from short context 3                                                            |
+    | `{"context_frames": 200}`        | from the first 200 frames of a long real context                                |
+    | `{"episode": "walk.npz"}`        | from the first 32 frames of an episode of your own                              |
     | `{"episode": ..., "context_frames": 9}` | the same with 9 frames                                                   |
     | `{"start": "cold"}`              | from nothing: the first frame is imagined too                                   |
 
@@ -113,6 +115,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     * v0: first version
     """
 
+    _spec: EnvSpec | None = None
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
@@ -135,6 +138,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         self._now: tuple[DreamState, Tensor | None] | None = None  # and the frame (1, height, width, 3), None until it is asked for
         self._steps = 0
 
+    @independent
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         before = copy.deepcopy(self._np_random), self._np_random_seed
         try:
@@ -146,6 +150,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         self._now, self._steps = (state, None), 0
         return self._observation(), spaces.single(self.dream.info(state))
 
+    @independent
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before = self._begun("step")
         step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
@@ -154,21 +159,33 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         info = spaces.single(self.dream.info(step.state, step.reward_logits))
         return self._observation(), float(step.reward[0]), bool(step.terminated[0]), False, info
 
+    @independent
     def render(self) -> np.ndarray | None:
         if self.render_mode is None:
             spaces.warn_no_render_mode(self.dream.world.id)
             return None
         return self._frame("render")[0].cpu().numpy().copy()
 
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it, in what JSON can hold."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spaces.jsonable(spec)
+
     def get_keys_to_action(self) -> dict[tuple[int, ...], int]:
         """Codes of the keys held down together, and the action they mean, for `gymnasium.utils.play.play`."""
         return {tuple(sorted(map(ord, keys))): action for keys, action in self.dream.world.keys.items()}
 
+    @independent
     def clone_state(self) -> EnvState:
         """This moment as a value. Costs next to nothing: nothing is copied, but its picture is decoded where it has not been yet."""
         state, frame = self._begun("clone_state"), self._frame("clone_state")
         return EnvState(state, frame, (self._steps,), (dict(self.np_random.bit_generator.state),), self.dream.fingerprint)
 
+    @independent
     def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observation. Raises `ValueError` for a state of other weights."""
         state = EnvState.checked_for(state, self.dream, rows=1)
@@ -176,6 +193,7 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         self.np_random = generator(state.random[0])
         return self._observation()
 
+    @independent
     def branch(self, n: int, same_noise: bool = False, max_episode_steps: int | None = None) -> DreamVectorEnv:
         """n dreams that go on from here, apart from each other and from this one.
 
@@ -186,10 +204,12 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         state = self.clone_state().branched(n, same_noise)
         return DreamVectorEnv.continuing(self.dream, state, max_episode_steps, self.render_mode, self.kind)
 
+    @independent
     def save_state(self, path: str | Path) -> None:
         """Write this moment to a safetensors file."""
         save_state(path, self.clone_state(), self.dream)
 
+    @independent
     def load_state(self, path: str | Path) -> Any:
         """Go back to a saved moment; returns its observation. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_map, tree_structure, tree_unflatten
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.state_io import EnvState, generator, load_state, named, save_state
-from lssvwm_gym.io.tensors import TensorFileError
+from lssvwm_gym.io.tensors import TensorFileError, independent
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState, drawn_noise
 from lssvwm_gym.models.state import put_rows, put_rows_in_place, take_rows
@@ -38,7 +39,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     |---------------------|---------|--------------------------------------------------------------------------------------|
     | `world`             |         | as for `DreamEnv`                                                                    |
     | `num_envs`          | 1       | rows                                                                                 |
-    | `max_episode_steps` | `None`  | steps after which a row is truncated; `gymnasium.make_vec` passes the registered one |
+    | `max_episode_steps` | `None`  | steps after which a row is truncated, -1 or `None`: never; `make_vec` passes the world's |
     | `output`            | `"numpy"` | `"torch"`: tensors on the dream's device, see below                                |
     | `render_mode`, `profile`, `device`, `weights`, `observation`, `dtype`, `backend` | | as for `DreamEnv`                 |
 
@@ -51,6 +52,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     read back. `reset_mask` stays an array, and `render` shows arrays. `from_bank` makes thousands of such rows for training.
     """
 
+    _spec: EnvSpec | None = None
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
@@ -123,6 +125,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         return envs
 
     def _set_up(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str) -> None:
+        max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -142,6 +145,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._bank: DreamState | None = None
         self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
+    @independent
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin all rows anew, or those in `options["reset_mask"]`, a bool array (num_envs,).
 
@@ -165,6 +169,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             self._steps = np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs
         return self._given((self._observed(), spaces.batched(self.dream.info(state), self._sent(mask))))
 
+    @independent
     @torch.no_grad()
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         before, dream = self._all_begun("step"), self.dream
@@ -181,10 +186,11 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         if done.any():
             ended = spaces.final(self._observed(), info, self._sent(done))
             info = dream.info(self._begin(done, {}))
-        told = {**ended, **spaces.batched(info, torch.ones_like(terminated))}
+        told = spaces.Info({**ended, **spaces.batched(info, torch.ones_like(terminated))})
         reward = reward.float() if self.output == "torch" else reward
         return self._given((self._observed(), reward, terminated, self._sent(truncated), told))
 
+    @independent
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
         if self.render_mode is None:
@@ -192,6 +198,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         return tuple(self._frames("render").cpu().numpy().copy())
 
+    @independent
     def clone_state(self) -> EnvState:
         """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied, but in rows from a bank."""
         state, frames = self._all_begun("clone_state"), self._frames("clone_state")
@@ -200,6 +207,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         random = tuple(dict(random.bit_generator.state) for random in self._random)
         return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
 
+    @independent
     def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
         state = EnvState.checked_for(state, self.dream, self.num_envs)
@@ -211,30 +219,44 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._seeds, self._ages = (np.array(numbers.tolist(), np.int64) for numbers in (state.dream.seed, state.dream.world.age))
         return self._given((self._observed(),))[0]
 
+    @independent
     def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
         state = self.clone_state().branched(n, same_noise)
         return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind, self.output)
 
+    @independent
     def save_state(self, path: str | Path) -> None:
         """Write this moment of all rows to a safetensors file."""
         save_state(path, self.clone_state(), self.dream)
 
+    @independent
     def load_state(self, path: str | Path) -> Any:
         """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it, in what JSON can hold."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spaces.jsonable(spec)
 
     @property
     def episode_steps(self) -> np.ndarray:
         """Steps of each row's present episode, int64 (num_envs,), a copy."""
         return self._steps.copy()
 
+    @independent
     def state_dict(self) -> dict[str, Tensor]:
         """All that rows from a bank need to go on exactly as they would have; `load_state_dict` takes it back."""
         state = tree_map(torch.clone, self._all_begun("state_dict"))
         rest = {"steps": torch.from_numpy(self._steps.copy()), "generator": self._generator.get_state()}
         return {**{f"state.{name}": leaf for name, leaf in named(state).items()}, **rest}
 
+    @independent
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> Any:
         """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
         mine = self.state_dict()

@@ -49,6 +49,7 @@ class DreamVecEnv(VecEnv):
         self.envs = envs
         self._actions = np.zeros(envs.num_envs, np.int64)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata = envs.metadata
 
     def reset(self) -> Any:
         """Begin all rows anew, with the seeds of `seed` and the options of `set_options`, which are then used up."""

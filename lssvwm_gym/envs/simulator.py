@@ -24,6 +24,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongWalks, Past, choose_past, walked
 from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
+from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
@@ -79,10 +80,12 @@ class Dream:
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @independent
     def empty(self, seeds: Tensor) -> DreamState:
         """The state before any frame, for seeds (B,) int64."""
         return first_state(self.weights.world_model, seeds.to(self.device))
 
+    @independent
     @torch.no_grad()
     def reset(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
         """Begin a dream a row; nothing is decoded, `frame` does that.
@@ -95,6 +98,7 @@ class Dream:
             return join_rows([self._after_walk(walk, past.frames) for walk in past.walks])._replace(seed=seeds.to(self.device))
         return self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
 
+    @independent
     @torch.no_grad()
     def step(self, state: DreamState, action: Tensor, noise: Tensor | None = None) -> Step:
         """Dream one frame on, for actions (B,) int64, or (B, A) float32; nothing is decoded, `frame` does that.
@@ -120,6 +124,7 @@ class Dream:
     def _walked(self) -> dict[tuple[int, int], DreamState]:
         return {}
 
+    @independent
     @torch.no_grad()
     def prefill(self, seeds: Tensor, past: Past) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
@@ -131,11 +136,13 @@ class Dream:
         state = state._replace(pose_known=past.pose_known)
         return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
 
+    @independent
     @torch.no_grad()
     def frame(self, state: DreamState) -> Tensor:
         """The picture of the last committed frame, uint8 (B, height, width, 3)."""
         return self.weights.autoencoder.decode(state.latent)
 
+    @independent
     @torch.no_grad()
     def info(self, state: DreamState, reward_logits: Tensor | None = None) -> dict[str, Tensor]:
         """What the dream knows beside the frame, copies on the device, first axis B; `reward_logits` (B, K) are those of its step.
@@ -210,6 +217,7 @@ def _table(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype 
     return torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else dtype, device=device)  # which has no float64
 
 
+@independent
 def open_dream(
     world: str | WorldSpec,
     profile: str = "balanced",

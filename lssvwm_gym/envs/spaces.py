@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
+from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import WorldSpec
 
 RENDER_MODES = ["rgb_array"]
+
+
+class Info(dict[str, Any]):
+    """An info, of which the names of version 0.1 can still be read."""
+
+    def __missing__(self, key: Any) -> Any:
+        mask, name = ("_", key[1:]) if isinstance(key, str) and key.startswith("_") else ("", key)
+        if name not in legacy.INFO:
+            raise KeyError(key)
+        legacy.warn(f"info[{key!r}]", repr(mask + legacy.INFO[name]))
+        return self[mask + legacy.INFO[name]]
+
+
+register_pytree_node(Info, lambda info: (list(info.values()), list(info)), lambda values, names: Info(zip(names, values, strict=True)))
+
 OUTPUTS = ("numpy", "torch")
 OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
 MOST_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
@@ -73,11 +93,11 @@ def observed(world: WorldSpec, observation: str, state: DreamState, frame: Tenso
     return {"image": frame.clone(), "inventory": state.inventory.clamp(max=world.max_inventory).to(torch.int32)}
 
 
-def batched(info: Mapping[str, Tensor], mask: Tensor) -> dict[str, Any]:
+def batched(info: Mapping[str, Tensor], mask: Tensor) -> Info:
     """Infos as Gymnasium batches them: zeros where the mask (B,) is False, and each key's mask beside it."""
-    parts: dict[str, Any] = {}
+    parts = Info()
     for name, value in info.items():
-        parts |= {name: _zeroed(value, mask), f"_{name}": mask.clone()}
+        parts[name], parts[f"_{name}"] = _zeroed(value, mask), mask.clone()
     return parts
 
 
@@ -95,7 +115,7 @@ def _zeroed(value: Tensor, mask: Tensor) -> Tensor:
 def arrays(values: Any) -> Any:
     """Tensors as arrays, in dicts too; a single float a row as float64; of final observations an object a row, None where it goes on."""
     if isinstance(values, dict):
-        parts = {name: arrays(value) for name, value in values.items()}
+        parts = type(values)((name, arrays(value)) for name, value in values.items())
         if "final_obs" in parts:
             last, parts["final_obs"] = parts["final_obs"], np.full(len(parts["_final_obs"]), None, dtype=object)
             for row in np.flatnonzero(parts["_final_obs"]):
@@ -105,9 +125,9 @@ def arrays(values: Any) -> Any:
     return array.astype(np.float64) if array.ndim == 1 and array.dtype == np.float32 else array
 
 
-def single(info: Mapping[str, Tensor]) -> dict[str, Any]:
+def single(info: Mapping[str, Tensor]) -> Info:
     """The infos of a batch of one row, as Gymnasium's of one environment: Python's numbers, and arrays."""
-    return {name: value[0].cpu().numpy() if value.ndim > 1 else value[0].item() for name, value in info.items()}
+    return Info({name: value[0].cpu().numpy() if value.ndim > 1 else value[0].item() for name, value in info.items()})
 
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
@@ -125,6 +145,14 @@ def action_space(world: WorldSpec) -> Discrete | Box:
 
 def metadata(world: WorldSpec) -> dict[str, Any]:
     return {"render_modes": RENDER_MODES, "render_fps": world.fps}
+
+
+def jsonable(spec: EnvSpec | None) -> EnvSpec | None:
+    """The same spec, with paths as text, for `EnvSpec.to_json` and `gymnasium.make` of what that gave."""
+    if spec is None:
+        return None
+    kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in spec.kwargs.items()}
+    return replace(spec, kwargs=kwargs)
 
 
 def checked_render_mode(render_mode: str | None) -> str | None:
@@ -199,7 +227,7 @@ def checked_options(options: Any) -> dict[str, Any]:
     """Options of reset as a dictionary of the caller's own. Raises `ValueError` where they are none."""
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"the options of reset are a dict, not {options!r}")
-    return dict(options or {})
+    return legacy.renamed_with_warning(options or {}, legacy.OPTIONS, "an option of reset")
 
 
 def draw_seed(random: np.random.Generator) -> int:

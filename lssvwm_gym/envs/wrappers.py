@@ -1,7 +1,7 @@
 """The real world as a dream sees it: each real frame is encoded and committed to a state of the world model.
 
-env = SeenThroughModel(gymnasium.make("MemoryMaze9x9-Real-v0"), open_dream("memory-maze"), "features")
-envs = SeenThroughModelVec(gymnasium.make_vec("MemoryMaze9x9-Real-v0", 8), open_dream("memory-maze"), "features")
+env = WorldModelObservation(gymnasium.make("MemoryMaze9x9-Real-v0"), open_dream("memory-maze"), "features")
+envs = WorldModelObservationVec(gymnasium.make_vec("MemoryMaze9x9-Real-v0", 8), open_dream("memory-maze"), "features")
 
 A policy that learned in dreams of the same `observation` acts in them unchanged. The like for Stable-Baselines3 is
 `lssvwm_gym.envs.sb3.WorldModelObservationVecEnv`.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 V = TypeVar("V")
 C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
 
 PARAMETERS = {  # prefixes of the names of a world model's parameters, the longest first
     "condition.vector.": "conditioning.inventory.",
@@ -38,6 +39,8 @@ STATES = {  # leaves of `DreamState`
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
+ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
+ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 OPTIONS = {"clip": "context_id"}  # options of reset
 POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
 OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
@@ -72,17 +75,24 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     return renamed(values, names)
 
 
+def renaming(names: Mapping[str, str], where: str) -> Callable[[F], F]:
+    """A decorator for what also takes keywords of before, with a `DeprecationWarning`."""
+
+    def decorated(function: F) -> F:
+        @functools.wraps(function)
+        def renamed_keywords(*args: Any, **values: Any) -> Any:
+            return function(*args, **renamed_with_warning(values, names, where))
+
+        return renamed_keywords  # type: ignore[return-value]
+
+    return decorated
+
+
 def keywords(names: Mapping[str, str]) -> Callable[[type[C]], type[C]]:
-    """A decorator of classes: the keywords of before still make one, with a `DeprecationWarning`."""
+    """`renaming` for classes: the keywords of before still make one."""
 
     def accepting(cls: type[C]) -> type[C]:
-        init: Callable[..., None] = cls.__init__
-
-        @functools.wraps(init)
-        def renaming(self: C, *args: Any, **kwargs: Any) -> None:
-            init(self, *args, **renamed_with_warning(kwargs, names, cls.__name__))
-
-        setattr(cls, "__init__", renaming)  # noqa: B010 - mypy minds the assignment
+        setattr(cls, "__init__", renaming(names, cls.__name__)(cls.__init__))  # noqa: B010 - mypy minds the assignment
         return cls
 
     return accepting

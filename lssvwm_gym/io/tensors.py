@@ -5,20 +5,25 @@ Nothing here is pickled, so a file from a stranger can do no more than be wrong;
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import in_short, parsed
 from lssvwm_gym.io.quantize import out_of_eight_bits
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # what is ever written; others can't be compared, moved or checked on every device
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
@@ -30,7 +35,7 @@ class TensorFileError(ValueError):
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to `path` through a temporary name, so that a reader never sees half a file."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     plain, text = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, json.dumps(header)
     head, content = _with_checksum(save(plain, {"header": text}), checksum(plain, text))
@@ -46,7 +51,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
-    if not Path(path).exists():
+    path = Path(path).expanduser()
+    if not path.exists():
         raise TensorFileError(f"{path}: no such file")
     try:
         return _loaded(str(path))
@@ -128,3 +134,34 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str,
 
 def _same_kind(found: torch.dtype, needed: torch.dtype) -> bool:
     return found == needed or (found.is_floating_point and needed.is_floating_point)
+
+
+DRAWN = {torch.rand, torch.randn, torch.linspace, torch.zeros, torch.ones, torch.empty, torch.eye}  # of the default type, if of none
+
+
+class _Float32(TorchFunctionMode):
+    """While it is active, what is of the default type is float32, whatever the process has set; only this thread is concerned."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAWN and kwargs.get("dtype") is None:
+            kwargs = {**kwargs, "dtype": torch.float32}
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor) or result.dtype != torch.float64 or func in (torch.from_numpy, Tensor.double):
+            return result
+        given = tree_leaves((args, kwargs))
+        meant = any(value is torch.float64 or (isinstance(value, Tensor) and value.dtype == torch.float64) for value in given)
+        return result if meant else result.float()
+
+
+def independent(function: F) -> F:
+    """The same function, whichever default type and device of tensors the process has set."""
+
+    @functools.wraps(function)
+    def same(*args: Any, **kwargs: Any) -> Any:
+        if torch.get_default_dtype() is torch.float32 and torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)
+        with torch.device("cpu"), _Float32():
+            return function(*args, **kwargs)
+
+    return same  # type: ignore[return-value]

@@ -45,7 +45,7 @@ def chosen_world(name: str, weights: str | Path | None = None) -> WorldSpec:
 
 def weights_of(world: WorldSpec, wanted: str | Path | None) -> Path:
     """The folder of a world's own weights (None), of others that ship by a name such as "sharp", or else of that path."""
-    return world.weights if wanted is None else OTHER_WEIGHTS.get((world.name, str(wanted)), Path(wanted))
+    return world.weights if wanted is None else OTHER_WEIGHTS.get((world.name, str(wanted)), Path(wanted).expanduser())
 
 
 def world_of(weights: str | Path) -> WorldSpec:

@@ -76,12 +76,12 @@ class WorldSpec:
             raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
         if self.inventory and self.max_inventory < 1:
             raise ValueError(
-                f"{self.name}: most_counted is {self.max_inventory}, so nothing of {', '.join(self.inventory[:4])} is ever counted"
+                f"{self.name}: max_inventory is {self.max_inventory}, so nothing of {', '.join(self.inventory[:4])} is ever counted"
             )
         if 2 * self.border >= self.image_size:
             raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
         if self.length_scale < 0:
-            raise ValueError(f"{self.name}: near is {self.length_scale}, below 0")
+            raise ValueError(f"{self.name}: length_scale is {self.length_scale}, below 0")
 
     def _bounded(self) -> bool:
         """Whether low is below high, as the float32 that an action space has."""
@@ -94,13 +94,16 @@ class WorldSpec:
         return bool(self.low)
 
 
+WorldSpec.__init__ = legacy.renaming(legacy.SPEC, "WorldSpec")(WorldSpec.__init__)  # type: ignore[method-assign]
+
+
 class WorldError(ValueError):
     """A record of a world that is none; the message names the file and what is wrong with it."""
 
 
 def write_world(folder: str | Path, world: WorldSpec) -> Path:
     """Write a world's record into a folder of weights, whole or not at all. Raises `WorldError` for one that couldn't be read again."""
-    path = Path(folder) / RECORD
+    path = Path(folder).expanduser() / RECORD
     record = {"format": FORMAT} | {field.name: getattr(world, field.name) for field in fields(WorldSpec) if field.name not in LEFT_OUT}
     text = json.dumps(record, indent=1, allow_nan=True) + "\n"
     _world(text, path)
@@ -115,7 +118,7 @@ def read_world(folder: str | Path) -> WorldSpec:
 
     Raises `WorldError` for a folder without a record, and for one that is anything but what `write_world` writes.
     """
-    path = Path(folder) / RECORD
+    path = Path(folder).expanduser() / RECORD
     try:
         text = bounded(path, LARGEST).decode("utf-8")
     except FileNotFoundError:
@@ -130,7 +133,7 @@ def read_world(folder: str | Path) -> WorldSpec:
 
 def has_record(folder: str | Path | None) -> bool:
     """Whether a folder of weights says itself which world it dreams."""
-    return folder is not None and (Path(folder) / RECORD).is_file()
+    return folder is not None and (Path(folder).expanduser() / RECORD).is_file()
 
 
 def _world(text: str, path: Path) -> WorldSpec:
