@@ -1,10 +1,10 @@
-"""A policy that does as recorded walks did shortly before they were paid: a beginning for `agents.ppo_torch`.
+"""Behaviour cloning of recorded episodes shortly before their rewards: a policy for `agents.ppo` to begin with.
 
-python -m agents.behavior_cloning --data DIR/train --val DIR/val                              runs/imitate/WORLD/policy.safetensors
-python -m agents.ppo_torch --start runs/imitate/memory-maze/policy.safetensors       learn on from there, in dreams
+python -m agents.behavior_cloning --data DIR/train --val DIR/val         runs/behavior_cloning/WORLD/policy.safetensors
+python -m agents.ppo --start runs/behavior_cloning/memory-maze/policy.safetensors       learn on from there, in dreams
 
-What the policy sees of each recorded frame is what it will see of dreams and of the real world: the model's numbers, or with
-`--observation pixels` the frame as dreams show it. Recordings without rewards are imitated throughout with `--within 0`.
+The policy sees each recorded frame as it will see dreams and the real world: the model's numbers, or with `--observation image` the
+frame as dreams show it. Recordings without rewards are imitated throughout with `--within 0`.
 Needs `pip install 'lssvwm_gym[agents,train]'`.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,16 +21,17 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.policy import Policy, PolicyConfig, RunningNorm, save_policy
-from agents.seen import observed_shape
+from agents.policies import Policy, PolicyConfig, RunningNorm, observation_today, save_policy
+from agents.results import as_json
 from lssvwm_gym.envs.contexts import past_of
-from lssvwm_gym.envs.simulator import TOGETHER, Dream, open_dream
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
-from lssvwm_gym.models.rollout import watch
+from lssvwm_gym.envs.wrappers import observed_shape
+from lssvwm_gym.models.rollout import prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training.latents import latent_episodes
 
-TRIED = 4096  # observations that a policy is asked about in one go
+ROWS, FRAMES = 4096, 128  # observations that the policy, and frames that the decoder is given in one go
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Args:
     val: Path | None = None  # folder of others, to say how often the policy would have done the same
     world: str = "memory-maze"
     weights: Path | None = None  # of the world model that sees; the shipped ones if not given
-    out: Path | None = None  # folder to write to; runs/imitate/WORLD if not given
+    out: Path | None = None  # folder to write to; runs/behavior_cloning/WORLD if not given
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    observation: str = "latent+features"  # pixels, latent, features or latent+features
+    observation: str = "latent+features"  # image, latent, features or latent+features
     within: int = 60  # imitate those frames alone that are followed by a reward within so many; 0: all
     hidden: int = 256
     epochs: int = 6
@@ -54,12 +55,13 @@ class Args:
 
     @property
     def folder(self) -> Path:
-        return self.out or Path("runs") / "imitate" / self.world
+        return self.out or Path("runs") / "behavior_cloning" / self.world
 
 
 def main(args: Args) -> None:
     began = time.perf_counter()
     torch.manual_seed(args.seed)
+    args = replace(args, observation=observation_today(args.observation))
     dream = open_dream(args.world, "fast", "cpu", args.weights)
     try:
         shape = observed_shape(dream, args.observation)
@@ -73,8 +75,7 @@ def main(args: Args) -> None:
         print(
             f"epoch {epoch} of {args.epochs}: loss {loss:.3f}, does as was done in {agreement(policy, seen, action):.3f}{alike}", flush=True
         )
-    about = {"frames": len(seen), "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}}
-    save_policy(args.folder / "policy.safetensors", policy, about)
+    save_policy(args.folder / "policy.safetensors", policy, {"frames": len(seen), "settings": as_json(args)})
     print(f"{len(seen):,} frames in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
 
 
@@ -96,7 +97,7 @@ def example(args: Args, dream: Dream, episode: Segment) -> tuple[Tensor, Tensor]
     if episode.action.dtype != torch.int64:
         raise ValueError("only discrete actions can be imitated")
     wanted = leads_to_reward(episode.reward, args.within)[:-1]
-    if args.observation == "pixels":
+    if args.observation == "image":
         seen = shown(dream, episode.latent[:-1][wanted])
     else:
         seen = watched(dream, episode, args.observation)[:-1][wanted]
@@ -106,41 +107,39 @@ def example(args: Args, dream: Dream, episode: Segment) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def shown(dream: Dream, latent: Tensor) -> Tensor:
     """Latents (K, N, C) as dreams show them, whatever came before: uint8 (K, height, width, 3)."""
-    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(TOGETHER) if len(part)]
-    return torch.cat(parts) if parts else torch.empty(0, *observed_shape(dream, "pixels"), dtype=torch.uint8)
+    parts = [dream.weights.autoencoder.decode(part) for part in latent.float().split(FRAMES) if len(part)]
+    return torch.cat(parts) if parts else torch.empty(0, *observed_shape(dream, "image"), dtype=torch.uint8)
 
 
 def leads_to_reward(reward: Tensor, within: int) -> Tensor:
     """Which frames (T,) are followed by a reward at most so many frames later; all, where within is 0."""
     if not within:
         return torch.ones_like(reward, dtype=torch.bool)
-    paid = torch.nonzero(reward > 0)[:, 0]
-    ahead = paid[None] - torch.arange(len(reward), device=reward.device)[:, None]
+    rewarded = torch.nonzero(reward > 0)[:, 0]
+    ahead = rewarded[None] - torch.arange(len(reward), device=reward.device)[:, None]
     return ((ahead > 0) & (ahead <= within)).any(1)
 
 
 @torch.no_grad()
 def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
-    """The numbers of every frame of an episode, (T, numbers), its recorded poses told where there are any."""
+    """The numbers of every frame of an episode, (T, numbers), at its recorded poses where there are any."""
     model, action = dream.weights.world_model, episode.action.clone()
     action[0] = model.config.actions  # no action led to the first frame
     pose = (
         episode.pose if episode.pose.shape[1] == model.config.pose_size else torch.full((len(episode), model.config.pose_size), torch.nan)
     )
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
-    state, numbers = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known, inventory=past.inventory[:, 0]), []
-    for latent, *told in zip(*(x.split(TOGETHER, 1) for x in (past.latent, past.action, past.pose, past.inventory)), strict=True):
-        state, features = watch(model, state, latent, *told)
-        numbers.append(numbers_of(state._replace(latent=latent[0], features=features[0]), observation))
-    return torch.cat(numbers)
+    state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known[:, 0], inventory=past.inventory[:, 0])
+    seen = prefill(model, state, past.latent, past.action, past.pose, past.inventory)
+    return numbers_of(state._replace(latent=past.latent[0], features=seen.features[0]), observation)
 
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:
     """Train the actor; yields the mean loss of each epoch."""
-    if isinstance(policy.eyes, RunningNorm):
-        policy.eyes.count(seen)
+    if isinstance(policy.encoder, RunningNorm):
+        policy.encoder.count(seen)
     generator = torch.Generator().manual_seed(args.seed)
-    learned = [*policy.eyes.parameters(), *policy.actor.parameters()]
+    learned = [*policy.encoder.parameters(), *policy.actor.parameters()]
     optimizer = torch.optim.AdamW(learned, args.learning_rate, weight_decay=args.weight_decay)
     for _ in range(args.epochs):
         losses = []
@@ -156,7 +155,7 @@ def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterato
 @torch.no_grad()
 def agreement(policy: Policy, seen: Tensor, action: Tensor) -> float:
     """Share of the frames in which the policy's likeliest action is the one that was taken."""
-    same = [policy(some)[0].argmax(-1) == done for some, done in zip(seen.split(TRIED), action.split(TRIED), strict=True)]
+    same = [policy(some)[0].argmax(-1) == done for some, done in zip(seen.split(ROWS), action.split(ROWS), strict=True)]
     return torch.cat(same).float().mean().item()
 
 

@@ -1,12 +1,13 @@
-"""Are dreamed rewards real? What policies are paid in dreams is checked in the real simulator, from the same start and on the same actions.
+"""Are dreamed rewards real? Those of policies are checked in the real simulator, from the same start and on the same actions.
 
-python -m agents.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/guard.png
+python -m agents.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/rewards.png
 python -m agents.check_rewards --episodes 24 --workers 2
 
-A scripted walk in a real maze is remembered; from its end a policy acts in the dream, and then the real simulator repeats the walk and
-does what the policy did. `explorer` needs the map: it acts in the real maze, and the dream is told its actions. A dreamed reward is real
-where the maze pays within `--tolerance` steps of it. When a ball is touched, another colour is drawn to be wanted, which no past tells:
-beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was dreamed where some ball is.
+The explorer's first steps in a real maze are the context; from there a policy acts in the dream, and then the real simulator repeats
+those steps and takes the policy's actions. `explorer` needs the map: it acts in the real maze, and the dream is given its actions. A
+dreamed reward is real where the maze gives one within `--tolerance` steps of it. When a ball is touched, another colour is drawn to be
+wanted, which no past tells: beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was
+dreamed where some ball is.
 
 Counter-measures are tried on the same dreams: see `agents.check_rewards.COUNTER_MEASURES`, and
 `lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,18 +27,18 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.mpc import Planning
-from agents.players import DREAMLESS, opened_player
-from agents.results import as_json, shared_out, write_json
-from agents.seen import observed
+from agents.agent import EXPERT, Agent, open_agent
+from agents.planner import Planning
+from agents.results import answers, as_json, check_positive, write_json
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
-OTHER_NOISE = 2**31  # added to the seed of a dream that is told the same but dreams for itself
+OTHER_NOISE = 2**31  # added to the seed of a dream of the same context and actions with other noise
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Args:
 
     policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/check_transfer.py
     episodes: int = 12  # of each
-    context: int = 100  # steps of the scripted walk that is remembered
+    context: int = 100  # steps of the scripted explorer before
     steps: int = 200  # dreamed from there
     tolerance: int = 5  # steps that a dreamed and a real reward may be apart
     ages: tuple[int, ...] = (0, 50, 100)  # from which steps on precision and recall are told apart
@@ -59,22 +59,22 @@ class Args:
     batch: int = 16  # dreams side by side
     workers: int = 1  # processes for the real simulator
     planning: Planning = field(default_factory=Planning)  # of the planner, where it is one of the policies
-    out: Path = Path("runs/guard.json")
+    out: Path = Path("runs/rewards.json")
     plot: Path | None = None  # .png of precision and recall by age
 
 
-class Walk(NamedTuple):
+class MazeEpisode(NamedTuple):
     """What happened in a real maze, T steps; frame 0 is the first one that was seen."""
 
-    frames: np.ndarray  # (T + 1, height, width, 3) uint8; only where they were asked for
+    frames: np.ndarray  # (T + 1, height, width, 3) uint8
     action: np.ndarray  # (T,) int64
     reward: np.ndarray  # (T,) float64
     pose: np.ndarray  # (T + 1, 4) float32
     ball: np.ndarray  # (T,) float32, cells from the agent to the nearest ball
 
 
-class Errand(NamedTuple):
-    """A walk to be made: the scripted explorer's, or one whose actions are given."""
+class MazeJob(NamedTuple):
+    """An episode to be played: the scripted explorer's, or one whose actions are given."""
 
     env: str
     seed: int
@@ -89,31 +89,27 @@ class Dreams(NamedTuple):
     reward: np.ndarray
     again: np.ndarray  # reward of the same step from the same state, dreamed with other noise
     twin: np.ndarray  # reward of a second dream from the same start, on the same actions, with other noise throughout
-    probability: np.ndarray  # that the step pays; the dream pays where it is above a half
+    probability: np.ndarray  # of a reward other than 0; the dream gives one where it is above a half
     uncertainty: np.ndarray  # zeros with profiles of one pass
     familiarity: np.ndarray
 
 
-Actor = Callable[[DreamState, int], np.ndarray]  # a state and the number of the step to actions (B,)
-
-
 def main(args: Args) -> None:
-    check(args)
+    try:
+        check(args)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
     dream = open_dream(args.world, args.profile, args.device, args.weights)
-    env = dream.world.real_id or ""
-    errands = [Errand(env, args.seed + number, args.context + args.steps) for number in range(args.episodes)]
-    walks = _walked(args, errands)
+    jobs = [MazeJob(dream.world.real_id or "", args.seed + number, args.context + args.steps) for number in range(args.episodes)]
+    explored = played(args, jobs)
     report, events = {}, {}
     for policy in args.policies:
-        dreams = dreamed(args, dream, policy, walks)
-        if policy in DREAMLESS:
-            real = walks
-        else:
-            again = [np.concatenate([walk.action[: args.context], action]) for walk, action in zip(walks, dreams.action, strict=True)]
-            real = _walked(args, [Errand(env, one.seed, one.steps, action) for one, action in zip(errands, again, strict=True)])
-        paid, ball = (np.stack([getattr(walk, name)[args.context :] for walk in real]) for name in ("reward", "ball"))
-        report[policy] = reward_logits(args, dreams, paid, ball)
-        events[policy] = {"dreamed": _times(dreams.reward), "twin": _times(dreams.twin), "real": _times(paid)}
+        dreams, real = dreamed(args, dream, policy, explored), explored
+        if policy != EXPERT:
+            real = played(args, [job._replace(action=taken) for job, taken in zip(jobs, dreams.action, strict=True)], explored)
+        reward, ball = (np.stack([getattr(episode, name)[args.context :] for episode in real]) for name in ("reward", "ball"))
+        report[policy] = scores(args, dreams, reward, ball)
+        events[policy] = {"dreamed": _times(dreams.reward), "twin": _times(dreams.twin), "real": _times(reward)}
         print(f"{policy}\n{table(report[policy])}", flush=True)
     write_json(args.out, {"settings": as_json(args), "policies": report, "rewards_at_step": events})
     if args.plot is not None:
@@ -121,40 +117,38 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    """End the program with what is wrong with the command line, before anything takes time."""
-    for name in ("episodes", "context", "steps", "batch", "workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
+    """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
+    check_positive(args, "episodes", "context", "steps", "batch", "workers")
     if args.tolerance < 0:
-        raise SystemExit(f"tolerance must be at least 0, not {args.tolerance}")
+        raise ValueError(f"tolerance must be at least 0, not {args.tolerance}")
+    dream = open_dream(args.world, args.profile, args.device, args.weights)
+    if dream.world.real_id is None or dream.world.milestones or dream.weights.world_model.config.pose_size != 4:
+        raise ValueError(f"{args.world} can't be replayed here: only worlds with a real environment that tells where the balls are")
+    if args.context + args.steps > dream.world.max_episode_steps:
+        raise ValueError(f"an episode has {dream.world.max_episode_steps} steps, not {args.context} + {args.steps}")
+    for policy in args.policies:
+        open_agent(policy, dream, 1, 0, args.planning)
+
+
+def played(args: Args, jobs: list[MazeJob], before: list[MazeEpisode] | None = None) -> list[MazeEpisode]:
+    """The jobs' episodes in the real simulator; their actions follow those of the context of the episodes `before`."""
+    if before is not None:
+        contexts = [episode.action[: args.context] for episode in before]
+        jobs = [job._replace(action=np.concatenate([context, job.action])) for job, context in zip(jobs, contexts, strict=True)]
+    done = dict(answers(play, jobs, args.workers, [job.steps for job in jobs]))
+    return [done[number] for number in range(len(jobs))]
+
+
+def play(job: MazeJob) -> MazeEpisode:
+    """One episode in the real simulator."""
+    explorer = MazeExplorer(np.random.default_rng([job.seed, 1]))
+    env: gymnasium.Env = gymnasium.make(job.env, max_episode_steps=job.steps)
     try:
-        dream = open_dream(args.world, args.profile, args.device, args.weights)
-        if dream.world.real_id is None or dream.world.milestones or dream.weights.world_model.config.pose_size != 4:
-            raise ValueError(f"{args.world} can't be replayed here: only worlds with a real environment that tells where the balls are")
-        if args.context + args.steps > dream.world.max_episode_steps:
-            raise ValueError(f"an episode has {dream.world.max_episode_steps} steps, not {args.context} + {args.steps}")
-        for policy in args.policies:
-            opened_player(policy, dream, 1, 0, args.planning)
-    except (ValueError, ImportError) as error:
-        raise SystemExit(str(error)) from None
-
-
-def _walked(args: Args, errands: list[Errand]) -> list[Walk]:
-    done = dict(shared_out(walk, errands, args.workers, [one.steps for one in errands]))
-    return [done[number] for number in range(len(errands))]
-
-
-def walk(errand: Errand) -> Walk:
-    """Do the errand in the real simulator."""
-    explorer = MazeExplorer(np.random.default_rng([errand.seed, 1]))
-    env: gymnasium.Env = gymnasium.make(errand.env, max_episode_steps=errand.steps)
-    try:
-        frame, info = env.reset(seed=errand.seed)
+        frame, info = env.reset(seed=job.seed)
         frames, actions, rewards, infos = [frame], [], [], [info]
-        for step in range(errand.steps):
-            action = explorer(frame, info) if errand.action is None else int(errand.action[step])
-            frame, reward, _, _, info = env.step(np.int64(action))
-            actions.append(action)
+        for step in range(job.steps):
+            actions.append(explorer(frame, info) if job.action is None else int(job.action[step]))
+            frame, reward, _, _, info = env.step(np.int64(actions[-1]))
             rewards.append(float(reward))
             frames.append(frame)
             infos.append(info)
@@ -162,45 +156,40 @@ def walk(errand: Errand) -> Walk:
         env.close()
     pose = np.stack([np.concatenate([info["agent_pos"], info["agent_dir"]]) for info in infos])
     ball = [np.linalg.norm(info["targets_pos"] - info["agent_pos"], axis=1).min() for info in infos[1:]]
-    return Walk(np.stack(frames), np.array(actions), np.array(rewards), pose.astype(np.float32), np.array(ball, np.float32))
+    return MazeEpisode(np.stack(frames), np.array(actions), np.array(rewards), pose.astype(np.float32), np.array(ball, np.float32))
 
 
-def dreamed(args: Args, dream: Dream, policy: str, walks: list[Walk]) -> Dreams:
-    """Dreams that begin at the end of the walks' context, a batch after the other; `explorer`'s actions are the walks' own."""
+def dreamed(args: Args, dream: Dream, policy: str, episodes: list[MazeEpisode]) -> Dreams:
+    """Dreams that begin after the episodes' context, a batch after the other; `explorer`'s actions are the episodes' own."""
     parts = []
-    for first in range(0, len(walks), args.batch):
-        some, seed = walks[first : first + args.batch], args.seed + first
-        torch.manual_seed(seed)  # some players draw from it
-        state = remembered(dream, some, args.context, seed)
-        parts.append(roll(dream, state, args.steps, _actor(args, dream, policy, some, seed)))
+    for first in range(0, len(episodes), args.batch):
+        some, seed = episodes[first : first + args.batch], args.seed + first
+        torch.manual_seed(seed)  # some agents draw from it
+        agent = None if policy == EXPERT else open_agent(policy, dream, len(some), seed, args.planning)
+        given = np.stack([episode.action[args.context :] for episode in some])
+        parts.append(dream_on(dream, after_context(dream, some, args.context, seed), args.steps, agent or given))
     return Dreams(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _actor(args: Args, dream: Dream, policy: str, walks: list[Walk], seed: int) -> Actor:
-    if policy in DREAMLESS:
-        given = np.stack([walk.action[args.context :] for walk in walks])
-        return lambda state, step: given[:, step]
-    player = opened_player(policy, dream, len(walks), seed, args.planning)
-    return lambda state, step: player.act(observed(dream, state, player.observation), None)
-
-
 @torch.no_grad()
-def remembered(dream: Dream, walks: list[Walk], steps: int, seed: int) -> DreamState:
-    """The state after the first steps of walks, whose poses it is told."""
+def after_context(dream: Dream, episodes: list[MazeEpisode], steps: int, seed: int) -> DreamState:
+    """The state after the first steps of episodes, at their true poses."""
     device = dream.device
-    frames = torch.from_numpy(np.stack([walk.frames[: steps + 1] for walk in walks])).to(device)
-    latent = torch.stack([dream.weights.autoencoder.encode(one).half().float() for one in frames])  # rounded like a remembered past
-    unknown = np.full((len(walks), 1), len(dream.world.actions))  # no action led to the first frame
-    action = torch.from_numpy(np.concatenate([unknown, np.stack([walk.action[:steps] for walk in walks])], 1)).to(device)
-    pose = torch.from_numpy(np.stack([walk.pose[: steps + 1] for walk in walks])).to(device)
-    return dream.prefill(torch.arange(seed, seed + len(walks)), past_of(latent, action, pose, latent.new_zeros(*latent.shape[:2], 0)))
+    frames = torch.from_numpy(np.stack([episode.frames[: steps + 1] for episode in episodes])).to(device)
+    latent = torch.stack([dream.weights.autoencoder.encode(one).half().float() for one in frames])  # rounded like a recorded one
+    unknown = np.full((len(episodes), 1), len(dream.world.actions))  # no action led to the first frame
+    action = torch.from_numpy(np.concatenate([unknown, np.stack([episode.action[:steps] for episode in episodes])], 1)).to(device)
+    pose = torch.from_numpy(np.stack([episode.pose[: steps + 1] for episode in episodes])).to(device)
+    past = past_of(latent, action, pose, latent.new_zeros(*latent.shape[:2], 0))
+    return dream.prefill(torch.arange(seed, seed + len(episodes)), past)
 
 
-def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
-    """Dream on from the rows of a state, and beside them twins, which are told the same actions."""
+def dream_on(dream: Dream, state: DreamState, steps: int, agent: Agent | np.ndarray) -> Dreams:
+    """Dream on from the rows of a state, on the actions of an agent or on given ones (B, S), and beside them twins on the same actions."""
     twin, moments = state._replace(seed=state.seed + OTHER_NOISE), []
     for step in range(steps):
-        action = torch.from_numpy(np.asarray(acts(state, step), np.int64))
+        chosen = agent[:, step] if isinstance(agent, np.ndarray) else agent.act(observed(dream, state, agent.observation), None)
+        action = torch.from_numpy(np.asarray(chosen, np.int64))
         again = dream.step(state._replace(seed=state.seed + OTHER_NOISE), action).reward
         twin, second, _, _ = dream.step(twin, action)
         state, reward, _, reward_logits = dream.step(state, action)
@@ -214,57 +203,37 @@ def roll(dream: Dream, state: DreamState, steps: int, acts: Actor) -> Dreams:
 Kept = Callable[[Dreams, int], np.ndarray]  # what a counter-measure leaves of the dreamed rewards (B, S); given the tolerance
 
 
-def shorter(dreams: Dreams, tolerance: int, steps: int) -> np.ndarray:
+def shorter(dreams: Dreams, steps: int) -> np.ndarray:
     """Dreams end after some steps."""
     return np.where(np.arange(dreams.reward.shape[1]) < steps, dreams.reward, 0)
 
 
-def ended_when_uncertain(dreams: Dreams, tolerance: int, most: float, over: int = 8) -> np.ndarray:
+def ended_when_uncertain(dreams: Dreams, most: float, over: int = 8) -> np.ndarray:
     """Dreams end when the mean uncertainty of some steps is high."""
     mean = np.stack([dreams.uncertainty[:, max(0, step - over + 1) : step + 1].mean(1) for step in range(dreams.reward.shape[1])], 1)
     return np.where(np.maximum.accumulate(mean, 1) <= most, dreams.reward, 0)
 
 
-def where_sure(dreams: Dreams, tolerance: int, most: float) -> np.ndarray:
-    """Only rewards of steps that are not uncertain count."""
-    return np.where(dreams.uncertainty <= most, dreams.reward, 0)
-
-
-def where_familiar(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
-    """Only rewards at places that were known before count."""
-    return np.where(dreams.familiarity >= least, dreams.reward, 0)
-
-
-def same_again(dreams: Dreams, tolerance: int) -> np.ndarray:
-    """Only rewards that the same step pays once more, dreamed with other noise, count."""
-    return np.where(dreams.again == dreams.reward, dreams.reward, 0)
-
-
-def same_in_twin(dreams: Dreams, tolerance: int) -> np.ndarray:
-    """Only rewards that a second dream of the same start and actions pays as well, at most so many steps apart, count."""
-    return np.where(pairs(dreams.reward, dreams.twin, tolerance)[0], dreams.reward, 0)
-
-
-def likelier(dreams: Dreams, tolerance: int, least: float) -> np.ndarray:
+def likelier(dreams: Dreams, least: float) -> np.ndarray:
     """What is dreamed where another probability than a half is asked for; steps in a row are one reward."""
     likely = dreams.probability >= least
     return likely & ~np.pad(likely, ((0, 0), (1, 0)))[:, :-1]
 
 
 COUNTER_MEASURES: dict[str, Kept] = {
-    "none": lambda dreams, tolerance: dreams.reward,
-    "the first 50 steps": partial(shorter, steps=50),
-    "the first 100 steps": partial(shorter, steps=100),
-    "ended at uncertainty 0.10": partial(ended_when_uncertain, most=0.10),
-    "ended at uncertainty 0.15": partial(ended_when_uncertain, most=0.15),
-    "where uncertainty is below 0.10": partial(where_sure, most=0.10),
-    "where familiarity is above 0.5": partial(where_familiar, least=0.5),
-    "where familiarity is above 0.9": partial(where_familiar, least=0.9),
-    "the step dreamed twice agrees": same_again,
-    "two dreams agree": same_in_twin,
-    "probability above 0.1": partial(likelier, least=0.1),
-    "probability above 0.2": partial(likelier, least=0.2),
-    "probability above 0.8": partial(likelier, least=0.8),
+    "none": lambda dreams, _: dreams.reward,
+    "the first 50 steps": lambda dreams, _: shorter(dreams, 50),
+    "the first 100 steps": lambda dreams, _: shorter(dreams, 100),
+    "ended at uncertainty 0.10": lambda dreams, _: ended_when_uncertain(dreams, 0.10),
+    "ended at uncertainty 0.15": lambda dreams, _: ended_when_uncertain(dreams, 0.15),
+    "where uncertainty is below 0.10": lambda dreams, _: np.where(dreams.uncertainty <= 0.10, dreams.reward, 0),
+    "where familiarity is above 0.5": lambda dreams, _: np.where(dreams.familiarity >= 0.5, dreams.reward, 0),
+    "where familiarity is above 0.9": lambda dreams, _: np.where(dreams.familiarity >= 0.9, dreams.reward, 0),
+    "the step dreamed twice agrees": lambda dreams, _: np.where(dreams.again == dreams.reward, dreams.reward, 0),
+    "two dreams agree": lambda dreams, tolerance: np.where(pairs(dreams.reward, dreams.twin, tolerance)[0], dreams.reward, 0),
+    "probability above 0.1": lambda dreams, _: likelier(dreams, 0.1),
+    "probability above 0.2": lambda dreams, _: likelier(dreams, 0.2),
+    "probability above 0.8": lambda dreams, _: likelier(dreams, 0.8),
 }
 
 
@@ -281,22 +250,24 @@ def pairs(dreamed: np.ndarray, real: np.ndarray, tolerance: int) -> tuple[np.nda
     return with_real, with_dreamed
 
 
-def reward_logits(args: Args, dreams: Dreams, paid: np.ndarray, ball: np.ndarray) -> dict[str, dict[str, Any]]:
+def scores(args: Args, dreams: Dreams, reward: np.ndarray, ball: np.ndarray) -> dict[str, dict[str, Any]]:
     """Precision and recall of what each counter-measure leaves of the dreamed rewards, and of all of them by age."""
-    result = {name: rates(kept(dreams, args.tolerance), paid, ball, args.tolerance) for name, kept in COUNTER_MEASURES.items()}
+    result = {name: rates(kept(dreams, args.tolerance), reward, ball, args.tolerance) for name, kept in COUNTER_MEASURES.items()}
     for first, last in zip(args.ages, (*args.ages[1:], args.steps), strict=True):
-        result[f"steps {first} to {last}"] = rates(dreams.reward, paid, ball, args.tolerance, slice(first, last))
+        result[f"steps {first} to {last}"] = rates(dreams.reward, reward, ball, args.tolerance, slice(first, last))
     quantiles = np.quantile(dreams.uncertainty, (0.5, 0.9, 0.99)).round(4).tolist()
     return {**result, "uncertainty": {"median, 90 %, 99 %": quantiles}}
 
 
 def rates(
-    dreamed: np.ndarray, paid: np.ndarray, ball: np.ndarray, tolerance: int, ages: slice = slice(None)
+    dreamed: np.ndarray, reward: np.ndarray, ball: np.ndarray, tolerance: int, ages: slice = slice(None)
 ) -> dict[str, float | int | None]:
     """Of rewards (B, S) at some ages: how many, and which share is real, was dreamed, comes first and is real, is at a ball."""
-    right, found = pairs(dreamed, paid, tolerance)
-    events, real = dreamed != 0, paid != 0
-    first = events & (np.cumsum(events, 1) == 1) & (_before(real, tolerance) == 0)
+    right, found = pairs(dreamed, reward, tolerance)
+    events, real = dreamed != 0, reward != 0
+    # more than the tolerance after a real reward another ball is wanted than in the dream
+    before = np.pad(np.cumsum(real, 1), ((0, 0), (tolerance + 1, 0)))[:, : real.shape[1]]
+    first = events & (np.cumsum(events, 1) == 1) & (before == 0)
     near = np.stack([ball[:, max(0, step - tolerance) : step + tolerance + 1].min(1) for step in range(ball.shape[1])], 1) <= AT_A_BALL
     return {
         "dreamed": int(events[:, ages].sum()),
@@ -307,11 +278,6 @@ def rates(
         "precision_of_first": _share(right[:, ages], first[:, ages]),
         "at_a_ball": _share(near[:, ages], events[:, ages]),
     }
-
-
-def _before(real: np.ndarray, tolerance: int) -> np.ndarray:
-    """How many real rewards (B, S) lie more than the tolerance back: then another ball is wanted than in the dream."""
-    return np.pad(np.cumsum(real, 1), ((0, 0), (tolerance + 1, 0)))[:, : real.shape[1]]
 
 
 def _share(yes: np.ndarray, of: np.ndarray) -> float | None:
@@ -348,9 +314,8 @@ def plot(path: Path, args: Args, report: dict[str, dict[str, Any]]) -> None:
             bars = axes.bar(at, [numbers[name][number] or 0 for name in names], 0.8 / len(report), label=Path(policy).stem)
             of = "dreamed" if number == "precision" else "real"
             axes.bar_label(bars, [str(numbers[name][of]) for name in names], fontsize=6)
-        axes.set_xticks(
-            range(len(names)), names, rotation=45 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center", fontsize=7
-        )
+        slanted = dict(rotation=45, ha="right") if len(names) > 4 else {}
+        axes.set_xticks(range(len(names)), names, fontsize=7, **slanted)
         axes.set_ylim(0, 1.05)
         axes.set_title(f"{number} of dreamed rewards", fontsize=9)
     panels[0].legend(fontsize=7)

@@ -1,48 +1,46 @@
 """Does what was learned in a dream hold in the real world? Policies are tried in both, and their returns compared.
 
-python -m agents.check_transfer --policies random wander runs/ppo_torch/memory-maze/policy.safetensors
-python -m agents.check_transfer --policies random runs/ppo/LSSVWM-MemoryMaze-v0/policy.safetensors --episodes 32 --video runs/transfer.mp4
+python -m agents.check_transfer --policies random wander runs/ppo/memory-maze/policy.safetensors
+python -m agents.check_transfer --policies random runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safetensors --video runs/transfer.mp4
 
 A policy is one of
 
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
-explorer          the scripted explorer that episodes are collected with; it needs the map, so it is tried in the real world only
-PATH.safetensors  written by agents/ppo_torch.py, agents/ppo.py, agents/recurrent_ppo.py or agents/behavior_cloning.py
+explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
+planner           plans in the dream, see agents/mpc.py
+PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or agents/behavior_cloning.py
 
-Dreams begin from real openings, or with `--data` from long recorded walks, in mazes that they then know; real episodes at the start
-of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze for so many steps. Needs
+Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
+know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
+for so many steps. Needs
 `pip install 'lssvwm_gym[agents,memory-maze]'`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 import tyro
 
-import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.mpc import Planning
-from agents.players import DREAMLESS, Player, opened_player
-from agents.results import as_json, mean_and_error, shared_out, summary, write_json
-from agents.seen import WorldModelObservation, observed
+from agents.agent import EXPERT, open_agent
+from agents.planner import Planning
+from agents.real import as_observed, real_episode
+from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.spaces import picture_of
-from lssvwm_gym.evaluation.metrics import rank_correlation
+from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
-
-RESAMPLED = 1000  # times, for the interval of a correlation
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Args:
     profile: str = "balanced"  # of the dream: fast, balanced or quality
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
-    data: Path | None = None  # folder of recorded episodes whose walks dreams begin from, one each in turn; openings if not given
-    context: int = 500  # frames of such a walk that are remembered
+    data: Path | None = None  # folder of recorded episodes that dreams begin after, one each in turn; short contexts if not given
+    context: int = 500  # frames of such an episode that are remembered
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count
@@ -69,236 +67,155 @@ class Args:
     video: Path | None = None  # .mp4 of every policy's first episode: dream on the left, real on the right
 
 
-class Played(NamedTuple):
-    """One episode, or some side by side."""
-
-    earned: list[float]  # return of each
-    frames: np.ndarray | None  # (steps + 1, height, width, 3) uint8 of the first, where it is to be filmed
-
-
-@dataclass
-class Tried:
-    """The returns of one policy."""
-
-    policy: str
-    dream: list[float] = field(default_factory=list)
-    real: list[float] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class Episodes:
-    """What a process needs to know to play some with one policy: in the real world one, in dreams as many as there are seeds."""
+class Trial:
+    """What a process needs to know to try one policy: in the real world in one episode, in dreams in as many as there are seeds."""
 
     where: str  # "dream" or "real"
     policy: str
     seeds: range
-    steps: int
-    filmed: bool
-    dream: tuple[str, str, str, Path | None]  # what `open_dream` is told
-    walks: tuple[Path, ...] = ()  # that dreams begin from; openings if there are none
-    context: int = 0  # frames of such a walk
-    env: str = ""  # id of the real world
-    walked: int = 0  # steps there before the policy's
-    planning: Planning = field(default_factory=Planning)
+    args: Args
+
+    @property
+    def filmed(self) -> bool:
+        first = self.args.dream_seed if self.where == "dream" else self.args.seed
+        return self.args.video is not None and self.seeds[0] == first
+
+
+class TrialResult(NamedTuple):
+    """What came of a trial."""
+
+    returns: list[float]
+    frames: list[np.ndarray]  # (height, width, 3) uint8, of the first episode, where it is filmed
+
+
+class PolicyReturns(NamedTuple):
+    """The returns of one policy."""
+
+    dream: list[float]
+    real: list[float]
 
 
 def main(args: Args) -> None:
-    check(args)
-    results = {policy: Tried(policy) for policy in args.policies}
-    films: dict[tuple[str, str], np.ndarray] = {}
-    episodes = list(all_episodes(args))
-    parts = dict(shared_out(play, episodes, args.workers, [len(one.seeds) * one.steps for one in episodes]))
-    for number, one in enumerate(episodes):  # in the order of their seeds, whoever was ready first
-        getattr(results[one.policy], one.where).extend(parts[number].earned)
-        film = parts[number].frames
-        films |= {} if film is None else {(one.policy, one.where): film}
-    write(args, list(results.values()))
-    print(table(list(results.values())))
+    try:
+        check(args)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+    results = {policy: PolicyReturns([], []) for policy in args.policies}
+    films: dict[tuple[str, str], list[np.ndarray]] = {}
+    jobs = list(trials(args))
+    outcomes = dict(answers(run, jobs, args.workers, [len(job.seeds) * args.steps for job in jobs]))
+    for number, job in enumerate(jobs):  # in the order of their seeds, whoever was ready first
+        getattr(results[job.policy], job.where).extend(outcomes[number].returns)
+        films |= {(job.policy, job.where): outcomes[number].frames} if job.filmed else {}
+    policies = [{"policy": name, "dream": summary(one.dream), "real": summary(one.real)} for name, one in results.items()]
+    correlation = correlation_of_returns(list(results.values()))
+    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlation})
+    print(table(results))
     if args.video is not None:
         film_side_by_side(args.video, args.policies, films, open_dream(args.world).world.fps)
 
 
 def check(args: Args) -> None:
-    """End the program with what is wrong with the command line, before anything takes time."""
-    dream = open_dream(args.world, args.profile, args.device, args.weights)
-    for name in ("episodes", "steps", "batch", "workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
+    """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
+    dream = dream_of(args)
+    check_positive(args, "episodes", "steps", "batch", "workers")
     if args.walked < 0:
-        raise SystemExit(f"walked must be at least 0, not {args.walked}")
+        raise ValueError(f"walked must be at least 0, not {args.walked}")
     if args.walked and dream.world.name != "memory-maze":
-        raise SystemExit(f"the scripted explorer that walks first knows its way in memory-maze, not in {dream.world.name}")
+        raise ValueError(f"the scripted explorer that walks first knows its way in memory-maze, not in {dream.world.name}")
     if (most := dream.world.max_episode_steps) < args.steps + args.walked:
         walked = f" of which {args.walked} are walked first" if args.walked else ""
-        raise SystemExit(f"an episode of {args.world} has at most {most} steps, not {args.steps + args.walked}{walked}")
+        raise ValueError(f"an episode of {args.world} has at most {most} steps, not {args.steps + args.walked}{walked}")
     if len(set(args.policies)) < len(args.policies) or not args.policies:
-        raise SystemExit(f"name each policy once, not {' '.join(args.policies) or 'none'}")
+        raise ValueError(f"name each policy once, not {' '.join(args.policies) or 'none'}")
     if args.real and dream.world.real_id is None:
-        raise SystemExit(f"{args.world} has no real environment here: leave it out with --no-real")
-    try:
-        check_walks(args)
-        for policy in args.policies:
-            opened_player(policy, dream, 1, 0, args.planning)
-    except (ValueError, ImportError) as error:
-        raise SystemExit(str(error)) from None
-
-
-def walks(args: Args) -> tuple[Path, ...]:
-    """The recordings that dreams begin from; none: openings. Raises `ValueError` for a folder without any."""
-    return () if args.data is None else tuple(episode_paths(args.data))
-
-
-def check_walks(args: Args) -> None:
-    """Raises `ValueError` where they are not as long as dreams are to remember."""
-    for path in walks(args):
+        raise ValueError(f"{args.world} has no real environment here: leave it out with --no-real")
+    for path in recordings(args):
         frames = len(read_arrays(path).get("action", ()))
         if not 1 <= args.context <= frames:
             raise ValueError(f"context must be from 1 to the {frames} frames of {path}, not {args.context}")
+    for policy in args.policies:
+        open_agent(policy, dream, 1, 0, args.planning)
 
 
-def all_episodes(args: Args) -> Iterator[Episodes]:
-    """What is to be played. Policies take turns in the real world, so that all are tried alike if it is stopped."""
-    dreamt = args.world, args.profile, args.device, args.weights
-    begin = walks(args)
+def dream_of(args: Args, device: str | None = None) -> Dream:
+    return open_dream(args.world, args.profile, device or args.device, args.weights)
+
+
+def recordings(args: Args) -> tuple[Path, ...]:
+    """The recordings that dreams begin after; none: short contexts. Raises `ValueError` for a folder without any."""
+    return () if args.data is None else tuple(episode_paths(args.data))
+
+
+def trials(args: Args) -> Iterator[Trial]:
+    """What is to be tried. Policies take turns in the real world, so that all are tried alike if it is stopped."""
     for first in range(0, args.episodes, args.batch):
         seeds = range(args.dream_seed + first, args.dream_seed + min(first + args.batch, args.episodes))
         for policy in args.policies:
-            if policy.partition("@")[0] not in DREAMLESS:
-                filmed = first == 0 and args.video is not None
-                yield Episodes("dream", policy, seeds, args.steps, filmed, dreamt, begin, args.context, planning=args.planning)
-    env = open_dream(args.world, args.profile, args.device, args.weights).world.real_id or ""
-    for number in range(args.episodes if args.real else 0):
-        seeds, filmed = range(args.seed + number, args.seed + number + 1), number == 0 and args.video is not None
+            if policy.partition("@")[0] != EXPERT:
+                yield Trial("dream", policy, seeds, args)
+    for seed in range(args.seed, args.seed + args.episodes * args.real):
         for policy in args.policies:
-            seen_through = args.world, args.profile, "cpu", args.weights
-            yield Episodes("real", policy, seeds, args.steps, filmed, seen_through, env=env, walked=args.walked, planning=args.planning)
+            yield Trial("real", policy, range(seed, seed + 1), args)
 
 
-def play(episodes: Episodes) -> Played:
-    return play_dreams(episodes) if episodes.where == "dream" else play_real(episodes)
+def run(trial: Trial) -> TrialResult:
+    return dreams(trial) if trial.where == "dream" else real(trial)
 
 
-def play_dreams(episodes: Episodes) -> Played:
+def dreams(trial: Trial) -> TrialResult:
     """Some dreams of one policy side by side."""
-    world, profile, device, weights = episodes.dream
-    dream, rows, first = open_dream(world, profile, device, weights), len(episodes.seeds), episodes.seeds[0]
-    player = opened_player(episodes.policy, dream, rows, first, episodes.planning)
-    torch.manual_seed(first)  # some players draw from it
-    state = begun(dream, episodes)
-    frame = dream.frame(state)
-    earned, goes_on = np.zeros(rows), np.ones(rows, bool)
-    frames = [frame[0].cpu().numpy()]
-    for _ in range(episodes.steps):
-        seen = frame if player.observation == "pixels" else observed(dream, state, player.observation)
-        state, reward, terminated, _ = dream.step(state, torch.from_numpy(player.act(seen, None)))
-        frame = dream.frame(state)
-        earned += reward.cpu().numpy() * goes_on
-        goes_on &= ~terminated.cpu().numpy()
-        frames += [frame[0].cpu().numpy()] if episodes.filmed else []
-    return Played(earned.tolist(), np.stack(frames) if episodes.filmed else None)
+    args, dream, num_envs, seed = trial.args, dream_of(trial.args), len(trial.seeds), trial.seeds[0]
+    agent = open_agent(trial.policy, dream, num_envs, seed, args.planning)
+    torch.manual_seed(seed)  # some agents draw from it
+    state, earned, goes_on, frames = beginnings(dream, trial), np.zeros(num_envs), np.ones(num_envs, bool), []
+    for step in range(args.steps + 1):
+        if trial.filmed:
+            frames.append(dream.frame(state)[0].cpu().numpy())
+        if step < args.steps:
+            action = agent.act(observed(dream, state, agent.observation), None)
+            state, reward, terminated, _ = dream.step(state, torch.from_numpy(action))
+            earned += reward.cpu().numpy() * goes_on
+            goes_on &= ~terminated.cpu().numpy()
+    return TrialResult(earned.tolist(), frames)
 
 
-def begun(dream: Dream, episodes: Episodes) -> DreamState:
-    """Where dreams of these seeds begin."""
-    seeds = torch.tensor(episodes.seeds)
-    if not episodes.walks:
+def beginnings(dream: Dream, trial: Trial) -> DreamState:
+    """The states that dreams of these seeds begin with."""
+    seeds, paths = torch.tensor(trial.seeds), recordings(trial.args)
+    if not paths:
         return dream.reset(seeds)
-    rows = [after_walk(episodes.dream, episodes.walks[seed % len(episodes.walks)], episodes.context) for seed in episodes.seeds]
+    rows = [after_recording(dream, paths[seed % len(paths)], trial.args.context) for seed in trial.seeds]
     return join_rows(rows)._replace(seed=seeds.to(dream.device))
 
 
 @functools.lru_cache(maxsize=64)
-def after_walk(dream: tuple[str, str, str, Path | None], walk: Path, frames: int) -> DreamState:
+def after_recording(dream: Dream, path: Path, frames: int) -> DreamState:
     """The state after the first frames of a recorded episode, whichever policy goes on from it."""
-    return open_dream(*dream).reset(torch.tensor([0]), {"episode": walk, "context_frames": frames})
+    return dream.reset(torch.tensor([0]), {"episode": path, "context_frames": frames})
 
 
-def play_real(episode: Episodes) -> Played:
-    """One episode in the real world, seen as the policy wants to see it."""
-    (seed,) = episode.seeds
-    torch.manual_seed(seed)  # some players draw from it
-    world, profile, device, weights = episode.dream
-    dream = open_dream(world, profile, device, weights)
-    player = opened_player(episode.policy, dream, 1, seed, episode.planning)
-    env: gymnasium.Env = gymnasium.make(episode.env, max_episode_steps=episode.walked + episode.steps)
-    if player.observation != "pixels":
-        env = WorldModelObservation(env, dream, player.observation)
+def real(trial: Trial) -> TrialResult:
+    """One episode in the real world, observed as the policy wants it."""
+    (seed,), args, dream = trial.seeds, trial.args, dream_of(trial.args, "cpu")
+    agent = open_agent(trial.policy, dream, 1, seed, args.planning)
+    env = as_observed(gymnasium.make(dream.world.real_id or "", max_episode_steps=args.walked + args.steps), dream, agent.observation)
+    frames: list[np.ndarray] = []
     try:
-        return _played(episode, env, player)
+        earned = real_episode(env, agent, seed, args.walked, frames.append if trial.filmed else lambda frame: None)
     finally:
         env.close()
+    return TrialResult([earned], frames)
 
 
-def _played(episode: Episodes, env: gymnasium.Env, player: Player) -> Played:
-    seen, info = env.reset(seed=episode.seeds[0])
-    seen, info = walked_first(episode, env, seen, info)
-    earned, frames, over = 0.0, [_frame(env, seen)] if episode.filmed else [], False
-    while not over:
-        action = player.act(torch.from_numpy(picture_of(seen)[None]), info)[0]
-        seen, reward, terminated, truncated, info = env.step(action)
-        earned, over = earned + float(reward), terminated or truncated
-        if episode.filmed:
-            frames.append(_frame(env, seen))
-    return Played([earned], np.stack(frames) if frames else None)
-
-
-def walked_first(episode: Episodes, env: gymnasium.Env, seen: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What is seen and told after the steps that the scripted explorer takes, the same ones before every policy."""
-    if episode.walked:
-        explorer = MazeExplorer(np.random.default_rng([episode.seeds[0], episode.walked]))
-        for _ in range(episode.walked):
-            seen, _, _, _, info = env.step(explorer(picture_of(seen), info))
-    return seen, info
-
-
-def _frame(env: gymnasium.Env, seen: Any) -> np.ndarray:
-    frame: np.ndarray = env.frame if isinstance(env, WorldModelObservation) else picture_of(seen)
-    return frame
-
-
-def correlations(results: list[Tried]) -> dict[str, Any]:
-    """Of the mean returns in dream and real world over the policies tried in both; None where fewer than three differ.
-
-    `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
-    correlations of episodes drawn anew from those that were played (the bootstrap of Efron, 1979).
-    """
-    both = [tried for tried in results if tried.dream and tried.real]
-    means = np.array([[np.mean(tried.dream), np.mean(tried.real)] for tried in both]).reshape(-1, 2).T
-    linear, rank = _correlated(means, lambda a, b: float(np.corrcoef(a, b)[0, 1])), _correlated(means, _rank_correlation)
-    interval = None
-    if rank is not None:
-        rng = np.random.default_rng(0)
-        drawn = [
-            np.array([[rng.choice(x, len(x)).mean() for x in (tried.dream, tried.real)] for tried in both]).T for _ in range(RESAMPLED)
-        ]
-        found = [value for value in (_correlated(some, _rank_correlation) for some in drawn) if value is not None]
-        interval = np.quantile(found, (0.05, 0.95)).round(3).tolist() if found else None
-    return {"policies": len(both), "linear": linear, "rank": rank, "rank_interval": interval}
-
-
-def _correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-    if means.shape[1] < 3 or 0.0 in means.std(1):
-        return None
-    return round(measure(*means), 6)
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
-
-
-def write(args: Args, results: list[Tried]) -> None:
-    """Write every return and what comes of them."""
-    policies = [{"policy": tried.policy, "dream": summary(tried.dream), "real": summary(tried.real)} for tried in results]
-    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlations(results)})
-
-
-def table(results: list[Tried]) -> str:
-    width = max(len("policy"), *(len(tried.policy) for tried in results))
+def table(results: dict[str, PolicyReturns]) -> str:
+    width = max(map(len, ("policy", *results)))
     lines = [f"{'policy':<{width}}  {'dream':>15}  {'real':>15}"]
-    for tried in results:
-        cells = (_cell(*mean_and_error(returns)) for returns in (tried.dream, tried.real))
-        lines.append(f"{tried.policy:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
-    found = correlations(results)
+    for name, one in results.items():
+        cells = (mean_and_error(summary(returns)) for returns in (one.dream, one.real))
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:>15}" for cell in cells))
+    found = correlation_of_returns(list(results.values()))
     if found["rank"] is None:
         return "\n".join([*lines, "correlation over policies: needs three that differ"])
     low, high = found["rank_interval"] or (float("nan"),) * 2
@@ -306,22 +223,15 @@ def table(results: list[Tried]) -> str:
     return "\n".join([*lines, f"correlation over {found['policies']} policies: {said}"])
 
 
-def film_side_by_side(path: Path, policies: tuple[str, ...], films: dict[tuple[str, str], np.ndarray], fps: int) -> None:
+def film_side_by_side(path: Path, policies: tuple[str, ...], films: dict[tuple[str, str], list[np.ndarray]], fps: int) -> None:
     """One after the other, every policy's dream beside its real episode; black where it has none."""
-    from lssvwm_gym.io.video import enlarged, write_movie
-
     scenes = []
     for policy in policies:
-        pair = [films.get((policy, where)) for where in ("dream", "real")]
-        one = next((film for film in pair if film is not None), None)
-        if one is not None:
-            scenes.append(np.concatenate([np.zeros_like(one) if film is None else film for film in pair], 2))
-    write_movie(path, enlarged(np.concatenate(scenes), 4), 3 * fps)
-    print(f"film: {path}")
-
-
-def _cell(mean: float, error: float) -> str:
-    return "-" if np.isnan(mean) else f"{mean:.2f} ± {error:.2f}"
+        pair = [np.array(films.get((policy, where), [])) for where in ("dream", "real")]
+        longest = max(pair, key=len)
+        if len(longest):
+            scenes.append(np.concatenate([film if len(film) else np.zeros_like(longest) for film in pair], 2))
+    write_film(path, np.concatenate(scenes), 3 * fps)
 
 
 if __name__ == "__main__":

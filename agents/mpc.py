@@ -1,267 +1,25 @@
-"""A player that plans in the dream: branch the state, roll many futures in one batch, take the best one's first actions, look, plan again.
+"""The planner of `agents.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
 
-It sees frames through the model: each is encoded and committed to a state, which reckons its own pose and remembers places. Futures are
-imagined from that state and never decoded. They are scored by the rewards that the reward head expects, and by how little of the places
-they lead to is known, so that a maze without a ball in sight is explored. Proposals are series of manoeuvres (so many steps forward, so
-many of a turn), for a random walk over single actions stays where it is, and what a policy would do. `cem` is the cross-entropy method
-(Rubinstein, 1999) over the actions of equal segments; `shooting` takes the best of the proposals.
+python -m agents.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
+python -m agents.mpc --planning.method cem --video runs/plan.mp4
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
-import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor
 
-import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.players import PLANNER, opened_player
-from agents.policy import Policy, load_policy
-from agents.results import as_json, shared_out, summary, write_json
-from agents.seen import WorldModelObservation, observed, observed_shape
-from lssvwm_gym.envs import spaces
-from lssvwm_gym.envs.simulator import Dream, open_dream, reward
-from lssvwm_gym.envs.wrappers import StateEstimator
+from agents.agent import PLANNER, open_agent
+from agents.planner import Planner, Planning
+from agents.real import as_observed, real_episode
+from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
+from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import take_rows
-
-POLICIES = {"memory-maze": Path(__file__).parent / "policies" / "memory_maze.safetensors"}
-MANOEUVRES = {1: (0.5, 2, 10), 2: (0.15, 1, 8), 3: (0.15, 1, 8), 4: (0.1, 1, 4), 5: (0.1, 1, 4)}  # action: chance, fewest and most steps
-SMOOTHING = 0.3  # of the old distribution that stays in a round of the cross-entropy method
-
-
-@dataclass(frozen=True)
-class Planning:
-    """How to plan."""
-
-    method: Literal["shooting", "cem"] = "shooting"
-    futures: int = 64  # of one decision
-    horizon: int = 24  # steps of each
-    keep: int = 12  # actions taken of a plan before the next one; a reward ends it early
-    discount: float = 0.97  # a step
-    doubt: float = 0.1  # expected rewards below it count as nothing
-    curiosity: float = 0.02  # what a step to a place of which nothing is known is worth
-    policy: Path | None = None  # whose doings are among the proposals; the shipped one of this world if not given
-    led: float = 0.25  # share of the futures that it leads
-    confirm: int = 8  # of the best are rolled once more with other noise, and count as the worse of both
-    rounds: int = 3  # of the cross-entropy method
-    elites: float = 0.25  # share of a round that the next one is drawn from
-    segment: int = 4  # steps that the cross-entropy method repeats an action for
-    seconds: float | None = None  # after which no more futures are begun; where it binds, a plan doesn't repeat
-    batch: int = 16  # futures in one batch: more are slower on a CPU, whose caches they leave
-
-    def __post_init__(self) -> None:
-        for name in ("futures", "horizon", "keep", "rounds", "segment", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("discount", "led", "elites"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be 0 to 1, not {getattr(self, name)}")
-        if self.keep > self.horizon:
-            raise ValueError(f"keep can't be more than the horizon of {self.horizon} steps, not {self.keep}")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ValueError(f"seconds must be more than 0, not {self.seconds}")
-
-
-class Futures(NamedTuple):
-    """Imagined steps, N futures of H steps."""
-
-    action: Tensor  # (N, H) int64
-    reward: Tensor  # (N, H) float32, what the reward head expects
-    unknown: Tensor  # (N, H) float32, how little of the place was known before: 1 nothing, 0 all
-    latent: Tensor  # (N, H, tokens, channels)
-
-
-class Plan(NamedTuple):
-    """What is to be done, and what it is hoped to lead to."""
-
-    action: Tensor  # (H,) int64
-    latent: Tensor  # (H, tokens, channels)
-    score: float
-
-
-Leader = Callable[[DreamState], Tensor]  # rows of a state to their actions (B,)
-
-
-@torch.no_grad()
-def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Generator, leader: Leader | None = None) -> Futures:
-    """Go on from a state of one row with actions (N, H) int64, in one batch; where an action is -1 the leader decides."""
-    now, steps = take_rows(state, torch.zeros(len(action), dtype=torch.int64, device=dream.device)), list[tuple[Tensor, ...]]()
-    for wanted in action.to(dream.device).unbind(1):
-        if leader is not None and (wanted < 0).any():
-            wanted = torch.where(wanted < 0, leader(now), wanted)
-        before, noise = now, torch.randn(now.latent.shape, generator=generator, device=dream.device)
-        now, _, _, logits = dream.step(before, wanted, noise)
-        steps.append((wanted, reward(dream.world, before, now, logits, expected=True).float(), now.posterior_variance, now.latent))
-    return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
-
-
-def scored(futures: Futures, planning: Planning) -> Tensor:
-    """What futures are worth, (N,): discounted expected rewards that are more than doubt, and news of unknown places."""
-    fades = planning.discount ** torch.arange(futures.reward.shape[1], device=futures.reward.device)
-    reward = torch.where(futures.reward.abs() < planning.doubt, 0.0, futures.reward)
-    return ((reward + planning.curiosity * futures.unknown) * fades).sum(1)
-
-
-def manoeuvres(count: int, steps: int, rng: np.random.Generator) -> Tensor:
-    """Series of manoeuvres in Memory Maze, (count, steps) int64."""
-    actions = list(MANOEUVRES)
-    chances, fewest, most = zip(*MANOEUVRES.values(), strict=True)
-    drawn = rng.choice(len(actions), (count, steps), p=chances)
-    lengths = rng.integers(np.array(fewest)[drawn], np.array(most)[drawn], endpoint=True)
-    rows = [np.repeat(np.array(actions)[row], length)[:steps] for row, length in zip(drawn, lengths, strict=True)]
-    return torch.from_numpy(np.stack(rows))
-
-
-class Planner:
-    """A player of `agents.players` that plans anew whenever it has done what it planned."""
-
-    observation = "pixels"
-
-    def __init__(self, dream: Dream, rows: int, seed: int, planning: Planning | None = None) -> None:
-        """`rows` episodes side by side; each row plans alone. Raises `ValueError` for a world whose manoeuvres it doesn't know."""
-        if len(dream.world.actions) != 6:
-            raise ValueError(f"the planner knows the six actions of Memory Maze, not {dream.world.name}")
-        self.planning, self._dream = planning or Planning(), dream
-        self._rng, self._generator = np.random.default_rng(seed), torch.Generator(dream.device).manual_seed(seed)
-        self._policy = _policy(self.planning, dream) if self.planning.led else None
-        frames = spaces.observation_space(dream.world, dream.weights.world_model.config, "image")
-        self._onlooker = StateEstimator(dream, rows, "features", frames, spaces.action_space(dream.world))
-        self.plans: list[Plan | None] = [None] * rows
-        self._done = [0] * rows  # actions of the plan that are done
-        self._last: np.ndarray | None = None  # what it did, (rows,) int64
-        self.seconds: list[float] = []  # that each decision took
-        self.hoped: list[float] = []  # score of each plan
-
-    @property
-    def state(self) -> DreamState:
-        """What the model has made of all that was seen."""
-        return self._onlooker.state
-
-    @torch.no_grad()
-    def act(self, seen: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        """Look at frames (B, height, width, 3) uint8, and go on with what is planned for each."""
-        frames, rows = seen.cpu().numpy(), np.arange(len(self.plans))
-        if self._last is None:
-            self._onlooker.begin(frames, rows)
-        else:
-            self._onlooker.go_on(frames, self._last)
-        reward_logits = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
-        for row, plan in enumerate(self.plans):
-            paid = self._dream.world.reward_values[reward_logits[row]] != 0
-            if plan is None or paid or self._done[row] >= min(self.planning.keep, len(plan.action)):
-                start = time.perf_counter()
-                self.plans[row] = self.plan(take_rows(self.state, torch.tensor([row], device=self._dream.device)), self._left_over(row))
-                self._done[row] = 0
-                self.seconds.append(time.perf_counter() - start)
-        self._last = np.array([self._next(row) for row in range(len(rows))])
-        return self._last
-
-    def hoped_for(self, row: int = 0) -> Tensor:
-        """The frame that the row's plan hopes the last action leads to, (height, width, 3) uint8."""
-        plan = self.plans[row]
-        if plan is None:
-            raise ValueError("nothing is planned yet: call act() first")
-        return self._dream.weights.autoencoder.decode(plan.latent[self._done[row] - 1][None])[0]
-
-    def plan(self, state: DreamState, left_over: Tensor | None = None) -> Plan:
-        """The best future found for a state of one row. `left_over` (at most H,) is what an earlier plan had in mind for it."""
-        deadline = None if self.planning.seconds is None else time.perf_counter() + self.planning.seconds
-        futures = (self._cross_entropy if self.planning.method == "cem" else self._shooting)(state, left_over, deadline)
-        score = scored(futures, self.planning)
-        best = score.topk(min(self.planning.confirm or 1, len(score))).indices
-        score = score[best]
-        if self.planning.confirm and not _passed(deadline):
-            score = torch.minimum(score, scored(roll(self._dream, state, futures.action[best], self._generator), self.planning))
-        chosen = best[score.argmax()]
-        self.hoped.append(float(score.max()))
-        return Plan(futures.action[chosen].cpu(), futures.latent[chosen], self.hoped[-1])
-
-    def _shooting(self, state: DreamState, left_over: Tensor | None, deadline: float | None) -> Futures:
-        return self._rolled(state, self._proposed(self.planning.futures, left_over), deadline)
-
-    def _cross_entropy(self, state: DreamState, left_over: Tensor | None, deadline: float | None) -> Futures:
-        planning, found = self.planning, list[Futures]()
-        size, chances = max(1, planning.futures // planning.rounds), _first_chances(self._dream, -(-planning.horizon // planning.segment))
-        for number in range(planning.rounds):
-            drawn = torch.multinomial(chances, size, replacement=True, generator=self._generator).T  # (size, segments)
-            proposed = drawn.cpu().repeat_interleave(planning.segment, 1)[:, : planning.horizon]
-            if number == 0:
-                others = round(planning.led * size) + (left_over is not None)
-                proposed = torch.cat([proposed, self._proposed(size, left_over)[:others]])
-            found.append(self._rolled(state, proposed, deadline))
-            score = scored(found[-1], planning)[:size]
-            best = score.topk(min(len(score), max(1, round(planning.elites * size)))).indices
-            chances = SMOOTHING * chances + (1 - SMOOTHING) * F.one_hot(drawn[best], chances.shape[1]).float().mean(0)
-            if _passed(deadline):
-                break
-        return Futures(*map(torch.cat, zip(*found, strict=True)))
-
-    def _proposed(self, count: int, left_over: Tensor | None) -> Tensor:
-        """Actions (count, H) int64: what is left over of the last plan, what the policy would do (-1), and manoeuvres."""
-        actions = manoeuvres(count, self.planning.horizon, self._rng)
-        first = 0
-        if left_over is not None:
-            actions[0, : len(left_over)] = left_over
-            first = 1
-        actions[first : first + round(self.planning.led * count)] = -1
-        return actions
-
-    def _rolled(self, state: DreamState, action: Tensor, deadline: float | None) -> Futures:
-        parts: list[Futures] = []
-        for some in action.split(self.planning.batch):
-            if parts and _passed(deadline):
-                break
-            parts.append(roll(self._dream, state, some, self._generator, self._led if self._policy else None))
-        return Futures(*map(torch.cat, zip(*parts, strict=True)))
-
-    def _led(self, state: DreamState) -> Tensor:
-        assert self._policy is not None
-        return self._policy.act(observed(self._dream, state, self._policy.config.observation), self._generator)
-
-    def _left_over(self, row: int) -> Tensor | None:
-        plan = self.plans[row]
-        return None if plan is None or self._done[row] >= len(plan.action) else plan.action[self._done[row] :]
-
-    def _next(self, row: int) -> int:
-        plan = self.plans[row]
-        assert plan is not None
-        self._done[row] += 1
-        return int(plan.action[self._done[row] - 1])
-
-
-def _passed(deadline: float | None) -> bool:
-    return deadline is not None and time.perf_counter() > deadline
-
-
-def _first_chances(dream: Dream, segments: int) -> Tensor:
-    """Of each action in each segment, (segments, actions): those of the manoeuvres, and a little of everything."""
-    chances = torch.full((segments, len(dream.world.actions)), 0.02, device=dream.device)
-    for action, (chance, _, _) in MANOEUVRES.items():
-        chances[:, action] += chance
-    return chances / chances.sum(1, keepdim=True)
-
-
-def _policy(planning: Planning, dream: Dream) -> Policy:
-    path = planning.policy or POLICIES.get(dream.world.name)
-    if path is None:
-        raise ValueError(f"no policy is shipped for {dream.world.name}: name one, or plan without with --planning.led 0")
-    policy, _ = load_policy(path, dream.device)
-    config = policy.config
-    if config.world != dream.world.name or config.shape != observed_shape(dream, config.observation):
-        raise ValueError(
-            f"{path}: plays in {config.world} and sees {config.observation} of shape {config.shape}, which this dream doesn't have"
-        )
-    return policy
 
 
 @dataclass(frozen=True)
@@ -270,7 +28,7 @@ class Args:
 
     planning: Planning = field(default_factory=Planning)
     env: str = "MemoryMaze9x9-Real-v0"
-    beside: tuple[str, ...] = ("random",)  # other players in the same mazes, as in agents/check_transfer.py
+    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in agents/check_transfer.py
     episodes: int = 10
     steps: int = 250  # of an episode
     seed: int = 1_000_000  # of the first maze
@@ -283,89 +41,72 @@ class Args:
     video: Path | None = None  # .mp4 of the first episode
 
 
-class Job(NamedTuple):
-    """One real episode of one player."""
+class MpcJob(NamedTuple):
+    """One real episode of one agent."""
 
-    player: str
+    agent: str
     seed: int
     args: Args
 
 
-class Outcome(NamedTuple):
+class PlannedEpisode(NamedTuple):
     """What came of it."""
 
     earned: float
-    seconds: list[float]  # that each decision took; none of players that don't plan
+    seconds: list[float]  # that each decision took; none of agents that don't plan
     hoped: list[float]  # score of each plan
-    film: np.ndarray | None  # (steps, height, 2 * width, 3) uint8
+    film: list[np.ndarray]  # (height, 2 * width, 3) uint8: what was seen, and what was hoped for
 
 
 def main(args: Args) -> None:
-    check(args)
-    players = (PLANNER, *args.beside)
-    jobs = [Job(player, args.seed + number, args) for number in range(args.episodes) for player in players]
-    outcomes = {}
-    for number, outcome in shared_out(play, jobs, args.workers, [args.steps] * len(jobs)):
+    try:
+        check(args)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from None
+    agents = (PLANNER, *args.beside)
+    jobs = [MpcJob(agent, args.seed + number, args) for number in range(args.episodes) for agent in agents]
+    outcomes: dict[int, PlannedEpisode] = {}
+    for number, outcome in answers(play, jobs, args.workers, [args.steps] * len(jobs)):
         outcomes[number] = outcome
-        print(f"{jobs[number].player} in maze {jobs[number].seed}: {outcome.earned:g}", flush=True)
-    of = {player: [outcomes[number] for number, job in enumerate(jobs) if job.player == player] for player in players}
-    result = {player: summary([outcome.earned for outcome in some]) for player, some in of.items()}
-    seconds = [second for outcome in of[PLANNER] for second in outcome.seconds]
-    hoped = [score for outcome in of[PLANNER] for score in outcome.hoped]
-    decisions = {"decisions": len(seconds), "seconds_mean": float(np.mean(seconds)), "seconds_90": float(np.quantile(seconds, 0.9))}
-    write_json(args.out, {"settings": as_json(args), "players": result, **decisions, "hoped_mean": float(np.mean(hoped))})
-    for player, numbers in result.items():
-        error = numbers["standard_error"]
-        print(f"{player}: {numbers['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}"))
-    print(f"{len(seconds)} decisions of {np.mean(seconds):.2f} s")
+        print(f"{jobs[number].agent} in maze {jobs[number].seed}: {outcome.earned:g}", flush=True)
+    result = {name: summary([outcomes[n].earned for n, job in enumerate(jobs) if job.agent == name]) for name in agents}
+    seconds, hoped = (np.concatenate([getattr(outcome, name) for outcome in outcomes.values()]) for name in ("seconds", "hoped"))
+    took = {"decisions": len(seconds), "seconds_mean": float(seconds.mean()), "seconds_90": float(np.quantile(seconds, 0.9))}
+    write_json(args.out, {"settings": as_json(args), "players": result, **took, "hoped_mean": float(hoped.mean())})
+    for name, numbers in result.items():
+        print(f"{name}: {mean_and_error(numbers)}")
+    print(f"{len(seconds)} decisions of {seconds.mean():.2f} s")
     if args.video is not None:
-        _write_film(args.video, outcomes[0].film)
+        write_film(args.video, np.stack(outcomes[0].film), 12)
 
 
 def check(args: Args) -> None:
-    """End the program with what is wrong with the command line, before anything takes time."""
-    for name in ("episodes", "steps", "workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"{name} must be at least 1, not {getattr(args, name)}")
-    try:
-        dream = open_dream(args.world, args.profile, args.device, args.weights)
-        if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
-            raise ValueError(f"name each player beside the planner once, not {' '.join(args.beside)}")
-        for player in (PLANNER, *args.beside):
-            opened_player(player, dream, 1, 0, args.planning)
-    except (ValueError, ImportError) as error:
-        raise SystemExit(str(error)) from None
-
-
-def play(job: Job) -> Outcome:
-    """One episode of it in the real environment."""
-    args = job.args
-    torch.manual_seed(job.seed)  # some players draw from it
+    """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
+    check_positive(args, "episodes", "steps", "workers")
     dream = open_dream(args.world, args.profile, args.device, args.weights)
-    player = opened_player(job.player, dream, 1, job.seed, args.planning)
-    filmed = args.video is not None and isinstance(player, Planner) and job.seed == args.seed
-    env: gymnasium.Env = gymnasium.make(args.env, max_episode_steps=args.steps)
-    env = env if player.observation == "pixels" else WorldModelObservation(env, dream, player.observation)
+    if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
+        raise ValueError(f"name each agent beside the planner once, not {' '.join(args.beside)}")
+    for name in (PLANNER, *args.beside):
+        open_agent(name, dream, 1, 0, args.planning)
+
+
+def play(job: MpcJob) -> PlannedEpisode:
+    """One episode of it in the real environment."""
+    args, film = job.args, list[np.ndarray]()
+    dream = open_dream(args.world, args.profile, args.device, args.weights)
+    agent = open_agent(job.agent, dream, 1, job.seed, args.planning)
+    planner = agent if isinstance(agent, Planner) else None
+
+    def show(frame: np.ndarray) -> None:
+        if args.video is not None and job.seed == args.seed and planner is not None and planner.plans[0] is not None:
+            film.append(np.concatenate([frame, planner.hoped_for().cpu().numpy()], 1))
+
+    env = as_observed(gymnasium.make(args.env, max_episode_steps=args.steps), dream, agent.observation)
     try:
-        seen, info = env.reset(seed=job.seed)
-        earned, film, over = 0.0, [], False
-        while not over:
-            action = player.act(torch.from_numpy(seen[None]), info)[0]
-            seen, reward, terminated, truncated, info = env.step(action)
-            earned, over = earned + float(reward), terminated or truncated
-            if filmed and isinstance(player, Planner):
-                film.append(np.concatenate([seen, player.hoped_for().cpu().numpy()], 1))
+        earned = real_episode(env, agent, job.seed, show=show)
     finally:
         env.close()
-    seconds, hoped = (player.seconds, player.hoped) if isinstance(player, Planner) else ([], [])
-    return Outcome(earned, seconds, hoped, np.stack(film) if film else None)
-
-
-def _write_film(path: Path, film: Any) -> None:
-    from lssvwm_gym.io.video import enlarged, write_movie
-
-    write_movie(path, enlarged(film, 4), 12)
-    print(f"film: {path}")
+    return PlannedEpisode(earned, planner.seconds if planner else [], planner.hoped if planner else [], film)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,382 @@
-"""Proximal policy optimisation (Stable-Baselines3) in a dream, or in the real world it was learned from.
+"""Proximal policy optimisation in plain PyTorch, in a thousand dreams at once that never leave their device.
 
-python agents/ppo.py                                            learn in a dream, try the policy there and in the real maze
-python agents/ppo.py --env MemoryMaze9x9-Real-v0                learn in the real maze, seen through the same model
-python agents/ppo.py --observation image --frame-stack 4        from pictures instead of the world model's features
-python agents/ppo.py --resume --total-timesteps 1000000         go on where the last run stopped
+python -m agents.ppo                                       learn, on a GPU if there is one
+python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
+python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
+python -m agents.ppo --real MemoryMaze9x9-Real-v0 --num-envs 8           in the real world, observed through the same model
+python -m agents.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
-The folder `runs/ppo/ENV` gets policy.safetensors (see `agents.sb3_policy`), checkpoint.safetensors, evaluation.json, films, and logs
-for `tensorboard --logdir runs/ppo`. Needs `pip install 'lssvwm_gym[agents]'`, and for the real maze `lssvwm_gym[memory-maze]`.
+`runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
+Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
 import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
-sys.path.append(str(Path(__file__).parent.parent))  # for `agents`, wherever this is started
-
-from agents.sb3_run import Run, run
+from agents.banks import bank_before_rewards, bank_of_starts
+from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, config_in, draw, load_policy, observation_today, save_policy
+from agents.real import RealEnvs
+from agents.results import as_json, check_positive
+from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.wrappers import observed_shape
+from lssvwm_gym.io import legacy
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
+from lssvwm_gym.models.inference.backend import Backend, chosen_device
+from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
 @dataclass(frozen=True)
-class Args(Run):
+class Args:
     """What to learn, where, and how."""
+
+    world: str = "memory-maze"
+    out: Path | None = None  # folder to write to; runs/ppo/WORLD if not given
+    resume: bool = False  # go on from out/checkpoint.safetensors
+    start: Path | None = None  # policy.safetensors to begin with, such as that of `agents.behavior_cloning`
+    total_steps: int = 10_000_000  # of all dreams together
+    time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
+    seed: int = 0
+
+    observation: str = "features"  # image, latent, features or latent+features; only image needs the decoder
+    profile: str = "balanced"  # of the dream: fast, balanced or quality
+    weights: Path | None = None  # of the dream; the shipped ones if not given
+    device: str = "auto"
+    compile: bool = False  # on a CPU: compile the dream's step, which takes a minute or more at the start
+    graphs: bool = True  # on a GPU: record the dream's step once as a CUDA graph
+    num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
+    episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
+    bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
+    walk_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
+    least_context: int = 300  # frames that such a state remembers, if any does: a dream rewards balls that it has seen
+    real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
+    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
+    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    rewarding: float = 0.75  # share of the bank that begins so
+    lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
+    context: int = 600  # frames remembered before it
+    reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
+
+    hidden: int = 256  # units of each of the two layers of actor and critic
+    learning_rate: float = 5e-4
+    rollout_steps: int = 32  # of each dream between two updates
+    minibatches: int = 4  # into which a rollout is cut
+    epochs: int = 4  # over each rollout
+    critic_first: int = 0  # updates that teach the critic alone, where the actor has a start that it shouldn't forget
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value: float = 0.5  # weight of the critic's loss
+    max_gradient: float = 0.5  # norm
+    reward_scale: float = 1.0
+    target_kl: float | None = 0.03  # an epoch that goes further is the rollout's last
+
+    save_every: int = 20  # updates between two writings of policy and checkpoint
+    keep_every: int = 0  # updates between two policies that are kept, policy-STEPS.safetensors; 0 for none
+    save_dreams: float = 0.5  # GB of dreams that a checkpoint may hold; where they take more, resuming begins new episodes
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / "ppo" / self.world
+
+
+Envs = DreamVectorEnv | RealEnvs
+
+
+def main(args: Args) -> None:
+    began = time.perf_counter()
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    try:
+        args, dream, envs = set_up(args)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
+    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
+    learner = Learner(args, config, envs, dream.device)
+    if args.resume:
+        resume(args, learner, dream)
+    elif (args.folder / "checkpoint.safetensors").exists():
+        raise SystemExit(f"{args.folder} holds a run already: add --resume to go on with it, or name another folder with --out")
+    elif args.start is not None:
+        start_from(learner, args.start)
+    print(f"{dream}: {envs.num_envs:,} times {args.real or 'the dream'}, ready after {time.perf_counter() - began:.0f} s", flush=True)
+    writer = SummaryWriter(str(args.folder / "log"), purge_step=learner.steps)
+    for numbers in learner.learn(began):
+        report(args, learner, numbers, writer)
+        if learner.updates % args.save_every == 0:
+            save(args, learner, dream)
+        if args.keep_every and learner.updates % args.keep_every == 0:
+            save_policy(args.folder / f"policy-{learner.steps:011d}.safetensors", learner.policy, about(args, learner))
+    save(args, learner, dream)
+    envs.close()
+    writer.close()
+    print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
+
+
+def set_up(args: Args) -> tuple[Args, Dream, Envs]:
+    """What depends on the device filled in, the dream, and what is learned in. Raises `ValueError` for what is wrong with the settings."""
+    graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
+    backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
+    dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
+    args = with_defaults(args, dream.device.type)
+    observed_shape(dream, args.observation)
+    if args.real is not None:
+        return args, dream, RealEnvs(args.real, dream, args.num_envs or 1, args.observation, args.episode_steps)
+    if args.reward == "expected" and (dream.world.milestones or sum(value != 0 for value in dream.world.reward_values) != 1):
+        raise ValueError(f"expected rewards need a world with one reward other than 0, which {dream.world.name} is not")
+    bank, num_envs, observation = open_bank(args, dream, args.bank or 1), args.num_envs or 1, args.observation
+    return args, dream, DreamVectorEnv.from_bank(dream, bank, num_envs, args.episode_steps, observation=observation, stagger=True)
+
+
+def with_defaults(args: Args, device: str) -> Args:
+    """Fill in what depends on the device. Raises `ValueError` for a number that is too small."""
+    many = device != "cpu"
+    args = replace(
+        args,
+        observation=observation_today(args.observation),
+        num_envs=(1024 if many else 16) if args.num_envs is None else args.num_envs,
+        bank=(512 if many else 64) if args.bank is None else args.bank,
+    )
+    check_positive(args, "num_envs", "bank", "episode_steps", "rollout_steps", "minibatches", "epochs", "save_every", "hidden")
+    if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
+        raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
+    return args
+
+
+def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
+    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
+    if args.data is None:
+        return bank_of_starts(dream, args.walk_every, most, args.seed, args.least_context)
+    episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
+    rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
+    others = most - len(rewarding.seed)
+    return join_rows([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed, args.least_context)]) if others else rewarding
+
+
+class Rollout(NamedTuple):
+    """What happened, (T, B, ...)."""
+
+    observation: Tensor
+    action: Tensor  # int64
+    log_probability: Tensor  # of that action
+    value: Tensor  # as estimated then
+    reward: Tensor  # scaled; where an episode's time was up, with the discounted value of what would have followed
+    done: Tensor  # 1 where the step ended an episode
+    reward_per_step: Tensor  # () mean, not scaled
+
+
+class EpisodeReturns:
+    """Returns of whole episodes, as the environment's rewards are; nothing here waits for the device but `take`."""
+
+    def __init__(self, episode_steps: np.ndarray, device: torch.device) -> None:
+        """`episode_steps` (B,) at the start: an episode that is not at its beginning then doesn't count."""
+        self.whole = torch.from_numpy((episode_steps == 0).astype(np.float32)).to(device)
+        self.earned, self.totals = torch.zeros_like(self.whole), torch.zeros(2, device=device)  # of present episodes; return and number
+
+    def add(self, reward: Tensor, done: Tensor) -> None:
+        """One step's rewards and, 1 or 0, ends, (B,) each."""
+        self.earned = self.earned + reward
+        self.totals = self.totals + torch.stack([(self.earned * self.whole * done).sum(), (self.whole * done).sum()])
+        self.earned, self.whole = self.earned * (1 - done), torch.maximum(self.whole, done)
+
+    def take(self) -> tuple[float, int]:
+        """Sum of returns and number of the episodes that ended since the last call."""
+        earned, episodes = self.totals.tolist()
+        self.totals = torch.zeros_like(self.totals)
+        return earned, int(episodes)
+
+
+class Learner:
+    """A policy, what it learns in, what improves it, and how far it is."""
+
+    def __init__(self, args: Args, config: PolicyConfig, envs: Envs, device: torch.device) -> None:
+        self.args, self.envs = args, envs
+        self.policy = Policy(config).to(device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, eps=1e-5, fused=device.type == "cuda")
+        self.generator = torch.Generator(device).manual_seed(args.seed + 2)  # draws actions and minibatches
+        self.steps = self.updates = 0
+        self.begin(args.seed + 1)
+
+    def begin(self, seed: int) -> None:
+        """New episodes everywhere."""
+        self.observation: Tensor = self.envs.reset(seed=seed)[0]
+        self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
+
+    def learn(self, began: float) -> Iterator[dict[str, float]]:
+        """Rollout and update until steps or time are used up; yields each update's numbers."""
+        if isinstance(self.policy.encoder, RunningNorm) and not self.policy.encoder.seen.item():
+            self.policy.encoder.count(self.observation)
+        batch, seconds = self.envs.num_envs * self.args.rollout_steps, 0.0
+        while self.steps < self.args.total_steps:
+            start = time.perf_counter()
+            if self.args.time_limit is not None and start - began + 1.5 * seconds > self.args.time_limit:
+                return
+            rollout = self.rollout()
+            numbers = self.update(rollout, self.advantages(rollout, self.policy(self.observation)[1].detach()))
+            earned, episodes = self.returns.take()
+            self.steps, self.updates = self.steps + batch, self.updates + 1
+            seconds = time.perf_counter() - start
+            numbers |= {"episodes": episodes, "return": earned / episodes if episodes else float("nan")}
+            yield numbers | {"steps_per_second": batch / seconds, "elapsed": time.perf_counter() - began}
+
+    @torch.no_grad()
+    def rollout(self) -> Rollout:
+        """Act for a while. Nothing here waits for the device."""
+        steps, rewards = [], []
+        for _ in range(self.args.rollout_steps):
+            observation = self.observation
+            log_probability, value = self.policy(observation)
+            action = draw(log_probability, self.generator)
+            self.observation, reward, terminated, truncated, info = self.envs.step(action)
+            done = (terminated | truncated).float()
+            self.returns.add(reward, done)
+            rewards.append(self.reward(reward, done, info))
+            scaled = rewards[-1] * self.args.reward_scale
+            if "final_obs" in info:
+                following = self.policy(info["final_obs"])[1] * (truncated & ~terminated)
+                scaled = scaled + self.args.gamma * following
+            chosen = log_probability.gather(1, action[:, None])[:, 0]
+            steps.append((observation, action, chosen, value, scaled, done))
+        observation, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
+        return Rollout(observation, action, chosen, value, scaled, done, torch.stack(rewards).mean())
+
+    def reward(self, reward: Tensor, done: Tensor, info: dict[str, Any]) -> Tensor:
+        """What to learn from: the environment's reward, or the mean of what the reward head predicts."""
+        if self.args.reward == "likeliest" or "reward_probability" not in info:
+            return reward
+        (value,) = (value for value in self.envs.dream.world.reward_values if value != 0)
+        last = info["final_info"]["reward_probability"] if "final_info" in info else info["reward_probability"]
+        return value * torch.where(done > 0, last, info["reward_probability"])
+
+    def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
+        """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""
+        advantages, advantage = torch.zeros_like(rollout.reward), torch.zeros_like(following)
+        for t in reversed(range(len(rollout.reward))):
+            goes_on = 1 - rollout.done[t]
+            surprise = rollout.reward[t] + self.args.gamma * following * goes_on - rollout.value[t]
+            advantage = surprise + self.args.gamma * self.args.gae_lambda * goes_on * advantage
+            advantages[t], following = advantage, rollout.value[t]
+        return advantages
+
+    def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
+        """Improve the policy by a rollout. Waits for the device once an epoch."""
+        target = (advantages + rollout.value).flatten()
+        parts = [part.flatten(0, 1) for part in rollout[:4]]
+        losses: list[Tensor] = []
+        for _ in range(self.args.epochs):
+            order = torch.randperm(len(target), generator=self.generator, device=target.device)
+            epoch = [
+                self.improve(*(x[rows] for x in (*parts, advantages.flatten(), target))) for rows in order.chunk(self.args.minibatches)
+            ]
+            losses += epoch
+            if self.args.target_kl is not None and torch.stack(epoch)[:, 3].mean().item() > self.args.target_kl:
+                break
+        if isinstance(self.policy.encoder, RunningNorm):
+            self.policy.encoder.count(parts[0])  # only now: rollout and update must see alike
+        unexplained = advantages.var() / target.var().clamp(min=1e-12)
+        names = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "gradient")
+        values = [*torch.stack(losses).mean(0), 1 - unexplained, rollout.reward_per_step, torch.tensor(len(losses) / self.args.minibatches)]
+        numbers = torch.stack([value.detach().to(target.device) for value in values]).tolist()
+        return dict(zip((*names, "explained", "reward_per_step", "epochs"), numbers, strict=True))
+
+    def improve(self, observation: Tensor, action: Tensor, before: Tensor, _: Tensor, advantage: Tensor, target: Tensor) -> Tensor:
+        """One step of the optimiser (Schulman et al., arXiv 1707.06347); returns what it was like, (6,)."""
+        args = self.args
+        log_probability, value = self.policy(observation)
+        ratio_log = log_probability.gather(1, action[:, None])[:, 0] - before
+        ratio = ratio_log.exp()
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        policy_loss = -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - args.clip, 1 + args.clip)).mean()
+        value_loss = (value - target).square().mean()
+        entropy = -(log_probability.exp() * log_probability).sum(-1).mean()
+        self.optimizer.zero_grad()
+        acts = float(self.updates >= args.critic_first)
+        (acts * (policy_loss - args.entropy * entropy) + args.value * value_loss).backward()
+        gradient = nn.utils.clip_grad_norm_(self.policy.parameters(), args.max_gradient)
+        self.optimizer.step()
+        kl, clipped = (ratio - 1 - ratio_log).mean(), ((ratio - 1).abs() > args.clip).float().mean()
+        return torch.stack([policy_loss, value_loss, entropy, kl, clipped, gradient]).detach()
+
+
+def start_from(learner: Learner, path: Path) -> None:
+    """Take over a policy's weights. Ends the program where it sees or does something else."""
+    start, _ = load_policy(path, next(learner.policy.parameters()).device)
+    if start.config != learner.policy.config:
+        raise SystemExit(f"{path} is a policy of {start.config}; this run needs one of {learner.policy.config}")
+    learner.policy.load_state_dict(start.state_dict())
+
+
+def report(args: Args, learner: Learner, numbers: dict[str, float], writer: SummaryWriter) -> None:
+    for name, value in numbers.items():
+        writer.add_scalar(name, value, learner.steps)
+    earned = f"{numbers['return']:.3f} in {numbers['episodes']:.0f} episodes" if numbers["episodes"] else "no whole episode yet"
+    print(
+        f"{learner.steps:,} of {args.total_steps:,} steps  {numbers['elapsed']:.0f} s  {numbers['steps_per_second']:,.0f} steps/s  "
+        f"return {earned}  {1000 * numbers['reward_per_step']:.2f} reward/1000  entropy {numbers['entropy']:.3f}  "
+        f"kl {numbers['kl']:.4f}  explained {numbers['explained']:.2f}",
+        flush=True,
+    )
+
+
+def about(args: Args, learner: Learner) -> dict[str, Any]:
+    return {"steps": learner.steps, "updates": learner.updates, "settings": as_json(args)}
+
+
+def save(args: Args, learner: Learner, dream: Dream) -> None:
+    """Write the policy, and all that a run needs to go on; each file whole or not at all."""
+    dreams = learner.envs.state_dict()
+    if sum(tensor.numel() * tensor.element_size() for tensor in dreams.values()) > args.save_dreams * 1e9:
+        dreams = {}
+    tensors = {
+        **prefixed("policy", learner.policy.state_dict()),
+        **prefixed("optimizer", optimizer_tensors(learner.optimizer)),
+        **prefixed("dreams", dreams),
+        **prefixed("returns", vars(learner.returns)),
+        "generator": learner.generator.get_state(),
+    }
+    save_policy(args.folder / "policy.safetensors", learner.policy, about(args, learner))
+    header = {"kind": KIND, **about(args, learner), "config": asdict(learner.policy.config), "model": dream.fingerprint}
+    save_tensors(args.folder / "checkpoint.safetensors", tensors, header)
+
+
+def resume(args: Args, learner: Learner, dream: Dream) -> None:
+    """Go on from a checkpoint, exactly where it holds the dreams. Ends the program where it is of another policy or model."""
+    path = args.folder / "checkpoint.safetensors"
+    tensors, header = load_tensors(path)
+    config = config_in({"kind": KIND, **header}, path)
+    if config != learner.policy.config or header.get("model") not in (dream.fingerprint, dream.fingerprint_before):
+        raise SystemExit(f"{path}: of another world, model, observation or size of policy: {config}, not {learner.policy.config}")
+    load_strictly(learner.policy, legacy.parameters(under("policy", tensors), legacy.POLICY_PARAMETERS), path)
+    load_optimizer_tensors(learner.optimizer, under("optimizer", tensors))
+    learner.generator.set_state(tensors["generator"])
+    learner.steps, learner.updates = header["steps"], header["updates"]
+    try:
+        learner.observation = learner.envs.load_state_dict(under("dreams", tensors))
+        vars(learner.returns).update({name: tensor.to(dream.device) for name, tensor in under("returns", tensors).items()})
+        episodes = "in the midst of its episodes"
+    except TensorFileError:
+        learner.begin(args.seed + 1 + learner.steps)
+        episodes = "with new episodes"
+    print(f"{path}: {learner.steps:,} steps so far; goes on {episodes}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    run(tyro.cli(Args, description=__doc__), "ppo")
+    main(tyro.cli(Args, description=__doc__))

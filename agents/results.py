@@ -1,59 +1,87 @@
-"""What policies earned: means with errors, JSON, and the jobs that many processes share."""
+"""Results of agents: jobs shared out to processes, and what came of them as means, JSON and films."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-import lssvwm_gym  # noqa: F401 - registers the ids
 from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
 
-def shared_out(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-    """Numbers of jobs and their answers as they come, from as many processes as there are workers; says how far it is.
+def check_positive(settings: Any, *names: str) -> None:
+    """Raises `ValueError` naming the first of these settings that is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(settings, name)}")
 
-    A single worker is this process. `steps` says how long each job is, to tell how much is left.
+
+def answers(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    """Numbers of jobs and their answers as they come, from as many processes as there are workers; prints the progress.
+
+    A single worker is this process. `steps` says how long each job is, to tell how much is left. Raises `RuntimeError` for a job that
+    failed in its process.
     """
-    start, said, done = time.perf_counter(), 0.0, 0
+    start, printed, done = time.perf_counter(), 0.0, 0
     for count, (number, answer) in enumerate(_answers(work, jobs, workers), 1):
         yield number, answer
         done += steps[number]
         seconds = time.perf_counter() - start
-        if seconds - said > 5 or count == len(jobs):
-            said, left = seconds, seconds / done * (sum(steps) - done)
+        if seconds - printed > 5 or count == len(jobs):
+            printed, left = seconds, seconds / done * (sum(steps) - done)
             print(f"{count} of {len(jobs)} jobs  {done / seconds:.0f} steps/s  {left / 60:.1f} min left", flush=True)
 
 
 def _answers(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Answer]]:
     if workers == 1:
-        yield from ((number, work(job)) for number, job in enumerate(jobs))
+        yield from enumerate(map(work, jobs))
         return
-    # a fresh process each: renderers don't survive a fork
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as crew:
-        waiting = {crew.submit(work, job): number for number, job in enumerate(jobs)}
-        for ready in as_completed(waiting):
-            yield waiting[ready], ready.result()
+    for message in run_jobs(range(len(jobs)), functools.partial(_Work, work, jobs), workers):
+        if isinstance(message, Failed):
+            raise RuntimeError(f"job {message.job} failed: {message.why}")
+        if isinstance(message, Done):
+            yield message.job, message.answer
 
 
-def mean_and_error(returns: list[float]) -> tuple[float, float]:
-    """Mean and standard error; NaN where there is too little for one."""
-    if not returns:
-        return float("nan"), float("nan")
-    return float(np.mean(returns)), float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else float("nan")
+class _Work(Generic[Job, Answer]):
+    """What a process of the pool does with the number of a job."""
+
+    def __init__(self, work: Callable[[Job], Answer], jobs: Sequence[Job]) -> None:
+        torch.set_num_threads(1)
+        self._work, self._jobs = work, jobs
+
+    def __call__(self, job: int, report: Callable[[int], None], /) -> Answer:
+        return self._work(self._jobs[job])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def summary(returns: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard error and all returns; None for what so few don't have."""
+    mean = float(np.mean(returns)) if returns else None
+    error = float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else None
+    return {"mean": mean, "standard_error": error, "returns": list(returns)}
+
+
+def mean_and_error(numbers: dict[str, Any]) -> str:
+    """A `summary` as mean ± standard error."""
+    mean, error = numbers["mean"], numbers["standard_error"]
+    return "-" if mean is None else f"{mean:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def command_line() -> str:
@@ -64,22 +92,19 @@ def command_line() -> str:
 
 
 def as_json(settings: Any) -> Any:
-    """Settings as what JSON can say."""
+    """A dataclass of settings as JSON can hold it."""
     return json.loads(json.dumps(asdict(settings), default=str))
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result and the command that made it, whole or not at all; the folder is made."""
+def write_json(path: Path, result: Any) -> None:
+    """Write a result whole or not at all, of a dict with the command that made it; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"command": command_line(), **result} if isinstance(result, dict) else result
     with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(json.dumps({"command": command_line(), **result}, indent=2, allow_nan=False) + "\n")
+        unfinished.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
-def summary(returns: list[float]) -> dict[str, Any]:
-    """Mean, standard error and all returns; numbers that don't exist are null."""
-    mean, error = mean_and_error(returns)
-    return {"mean": _or_none(mean), "standard_error": _or_none(error), "returns": returns}
-
-
-def _or_none(number: float) -> float | None:
-    return None if np.isnan(number) else number
+def write_film(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Frames (T, height, width, 3) uint8, four times as large."""
+    write_movie(path, enlarged(frames, 4), fps)
+    print(f"film: {path}")

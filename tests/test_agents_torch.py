@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -10,26 +13,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_world import OPENINGS, WALK_FRAMES, WALKS
-from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
 from agents import behavior_cloning as imitation
+from agents.banks import bank_before_rewards, bank_of_starts
 from agents.behavior_cloning import leads_to_reward, watched
-from agents.dreams import DreamRows, Moment, bank_before_rewards, bank_of_starts
-from agents.policy import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo_torch import Args, Learner, Rollout, begin_with, main, opened_bank, resume, save, with_defaults
-from agents.real_rows import RealRows
-from agents.seen import OBSERVATIONS
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
+from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
+from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
+from agents.real import RealEnvs
+from lssvwm_gym.data.segments import Segment
+from lssvwm_gym.envs import DreamVectorEnv
+from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
-from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.rollout import first_state, prefill
 
+ROOT = Path(__file__).parent.parent
 ROWS, LIMIT = 4, 8
+OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
     num_envs=ROWS,
     bank=6,
@@ -56,54 +59,51 @@ def bank(dream):
 
 
 @pytest.fixture
-def rows(dream, bank):
-    return DreamRows(dream, bank, ROWS, "features", LIMIT)
+def envs(dream, bank):
+    return DreamVectorEnv.from_bank(dream, bank, ROWS, LIMIT, observation="features", stagger=True)
 
 
-def actions(value=1):
-    return torch.full((ROWS,), value)
+def learner_of(args, envs):
+    """A learner of `envs`, whose observations are features."""
+    return Learner(args, PolicyConfig("memory-maze", "features", (256,), 6, 16), envs, torch.device(args.device))
 
 
 # learning
 
 
 class Bandit:
-    """Pays for action 2 in the state where a number is positive and for action 0 where it is not; episodes of 5 steps."""
+    """Rewards action 2 in the state where a number is positive and action 0 where it is not; episodes of 5 steps."""
 
-    def __init__(self, rows=16):
-        self.generator = torch.Generator().manual_seed(0)
-        self.rows, self.age, self.observation = rows, 0, self._drawn(rows)
+    num_envs, episode_steps = 16, np.zeros(16, np.int64)
 
-    def __len__(self):
-        return self.rows
+    def reset(self, *, seed):
+        self.generator, self.age = torch.Generator().manual_seed(seed), 0
+        return self._drawn(), {}
 
-    def _drawn(self, rows):
-        return torch.randn(rows, 5, generator=self.generator)
+    def _drawn(self):
+        self.observation = torch.randn(self.num_envs, 5, generator=self.generator)
+        return self.observation
 
     def step(self, action):
         reward = (action == torch.where(self.observation[:, 0] > 0, 2, 0)).float()
-        self.observation, self.age = self._drawn(self.rows), self.age + 1
-        over = self.age % 5 == 0
-        ended = torch.arange(self.rows if over else 0)
-        return Moment(reward, torch.full((self.rows,), float(over)), ended, self.observation[ended], torch.zeros(len(ended)))
-
-    def take_totals(self):
-        return 0.0, 0
+        last, self.age = self._drawn(), self.age + 1
+        truncated = torch.full((self.num_envs,), self.age % 5 == 0)
+        return self._drawn(), reward, torch.zeros_like(truncated), truncated, {"final_obs": last} if truncated.any() else {}
 
 
 def test_ppo_learns_what_pays():
     torch.manual_seed(0)
     args = replace(SMALL, rollout_steps=32, epochs=4, learning_rate=3e-3, total_steps=12 * 512, target_kl=None)
-    learner = Learner(args, CONFIG, torch.device("cpu"))
-    paid = [numbers["reward_per_step"] for numbers in learner.learn(Bandit(), 0.0)]
-    assert len(paid) == 12
-    assert paid[0] < 0.45
-    assert paid[-1] > 0.75
+    learner = Learner(args, CONFIG, Bandit(), torch.device("cpu"))
+    rewards = [numbers["reward_per_step"] for numbers in learner.learn(0.0)]
+    assert len(rewards) == 12
+    assert rewards[0] < 0.45
+    assert rewards[-1] > 0.75
 
 
 def test_advantages_are_the_sums_they_stand_for():
     args = replace(SMALL, gamma=0.9, gae_lambda=0.8)
-    learner = Learner(args, CONFIG, torch.device("cpu"))
+    learner = Learner(args, CONFIG, Bandit(), torch.device("cpu"))
     steps = 6
     reward, value, ended = torch.randn(steps, 2), torch.randn(steps, 2), torch.zeros(steps, 2)
     ended[2, 0] = ended[4, 1] = 1
@@ -123,20 +123,45 @@ def test_advantages_are_the_sums_they_stand_for():
             assert torch.allclose(found[start, row], torch.as_tensor(total), atol=1e-5)
 
 
-def test_a_row_whose_time_is_up_is_worth_what_would_have_followed(dream, bank):
+def test_a_row_whose_time_is_up_is_worth_what_would_have_followed(envs):
     args = replace(SMALL, rollout_steps=LIMIT, reward_scale=3.0)
-    envs = DreamRows(dream, bank, ROWS, "features", LIMIT)
-    learner = Learner(args, PolicyConfig("memory-maze", "features", envs.shape, 6, 16), torch.device("cpu"))
-    moments = []
-    step = envs.step
-    envs.step = lambda action: moments.append(step(action)) or moments[-1]
-    rollout = learner.rollout(envs)
-    assert rollout.ended.sum(0).tolist() == [1.0] * ROWS
-    for t, moment in enumerate(moments):
-        expected = 3 * moment.reward
-        if len(moment.rows):
-            expected[moment.rows] += args.gamma * learner.policy(moment.last)[1]
-        assert torch.allclose(rollout.reward[t], expected.detach())
+    learner, steps, step = learner_of(args, envs), [], envs.step
+    envs.step = lambda action: steps.append(step(action)) or steps[-1]
+    rollout = learner.rollout()
+    assert rollout.done.sum(0).tolist() == [1.0] * ROWS
+    for t, (_, reward, _, truncated, info) in enumerate(steps):
+        expected = 3 * reward
+        if truncated.any():
+            expected[truncated] += args.gamma * learner.policy(info["final_obs"][truncated])[1]
+        assert torch.allclose(rollout.reward[t], expected.detach(), atol=1e-6)
+
+
+def test_an_episode_that_the_world_ends_is_worth_nothing_more(tmp_path):
+    from tiny_world import write_tiny_weights
+
+    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path, termination=True))
+    dream.weights.world_model.termination_head[-1].bias.data += 100.0
+    envs = DreamVectorEnv.from_bank(dream, bank_of_starts(dream, 0, 6), ROWS, LIMIT, observation="features")
+    rollout = learner_of(SMALL, envs).rollout()
+    assert rollout.done.bool().all()
+    assert set(rollout.reward.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_milestones_are_learned_from_as_they_are_rewarded(tmp_path, monkeypatch):
+    """Planks from two logs: the first time they are rewarded, in each of the episodes of two steps."""
+    from tiny_minecraft import PLANKS, WORLD, recipes_are_followed, write_tiny_minecraft
+
+    from lssvwm_gym.models.heads import InventoryHead
+
+    monkeypatch.setattr(InventoryHead, "after", recipes_are_followed)
+    dream = open_dream("minecraft", "fast", "cpu", write_tiny_minecraft(tmp_path))
+    envs = DreamVectorEnv.from_bank(dream, bank_of_starts(dream, 0, 3), 2, 2, observation="features")
+    learner = Learner(replace(SMALL, gamma=0.0), PolicyConfig("minecraft", "features", (256,), 14, 16), envs, torch.device("cpu"))
+    monkeypatch.setattr("agents.ppo.draw", lambda log_probability, generator: torch.full((2,), PLANKS))
+    worth = dict(WORLD.milestones)["planks"]
+    assert worth > 1
+    assert learner.rollout().reward.tolist() == [[worth, worth], [0.0, 0.0]] * 4
+    assert learner.returns.take() == (4 * 2 * worth, 4 * 2)
 
 
 def test_actions_are_drawn_by_their_probability():
@@ -154,71 +179,46 @@ def test_the_running_norm_is_that_of_all_it_was_shown():
     assert torch.allclose(norm.variance, whole.var(0, correction=0), atol=1e-4)
 
 
-# rows of dreams
-
-
-def test_a_step_is_what_the_models_functions_say(dream, rows):
-    before, generator = rows.state, rows.generator.clone_state()
-    rows.steps[:] = 0
-    moment = rows.step(actions(3))
-    noise = torch.randn(rows.state.latent.shape, generator=generator)
-    model = dream.weights.world_model
-    after = commit(model, before, actions(3), imagine(model, before, actions(3), SAMPLING_STEPS["fast"], noise=noise))
-    assert all(map(torch.equal, tree_leaves(rows.state), tree_leaves(after)))
-    assert torch.equal(moment.reward, model.reward_head(after.features).argmax(-1).float())
-    assert torch.equal(rows.observation, after.features)
-    assert (moment.ended.sum(), len(moment.rows)) == (0, 0)
-
-
-def test_a_row_that_begins_anew_leaves_the_others_alone(dream, bank, rows):
-    untouched = DreamRows(dream, bank, ROWS, "features", 10 * LIMIT)
-    untouched.steps[:] = 0
-    assert rows.steps.tolist() == [0, 2, 4, 6]
-    alike = torch.ones(ROWS, dtype=torch.bool)
-    for step in range(LIMIT):
-        others = untouched.state
-        moment = rows.step(actions())
-        if step == 1:
-            assert moment.rows.tolist() == [3]
-        untouched.step(actions())
-        alike[moment.rows] = False
-        if step == 1:  # until here both drew the same noise
-            for mine, theirs in zip(tree_leaves(rows.state), tree_leaves(untouched.state), strict=True):
-                assert torch.equal(mine[alike], theirs[alike])
-            assert torch.equal(moment.last, untouched.observation[moment.rows])
-            fresh = take_rows(rows.state, moment.rows)
-            assert any(all(torch.equal(a[0], b[i]) for a, b in zip(tree_leaves(fresh), tree_leaves(bank), strict=True)) for i in range(5))
-            assert torch.equal(rows.observation, rows.state.features)
-        assert others is not untouched.state
-    assert not alike.any()
-    assert rows.state.world.age.tolist() == [6, 6 + 2, 6 + 4, 6 + 6]
-
-
-def test_a_bank_is_not_worn_out(dream, bank):
-    before = [leaf.clone() for leaf in tree_leaves(bank)]
-    envs = DreamRows(dream, bank, ROWS, "latent", 2)
-    for _ in range(5):
-        envs.step(actions())
-    assert all(map(torch.equal, before, tree_leaves(bank)))
+# dreams
 
 
 def test_an_expected_reward_is_learned_from_but_not_counted(dream, bank):
-    likeliest, expected = (DreamRows(dream, bank, ROWS, "features", LIMIT, reward) for reward in ("likeliest", "expected"))
-    for _ in range(LIMIT):
-        as_paid, mean = likeliest.step(actions()).reward, expected.step(actions()).reward
-        assert set(as_paid.tolist()) <= {0.0, 1.0}
-        assert ((mean > 0.5) == as_paid.bool()).all()
-        assert torch.equal(likeliest.earned, expected.earned)
-    assert likeliest.take_totals() == expected.take_totals()
+    rewards, returns = [], []
+    for kind in ("likeliest", "expected"):
+        envs = DreamVectorEnv.from_bank(dream, bank, ROWS, LIMIT, observation="features", stagger=True)
+        torch.manual_seed(0)
+        learner = learner_of(replace(SMALL, reward=kind, gamma=0.0), envs)
+        rewards.append(learner.rollout().reward)
+        returns.append(learner.returns.take())
+    likeliest, expected = rewards
+    assert set(likeliest.unique().tolist()) <= {0.0, 1.0}
+    assert len(expected.unique()) > 2
+    assert torch.equal(expected > 0.5, likeliest.bool())
+    assert returns[0] == returns[1]
 
 
-def test_only_whole_episodes_are_counted(rows):
-    paid = torch.zeros(ROWS)
-    for _ in range(LIMIT):
-        paid += rows.step(actions(4)).reward
-    earned, episodes = rows.take_totals()
-    assert (earned, episodes) == (float(paid[0]), 1)
-    assert rows.take_totals() == (0.0, 0)
+def test_only_whole_episodes_are_counted(envs):
+    learner, earned, step = learner_of(replace(SMALL, rollout_steps=LIMIT), envs), torch.zeros(ROWS), envs.step
+
+    def counted(action):
+        after = step(action)
+        earned.add_(after[1])
+        return after
+
+    envs.step = counted
+    assert envs.episode_steps.tolist() == [0, 2, 4, 6]
+    learner.rollout()
+    assert learner.returns.take() == (float(earned[0]), 1)
+    assert learner.returns.take() == (0.0, 0)
+    learner.rollout()
+    assert learner.returns.take()[1] == ROWS
+
+
+def test_returns_are_those_of_their_episodes():
+    returns = EpisodeReturns(np.array([0, 3]), torch.device("cpu"))
+    for reward, done in (([1.0, 1.0], [0.0, 1.0]), ([2.0, 4.0], [1.0, 0.0]), ([8.0, 16.0], [0.0, 1.0])):
+        returns.add(torch.tensor(reward), torch.tensor(done))
+    assert returns.take() == (3.0 + 20.0, 2)  # the first episode of row 1 was not whole
 
 
 def test_a_bank_holds_openings_and_moments_of_walks(dream):
@@ -229,38 +229,15 @@ def test_a_bank_holds_openings_and_moments_of_walks(dream):
     assert set(bank_of_starts(dream, 0, 100, least=25).world.age.tolist()) == {6}  # nothing remembers that much
 
 
-def test_worlds_that_end_episodes_are_begun_anew(tmp_path):
-    from tiny_world import write_tiny_weights
-
-    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path, termination=True))
-    dream.weights.world_model.termination_head[-1].bias.data += 100.0
-    envs = DreamRows(dream, bank_of_starts(dream, 0, 6), ROWS, "features", LIMIT)
-    moment = envs.step(actions())
-    assert moment.terminated.tolist() == [1.0] * ROWS
-    assert envs.steps.tolist() == [0] * ROWS
-
-
-def test_every_tensor_of_a_step_is_made_on_the_device_of_the_model(dream, bank):
-    """On a machine without a GPU: where the default is another device, whatever names none ends up there and can't be mixed in."""
-    for observation in OBSERVATIONS:
-        envs = DreamRows(dream, bank, ROWS, observation, 2)
-        envs.step(actions())  # some tables are made once, on the CPU, and moved
-        taken = actions()
-        with torch.device("meta"):
-            for _ in range(3):
-                moment = envs.step(taken)
-            assert {leaf.device.type for leaf in (*tree_leaves(envs.state), *moment, envs.observation)} == {"cpu"}
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_acting_never_waits_for_the_gpu(tiny_weights):
     dream = open_dream("memory-maze", "fast", "cuda", tiny_weights)
-    envs = DreamRows(dream, bank_of_starts(dream, 0, 6), ROWS, "features", 2)
-    learner = Learner(replace(SMALL, device="cuda"), PolicyConfig("memory-maze", "features", envs.shape, 6, 16), dream.device)
-    learner.rollout(envs)  # sets up libraries and tables
+    envs = DreamVectorEnv.from_bank(dream, bank_of_starts(dream, 0, 6), ROWS, 2, observation="features")
+    learner = learner_of(replace(SMALL, device="cuda"), envs)
+    learner.rollout()  # sets up libraries and tables
     torch.cuda.set_sync_debug_mode("error")
     try:
-        learner.rollout(envs)
+        learner.rollout()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -308,8 +285,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (dict(observation="smell"), "observation must be one of pixels"),
-        (dict(reward="double"), "reward must be one of likeliest"),
+        (dict(observation="smell"), "observation must be one of image"),
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(rollout_steps=0), "rollout_steps must be at least 1"),
         (dict(minibatches=100), "too few for 100 minibatches"),
@@ -320,10 +296,37 @@ def test_wrong_arguments_are_named(tiny_weights, tmp_path, wrong, said):
         main(replace(SMALL, weights=tiny_weights, out=tmp_path, **wrong))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["-m", "agents.ppo"], [str(ROOT / "agents" / "ppo.py")]])
+def test_a_script_runs_by_its_name_and_by_its_path(how):
+    done = subprocess.run([sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--least-context" in done.stdout
+
+
 def test_the_device_decides_how_many_dreams_there_are():
     assert with_defaults(Args(), "cuda").num_envs == 1024
     assert with_defaults(Args(), "cpu").num_envs == 16
     assert with_defaults(SMALL, "cuda").num_envs == ROWS
+
+
+def test_the_old_name_of_an_observation_is_understood():
+    with pytest.warns(DeprecationWarning, match="observation pixels is now called image"):
+        assert with_defaults(replace(SMALL, observation="pixels"), "cpu").observation == "image"
+
+
+def test_a_checkpoint_of_before_is_gone_on_with(tiny_weights, tmp_path):
+    """Its names of parameters and of what is seen are those of version 0.1; its dreams are of another layout, so new ones begin."""
+    args = replace(SMALL, weights=tiny_weights, observation="image", out=tmp_path, total_steps=32)
+    main(args)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, header = load_tensors(path)
+    before = {name.replace("policy.encoder.", "policy.encoder."): tensor for name, tensor in tensors.items()}
+    before = {name: tensor for name, tensor in before.items() if not name.startswith(("dreams.", "returns."))}
+    del header["kind"]
+    save_tensors(path, before, {**header, "config": {**header["config"], "observation": "pixels"}})
+    main(replace(args, resume=True, total_steps=64))
+    assert load_tensors(path)[1]["steps"] == 64
 
 
 # files
@@ -333,7 +336,7 @@ def test_the_device_decides_how_many_dreams_there_are():
 def test_a_policy_comes_back_from_its_file(tmp_path, shape):
     policy = Policy(replace(CONFIG, shape=shape))
     if len(shape) == 1:
-        policy.eyes.count(torch.randn(9, 5))
+        policy.encoder.count(torch.randn(9, 5))
     save_policy(tmp_path / "p.safetensors", policy, {"steps": 3})
     loaded, about = load_policy(tmp_path / "p.safetensors")
     seen = torch.randn(7, 5) if len(shape) == 1 else torch.randint(256, (7, *shape), dtype=torch.uint8)
@@ -401,13 +404,13 @@ def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
     bank = bank_before_rewards(dream, [episode], (4, 4), 5, 10)
     assert torch.equal(bank.latent[0], episode.latent[8].float())  # 4 frames on it is paid
     assert bank.world.age.tolist() == [5]
-    expected = remember(
+    expected = prefill(
         dream.weights.world_model,
         first_state(dream.weights.world_model, torch.tensor([0])),
         episode.latent[None, 4:9].float(),
         torch.tensor([[6, 5, 0, 1, 2]]),  # what led to the first is unknown
         relative_to(episode.pose[None, 4:9], episode.pose[None, 4:5]),
-    )
+    ).state
     assert torch.allclose(bank.features, expected.features, atol=1e-5)
 
 
@@ -420,14 +423,14 @@ def test_beginnings_before_rewards_are_many_and_no_more_than_wanted(dream):
 
 @pytest.mark.parametrize("rewards", [[], [11]])
 def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
-    with pytest.raises(ValueError, match="none of 1 episodes is paid for anything after 8 frames of context and 5 of lead"):
+    with pytest.raises(ValueError, match="none of 1 episodes has a reward after 8 frames of context and 5 of lead"):
         bank_before_rewards(dream, [walked(rewards)], (5, 9), 8, 10)
 
 
 def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
-    monkeypatch.setattr("agents.ppo_torch.latent_episodes", lambda *_: [walked([14, 20, 27])])
+    monkeypatch.setattr("agents.ppo.latent_episodes", lambda *_: [walked([14, 20, 27])])
     args = replace(SMALL, data=tmp_path, rewarding=0.5, lead=(2, 5), context=5)
-    bank = opened_bank(args, dream, 6)
+    bank = open_bank(args, dream, 6)
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3
 
@@ -459,48 +462,51 @@ class Corridor(gymnasium.Env):
 @pytest.fixture
 def corridors(dream):
     gymnasium.register("Corridor-v0", Corridor)
-    envs = RealRows("Corridor-v0", dream, 2, "features", 7, seed=3)
+    envs = RealEnvs("Corridor-v0", dream, 2, "features", 7)
     yield envs
     envs.close()
     del gymnasium.registry["Corridor-v0"]
 
 
-def test_real_rows_end_by_themselves_and_when_their_time_is_up(corridors):
-    moments = [corridors.step(torch.tensor([1, 0])) for _ in range(7)]
-    assert [moment.rows.tolist() for moment in moments] == [[], [], [], [], [0], [], [1]]
-    assert moments[4].terminated.tolist() == [1]  # the corridor's end
-    assert moments[6].terminated.tolist() == [0]  # out of time
-    assert moments[4].ended.tolist() == [1, 0]
-    assert [moment.reward.tolist() for moment in moments] == [[1, 0]] * 7
-    assert corridors.take_totals() == (5, 2)
-    assert corridors.take_totals() == (0, 0)
+def test_real_environments_end_by_themselves_and_when_their_time_is_up(corridors):
+    corridors.reset(seed=3)
+    steps = [corridors.step(torch.tensor([1, 0])) for _ in range(7)]
+    assert [(terminated.tolist(), truncated.tolist()) for _, _, terminated, truncated, _ in steps] == [
+        *[([False, False], [False, False])] * 4,
+        ([True, False], [False, False]),  # the corridor's end
+        ([False, False], [False, False]),
+        ([False, False], [False, True]),  # out of time
+    ]
+    assert [reward.tolist() for _, reward, *_ in steps] == [[1, 0]] * 7
 
 
-def test_real_rows_show_the_last_observation_of_what_ended_and_the_first_of_what_follows(corridors, dream):
+def test_real_environments_show_the_last_observation_of_what_ended_and_the_first_of_what_follows(corridors):
+    corridors.reset(seed=3)
     for _ in range(5):
-        moment = corridors.step(torch.tensor([1, 0]))
-    follows = corridors.observation[0]
-    assert moment.last.shape == (1, *corridors.shape)
-    assert not torch.equal(moment.last[0], follows)
+        follows, *_, info = corridors.step(torch.tensor([1, 0]))
+    assert info["final_obs"].shape == follows.shape
+    assert info["final_obs"][0].any()
+    assert not info["final_obs"][1].any()
+    assert not torch.equal(info["final_obs"][0], follows[0])
     state = corridors.envs.onlooker.state
     assert state.world.age.tolist() == [1, 6]
-    assert torch.equal(state.features[0], follows)
+    assert torch.equal(state.features[0], follows[0])
 
 
-def test_a_learner_learns_in_real_rows_and_goes_on_with_new_episodes(corridors, dream, tmp_path):
+def test_a_learner_learns_in_real_environments_and_goes_on_with_new_episodes(corridors, dream, tmp_path):
     args = replace(SMALL, num_envs=2, out=tmp_path, total_steps=32)
-    learner = Learner(args, PolicyConfig("memory-maze", "features", corridors.shape, 6, 16), torch.device("cpu"))
-    numbers = list(learner.learn(corridors, 0.0))
+    learner = learner_of(args, corridors)
+    numbers = list(learner.learn(0.0))
     assert learner.steps == 32
     assert sum(update["episodes"] for update in numbers) >= 4
-    save(args, learner, corridors, dream)
-    resume(args, learner, corridors, dream)
+    save(args, learner, dream)
+    resume(args, learner, dream)
     assert corridors.envs.onlooker.state.world.age.tolist() == [1, 1]
 
 
-def test_real_rows_are_seen_through_the_model(dream):
+def test_real_environments_are_seen_through_the_model(dream):
     with pytest.raises(ValueError, match="seen through the model: observation must be one of"):
-        RealRows("Corridor-v0", dream, 2, "pixels", 7)
+        RealEnvs("Corridor-v0", dream, 2, "image", 7)
 
 
 # imitation
@@ -521,7 +527,7 @@ def test_what_is_imitated_is_what_a_dream_would_show(dream):
     pose = relative_to(episode.pose[None], episode.pose[None, :1])
     for t in range(4):
         led = torch.tensor([[6 if t == 0 else int(episode.action[t])]])
-        state = remember(dream.weights.world_model, state, episode.latent[None, t : t + 1].float(), led, pose[:, t : t + 1])
+        state = prefill(dream.weights.world_model, state, episode.latent[None, t : t + 1].float(), led, pose[:, t : t + 1]).state
         assert torch.allclose(seen[t], torch.cat([state.latent.flatten(), state.features.flatten()]), atol=1e-4)
 
 
@@ -534,8 +540,8 @@ def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weight
     seen, action = imitation.examples(args, dream, tmp_path)
     assert about["frames"] == len(seen) == 12 + 15 + 9
     assert imitation.agreement(policy, seen, action) > 0.8
-    learner = Learner(SMALL, policy.config, torch.device("cpu"))
-    begin_with(learner, tmp_path / "policy.safetensors")
+    learner = Learner(SMALL, policy.config, Bandit(), torch.device("cpu"))
+    start_from(learner, tmp_path / "policy.safetensors")
     assert torch.equal(learner.policy.actor[0].weight, policy.actor[0].weight)
 
 
@@ -546,7 +552,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
     episodes = [replace(episode, latent=views[(episode.action + 1) % 6].half()) for episode in episodes]
     monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: episodes)
     args = imitation.Args(
-        tmp_path, weights=tiny_weights, out=tmp_path, observation="pixels", within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3
+        tmp_path, weights=tiny_weights, out=tmp_path, observation="image", within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3
     )
     before = torch.random.get_rng_state()
     imitation.main(args)
@@ -558,7 +564,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
     assert imitation.agreement(policy, seen, action) > 0.5
     torch.manual_seed(args.seed)
     fresh = Policy(policy.config)
-    assert not torch.equal(fresh.eyes.out.weight, policy.eyes.out.weight)  # eyes learn, too
+    assert not torch.equal(fresh.encoder.out.weight, policy.encoder.out.weight)  # eyes learn, too
 
 
 def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
@@ -570,15 +576,15 @@ def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
 def test_a_start_of_another_kind_is_refused(tmp_path):
     save_policy(tmp_path / "policy.safetensors", Policy(CONFIG), {})
     with pytest.raises(SystemExit, match=r"is a policy of .*; this run needs one of"):
-        begin_with(Learner(SMALL, replace(CONFIG, hidden=8), torch.device("cpu")), tmp_path / "policy.safetensors")
+        start_from(Learner(SMALL, replace(CONFIG, hidden=8), Bandit(), torch.device("cpu")), tmp_path / "policy.safetensors")
 
 
-def test_the_critic_learns_alone_at_first(rows):
-    learner = Learner(replace(SMALL, critic_first=1), PolicyConfig("memory-maze", "features", rows.shape, 6, 16), torch.device("cpu"))
+def test_the_critic_learns_alone_at_first(envs):
+    learner = learner_of(replace(SMALL, critic_first=1), envs)
     before = [p.detach().clone() for p in learner.policy.parameters()]
     moved = []
     for _ in range(2):
-        rollout = learner.rollout(rows)
+        rollout = learner.rollout()
         learner.update(rollout, learner.advantages(rollout, torch.zeros(ROWS)))
         learner.updates += 1
         moved.append([not torch.equal(a, b) for a, b in zip(before, learner.policy.parameters(), strict=True)])

@@ -15,7 +15,7 @@ from tiny_world import OPENING_FRAMES, same, write_tiny_weights
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.envs.simulator import _announce
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.models.rollout import first_state, remember
+from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -89,10 +89,10 @@ def test_a_place_is_familiar_once_it_was_seen(tiny_weights):
     dream = open_dream("memory-maze", weights=tiny_weights)
     model, frame = dream.weights.world_model, torch.randn(1, 1, 16, 4)
     here, noop = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]), torch.tensor([[0]])
-    seen = remember(model, first_state(model, torch.tensor([0])), frame, noop, here)
+    seen = prefill(model, first_state(model, torch.tensor([0])), frame, noop, here).state
     assert dream.info(seen)["familiarity"].item() == pytest.approx(0, abs=1e-4)
-    assert dream.info(remember(model, seen, frame, noop, here))["familiarity"] > 0.9
-    assert dream.info(remember(model, seen, frame, noop, here + torch.tensor([5.0, 5, 0, 0])))["familiarity"] < 0.5
+    assert dream.info(prefill(model, seen, frame, noop, here).state)["familiarity"] > 0.9
+    assert dream.info(prefill(model, seen, frame, noop, here + torch.tensor([5.0, 5, 0, 0])).state)["familiarity"] < 0.5
 
 
 def test_only_frames_dreamed_in_several_passes_are_uncertain(tiny_weights):

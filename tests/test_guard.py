@@ -15,7 +15,7 @@ from tiny_world import WALK_FRAMES, same
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.check_rewards import Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, same_in_twin, shorter, where_familiar
+from agents.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 
@@ -174,13 +174,13 @@ def test_counter_measures_leave_what_they_say():
     some = dreams(reward=rewards(3, 12, 25), twin=rewards(14), uncertainty=rewards(*range(8, 30)), familiarity=rewards(12, 25))
     some = some._replace(probability=rewards(4, 5, 6, 9))
     for kept, times in (
-        (shorter(some, 2, steps=12), [3]),
-        (ended_when_uncertain(some, 2, most=0.55), [3]),
-        (ended_when_uncertain(some, 2, most=0.7), [3, 12]),
-        (where_familiar(some, 2, least=0.5), [12, 25]),
-        (same_in_twin(some, 2), [12]),
-        (same_in_twin(some, 1), []),
-        (likelier(some, 2, least=0.5), [4, 9]),
+        (shorter(some, 12), [3]),
+        (ended_when_uncertain(some, 0.55), [3]),
+        (ended_when_uncertain(some, 0.7), [3, 12]),
+        (COUNTER_MEASURES["where familiarity is above 0.5"](some, 2), [12, 25]),
+        (COUNTER_MEASURES["two dreams agree"](some, 2), [12]),
+        (COUNTER_MEASURES["two dreams agree"](some, 1), []),
+        (likelier(some, 0.5), [4, 9]),
     ):
         assert np.flatnonzero(kept[0]).tolist() == times
 
@@ -232,10 +232,10 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_replay_repeats_the_walk():
-    from agents.check_rewards import Errand, walk
+    from agents.check_rewards import MazeJob, play
 
-    first = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6))
-    again = walk(Errand("MemoryMaze9x9-Real-v0", 7, 6, first.action))
+    first = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6))
+    again = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6, first.action))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    other = walk(Errand("MemoryMaze9x9-Real-v0", 8, 6, first.action))
+    other = play(MazeJob("MemoryMaze9x9-Real-v0", 8, 6, first.action))
     assert not np.array_equal(first.frames, other.frames)

@@ -15,10 +15,11 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents import mpc as planning_module
-from agents.mpc import MANOEUVRES, Args, Futures, Planner, Planning, main, manoeuvres, roll, scored
-from agents.players import opened_player
-from agents.policy import Policy, PolicyConfig, save_policy
+from agents import planner as planning_module
+from agents.agent import open_agent
+from agents.mpc import Args, main
+from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
+from agents.policies import Policy, PolicyConfig, save_policy
 from lssvwm_gym.envs.simulator import open_dream
 
 ROOT = Path(__file__).parent.parent
@@ -160,12 +161,14 @@ def test_a_reward_ends_a_plan(dream, frames, monkeypatch):
 
 def test_the_planner_sees_what_a_policy_would(dream, frames):
     """Its state is that of the frames and of its own actions."""
-    from lssvwm_gym.models.rollout import follow
+    from lssvwm_gym.models.rollout import prefill
 
     player, state, last = Planner(dream, 2, 0, ALONE), dream.empty(torch.zeros(2, dtype=torch.int64)), torch.tensor([6, 6])
     for frame in frames[:4]:
         with torch.no_grad():
-            state = follow(dream.weights.world_model, state, dream.weights.autoencoder.encode(frame).half().float(), last)
+            state = prefill(
+                dream.weights.world_model, state, dream.weights.autoencoder.encode(frame).half().float()[:, None], last[:, None]
+            ).state
         last = torch.from_numpy(player.act(frame, None))
     assert torch.equal(player.state.features, state.features)
     assert player.hoped_for(1).shape == (64, 64, 3)
@@ -191,12 +194,12 @@ def test_wrong_settings_are_refused(dream):
     ):
         with pytest.raises(ValueError, match=said):
             Planning(**wrong)
-    with pytest.raises(ValueError, match="can't slip"):
-        opened_player("planner@0.5", dream, 1, 0, ALONE)
+    with pytest.raises(ValueError, match="none can be random"):
+        open_agent("planner@0.5", dream, 1, 0, ALONE)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [(dict(episodes=0), "episodes must be at least 1"), (dict(beside=("planner",)), "name each player beside")]
+    ("wrong", "said"), [(dict(episodes=0), "episodes must be at least 1"), (dict(beside=("planner",)), "name each agent beside")]
 )
 def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
     with pytest.raises(SystemExit, match=said):

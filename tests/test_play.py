@@ -624,15 +624,15 @@ def test_a_policy_that_is_none_is_refused(tiny_weights, policy, said):
 
 
 def test_a_policy_that_learned_in_dreams_takes_the_wheel(run, tiny_weights, tmp_path):
-    from agents.policy import Policy, PolicyConfig, save_policy
+    from agents.policies import Policy, PolicyConfig, save_policy
 
     config = PolicyConfig("memory-maze", "features", (256,), 6, hidden=8)
     save_policy(tmp_path / "policy.safetensors", Policy(config), {})
-    game, seen = run([[], [], []], policy=f"agents.wheel:from_file:{tmp_path / 'policy.safetensors'}")
+    game, seen = run([[], [], []], policy=f"agents.agent:from_file:{tmp_path / 'policy.safetensors'}")
     assert game.policy_acts
     assert not any(is_error for _, is_error in seen.messages)
     with pytest.raises(ValueError, match="needs the policy's file"):
-        play(Playing(weights=tiny_weights, policy="agents.wheel:from_file"))
+        play(Playing(weights=tiny_weights, policy="agents.agent:from_file"))
 
 
 # ---- the screen ----

@@ -13,7 +13,7 @@ from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.envs.simulator import WALKS_KEPT, Dream
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import first_state, remember
+from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.worlds import WORLDS
 
 
@@ -69,7 +69,7 @@ def test_the_whole_opening_is_remembered_with_its_poses_seen_from_the_first(env)
     _, info = env.reset(options={"context_id": 2})
     openings, model, state = env.dream.weights.short_contexts, env.dream.weights.world_model, env.clone_state().dream
     pose = relative_to(openings.pose[[2]], openings.pose[[2], :1])
-    expected = remember(model, first_state(model, state.seed), openings.latent[[2]].float(), openings.action[[2]], pose)
+    expected = prefill(model, first_state(model, state.seed), openings.latent[[2]].float(), openings.action[[2]], pose).state
     assert np.array_equal(info["estimated_pose"], pose[0, -1].numpy())
     assert all(torch.equal(a, b) for a, b in zip(state.world.layers[1], expected.world.layers[1], strict=True))
 

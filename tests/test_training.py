@@ -14,7 +14,7 @@ from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import AutoencoderConfig
 from lssvwm_gym.models.diffusion import NoiseLevels, draw_noise_levels, sample
 from lssvwm_gym.models.geometry import integrate_motion, motion_between
-from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
@@ -168,7 +168,7 @@ def test_a_small_model_learns_which_frame_motion_and_reward_an_action_leads_to(e
         trainer.train_step()
     model, episode = trainer.average, signalling_episode(seed=9)
     clip = read_clip(Episodes.of([episode]), [SegmentIndex(0, 0, 24, 24)], 24, ACTIONS)
-    state = remember(model, first_state(model, torch.tensor([0])), clip.latent[:, :20], clip.action[:, :20], clip.pose[:, :20])
+    state = prefill(model, first_state(model, torch.tensor([0])), clip.latent[:, :20], clip.action[:, :20], clip.pose[:, :20]).state
     for action in range(ACTIONS):
         imagined = imagine(model, state, torch.tensor([action]), steps=1)
         assert imagined.latent.mean((0, 1)).argmax() == action

@@ -16,13 +16,15 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.check_transfer import Args, Episodes, Tried, _played, all_episodes, begun, correlations, main, table
-from agents.players import opened_player
-from agents.policy import Policy, PolicyConfig, save_policy
-from agents.results import mean_and_error
-from agents.seen import observed
+from agents.agent import open_agent
+from agents.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
+from agents.policies import Policy, PolicyConfig, save_policy
+from agents.real import real_episode
+from agents.results import mean_and_error, summary
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.spaces import action_space
+from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,20 +94,18 @@ class Bag(gymnasium.Env):
 
 
 def test_of_a_world_with_an_inventory_the_picture_is_shown_and_filmed():
-    shown = []
+    shown, frames = [], []
 
     class Watcher:
-        observation = "pixels"
+        observation = "image"
 
-        def act(self, seen, info):
-            shown.append(seen)
+        def act(self, observation, info):
+            shown.append(observation)
             return np.zeros(1, np.int64)
 
-    episode = Episodes("real", "watcher", range(1), 5, True, ("minecraft", "fast", "cpu", None))
-    played = _played(episode, Bag(), Watcher())
-    assert played.earned == [4.0]
-    assert played.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert [seen.shape for seen in shown] == [(1, 8, 8, 3)] * 2
+    assert real_episode(Bag(), Watcher(), 0, show=frames.append) == 4.0
+    assert [frame[0, 0, 0] for frame in frames] == [0, 1, 2]
+    assert [observation.shape for observation in shown] == [(1, 8, 8, 3)] * 2
 
 
 class Corridor(gymnasium.Env):
@@ -131,18 +131,16 @@ class Corridor(gymnasium.Env):
 
 def test_the_explorer_shows_the_maze_before_a_policy_takes_over():
     class Still:
-        observation = "pixels"
+        observation = "image"
 
-        def act(self, seen, info):
+        def act(self, observation, info):
             return np.zeros(1, np.int64)
 
     env, walks = Corridor(), []
     for seed in (3, 3, 9, 10):
-        played = _played(
-            Episodes("real", "still", range(seed, seed + 1), 3, True, ("memory-maze", "fast", "cpu", None), walked=6), env, Still()
-        )
-        assert played.earned == [3.0]  # what the walk earned doesn't count
-        assert len(played.frames) == 4
+        frames = []
+        assert real_episode(env, Still(), seed, 6, frames.append) == 3.0  # what the explorer earned doesn't count
+        assert len(frames) == 4
         assert env.taken[6:] == [0, 0, 0]
         walks.append(env.taken[:6])
     assert any(walks[0])
@@ -153,9 +151,9 @@ def test_the_explorer_shows_the_maze_before_a_policy_takes_over():
 def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
     walks = write_real_walks(tmp_path / "walks", episodes=2)
     args = Args(("random",), episodes=3, steps=4, real=False, weights=tiny_weights, device="cpu", data=walks, context=7)
-    (played,) = all_episodes(args)
-    dream = open_dream(*played.dream)
-    state = begun(dream, played)
+    (trial,) = trials(args)
+    dream = open_dream("memory-maze", args.profile, "cpu", tiny_weights)
+    state = beginnings(dream, trial)
     assert state.world.age.tolist() == [7] * 3
     assert state.seed.tolist() == [0, 1, 2]
     of_its_own = dream.reset(torch.tensor([2]), {"episode": walks / "000000.npz", "context_frames": 7})
@@ -188,51 +186,51 @@ def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
 
 def test_a_policy_of_another_world_or_model_is_refused(dream, tmp_path):
     for config, said in (
-        (PolicyConfig("minecraft", "features", (256,), 6, 16), "plays in minecraft"),
+        (PolicyConfig("minecraft", "features", (256,), 6, 16), "acts in minecraft"),
         (PolicyConfig("memory-maze", "features", (255,), 6, 16), r"this model's is \(256,\)"),
     ):
         path = tmp_path / "policy.safetensors"
         save_policy(path, Policy(config), {})
         with pytest.raises(ValueError, match=said):
-            opened_player(str(path), dream, 1, 0)
+            open_agent(str(path), dream, 1, 0)
 
 
 @pytest.fixture
 def saved_sb3(dream, tmp_path):
     """Writes a policy of Stable-Baselines3 that has learned nothing; its file."""
     pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
-    from agents import sb3_policy
+    from agents import sb3_policies
 
     def save(algorithm, observation, frames):
-        config = sb3_policy.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
-        space = sb3_policy._channels_first(sb3_policy.seen_space(dream, observation, frames))
-        kind = sb3_policy.algorithm_of(config).policy_aliases[sb3_policy.policy_name(config, space)]
-        policy = kind(space, action_space(dream.world), lambda _: 0.0, **sb3_policy.policy_arguments(config))
-        sb3_policy.save_sb3_policy(tmp_path / "sb3.safetensors", policy, config, {})
+        config = sb3_policies.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
+        space = sb3_policies._channels_first(sb3_policies.seen_space(dream, observation, frames))
+        kind = sb3_policies.algorithm_of(config).policy_aliases[sb3_policies.policy_name(config, space)]
+        policy = kind(space, action_space(dream.world), lambda _: 0.0, **sb3_policies.policy_arguments(config))
+        sb3_policies.save_sb3_policy(tmp_path / "sb3.safetensors", policy, config, {})
         return tmp_path / "sb3.safetensors"
 
     return save
 
 
 def test_a_policy_of_sb3_sees_the_last_frames(dream, saved_sb3):
-    player = opened_player(str(saved_sb3("ppo", "image", 2)), dream, 2, 0)
+    player = open_agent(str(saved_sb3("ppo", "image", 2)), dream, 2, 0)
     asked, predict = [], player._policy.predict
     player._policy.predict = lambda seen, *rest, **how: (asked.append(seen), predict(seen, *rest, **how))[1]
     frames = torch.randint(256, (3, 2, 64, 64, 3), dtype=torch.uint8)
     for frame in frames:
         assert player.act(frame, None).shape == (2,)
-    assert player.observation == "pixels"
+    assert player.observation == "image"
     assert np.array_equal(asked[0][..., 3:], frames[0])
     assert not asked[0][..., :3].any()
     assert np.array_equal(asked[2][..., :3], frames[1])
 
 
 def test_a_policy_of_sb3_remembers(dream, saved_sb3):
-    from agents.sb3_policy import load_sb3_policy
+    from agents.sb3_policies import load_sb3_policy
 
     path = saved_sb3("recurrent_ppo", "features", 1)
     policy, memory = load_sb3_policy(path, dream)[0], None
-    player = opened_player(f"{path}@greedy", dream, 2, 0)
+    player = open_agent(f"{path}@greedy", dream, 2, 0)
     for step, seen in enumerate(torch.randn(4, 2, 256)):
         expected, memory = policy.predict(seen.numpy(), memory, np.full(2, step == 0), deterministic=True)
         assert np.array_equal(player.act(seen, None), expected)
@@ -242,7 +240,7 @@ def test_a_policy_of_sb3_remembers(dream, saved_sb3):
 
 @pytest.mark.parametrize("name", ["random", "wander"])
 def test_scripts_act_within_the_world_and_repeat(dream, name):
-    first, second = (opened_player(name, dream, 4, 7) for _ in range(2))
+    first, second = (open_agent(name, dream, 4, 7) for _ in range(2))
     seen = torch.zeros(4, 64, 64, 3, dtype=torch.uint8)
     for _ in range(30):
         actions = first.act(seen, None)
@@ -251,30 +249,30 @@ def test_scripts_act_within_the_world_and_repeat(dream, name):
         assert np.array_equal(actions, second.act(seen, None))
 
 
-def test_a_policy_slips_as_often_as_it_is_told(dream, policy_file):
+def test_actions_are_random_with_probability_epsilon(dream, policy_file):
     seen = torch.zeros(400, 256)
-    meant, slipping = opened_player(f"{policy_file}@greedy", dream, 400, 0), opened_player(f"{policy_file}@0.6", dream, 400, 0)
-    likeliest = meant.act(seen, None)
+    greedy, epsilon = open_agent(f"{policy_file}@greedy", dream, 400, 0), open_agent(f"{policy_file}@0.6", dream, 400, 0)
+    likeliest = greedy.act(seen, None)
     assert len(set(likeliest.tolist())) == 1
-    assert np.array_equal(likeliest, meant.act(seen, None))
-    assert len(set(opened_player(str(policy_file), dream, 400, 0).act(seen, None).tolist())) > 1
-    slips = opened_player("wander@0.6", dream, 400, 0).act(seen, None) != opened_player("wander", dream, 400, 0).act(seen, None)
-    assert abs(slips.mean() - 0.6 * 5 / 6) < 0.08
-    assert slipping.observation == "features"
-    never = opened_player("wander@0", dream, 400, 0).act(seen, None)
-    assert np.array_equal(never, opened_player("wander", dream, 400, 0).act(seen, None))
+    assert np.array_equal(likeliest, greedy.act(seen, None))
+    assert len(set(open_agent(str(policy_file), dream, 400, 0).act(seen, None).tolist())) > 1
+    random = open_agent("wander@0.6", dream, 400, 0).act(seen, None) != open_agent("wander", dream, 400, 0).act(seen, None)
+    assert abs(random.mean() - 0.6 * 5 / 6) < 0.08
+    assert epsilon.observation == "features"
+    never = open_agent("wander@0", dream, 400, 0).act(seen, None)
+    assert np.array_equal(never, open_agent("wander", dream, 400, 0).act(seen, None))
 
 
 @pytest.mark.parametrize("name", ["wander@often", "wander@1.5", "wander@nan", "wander@", "wander@greedy", "clever@0.5"])
-def test_a_manner_that_does_not_exist_is_refused(dream, name):
+def test_a_modifier_that_does_not_exist_is_refused(dream, name):
     with pytest.raises(ValueError, match=r"behind wander@ comes greedy|is for policies from files|a policy is random"):
-        opened_player(name, dream, 1, 0)
+        open_agent(name, dream, 1, 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "agents" / "policies").glob("*.safetensors")), ids=lambda path: path.stem)
 def test_policies_that_ship_act_in_the_shipped_dream(path):
     shipped = open_dream("memory-maze", "fast", "cpu")
-    player = opened_player(str(path), shipped, 2, 0)
+    player = open_agent(str(path), shipped, 2, 0)
     seen = observed(shipped, shipped.reset(torch.tensor([0, 1])), player.observation)
     actions = player.act(seen, None)
     assert actions.shape == (2,)
@@ -283,34 +281,35 @@ def test_policies_that_ship_act_in_the_shipped_dream(path):
 
 def test_an_at_in_a_file_name_is_part_of_it(dream, policy_file):
     named = policy_file.rename(policy_file.with_name("policy@200.safetensors"))
-    assert opened_player(str(named), dream, 1, 0).observation == "features"
-    assert opened_player(f"{named}@0.5", dream, 1, 0).observation == "features"
+    assert open_agent(str(named), dream, 1, 0).observation == "features"
+    assert open_agent(f"{named}@0.5", dream, 1, 0).observation == "features"
 
 
 def test_numbers_are_what_they_are_called():
-    assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
-    assert np.isnan(mean_and_error([2.0])[1])
-    tried = [Tried("a", [0.0, 1.0], [0.0]), Tried("b", [1.0, 2.0], [2.0]), Tried("c", [], [5.0])]
-    assert correlations(tried) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
-    three = correlations([*tried, Tried("d", [3.0, 4.0], [4.0])])
+    assert summary([1.0, 3.0]) == {"mean": 2.0, "standard_error": 1.0, "returns": [1.0, 3.0]}
+    assert summary([2.0])["standard_error"] is None
+    assert [mean_and_error(summary(returns)) for returns in ([1.0, 3.0], [2.0], [])] == ["2.00 ± 1.00", "2.00", "-"]
+    tried = {"a": PolicyReturns([0.0, 1.0], [0.0]), "b": PolicyReturns([1.0, 2.0], [2.0]), "c": PolicyReturns([], [5.0])}
+    assert correlation_of_returns(list(tried.values())) == {"policies": 2, "linear": None, "rank": None, "rank_interval": None}
+    three = correlation_of_returns([*tried.values(), ([3.0, 4.0], [4.0])])
     assert three["linear"] == pytest.approx(np.corrcoef([0.5, 1.5, 3.5], [0, 2, 4])[0, 1], abs=1e-5)
     assert three["policies"] == 3
-    assert correlations([Tried(name, [1.0], [float(n)]) for n, name in enumerate("abc")])["rank"] is None
+    assert correlation_of_returns([([1.0], [float(n)]) for n in range(3)])["rank"] is None
     assert "1.50 ± 0.50" in table(tried)
 
 
 def test_the_rank_correlation_asks_for_the_order_only():
     dream, real = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 30.0)
-    tried = [Tried(str(number), [a, a], [b, b]) for number, (a, b) in enumerate(zip(dream, real, strict=True))]
-    found = correlations(tried)
+    tried = [PolicyReturns([a, a], [b, b]) for a, b in zip(dream, real, strict=True)]
+    found = correlation_of_returns(tried)
     assert found["rank"] == pytest.approx(1.0)
     assert found["linear"] < 0.8
     assert found["rank_interval"] == pytest.approx([1.0, 1.0])
-    tied = [replace(one, real=[0.0, 0.0]) if one.policy in "12" else one for one in tried]  # three of them earn nothing
+    tied = [one._replace(real=[0.0, 0.0]) if number in (1, 2) else one for number, one in enumerate(tried)]  # three of them earn nothing
     from scipy.stats import spearmanr
 
-    assert correlations(tied)["rank"] == pytest.approx(spearmanr(dream, (0.0, 0.0, 0.0, *real[3:])).statistic, abs=1e-5)
-    noisy = [replace(one, dream=[0.0, 2 * one.dream[0]]) for one in tried]
-    low, high = correlations(noisy)["rank_interval"]
+    assert correlation_of_returns(tied)["rank"] == pytest.approx(spearmanr(dream, (0.0, 0.0, 0.0, *real[3:])).statistic, abs=1e-5)
+    noisy = [one._replace(dream=[0.0, 2 * one.dream[0]]) for one in tried]
+    low, high = correlation_of_returns(noisy)["rank_interval"]
     assert low < 0.9 < high <= 1.0
-    assert "of ranks 1.000" in table(tried)
+    assert "of ranks 1.000" in table({str(number): one for number, one in enumerate(tried)})

@@ -14,7 +14,7 @@ from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, relative_to, start_pose
 from lssvwm_gym.models.inference.backend import chosen_backend
 from lssvwm_gym.models.inference.compile import Replay, compile_step
-from lssvwm_gym.models.rollout import commit, first_state, imagine, remember
+from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.spatial_memory import PoseKeys
 from lssvwm_gym.models.world_model import WorldModel
@@ -74,13 +74,13 @@ def test_given_counts_are_kept_and_the_others_reckoned_frame_by_frame():
     model, episode = WorldModel(SMALL), trading_episode()
     latent, action, pose = episode.latent[None, :6].float(), episode.action[None, :6], episode.pose[None, :6]
     with torch.no_grad():
-        given = remember(model, first_state(model, torch.tensor([0])), latent, action, pose, episode.inventory[None, :6])
+        given = prefill(model, first_state(model, torch.tensor([0])), latent, action, pose, episode.inventory[None, :6]).state
         assert torch.equal(given.inventory[0], episode.inventory[5])
         assert torch.equal(given.inventory_peak[0], episode.inventory[:6].amax(0))
-        at_once = remember(model, first_state(model, torch.tensor([0])), latent, action, pose)
+        at_once = prefill(model, first_state(model, torch.tensor([0])), latent, action, pose).state
         state = first_state(model, torch.tensor([0]))
         for t in range(6):
-            state = remember(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1])
+            state = prefill(model, state, latent[:, t : t + 1], action[:, t : t + 1], pose[:, t : t + 1]).state
     assert torch.equal(at_once.inventory, state.inventory)
     assert (at_once.inventory >= 0).all()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import DreamState, follow, remember, unknown_action
+from lssvwm_gym.models.rollout import DreamState, prefill, unknown_action
 from lssvwm_gym.models.state import put_rows
 
 NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(name))
@@ -95,10 +95,10 @@ class StateEstimator:
         if actions is not None:
             led[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=led.dtype, device=device)
         if not isinstance(seen, dict):
-            return follow(model, state, self.latents(seen), led)
+            return prefill(model, state, self.latents(seen)[:, None], led[:, None]).state
         told = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
         before = torch.where(self._index(begins)[:, None], told, state.inventory)
-        after = follow(model, state._replace(inventory=before), self.latents(seen), led)
+        after = prefill(model, state._replace(inventory=before), self.latents(seen)[:, None], led[:, None]).state
         return after._replace(inventory=told, inventory_peak=torch.maximum(state.inventory_peak, told))
 
     def _empty(self, rows: int) -> DreamState:
@@ -156,7 +156,7 @@ class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int6
         led = unknown_action(dream.weights.world_model, 1)
         led = led if begins else torch.as_tensor(np.asarray(action)[None], dtype=led.dtype, device=dream.device)
         here = relative_to(pose, self._origin)[:, None]
-        onlooker.state = remember(dream.weights.world_model, state, onlooker.latents(seen)[:, None], led[:, None], here)
+        onlooker.state = prefill(dream.weights.world_model, state, onlooker.latents(seen)[:, None], led[:, None], here).state
         return onlooker.numbers()
 
 

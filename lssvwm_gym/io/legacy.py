@@ -46,6 +46,8 @@ ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "Wor
 ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
+POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
+OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
 PLAYING = {"beside": "side_by_side"}  # settings of `lssvwm-gym play`
 NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
 COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of lssvwm-gym
@@ -131,9 +133,9 @@ def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
     return getattr(thing, names[name])
 
 
-def parameters(tensors: Mapping[str, V]) -> dict[str, V]:
-    """A world model's parameters, or whatever is kept for each of them, by their names of today."""
-    return {_parameter(name): tensor for name, tensor in tensors.items()}
+def parameters(tensors: Mapping[str, V], prefixes: Mapping[str, str] = PARAMETERS) -> dict[str, V]:
+    """A world model's parameters, or whatever is kept for each of them, by their names of today; `prefixes` for other models'."""
+    return {_parameter(name, prefixes): tensor for name, tensor in tensors.items()}
 
 
 def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
@@ -142,8 +144,8 @@ def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
     return {f"{CONTEXTS.get(kind, kind)}{dot}{SEGMENTS.get(part, part)}": tensor for kind, dot, part, tensor in parts}
 
 
-def _parameter(name: str) -> str:
-    for old, new in PARAMETERS.items():
+def _parameter(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name

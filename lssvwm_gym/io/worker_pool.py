@@ -22,9 +22,9 @@ SECONDS_TO_TIDY_UP = 10.0
 
 
 class Work(Protocol):
-    """What a worker does, job after job, with what it needs for that kept open."""
+    """What a worker does, job after job, with what it needs for that kept open; what it returns comes back in `Done.answer`."""
 
-    def __call__(self, job: int, report: Callable[[int], None], /) -> None: ...
+    def __call__(self, job: int, report: Callable[[int], None], /) -> Any: ...
 
     def close(self) -> None: ...
 
@@ -36,6 +36,7 @@ class Progress(NamedTuple):
 
 class Done(NamedTuple):
     job: int
+    answer: Any = None
 
 
 class Failed(NamedTuple):
@@ -163,12 +164,12 @@ def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:
 def _do(pipe: Connection, work: Work, job: int) -> Work | None:
     """Do one job, and return the work if it can be trusted with another."""
     try:
-        work(job, lambda amount: _send(pipe, Progress(job, amount)))
+        answer = work(job, lambda amount: _send(pipe, Progress(job, amount)))
     except Exception:
         _send(pipe, Failed(job, traceback.format_exc()))
         work.close()
         return None
-    _send(pipe, Done(job))
+    _send(pipe, Done(job, answer))
     return work
 
 

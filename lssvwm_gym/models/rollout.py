@@ -253,19 +253,3 @@ def step_of(passes: int) -> Step:
         return state, model.reward_head(state.features)
 
     return step
-
-
-def remember(
-    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor | None = None
-) -> DreamState:
-    return prefill(model, state, latent, action, pose, inventory).state
-
-
-def watch(
-    model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor | None = None
-) -> tuple[DreamState, Tensor]:
-    return prefill(model, state, latent, action, pose, inventory)[:2]
-
-
-def follow(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor, sees: bool = True) -> DreamState:
-    return prefill(model, state, latent[:, None], action[:, None], odometry=sees).state

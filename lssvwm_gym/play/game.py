@@ -14,7 +14,7 @@ from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS
 from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.envs.state_io import EnvState
-from lssvwm_gym.models.rollout import DreamState, follow
+from lssvwm_gym.models.rollout import DreamState, prefill
 from lssvwm_gym.play.policies import GamePolicy
 from lssvwm_gym.play.save import load_game, save_game
 from lssvwm_gym.play.side_by_side import RealWorld
@@ -185,7 +185,7 @@ class Game:
         dream = self.env.dream
         model, autoencoder = dream.weights.world_model, dream.weights.autoencoder
         latent = autoencoder.encode(torch.from_numpy(view.frame[None].copy()).to(dream.device)).half().float()  # as a remembered past
-        after = _with_inventory(follow(model, before.dream, latent, torch.tensor([action], device=dream.device)), view)
+        after = _with_inventory(prefill(model, before.dream, latent[:, None], torch.tensor([[action]], device=dream.device)).state, view)
         state = replace(before, dream=after, frame=autoencoder.decode(after.latent), steps=(before.steps[0] + 1,))
         self.real_frames_left = max(self.real_frames_left - 1, 0)
         info = self._info(state)

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, remember
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, prefill
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.latents import latent_episodes
 
@@ -55,7 +55,8 @@ class Validation:
     def _context(self, model: WorldModel) -> DreamState:
         clip = self.forward
         state = first_state(model, torch.arange(len(clip.latent), device=self.device))
-        return remember(model, state, *(x[:, :CONTEXT] for x in (clip.latent, clip.action, clip.pose, clip.inventory)))
+        past = clip[:CONTEXT]
+        return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
 
     def _next_frames(self, model: WorldModel) -> dict[str, float]:
         """Each next frame from a real past, with the true and with the estimated motion; and the error of that motion."""
@@ -67,7 +68,8 @@ class Validation:
                 latent, moved, *_ = imagine(model, state, action, 1, motion)
                 errors[name].append((latent - truth).square().mean().item())
             errors["motion_error"].append((moved - clip.motion[:, t])[:, :2].norm(dim=-1).mean().item())
-            state = remember(model, state, *(x[:, t : t + 1] for x in (clip.latent, clip.action, clip.pose, clip.inventory)))
+            part = clip[t : t + 1]
+            state = prefill(model, state, part.latent, part.action, part.pose, part.inventory).state
         return {name: float(np.mean(values)) for name, values in errors.items()}
 
     def _recall(self, model: WorldModel) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 SB3's own .zip files can run code when they are opened, so none is ever read here.
 
-policy, config = load_sb3_policy("runs/ppo/LSSVWM-MemoryMaze-v0/policy.safetensors", dream)
+policy, config = load_sb3_policy("runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safetensors", dream)
 action, memory = policy.predict(seen, memory, first)           # seen (B, ...) as dreams of `config.observation` show it
 """
 
@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from agents.policy import RunningNorm
+from agents.policies import RunningNorm
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
@@ -123,15 +123,10 @@ def load_sb3_policy(path: str | Path, dream: Dream, device: str = "cpu") -> tupl
     return policy.to(device), config
 
 
-def is_sb3_policy(path: str | Path) -> bool:
-    """Whether a file is one of these. Raises `TensorFileError` for a file that holds no tensors."""
-    return load_tensors(path)[1].get("kind") == KIND
-
-
 def config_in(header: Mapping[str, Any], path: str | Path) -> SB3PolicyConfig:
     """What the header of a file says. Raises `TensorFileError` where that is no policy."""
     if header.get("kind") != KIND:
-        raise TensorFileError(f"{path}: not a policy of agents/ppo.py or agents/recurrent_ppo.py")
+        raise TensorFileError(f"{path}: not a policy of agents/ppo_sb3.py")
     try:
         return SB3PolicyConfig(**header["config"])
     except (KeyError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """A policy as a PyTorch module, and its file: safetensors with a JSON header that says what it needs to be built again.
 
-policy, about = load_policy("runs/ppo_torch/memory-maze/policy.safetensors")
-action = policy.act(observation)                    # observation (B, ...) as `agents.seen` makes it; action (B,) int64
+policy, about = load_policy("runs/ppo/memory-maze/policy.safetensors")
+action = policy.act(observation)                    # observation (B, ...) as `policy.config.observation` shows it; action (B,) int64
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import observed_shape
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 KIND = "lssvwm_gym policy"
@@ -27,8 +30,8 @@ class PolicyConfig:
     """What a policy sees and does."""
 
     world: str  # name of the world that it acts in
-    observation: str  # one of `agents.seen.OBSERVATIONS`
-    shape: tuple[int, ...]  # of one observation: (height, width, 3) pixels or (numbers,)
+    observation: str  # image, latent, features or latent+features
+    shape: tuple[int, ...]  # of one observation: (height, width, 3) or (numbers,)
     actions: int
     hidden: int = 256  # units of each of two layers
 
@@ -43,20 +46,20 @@ class PolicyConfig:
 
 
 class Policy(nn.Module):
-    """Actor and critic, apart but for the eyes: numbers are normalised, pictures go through a small convolutional network."""
+    """Actor and critic, apart but for the encoder: numbers are normalised, images go through a small convolutional network."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        self.eyes = Pictures(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(config.shape[0])
-        seen = config.hidden if len(config.shape) == 3 else config.shape[0]
-        self.actor = _two_layers(seen, config.hidden, config.actions, last_gain=0.01)
-        self.critic = _two_layers(seen, config.hidden, 1, last_gain=1.0)
+        self.encoder = ImageEncoder(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(config.shape[0])
+        width = config.hidden if len(config.shape) == 3 else config.shape[0]
+        self.actor = _two_layers(width, config.hidden, config.actions, last_gain=0.01)
+        self.critic = _two_layers(width, config.hidden, 1, last_gain=1.0)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (B, ...) to the actions' log probabilities (B, actions) and the value (B,)."""
-        seen = self.eyes(observation)
-        return self.actor(seen).log_softmax(-1), self.critic(seen)[:, 0]
+        encoded = self.encoder(observation)
+        return self.actor(encoded).log_softmax(-1), self.critic(encoded)[:, 0]
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator | None = None, greedy: bool = False) -> Tensor:
@@ -99,8 +102,8 @@ class RunningNorm(nn.Module):
         self.seen.copy_(total)
 
 
-class Pictures(nn.Module):
-    """uint8 pictures (B, height, width, 3) to numbers; the network of Mnih et al. (2015), which is known to learn from few pixels."""
+class ImageEncoder(nn.Module):
+    """uint8 images (B, height, width, 3) to numbers; the network of Mnih et al. (2015), which is known to learn from few pixels."""
 
     def __init__(self, shape: tuple[int, ...], numbers: int) -> None:
         super().__init__()
@@ -112,8 +115,15 @@ class Pictures(nn.Module):
         down, across = (((side - 4) // 4 - 2) // 2 - 2 for side in shape[:2])
         self.out = _orthogonal(nn.Linear(64 * down * across, numbers))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return F.relu(self.out(self.convolutions(pixels.permute(0, 3, 1, 2).float() / 255)))
+    def forward(self, image: Tensor) -> Tensor:
+        return F.relu(self.out(self.convolutions(image.permute(0, 3, 1, 2).float() / 255)))
+
+
+def observation_today(name: str) -> str:
+    """The name of an observation, with a `DeprecationWarning` for `pixels`, which is called `image` now."""
+    if name in legacy.OBSERVATIONS:
+        legacy.warn(f"observation {name}", legacy.OBSERVATIONS[name])
+    return legacy.OBSERVATIONS.get(name, name)
 
 
 def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None:
@@ -124,19 +134,32 @@ def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Policy, dict[str, Any]]:
     """The policy and what was written about it. Raises `TensorFileError` for a file that is not a policy, or broken."""
     tensors, header = load_tensors(path)
-    policy = Policy(_config(header, path)).to(device)
-    load_strictly(policy, tensors, path)
+    policy = Policy(config_in(header, path)).to(device)
+    load_strictly(policy, legacy.parameters(tensors, legacy.POLICY_PARAMETERS), path)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise TensorFileError(f"{path}: weights that are not finite")
     return policy.eval().requires_grad_(False), header.get("about", {})
 
 
-def _config(header: Any, path: str | Path) -> PolicyConfig:
+def policy_for(path: str | Path, dream: Dream) -> Policy:
+    """The policy in a file, on the dream's device. Raises `ValueError` for one that acts in another world or sees something else."""
+    policy, _ = load_policy(path, dream.device)
+    config = policy.config
+    if config.world != dream.world.name or config.actions != len(dream.world.actions):
+        raise ValueError(f"{path}: acts in {config.world}, not in {dream.world.name}")
+    if config.shape != (shape := observed_shape(dream, config.observation)):
+        raise ValueError(f"{path}: sees {config.observation} of shape {config.shape}; this model's is {shape}")
+    return policy
+
+
+def config_in(header: Any, path: str | Path) -> PolicyConfig:
+    """What the header of a policy's file says. Raises `TensorFileError` where that is no policy."""
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise TensorFileError(f"{path}: not a policy")
     try:
         config = header["config"]
-        return PolicyConfig(**{**config, "shape": tuple(config["shape"])})
+        observation = legacy.OBSERVATIONS.get(config["observation"], config["observation"])
+        return PolicyConfig(**{**config, "observation": observation, "shape": tuple(config["shape"])})
     except (KeyError, TypeError, ValueError) as error:
         raise TensorFileError(f"{path}: not a policy of this version ({error})") from None
 
