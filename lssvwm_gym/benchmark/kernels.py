@@ -1,10 +1,9 @@
 """The scan of Mamba-2 alone, and a layer of it, beside the public ones in plain PyTorch of Hugging Face's transformers.
 
 Shapes are those of the layers of the world model in training, in float32 and, where the processor multiplies in it, with tokens in
-bfloat16, as training has them and ours multiplies them; transformers' function goes over to float32 itself. Both get the same numbers;
-how far their outputs and gradients are apart shows that they compute the same. transformers' function is taken as it is written,
-without the CUDA kernels that it would look for. It is tried with its own chunk length and with shorter ones, as short ones suit a CPU;
-with none that is longer than the sequences, which it would fill up.
+bfloat16, which transformers' function turns into float32 itself. Both get the same numbers; how far their outputs and gradients are
+apart is reported. transformers' function runs as it is written, without CUDA kernels, with its own chunk length and with shorter ones,
+as suit a CPU; with none that is longer than the sequences, which it would fill up.
 """
 
 from __future__ import annotations
@@ -47,12 +46,13 @@ def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
         return [{"skipped": "the world model of these weights has no scan"}]
     rows: list[dict[str, Any]] = []
     for block in dict.fromkeys(config.blocks):
-        shape = _shape(config, block, run)
-        calls = {(OURS, 32 if device == "cpu" else 128): ours_scan} | {(THEIRS, chunk): _their_scan(theirs) for chunk in _chunks(shape[1])}
+        shape, own = _shape(config, block, run), 32 if device == "cpu" else 128
+        scans: dict[tuple[str, int], Scan] = {(OURS, own): functools.partial(ours_scan, chunk=own)}
+        scans |= {(THEIRS, chunk): functools.partial(theirs, chunk_size=chunk) for chunk in _chunks(shape[1])}
         for dtype in dict.fromkeys((torch.float32, product_dtype(run.precision, device))):
             given = scan_inputs(*shape, device=device, dtype=dtype)
             what = f"scan, blocks of {block[0]}x{block[1]}" + ("" if dtype is torch.float32 else ", bfloat16")
-            rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
+            rows += _compared(what, shape, {key: (scan, given) for key, scan in scans.items()}, given, run, device)
     return rows + _layers(config, run, device)
 
 
@@ -76,22 +76,13 @@ def ours_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int
     return ssd_scan(x, dt, A, B, C, chunk)[0]
 
 
-def _their_scan(theirs: Any) -> Scan:
-    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-        return theirs(x, dt, A, B, C, chunk_size=chunk)
-
-    return scan
-
-
 def _chunks(tokens: int) -> list[int]:
     return list(dict.fromkeys(min(chunk, tokens) for chunk in CHUNKS))
 
 
 def _shape(config: WorldModelConfig, block: tuple[int, int], run: Benchmark) -> tuple[int, int, int, int, int]:
-    size = block[0] * block[1]
-    inner = 2 * config.width
-    heads, width = inner // config.head_width, config.head_width
-    return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, width, config.d_state
+    size, heads = block[0] * block[1], 2 * config.width // config.head_width
+    return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, config.head_width, config.d_state
 
 
 def _layers(config: WorldModelConfig, run: Benchmark, device: str) -> list[dict[str, Any]]:
