@@ -30,6 +30,7 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import EXPERT, Agent, open_agent
 from agents.planner import Planning
 from agents.results import answers, as_json, check_positive, write_json
+from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
@@ -38,7 +39,6 @@ from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
-OTHER_NOISE = 2**31  # added to the seed of a dream of the same context and actions with other noise
 
 
 @dataclass(frozen=True)

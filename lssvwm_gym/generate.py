@@ -76,13 +76,11 @@ def generate(run: Generating) -> np.ndarray:
         raise ValueError(f"actions of {world.name} are numbers, of which none are drawn: leave out --actions random")
     clip = read_clip(run, side)
     past = clip[: run.remember or None]
-    if len(past) < max(model.config.chunk, run.remember):
-        raise ValueError(
-            f"{run.clip}: {len(past)} frames are too few: at least {max(model.config.chunk, run.remember)} are to be remembered"
-        )
+    least = max(model.config.chunk, run.remember)
+    if len(past) < least:
+        raise ValueError(f"{run.clip}: {len(past)} frames are too few: at least {least} are to be remembered")
     latents = torch.cat([weights.autoencoder.encode(part.to(_device(model))) for part in torch.from_numpy(past).split(BATCH)])
-    dreamed = continued(weights, latents, run)
-    film = dreamed
+    film = dreamed = continued(weights, latents, run)
     if run.beside:
         seen = np.concatenate([decoded(weights, latents), dreamed])
         real = np.concatenate([clip, np.zeros_like(seen)])[: len(seen)]

@@ -6,6 +6,7 @@ import builtins
 import json
 import mmap
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from lssvwm_gym.benchmark import kernels, step, training
 from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, memory_bytes, seconds_of
+from lssvwm_gym.benchmark.machine import Times, in_processes, memory_bytes, seconds_of
 from lssvwm_gym.benchmark.models import random_episode
 from lssvwm_gym.benchmark.run import bench
 from lssvwm_gym.checkpoints.checkpoint import load_weights
@@ -281,6 +282,12 @@ def test_warm_up_is_not_counted():
     calls = []
     assert len(seconds_of(lambda: calls.append(1), 3, 2)) == 3
     assert len(calls) == 5
+
+
+def test_calls_are_made_in_processes_and_failures_are_reported():
+    assert in_processes([partial(divmod, 7, by) for by in (2, 3)], 1) == [(3, 1), (2, 1)]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        in_processes([partial(divmod, 7, 0)], 1)
 
 
 def test_memory_of_the_process_is_what_it_holds_now():

@@ -1,10 +1,9 @@
 """The scan of Mamba-2 alone, and a layer of it, beside the public ones in plain PyTorch of Hugging Face's transformers.
 
 Shapes are those of the layers of the world model in training, in float32 and, where the processor multiplies in it, with tokens in
-bfloat16, as training has them and ours multiplies them; transformers' function goes over to float32 itself. Both get the same numbers;
-how far their outputs and gradients are apart shows that they compute the same. transformers' function is taken as it is written,
-without the CUDA kernels that it would look for. It is tried with its own chunk length and with shorter ones, as short ones suit a CPU;
-with none that is longer than the sequences, which it would fill up.
+bfloat16, which transformers' function turns into float32 itself. Both get the same numbers; how far their outputs and gradients are
+apart is reported. transformers' function runs as it is written, without CUDA kernels, with its own chunk length and with shorter ones,
+as suit a CPU; with none that is longer than the sequences, which it would fill up.
 """
 
 from __future__ import annotations
@@ -47,12 +46,13 @@ def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
         return [{"skipped": "the world model of these weights has no scan"}]
     rows: list[dict[str, Any]] = []
     for block in dict.fromkeys(config.blocks):
-        shape = _shape(config, block, run)
-        calls = {(OURS, 32 if device == "cpu" else 128): ours_scan} | {(THEIRS, chunk): _their_scan(theirs) for chunk in _chunks(shape[1])}
+        shape, own = _shape(config, block, run), _own_chunk(device)
+        scans: dict[tuple[str, int], Scan] = {(OURS, own): functools.partial(ours_scan, chunk=own)}
+        scans |= {(THEIRS, chunk): functools.partial(theirs, chunk_size=chunk) for chunk in _chunks(shape[1])}
         for dtype in dict.fromkeys((torch.float32, product_dtype(run.precision, device))):
             given = scan_inputs(*shape, device=device, dtype=dtype)
             what = f"scan, blocks of {block[0]}x{block[1]}" + ("" if dtype is torch.float32 else ", bfloat16")
-            rows += _compared(what, shape, {key: (scan, (*given, key[1])) for key, scan in calls.items()}, given, run, device)
+            rows += _compared(what, shape, {key: (scan, given) for key, scan in scans.items()}, given, run, device)
     return rows + _layers(config, run, device)
 
 
@@ -76,11 +76,9 @@ def ours_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int
     return ssd_scan(x, dt, A, B, C, chunk)[0]
 
 
-def _their_scan(theirs: Any) -> Scan:
-    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-        return theirs(x, dt, A, B, C, chunk_size=chunk)
-
-    return scan
+def _own_chunk(device: str) -> int:
+    """The chunk length of ours."""
+    return 32 if device == "cpu" else 128
 
 
 def _chunks(tokens: int) -> list[int]:
@@ -88,10 +86,8 @@ def _chunks(tokens: int) -> list[int]:
 
 
 def _shape(config: WorldModelConfig, block: tuple[int, int], run: Benchmark) -> tuple[int, int, int, int, int]:
-    size = block[0] * block[1]
-    inner = 2 * config.width
-    heads, width = inner // config.head_width, config.head_width
-    return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, width, config.d_state
+    size, heads = block[0] * block[1], 2 * config.width // config.head_width
+    return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, config.head_width, config.d_state
 
 
 def _layers(config: WorldModelConfig, run: Benchmark, device: str) -> list[dict[str, Any]]:
@@ -100,18 +96,14 @@ def _layers(config: WorldModelConfig, run: Benchmark, device: str) -> list[dict[
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
     ours = BlockScan(config.width, config.grid, (config.grid, config.grid), config.d_state, config.head_width, d_conv=4).to(device)
-    frames = run.scan_frames
+    frames, state = run.scan_frames, ours.initial_state(run.scan_rows)
     x = torch.randn(run.scan_rows, frames, config.tokens, config.width, generator=torch.Generator().manual_seed(0)).to(device)
     x.requires_grad_()
-    state = ours.initial_state(run.scan_rows)
-    calls: dict[tuple[str, int], tuple[Scan, tuple[Any, ...]]] = {
-        (OURS, 32 if device == "cpu" else 128): (lambda x: ours(x, *state)[0], (x,))
-    }
+    calls: dict[tuple[str, int], tuple[Scan, tuple[Any, ...]]] = {(OURS, _own_chunk(device)): (lambda x: ours(x, *state)[0], (x,))}
+    settings: dict[str, Any] = dict(num_heads=ours.heads, head_dim=config.head_width, hidden_size=config.width)
+    settings |= dict(state_size=config.d_state, n_groups=1, num_hidden_layers=1)
     for chunk in _chunks(frames * config.tokens):
-        settings: dict[str, Any] = dict(
-            num_heads=ours.heads, head_dim=config.head_width, hidden_size=config.width, state_size=config.d_state
-        )
-        mixer = Mamba2Mixer(Mamba2Config(**settings, n_groups=1, num_hidden_layers=1, chunk_size=chunk), layer_idx=0).to(device)
+        mixer = Mamba2Mixer(Mamba2Config(**settings, chunk_size=chunk), layer_idx=0).to(device)
         mixer.load_state_dict(ours.state_dict())
         calls[THEIRS, chunk] = (_folded(mixer), (x,))
     shape = (run.scan_rows, frames * config.tokens, ours.heads, config.head_width, config.d_state)
@@ -140,9 +132,8 @@ def _compared(
             forward = Times.of(seconds_of(functools.partial(call, *given), run.repeats, 1, device, f"{what}, {name}"))
         whole = Times.of(seconds_of(functools.partial(_both, call, given, learned), run.repeats, 1, device, f"{what}, {name}, backward"))
         off = max(_apart(mine, theirs) for mine, theirs in zip(outcomes[0], outcomes[-1], strict=True))
-        rows.append(
-            {"what": what, "shape": shape, "by": name, "chunk": chunk, "forward": asdict(forward), "both": asdict(whole), "off": off}
-        )
+        row = {"what": what, "shape": shape, "by": name, "chunk": chunk}
+        rows.append(row | {"forward": asdict(forward), "both": asdict(whole), "off": off})
     return rows
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 
 T = TypeVar("T")
 
@@ -56,9 +60,33 @@ def finish(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def progress(items: Iterable[T], title: str, total: int | None = None) -> tqdm[T]:
+def progress(items: Iterable[T], title: str) -> tqdm[T]:
     """The items, with a bar that says how long it will still take, on a terminal."""
-    return tqdm(items, desc=title, total=total, leave=False, disable=None if title else True)
+    return tqdm(items, desc=title, leave=False, disable=None if title else True)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The work of a process that makes calls, each by its number."""
+
+    calls: Sequence[Callable[[], Any]]
+
+    def __call__(self, job: int, report: Callable[[int], None]) -> Any:
+        return self.calls[job]()
+
+    def close(self) -> None: ...
+
+
+def in_processes(calls: Sequence[Callable[[], T]], processes: int) -> list[T]:
+    """What picklable calls return, each made in one of so many new processes. Raises `RuntimeError` for the first that fails."""
+    answers: dict[int, T] = {}
+    with contextlib.closing(run_jobs(range(len(calls)), functools.partial(_Calls, calls), processes)) as messages:
+        for message in messages:
+            if isinstance(message, Failed):
+                raise RuntimeError(message.why)
+            if isinstance(message, Done):
+                answers[message.job] = message.answer
+    return [answers[job] for job in range(len(calls))]
 
 
 def machine(device: str = "auto") -> dict[str, Any]:
@@ -66,7 +94,7 @@ def machine(device: str = "auto") -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and device != "cpu"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "processor": _processor(),
+        "processor": _first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # processes that wanted a core, over the last minute
@@ -84,9 +112,8 @@ def memory_bytes() -> int | None:
 
 def free_bytes() -> int | None:
     """What processes could still take; None where the system doesn't tell."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    available = _first_value("/proc/meminfo", "MemAvailable")
+    return int(available.split()[0]) * 1024 if available else None
 
 
 def peak_memory_bytes() -> int | None:
@@ -99,9 +126,7 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _processor() -> str:
-    """The CPU's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _first_value(file: str, key: str) -> str | None:
+    """The first value of a key in a file of /proc; None where there is none."""
+    lines = Path(file).read_text().splitlines() if Path(file).exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

@@ -29,12 +29,10 @@ def config_of(run: Benchmark) -> WorldModelConfig:
 
 def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
     """How a variant is trained on clips of so many frames, every step with the objective that is asked for."""
-    settings: dict[str, Any] = dict(steps=1_000_000)
-    settings |= dict(teacher_forcing=float(run.objective == "teacher_forcing"), self_rollout=float(run.objective == "self_rollout"))
-    settings |= dict(model=config_of(run), curriculum=(Stage(1.0, frames, 1),), frames_a_step=frames_a_step, warmup=1)
+    settings: dict[str, Any] = {} if run.threads is None else {"threads": run.threads}
+    settings |= {objective: float(run.objective == objective) for objective in ("teacher_forcing", "self_rollout")}
+    settings |= dict(model=config_of(run), curriculum=(Stage(1.0, frames, 1),), frames_a_step=frames_a_step, steps=1_000_000, warmup=1)
     settings |= dict(precision=run.precision, device=run.device, back=0.0)
-    if run.threads is not None:
-        settings["threads"] = run.threads
     return variant(name, WorldTraining(data=NOWHERE, autoencoder=NOWHERE, out=NOWHERE, **settings))
 
 
@@ -54,14 +52,11 @@ def random_episode(config: WorldModelConfig, frames: int, seed: int = 0) -> Segm
     heading = (0.2 * normal(frames)).cumsum(0)
     position = (0.2 * torch.stack([heading.cos(), heading.sin()], -1)).cumsum(0)
     pose = torch.cat([position, heading.cos()[:, None], heading.sin()[:, None], 0.1 * normal(frames, config.pose_size - 4)], -1)
-    if config.actions:
-        action = torch.randint(config.actions, (frames,), generator=generator)
-    else:
-        action = normal(frames, config.action_size)
+    discrete = bool(config.actions)
+    action = torch.randint(config.actions, (frames,), generator=generator) if discrete else normal(frames, config.action_size)
     reward = (torch.rand(frames, generator=generator) < 0.05).float()
-    return Segment(
-        normal(frames, config.tokens, config.latent_channels).half(), action, reward, pose, torch.zeros(frames, config.inventory_size)
-    )
+    latent = normal(frames, config.tokens, config.latent_channels).half()
+    return Segment(latent, action, reward, pose, torch.zeros(frames, config.inventory_size))
 
 
 def dreaming_model(config: WorldModelConfig, device: str) -> WorldModel:

@@ -1,14 +1,16 @@
-"""What was measured, as tables. Times are medians, with the 10th and the 90th percentile in brackets."""
+"""What was measured, as tables and pictures. Times are medians; in tables the 10th and the 90th percentile are in brackets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lssvwm_gym.benchmark.machine import Times
+from lssvwm_gym.evaluation.figures import new_figure, save_figure
 
 
 def print_part(part: str, report: Mapping[str, Any]) -> None:
@@ -25,6 +27,7 @@ def print_part(part: str, report: Mapping[str, Any]) -> None:
         print(remark)
 
 
+Rows = Sequence[Mapping[str, Any]]
 Row = tuple[str, ...]
 Printed = tuple[str, Row, list[Row], list[str]]  # title, columns, rows, remarks
 
@@ -132,3 +135,76 @@ def _ms(row: Mapping[str, Any]) -> str:
 
 def _kib(count: int) -> str:
     return f"{count / 2**10:,.0f}"
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write a picture of each part that has one and measured something; returns their paths."""
+    pictures: dict[str, Callable[[Any], Any]] = {
+        "ages": _draw_ages,
+        "cache": _draw_cache,
+        "training": _draw_training,
+        "peak": _draw_account,
+        "scan": _draw_scans,
+    }
+    parts = {name: report.get(name) or [] for name in pictures}
+    parts = {name: part if isinstance(part, dict) else [row for row in part if "skipped" not in row] for name, part in parts.items()}
+    return [save_figure(pictures[name](part), folder / f"bench_{name}.png") for name, part in parts.items() if part]
+
+
+def _draw_ages(rows: Rows) -> Any:
+    figure, (axis,) = new_figure(6, 4.2)
+    _draw_times(axis, rows, "balanced")
+    axis.set(xlabel="steps since the reset", ylabel="ms a step", xscale="log", ylim=(0, None))
+    return figure
+
+
+def _draw_cache(rows: Rows) -> Any:
+    figure, axes = new_figure(12, 4.2, 2)
+    for model, own in _by(rows, "model"):
+        _draw_times(axes[0], own, model)
+        axes[1].plot([row["age"] for row in own], [row["state_bytes"] / 1e6 for row in own], marker="o", markersize=4, label=model)
+    axes[0].set(xlabel="frames in memory", ylabel="ms a step", xscale="log", yscale="log")
+    axes[1].set(xlabel="frames in memory", ylabel="MB of the state", xscale="log", yscale="log")
+    axes[1].legend(frameon=False)
+    return figure
+
+
+def _draw_training(rows: Rows) -> Any:
+    figure, (axis,) = new_figure(6, 4.2)
+    for variant, own in _by(rows, "variant"):
+        axis.plot([r["clip"] for r in own], [r["ms"] / r["frames"] for r in own], marker="o", markersize=4, label=variant)
+    axis.set(xlabel="frames a clip", ylabel="ms a frame of a training step", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
+
+
+def _draw_account(peak: Mapping[str, Any]) -> Any:
+    figure, (axis,) = new_figure(6, 4.2)
+    kinds = list(peak["account"])[::-1]
+    axis.barh([kind.split(":")[0] for kind in kinds], [100 * peak["account"][kind]["share"] for kind in kinds])
+    axis.set(xlabel=f"% of a training step, which reaches {peak['share']:.1%} of the peak")
+    return figure
+
+
+def _draw_scans(rows: Rows) -> Any:
+    figure, axes = new_figure(12, 4.2, 2)
+    labels = [f"{row['what']}\n{row['by']}, chunk {row['chunk']}" for row in rows][::-1]
+    colours = ["C0" if row["by"] == "ours" else "C1" for row in rows][::-1]
+    for axis, name, title in zip(axes, ("forward", "both"), ("forward", "forward and backward"), strict=True):
+        axis.barh(labels, [row[name]["ms"] for row in rows][::-1], color=colours)
+        axis.set(xlabel=f"ms, {title}")
+        axis.tick_params(axis="y", labelsize=6)
+    return figure
+
+
+def _by(rows: Rows, key: str) -> list[tuple[str, Rows]]:
+    """The rows of each value of a column, in the order in which they come."""
+    return [(value, [row for row in rows if row[key] == value]) for value in dict.fromkeys(row[key] for row in rows)]
+
+
+def _draw_times(axis: Any, rows: Rows, label: str) -> None:
+    """Medians by age, with the 10th and 90th percentile."""
+    median = [row["ms"] for row in rows]
+    spread = [[row["ms"] - row["ms_p10"] for row in rows], [row["ms_p90"] - row["ms"] for row in rows]]
+    axis.errorbar([row["age"] for row in rows], median, spread, marker="o", markersize=4, capsize=3, label=label)
+    axis.legend(frameon=False)

@@ -26,22 +26,21 @@ import torch
 from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.benchmark.kernels import measure_scans
 from lssvwm_gym.benchmark.machine import machine, peak_memory_bytes
-from lssvwm_gym.benchmark.plots import draw
-from lssvwm_gym.benchmark.report import print_part
+from lssvwm_gym.benchmark.report import draw, print_part
 from lssvwm_gym.benchmark.step import measure_ages, measure_cache, measure_simulators, measure_speed
 from lssvwm_gym.benchmark.training import measure_peak, measure_training
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
 
-MEASURES: dict[str, tuple[str, Callable[[Benchmark], Any]]] = {  # part: (its name in the report, what measures it)
-    "speed": ("speeds", measure_speed),
-    "ages": ("ages", measure_ages),
-    "cache": ("cache", measure_cache),
-    "training": ("training", measure_training),
-    "peak": ("peak", measure_peak),
-    "simulators": ("simulators", measure_simulators),
-    "scan": ("scan", measure_scans),
+MEASURES: dict[str, Callable[[Benchmark], Any]] = {
+    "speed": measure_speed,
+    "ages": measure_ages,
+    "cache": measure_cache,
+    "training": measure_training,
+    "peak": measure_peak,
+    "simulators": measure_simulators,
+    "scan": measure_scans,
 }
 
 
@@ -55,20 +54,14 @@ def bench(run: Benchmark) -> dict[str, Any]:
     chosen_device(run.device)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    report: dict[str, Any] = {
-        "world": WORLDS[run.world].id,
-        "settings": dataclasses.asdict(run),
-        "machine": machine(run.device),
-        "speeds": [],
-        "ms_by_age": {},
-    }
+    report: dict[str, Any] = {"world": WORLDS[run.world].id, "settings": dataclasses.asdict(run), "machine": machine(run.device)}
+    report |= {"speeds": [], "ms_by_age": {}}
     for part in run.chosen:
         if (part == "ages" and not run.ages) or (part == "cache" and not run.cache_ages):
             continue
         if sys.stderr.isatty():
             print(f"measuring {part} ...", file=sys.stderr)
-        name, measure = MEASURES[part]
-        report[name] = measure(run)
+        report["speeds" if part == "speed" else part] = MEASURES[part](run)
         if part == "ages":
             report["ms_by_age"] = {row["age"]: row["ms"] for row in report["ages"]}
         print_part(part, report)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, memory_bytes, progress, seconds_of
+from lssvwm_gym.benchmark.machine import Times, in_processes, memory_bytes, progress, seconds_of
 from lssvwm_gym.benchmark.models import config_of, dreaming_model, random_episode, training_of
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
 from lssvwm_gym.envs.wrappers import WorldModelObservationVec
-from lssvwm_gym.models.geometry import relative_to
+from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
 from lssvwm_gym.models.inference.backend import chosen_device
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, prefill
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
 from lssvwm_gym.worlds import WORLDS
 
 AGED = "balanced"  # the profile whose step is measured by age
-
+OURS, CAUSAL = "ours", "full-causal"
 AS_IT_IS = "all"
 OBSERVED = (AS_IT_IS, "features")
 DREAMED = "fast"  # the profile that is measured beside the real world
@@ -75,23 +75,10 @@ def opened(run: Benchmark, profile: str, envs: int, **more: Any) -> tuple[Any, C
     """
     settings = dict(profile=profile, weights=run.weights, device=run.device, dtype=run.dtype, backend=run.backend) | more
     id, rng = WORLDS[run.world].id, np.random.default_rng(0)
-    env: Any
-    if envs == 1:
-        env = gymnasium.make(id, max_episode_steps=-1, **settings)
-    else:
-        env = gymnasium.make_vec(id, envs, **settings)
-    actions = int(env.unwrapped.single_action_space.n if envs > 1 else env.action_space.n)
+    env: Any = gymnasium.make(id, max_episode_steps=-1, **settings) if envs == 1 else gymnasium.make_vec(id, envs, **settings)
+    actions, size = (env.action_space, ()) if envs == 1 else (env.single_action_space, envs)
     env.reset(seed=0)
-    return env, lambda: env.step(rng.integers(actions, size=() if envs == 1 else envs))
-
-
-def seconds_of_steps(step: Callable[[], Any], run: Benchmark, title: str) -> np.ndarray:
-    """Seconds of each step after the warm-up, from the end of the one before."""
-    times = []
-    for _ in progress(range(run.warm_up + run.steps + 1), title):
-        times.append(time.perf_counter())
-        step()
-    return np.diff(times)[run.warm_up :]
+    return env, lambda: env.step(rng.integers(actions.n, size=size))
 
 
 def _speed(run: Benchmark, profile: str, envs: int) -> dict[str, Any]:
@@ -99,14 +86,11 @@ def _speed(run: Benchmark, profile: str, envs: int) -> dict[str, Any]:
     began = time.perf_counter()
     step()
     first = time.perf_counter() - began  # a backend may compile in it
-    seconds = seconds_of_steps(step, run, f"{profile}, {envs} envs")
+    seconds = seconds_of(step, run.steps, run.warm_up, title=f"{profile}, {envs} envs")
     size = state_bytes(env.unwrapped.clone_state().dream) // envs
     env.close()
     row = {"profile": profile, "passes": SAMPLING_STEPS[profile], "envs": envs, "steps_per_second": float(envs / seconds.mean())}
     return row | asdict(Times.of(seconds)) | {"state_bytes": size, "first_seconds": first}
-
-
-OURS, CAUSAL = "ours", "full-causal"
 
 
 @torch.no_grad()
@@ -142,32 +126,25 @@ def filled_cache(model: WorldModel, age: int) -> DreamState:
 def _states_at(model: WorldModel, ages: list[int]) -> list[tuple[int, DreamState]]:
     """Our states after random frames, at each of the ages."""
     device = model.token_in.weight.device
-    episode = random_episode(model.config, max(ages))
-    action, pose = episode.action.to(device)[None], relative_to(episode.pose, episode.pose[:1]).to(device)[None]
-    latent, inventory = episode.latent.float().to(device)[None], episode.inventory.to(device)[None]
+    clip = clips_at([(random_episode(model.config, max(ages)), 0)], max(ages)).to(device)
     state, at, states = first_state(model, torch.zeros(1, dtype=torch.int64, device=device)), 0, []
     for age in progress(ages, f"prefilling {max(ages)} frames"):
-        part = slice(at, age)
-        state, at = prefill(model, state, latent[:, part], action[:, part], pose[:, part], inventory[:, part]).state, age
+        state, at = prefill_further(model, state, clip[at:age]).state, age
         states.append((age, state))
     return states
 
 
 def _row(name: str, model: WorldModel, state: DreamState, age: int, run: Benchmark) -> dict[str, Any]:
-    device = model.token_in.weight.device
-    seconds = seconds_of(_step_of(model, state), run.repeats, 2, device.type, f"{name} at age {age}")
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return {"model": name, "weights": weights, "age": age, **asdict(Times.of(seconds)), "state_bytes": state_bytes(state)}
-
-
-def _step_of(model: WorldModel, state: DreamState) -> Callable[[], DreamState]:
-    """The step from this state, again and again."""
+    """What a step from this state costs, taken again and again."""
     config, device = model.config, model.token_in.weight.device
     action = torch.ones(1, dtype=torch.int64, device=device) if config.actions else torch.zeros(1, config.action_size, device=device)
-    return lambda: commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[AGED]))
 
+    def step() -> DreamState:
+        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[AGED]))
 
-_together: Barrier  # of a process that dreams: all begin their steps here
+    seconds = seconds_of(step, run.repeats, 2, device.type, f"{name} at age {age}")
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return {"model": name, "weights": weights, "age": age, **asdict(Times.of(seconds)), "state_bytes": state_bytes(state)}
 
 
 def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
@@ -192,29 +169,18 @@ def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
 
 def _dreamed(row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
     processes = row["processes"]
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(context.Barrier(processes),)) as pool:
-        seconds = list(pool.map(_dream, [(run, row["observation"])] * processes))
+    together = get_context("spawn").Barrier(processes)
+    seconds = in_processes([partial(_dream, run, row["observation"], together)] * processes, processes)
     rate = sum(run.many / each.mean() for each in seconds)
     return {"envs": run.many, "profile": DREAMED, "steps_per_second": float(rate), **asdict(Times.of(np.concatenate(seconds)))}
 
 
-def _begin(barrier: Barrier) -> None:
-    global _together
-    _together = barrier
+def _dream(run: Benchmark, observation: str, together: Barrier) -> np.ndarray:
     torch.set_num_threads(1)
-
-
-def _dream(what: tuple[Benchmark, str]) -> np.ndarray:
-    run, observation = what
-    try:
-        env, step = opened(run, DREAMED, run.many, observation=observation)
-        _together.wait()
-        seconds = seconds_of_steps(step, run, "")
-        _together.wait()  # until here the others have kept their cores busy
-    except BaseException:
-        _together.abort()  # the others would wait for ever
-        raise
+    env, step = opened(run, DREAMED, run.many, observation=observation)
+    together.wait()
+    seconds = seconds_of(step, run.steps, run.warm_up)
+    together.wait()  # until here the others have kept their cores busy
     env.close()
     return seconds
 
@@ -229,7 +195,7 @@ def _stepped(real: str, row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
         envs.reset(seed=0)
         rng, actions = np.random.default_rng(0), int(envs.single_action_space.n)
         title = f"{real}, {row['observation']}, {processes} processes"
-        seconds = seconds_of_steps(lambda: envs.step(rng.integers(actions, size=processes)), run, title)
+        seconds = seconds_of(lambda: envs.step(rng.integers(actions, size=processes)), run.steps, run.warm_up, title=title)
     finally:
         envs.close(terminate=True)
     return {"steps_per_second": float(processes / seconds.mean()), **asdict(Times.of(seconds))}

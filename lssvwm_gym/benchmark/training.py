@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, finish, free_bytes, seconds_of
+from lssvwm_gym.benchmark.machine import Times, finish, free_bytes, in_processes, seconds_of
 from lssvwm_gym.benchmark.models import trainer_of, training_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.inference.backend import chosen_device
@@ -27,9 +26,8 @@ from lssvwm_gym.training.config import WorldTraining
 from lssvwm_gym.training.optim import product_dtype
 
 IN_FLIGHT = 1.6  # bytes that a step takes for a byte that it keeps for the backward pass: gradients of the widest layer, copies
-
 CLIP = 80  # frames, as training has them
-PRODUCTS = "matrix products"
+PRODUCTS, ELEMENTWISE, OUTSIDE = "matrix products", "elementwise", "outside of operators: Python, autograd's bookkeeping"
 LAYOUT = """
 copy_ _to_copy to cat stack clone contiguous index _index gather scatter constant_pad repeat flip roll fill_ zero_ zeros ones empty new_
 select_backward slice_backward _local embedding _unsafe expand view as_strided reshape transpose permute t unsqueeze squeeze select slice
@@ -54,8 +52,8 @@ def measure_training(run: Benchmark) -> list[dict[str, Any]]:
     A length whose step would not fit into memory has `skipped`, the reason, instead of times.
     """
     cases = [(name, frames) for name in run.variants for frames in sorted(run.clips)]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        kept = list(apart.map(kept_bytes, *zip(*[_shape(run, name, frames) for name, frames in cases], strict=True)))
+    trainings = [training_of(run, name, frames, run.frames_a_step) for name, frames in cases]
+    kept = in_processes([partial(kept_bytes, training, run.objective) for training in trainings], 1)
     rows, first = [], dict[str, float]()
     for (name, frames), size in zip(cases, kept, strict=True):
         row = _length(run, name, frames, size)
@@ -66,13 +64,15 @@ def measure_training(run: Benchmark) -> list[dict[str, Any]]:
     return rows
 
 
-def kept_bytes(config: WorldModelConfig, rows: int, frames: int, objective: str) -> int:
+def kept_bytes(training: WorldTraining, objective: str) -> int:
     """Bytes that autograd keeps for the backward pass of a step, in float32; found out with tensors that have shapes and no numbers.
 
     For a process of its own: constants that the model keeps would be without numbers from then on.
     """
-    read_only = None if objective == "diffusion_forcing" else (True, False) * frames
-    frames = frames if read_only is None else 2 * frames
+    (stage,) = training.curriculum
+    config, rows = training.model, training.rows(stage)
+    read_only = None if objective == "diffusion_forcing" else (True, False) * stage.frames
+    frames = len(read_only or range(stage.frames))
     kept = SavedForBackward()
     with FakeTensorMode(allow_non_fake_inputs=True), kept:
         inputs, model = inputs_like(config, rows, frames), WorldModel(config)
@@ -80,38 +80,16 @@ def kept_bytes(config: WorldModelConfig, rows: int, frames: int, objective: str)
     return sum(kept.sizes.values())
 
 
-def stepping(run: Benchmark, name: str, frames: int, frames_a_step: int) -> Callable[[], Any]:
-    """The training step of a variant on random clips, again and again."""
-    trainer = trainer_of(training_of(run, name, frames, frames_a_step))
-    return trainer.train_step
-
-
-def _training(run: Benchmark, name: str, frames: int) -> WorldTraining:
-    training = training_of(run, name, frames, run.frames_a_step)
-    if name == "full-causal":  # sees all of a clip, and no more than that
-        training = replace(training, model=replace(training.model, window=frames))
-    return training
-
-
-def _shape(run: Benchmark, name: str, frames: int) -> tuple[WorldModelConfig, int, int, str]:
-    training = _training(run, name, frames)
-    return training.model, training.rows(training.curriculum[0]), frames, run.objective
-
-
 def _length(run: Benchmark, name: str, frames: int, kept: int) -> dict[str, Any]:
-    training = _training(run, name, frames)
+    training = training_of(run, name, frames, run.frames_a_step)
     clips, free = training.rows(training.curriculum[0]), free_bytes()
     row: dict[str, Any] = {"variant": name, "clip": frames, "clips": clips, "frames": clips * frames, "kept_bytes": kept}
     if chosen_device(run.device) == "cpu" and free is not None and kept * IN_FLIGHT > run.memory * free:
         needs, may = kept * IN_FLIGHT / 1e9, run.memory * free / 1e9
         return row | {"skipped": f"a step would take about {needs:.0f} GB of memory, and --memory {run.memory} leaves {may:.0f} GB"}
     trainer = trainer_of(training)
-    seconds = seconds_of(trainer.train_step, run.repeats, 1, str(trainer.device), f"{name}, clips of {frames} frames")
-    times = Times.of(seconds)
+    times = Times.of(seconds_of(trainer.train_step, run.repeats, 1, str(trainer.device), f"{name}, clips of {frames} frames"))
     return row | asdict(times) | {"frames_per_second": row["frames"] / (times.ms / 1000)}
-
-
-ELEMENTWISE, OUTSIDE = "elementwise", "outside of operators: Python, autograd's bookkeeping"
 
 
 def measure_peak(run: Benchmark) -> dict[str, Any]:
@@ -119,7 +97,7 @@ def measure_peak(run: Benchmark) -> dict[str, Any]:
     device = chosen_device(run.device)
     dtype = product_dtype(run.precision, device)
     peak = matrix_peak(run.peak_size, dtype, device, run.repeats)
-    step = stepping(run, "ours", CLIP, run.peak_frames)
+    step = trainer_of(training_of(run, "ours", CLIP, run.peak_frames)).train_step
     step()
     flops = counted(step)
     times = Times.of(seconds_of(step, run.repeats, 1, device, "training steps"))
@@ -173,14 +151,10 @@ def where_it_goes(step: Callable[[], Any], steps: int, device: str) -> dict[str,
 
 def shares(times: Iterable[tuple[str, float, int]], wall: float, steps: int) -> dict[str, dict[str, float]]:
     """What names of operators, seconds in them and calls come to, of a time by the clock."""
-    seconds: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
+    seconds, calls = defaultdict[str, float](float), defaultdict[str, int](int)
     for name, spent, count in times:
-        kind = class_of(name)
-        seconds[kind] += spent
-        calls[kind] += count
-    if OUTSIDE not in seconds:
-        seconds[OUTSIDE] = calls[OUTSIDE] = 0
+        seconds[class_of(name)] += spent
+        calls[class_of(name)] += count
     seconds[OUTSIDE] += max(0.0, wall - sum(seconds.values()))
     ordered = sorted(seconds, key=lambda kind: -seconds[kind])
     return {kind: {"share": seconds[kind] / wall, "calls": calls[kind] / steps} for kind in ordered}
@@ -191,10 +165,8 @@ def class_of(name: str) -> str:
     if not name.startswith("aten::"):
         return OUTSIDE
     plain = name.removeprefix("aten::")
-    for kind, beginnings in CLASSES.items():
-        if any(plain == one or (len(one) > 2 and plain.startswith(one)) for one in beginnings):
-            return kind
-    return ELEMENTWISE
+    fits = (kind for kind, names in CLASSES.items() if any(plain == one or (len(one) > 2 and plain.startswith(one)) for one in names))
+    return next(fits, ELEMENTWISE)
 
 
 class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):

@@ -22,7 +22,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.models.state import where_rows
 
 WINDOW = 8  # steps that uncertainty and familiarity are averaged over
-OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin
+OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin: the same context and actions with other noise
 
 
 class ConservativeRollouts(VectorWrapper):

@@ -10,25 +10,30 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
-from lssvwm_gym.evaluation.rollouts import decode_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_real_episodes
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
 MEMORY = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
 INVENTORY = ("crafting", "inventory", "milestones")
-MEMORIES = ("own", "stranger", "emptied", "shuffled", "estimated_poses", "estimated_motions")  # variants of retrieval
+MEMORIES = {  # variants of retrieval, and their names in a report
+    "own": "own memory",
+    "stranger": "stranger's memory",
+    "emptied": "emptied memory",
+    "shuffled": "shuffled poses",
+    "estimated_poses": "estimated poses",
+    "estimated_motions": "estimated motions",
+}
+IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *INVENTORY, "interruption", "cold_start")
+OTHER_WORLDS: dict[str, Any] = {"tests": PREDICTION + MEMORY + INVENTORY, "retrieval": (100,), "reasoning": (100, 50)}
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
     "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
-    "minecraft": {
-        "tests": ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *INVENTORY, "interruption", "cold_start"),
-        "retrieval": (100,),
-        "reasoning": (100, 50),
-    },
+    "minecraft": OTHER_WORLDS | {"tests": IN_BLOCKS},
 }
-OTHER_WORLDS: dict[str, Any] = {"tests": PREDICTION + MEMORY + INVENTORY, "retrieval": (100,), "reasoning": (100, 50)}
 PICTURED = 3  # clips, of different episodes where there are as many
 
 
@@ -51,7 +56,7 @@ class Evaluation:
     context: int = 100  # real frames before the dream
     ahead: int = 50  # frames of open-loop dream
     retrieval: tuple[int, ...] = ()  # frames of context, revisited in reverse
-    memories: tuple[str, ...] = MEMORIES  # variants of retrieval, estimated_poses of reasoning too; own is enough to compare models
+    memories: tuple[str, ...] = tuple(MEMORIES)  # variants of retrieval, estimated_poses of reasoning too; own is enough to compare models
     reasoning: tuple[int, int] = (0, 0)  # frames of context, frames generated
     drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
@@ -62,7 +67,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         memories = legacy.renamed_with_warning(dict.fromkeys(self.memories), legacy.MEMORIES, "memories")
         object.__setattr__(self, "memories", tuple(memories))
-        unknown = memories.keys() - set(MEMORIES)
+        unknown = memories.keys() - MEMORIES.keys()
         if unknown:
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
         named = self.world or chosen_world("", self.weights).name
@@ -89,6 +94,14 @@ class EvalContext:
             raise DoesNotApply("the episodes have no poses")
         if test in MEMORY and self.world.continuous:
             raise DoesNotApply("it revisits by unknown actions, which only discrete ones have")
+
+    def prefilled(self, clips: Segment) -> DreamState:
+        """The state after real frames at their true poses."""
+        return prefill_clips(self.weights.world_model, clips, self.run.seed)
+
+    def generated(self, state: DreamState, clips: Segment) -> Tensor:
+        """Frames (B, T, height, width, 3) dreamed at a clip's poses and motions."""
+        return decode_clips(self.weights, dream_at_poses(self.weights.world_model, state, clips, self.run.steps))
 
     def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
         """PSNR and SSIM of latents (B, T, N, C), decoded, against real frames."""

@@ -22,31 +22,20 @@ from lssvwm_gym.io.json_config import write_json
 
 __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
-TESTS: dict[str, Callable[[EvalContext], dict[str, Any]]] = {
-    "reconstruction": reconstruction,
-    "next_frame": next_frame,
-    "open_loop": open_loop,
-    "reward": reward,
-    "reward_ahead": reward_ahead,
-    "retrieval": retrieval,
-    "reasoning": reasoning,
-    "drift": drift,
-    "interruption": interruption,
-    "identity": identity,
-    "cold_start": cold_start,
-    "crafting": crafting,
-    "inventory": inventory,
-    "milestones": milestones,
-}
+FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
+    *(reconstruction, next_frame, open_loop, reward, reward_ahead),
+    *(retrieval, reasoning, drift, interruption, identity, cold_start),
+    *(crafting, inventory, milestones),
+)
+TESTS = {test.__name__: test for test in FUNCTIONS}
 
 
 @torch.no_grad()
 def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, Any]:
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
-    The JSON is written after every test, so that one that fails costs none of those before it. An open context
-    may be given; what the tests keep for figures is found there. Tests that do not apply to the world are named in `skipped`,
-    with the reason.
+    The JSON is written after every test, so that one that fails costs none of those before it. Tests that do not apply to the world
+    are named in `skipped`, with the reason. A context that is given holds what the tests keep for figures.
 
     Raises:
         ValueError: a test or a world that doesn't exist, or episodes too short for a test.

@@ -131,11 +131,9 @@ def _sheet_of_steps(path: Path, rows: dict[str, Tensor]) -> Path:
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
     """A figure of matplotlib, in inches, that needs no display, and its axes beside each other, with a grid."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, score
-from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, dream_at_poses
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.segment import Segment
@@ -33,7 +33,7 @@ def cold_start(context: EvalContext) -> dict[str, Any]:
     dream, state = dream_along(model, state, clips, run.steps, true_motion=False)
     back = _reversed(clips, dream.pose, model.config.actions)
     there = decode_clips(context.weights, dream.latent)
-    again = decode_clips(context.weights, dream_at_poses(model, state, back, run.steps))
+    again = context.generated(state, back)
     first = there[:, :-1].flip(1)  # in the reversed order
     order = torch.randperm(again.shape[1], generator=torch.Generator().manual_seed(run.seed))
     context.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})

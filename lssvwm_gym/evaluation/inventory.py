@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
-from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_clips, prefill_further
+from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec
@@ -52,18 +52,17 @@ def crafting(context: EvalContext) -> dict[str, Any]:
     they were predicted to. All other steps should change nothing.
     """
     _check_applies(context.world)
-    model, run = context.weights.world_model, context.run
+    model, ahead = context.weights.world_model, context.run.ahead
     clips = cut_clips(context.episodes, min(len(episode.frames) for episode in context.episodes), 1)
-    start = prefill_clips(model, clips[:1], run.seed)
-    features = prefill_further(model, start, clips[1:]).features
     later = clips[1:]
+    features = prefill_further(model, context.prefilled(clips[:1]), later).features
     assert model.inventory_head is not None
     predicted = model.inventory_head.after(features, later.before, later.action) - later.before
     before, after, tried = _inventory_rollouts(context, clips)
     return {
         **step_scores(context.world, "real frames", later, predicted),
-        **step_scores(context.world, "dreamed frames", clips[run.ahead :], after - before),
-        **_own_crafts(context.world, "dreamed frames", clips.action[:, run.ahead :], before, after - before),
+        **step_scores(context.world, "dreamed frames", clips[ahead:], after - before),
+        **_own_crafts(context.world, "dreamed frames", clips.action[:, ahead:], before, after - before),
         **tried,
     }
 
@@ -76,10 +75,13 @@ def inventory(context: EvalContext) -> dict[str, Any]:
     """
     _check_applies(context.world)
     model, run = context.weights.world_model, context.run
-    places = [(episode, end + 1 - run.context) for episode in context.episodes for end in _carrying(episode, run.context, run.clips)]
+    places = []
+    for episode in context.episodes:
+        carried = episode.inventory.any(1) & (torch.arange(len(episode)) >= run.context - 1)
+        places += [(episode, end + 1 - run.context) for end in _spread(carried, run.clips)]
     if not places:
         raise ValueError(f"in no episode is anything carried after {run.context} frames")
-    state = prefill_clips(model, clips_at(places, run.context), run.seed)
+    state = context.prefilled(clips_at(places, run.context))
     begun, results = state.inventory, {}
     actions = detour(context.world, len(places), run.detour, run.seed)
     for step, action in enumerate(tqdm(actions.unbind(1), desc="detour", leave=False), 1):
@@ -144,9 +146,13 @@ def step_scores(world: WorldSpec, name: str, clips: Segment, predicted: Tensor) 
         "digging and placing, precision": (changed, work & predicts),
         "false changes in all other steps": (predicts, ~(crafts | work)),
     }
-    results: dict[str, Any] = {f"{name}: {case}": share(hits[among]) for case, (hits, among) in cases.items() if among.any()}
     gained = (predicted.clamp(min=0).sum(-1)[work].sum() / real.clamp(min=0).sum(-1)[work].sum().clamp(min=1)).item()
-    return results | {f"{name}: items dug for each that was really dug": gained}
+    return _shares(name, cases) | {f"{name}: items dug for each that was really dug": gained}
+
+
+def _shares(name: str, cases: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Of each case the share of hits among its steps, both bool; cases without steps are left out."""
+    return {f"{name}: {case}": share(hits[among]) for case, (hits, among) in cases.items() if among.any()}
 
 
 def detour(world: WorldSpec, rows: int, frames: int, seed: int) -> Tensor:
@@ -161,10 +167,10 @@ def detour(world: WorldSpec, rows: int, frames: int, seed: int) -> Tensor:
     return torch.tensor(rows_of_actions)
 
 
-def _inventory_rollouts(context: EvalContext, clips: Segment) -> tuple[Tensor, Tensor, dict[str, Score]]:
+def _inventory_rollouts(context: EvalContext, clips: Segment) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """A dream's inventory before and after each frame from `ahead` on, (B, T, V), in pieces; scores of crafts tried between them."""
     model, run, piece = context.weights.world_model, context.run, context.run.ahead
-    state = prefill_clips(model, clips[:piece], run.seed)
+    state = context.prefilled(clips[:piece])
     before, after, tries = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
     for start in range(piece, len(clips), piece):
         tries += _tried(context, state)
@@ -173,7 +179,10 @@ def _inventory_rollouts(context: EvalContext, clips: Segment) -> tuple[Tensor, T
         before.append(torch.cat([state.inventory.unsqueeze(1), counts[:, :-1]], 1))
         after.append(counts)
         state = prefill_further(model, state, future).state
-    return torch.cat(before, 1), torch.cat(after, 1), _of_tries(tries)
+    due, made = (torch.cat(column) for column in zip(*tries, strict=True))
+    possible, right = due.any(-1), (due == made).all(-1)
+    cases = {"possible ones right": (right, possible), "impossible ones without effect": (right, ~possible)}
+    return torch.cat(before, 1), torch.cat(after, 1), _shares("crafts tried", cases)
 
 
 def _tried(context: EvalContext, state: DreamState) -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,22 +194,15 @@ def _tried(context: EvalContext, state: DreamState) -> Iterator[tuple[Tensor, Te
         yield by_recipe(world, state.inventory, action), after.inventory - state.inventory
 
 
-def _of_tries(tries: list[tuple[Tensor, Tensor]]) -> dict[str, Score]:
-    due, made = (torch.cat(column) for column in zip(*tries, strict=True))
-    possible, right = due.any(-1), (due == made).all(-1)
-    cases = {"possible ones right": possible, "impossible ones without effect": ~possible}
-    return {f"crafts tried: {case}": share(right[among]) for case, among in cases.items() if among.any()}
-
-
-def _own_crafts(world: WorldSpec, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Score]:
+def _own_crafts(world: WorldSpec, name: str, action: Tensor, before: Tensor, made: Tensor) -> dict[str, Any]:
     """Changes that a dream made by actions (B, T), against what the recipes make of its own inventory before them, both (B, T, V)."""
     due = by_recipe(world, before, action)
     crafts, possible, right = _among(world, action, RECIPES), due.any(-1), (due == made).all(-1)
     cases = {
-        "possible crafts right, by the dream's own inventory": possible,
-        "impossible crafts without effect, by its own inventory": ~possible,
+        "possible crafts right, by the dream's own inventory": (right, crafts & possible),
+        "impossible crafts without effect, by its own inventory": (right, crafts & ~possible),
     }
-    return {f"{name}: {case}": share(right[among & crafts]) for case, among in cases.items() if (among & crafts).any()}
+    return _shares(name, cases)
 
 
 def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Segment]:
@@ -223,7 +225,7 @@ def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], nu
     if context.run.steps not in profiles:
         raise ValueError(f"milestones are tried in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
     world, dream = context.world, Dream(context.world, context.weights, profiles[context.run.steps])
-    state = prefill_clips(context.weights.world_model, past, context.run.seed)._replace(seed=torch.tensor([number]))
+    state = context.prefilled(past)._replace(seed=torch.tensor([number]))
     counts, owned, given, due, followed = state.inventory, set[str](), list[float](), list[float](), True
     for name in [step for craft in crafts * 2 for step in (craft, PAUSE)]:
         action = torch.tensor([world.actions.index(name)])
@@ -235,12 +237,6 @@ def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], nu
         due.append(sum(value for count, value in world.milestones if count in new))
         followed = followed and torch.equal(state.inventory, counts)
     return given, due, followed
-
-
-def _carrying(episode: Segment, context: int, most: int) -> list[int]:
-    """Frames after `context` of them at which something is carried, `most` evenly spaced ones."""
-    carried = episode.inventory.any(1)
-    return _spread(carried & (torch.arange(len(carried)) >= context - 1), most)
 
 
 def _spread(wanted: Tensor, most: int) -> list[int]:

@@ -11,37 +11,20 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
+from lssvwm_gym.evaluation.context import MEMORIES, DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
-from lssvwm_gym.evaluation.rollouts import (
-    cut_clips,
-    decode_clips,
-    dream_along,
-    dream_at_poses,
-    memory_of,
-    prefill_clips,
-    prefill_without_poses,
-    with_reversal,
-)
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, memory_of, prefill_without_poses, with_reversal
 from lssvwm_gym.models.rollout import DreamState, imagine
-from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.segment import Segment, joined
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off
 FAR = 50  # frames from the turning point, from where on single views are asked for
 VIEWS = 8  # single views a clip
 REVISIT = re.compile(r"revisiting (\d+) frames, own memory: PSNR (\d+) frames since seen")  # the keys of the curve in a report
-NAMES = {
-    "own": "own memory",
-    "stranger": "stranger's memory",
-    "emptied": "emptied memory",
-    "shuffled": "shuffled poses",
-    "estimated_poses": "estimated poses",
-    "estimated_motions": "estimated motions",
-}
-
 GRID = 6  # patches a side
 COLOURS = 12  # classes
+MOST_PATCHES = 20_000  # among which they are found
 COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 
 
@@ -82,18 +65,16 @@ def retrieval(context: EvalContext) -> dict[str, Any]:
 
 def revisit(context: EvalContext, frames: int) -> Revisit:
     """The clips of `frames` frames of every episode, prefilled at their true poses, and their reversed trajectories."""
-    model = context.weights.world_model
-    clips = with_reversal(cut_clips(context.episodes, frames, context.run.clips), model.config.actions)
-    past = clips[:frames]
-    return Revisit(past, prefill_clips(model, past, context.run.seed), clips[frames:])
+    unknown_action = context.weights.world_model.config.actions
+    clips = with_reversal(cut_clips(context.episodes, frames, context.run.clips), unknown_action)
+    return Revisit(clips[:frames], context.prefilled(clips[:frames]), clips[frames:])
 
 
 def recalled_frames(context: EvalContext, visit: Revisit) -> Tensor:
     """What is generated along the reversed trajectory from own memory, (B, T, height, width, 3) uint8; once for each length."""
     frames = len(visit.past)
     if frames not in context.recalled:
-        latent = dream_at_poses(context.weights.world_model, visit.state, visit.back, context.run.steps)
-        context.recalled[frames] = decode_clips(context.weights, latent)
+        context.recalled[frames] = context.generated(visit.state, visit.back)
     return context.recalled[frames]
 
 
@@ -114,15 +95,15 @@ def _retrieval(context: EvalContext, frames: int, name: str) -> dict[str, Any]:
     truth, own = visit.back.frames, None
     results: dict[str, Any] = {}
     pictures = {"truth": truth, "autoencoder": decode_clips(context.weights, visit.back.latent)}
-    for memory in sorted(run.memories, key=list(NAMES).index):
-        pictures[NAMES[memory]] = dreamed = _generated(context, visit, memory)
-        results |= _scores(context, visit, f"{name}, {NAMES[memory]}", dreamed)
+    for memory in (memory for memory in MEMORIES if memory in run.memories):
+        pictures[MEMORIES[memory]] = dreamed = _generated(context, visit, memory)
+        results |= _scores(context, visit, f"{name}, {MEMORIES[memory]}", dreamed)
         quality = context.quality(dreamed, truth)
         if memory == "own":
             own = quality
             results |= _revisits(quality, name) | _single_views(context, visit, name)
         elif own is not None:
-            results[f"{name}, cost of {NAMES[memory]} (dB)"] = score(own - quality)
+            results[f"{name}, cost of {MEMORIES[memory]} (dB)"] = score(own - quality)
     if frames == max(run.retrieval):
         context.keep("retrieval", pictures)
     return results | _scores(context, visit, f"{name}, last frame repeated", visit.past.frames[:, -1:].expand_as(truth))
@@ -144,28 +125,22 @@ def _scores(context: EvalContext, visit: Revisit, name: str, dreamed: Tensor) ->
 
 def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
     """Frames generated along the reversed trajectory, in one of the variants."""
-    model, steps, back = context.weights.world_model, context.run.steps, visit.back
+    model, run, back = context.weights.world_model, context.run, visit.back
     if memory == "own":
         return recalled_frames(context, visit)
-    if memory == "estimated_poses":
-        state = prefill_without_poses(model, visit.past, context.run.seed).state
-        latent = dream_along(model, state, back, steps, true_motion=True)[0].latent
-    elif memory == "estimated_motions":
-        latent = dream_along(model, visit.state, back, steps, true_motion=False)[0].latent
-    elif memory == "shuffled":
-        order = torch.randperm(len(back), generator=torch.Generator().manual_seed(context.run.seed))
-        latent = dream_at_poses(model, visit.state, dataclasses.replace(back, pose=back.pose[:, order]), steps)
-    else:
-        other = _stranger(context, visit) if memory == "stranger" else None
-        latent = dream_at_poses(model, memory_of(visit.state, other), back, steps)
-    return decode_clips(context.weights, latent)
-
-
-def _stranger(context: EvalContext, visit: Revisit) -> int:
-    """How many rows before is a clip of another episode."""
-    if len(visit.past.frames) == context.run.clips:
-        raise ValueError(f"a stranger's memory needs two episodes of {len(visit.past)} frames; leave it out: --memories own shuffled ...")
-    return context.run.clips
+    if memory == "shuffled":
+        order = torch.randperm(len(back), generator=torch.Generator().manual_seed(run.seed))
+        return context.generated(visit.state, dataclasses.replace(back, pose=back.pose[:, order]))
+    if memory == "emptied":
+        return context.generated(memory_of(visit.state, None), back)
+    if memory == "stranger":
+        if visit.past.batch == run.clips:
+            frames = len(visit.past)
+            raise ValueError(f"a stranger's memory needs two episodes of {frames} frames; leave it out: --memories own shuffled ...")
+        return context.generated(memory_of(visit.state, run.clips), back)
+    true_motion = memory == "estimated_poses"
+    state = prefill_without_poses(model, visit.past, run.seed).state if true_motion else visit.state
+    return decode_clips(context.weights, dream_along(model, state, back, run.steps, true_motion)[0].latent)
 
 
 def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
@@ -204,7 +179,8 @@ def identity(context: EvalContext) -> dict[str, Any]:
         raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
     visit = revisit(context, context.run.retrieval[0])
     dreamed = recalled_frames(context, visit)
-    colours = _found_colours(patches(visit.past.frames, context.world.border).flatten(0, -2))
+    seen = patches(visit.past.frames, context.world.border).flatten(0, -2)
+    colours = k_means(seen[:: -(-len(seen) // MOST_PATCHES)], COLOURS)
     classes = {name: _classes(context, frames, colours) for name, frames in (("truth", visit.back.frames), ("dream", dreamed))}
     classes["autoencoder"] = _classes(context, decode_clips(context.weights, visit.back.latent), colours)
     order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(context.run.seed))
@@ -243,10 +219,6 @@ def k_means(points: Tensor, count: int, rounds: int = 25) -> Tensor:
     return centres
 
 
-def _found_colours(points: Tensor, most: int = 20_000) -> Tensor:
-    return k_means(points[:: -(-len(points) // most)], COLOURS)
-
-
 def _classes(context: EvalContext, frames: Tensor, colours: Tensor) -> Tensor:
     """(B, T, GRID * GRID)"""
     return nearest(patches(frames, context.world.border), colours)
@@ -266,7 +238,8 @@ def interruption(context: EvalContext) -> dict[str, Any]:
     for kind in ("noise", "black"):
         for frames in context.run.interruption:
             name = f"{frames} of {kind}"
-            pictures[name] = dreamed = _interrupted_frames(context, visit, interrupted(context, visit.past, kind, frames))
+            state = context.prefilled(interrupted(context, visit.past, kind, frames))
+            pictures[name] = dreamed = context.generated(state, visit.back)
             cost = own - context.quality(dreamed, truth)
             results[f"{name}: PSNR"] = score(own - cost)
             results[f"{name}: cost (dB)"] = score(cost)
@@ -279,18 +252,9 @@ def interrupted(context: EvalContext, past: Segment, kind: str, frames: int) -> 
     """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
     if frames >= len(past):
         raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
-    generator = torch.Generator().manual_seed(context.run.seed)
-    shape = past.frames[:, -frames:].shape
-    noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    generator, end = torch.Generator().manual_seed(context.run.seed), past[-frames:]
+    noise = torch.randint(256, end.frames.shape, generator=generator, dtype=torch.uint8)
     pixels = noise if kind == "noise" else torch.zeros_like(noise)
-    latent = torch.cat([context.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]).unflatten(0, shape[:2])
-    return dataclasses.replace(past, frames=_ended(past.frames, pixels), latent=_ended(past.latent, latent))
-
-
-def _interrupted_frames(context: EvalContext, visit: Revisit, past: Segment) -> Tensor:
-    model, run = context.weights.world_model, context.run
-    return decode_clips(context.weights, dream_at_poses(model, prefill_clips(model, past, run.seed), visit.back, run.steps))
-
-
-def _ended(clips: Tensor, end: Tensor) -> Tensor:
-    return torch.cat([clips[:, : -end.shape[1]], end], 1)
+    latents = [context.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]
+    end = dataclasses.replace(end, frames=pixels, latent=torch.cat(latents).view_as(end.latent))
+    return joined([past[:-frames], end], lambda parts: torch.cat(parts, 1))

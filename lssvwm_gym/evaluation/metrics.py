@@ -40,8 +40,8 @@ def masked_score(values: Tensor, mask: Tensor) -> Score | None:
     clips = mask.any(1)
     if not clips.any():
         return None
-    kept, weight = values[clips].double(), mask[clips].double()
-    return score((kept * weight).sum(1) / weight.sum(1))
+    weight = mask[clips].double()
+    return score((values[clips].double() * weight).sum(1) / weight.sum(1))
 
 
 def psnr(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:

@@ -18,8 +18,6 @@ from lssvwm_gym.evaluation.rollouts import (
     cut_clips,
     decode_clips,
     dream_along,
-    dream_at_poses,
-    prefill_clips,
     prefill_further,
     prefill_without_poses,
 )
@@ -33,9 +31,7 @@ NEAR = 3  # frames that a predicted reward may be off
 LONG = 600  # frames of a long context
 MAX_FRAMES = 12_000  # of the contexts of one batch, to bound memory
 MAX_REWARDS = 12  # of an episode, for each of the clips that are asked for
-
 HORIZONS = (10, 100, 300, 1000)  # steps
-
 SIMILAR = 0.26  # radians of heading, and of tilt, within which two views of one place show the same
 SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
 
@@ -50,7 +46,7 @@ def next_frame(context: EvalContext) -> dict[str, Any]:
     """The next frame after a real context: with the motion that the model estimates, with the true one, and the last frame repeated."""
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
-    state = prefill_clips(model, clips[: run.context], run.seed)
+    state = context.prefilled(clips[: run.context])
     estimated, true, errors, uncertain = [], [], [], []
     for t in tqdm(range(run.context, len(clips)), desc="next frames", leave=False):
         action, motion = clips.action[:, t], clips.motion[:, t]
@@ -75,7 +71,7 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
     """A dream of real actions after a real context, with estimated motion, by horizon; beside the last context frame repeated."""
     model, run = context.weights.world_model, context.run
     clips = cut_clips(context.episodes, run.context + run.ahead, run.clips)
-    state = prefill_clips(model, clips[: run.context], run.seed)
+    state = context.prefilled(clips[: run.context])
     future = clips[run.context :]
     dream, end = dream_along(model, state, future, run.steps, true_motion=False)
     dreamed = context.quality(decode_clips(context.weights, dream.latent), future.frames)
@@ -92,15 +88,19 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
 
 def reward(context: EvalContext) -> dict[str, Any]:
     """The reward head on real frames: precision, recall, F1 over all frames of all episodes. Not where milestones give the rewards."""
-    if context.world.milestones:
-        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
+    _check_reward_head(context)
     model = context.weights.world_model
     frames = min(len(episode.frames) for episode in context.episodes)
     clips = cut_clips(context.episodes, frames, 1)
-    features = prefill_further(model, prefill_clips(model, clips[:1]), clips[1:]).features
+    features = prefill_further(model, context.prefilled(clips[:1]), clips[1:]).features
     predicted = model.reward_head(features).argmax(-1) > 0
     precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
     return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
+
+
+def _check_reward_head(context: EvalContext) -> None:
+    if context.world.milestones:
+        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
 
 
 def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
@@ -119,8 +119,7 @@ def reward_ahead(context: EvalContext) -> dict[str, Any]:
     that long, after 600: what was never seen can't be predicted, and after so many most of a maze has been. Rewards with fewer
     frames before them don't count.
     """
-    if context.world.milestones:
-        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
+    _check_reward_head(context)
     frames, results = context.run.context, rewards_ahead(context, context.run.context)
     if not results:
         raise DoesNotApply(f"no reward has {frames + LEADS[-1]} frames before it")
@@ -130,13 +129,13 @@ def reward_ahead(context: EvalContext) -> dict[str, Any]:
 
 def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
     """Rewards of dreams begun after `frames` frames and more; empty where no reward has that much before it."""
-    model, run, before = context.weights.world_model, context.run, frames + LEADS[-1]
-    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MAX_REWARDS * run.clips)]
+    before = frames + LEADS[-1]
+    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MAX_REWARDS * context.run.clips)]
     if not places:
         return {}
     batch = max(1, MAX_FRAMES // before)
     parts = [places[at : at + batch] for at in range(0, len(places), batch)]
-    columns = [list(_reward_rollouts(model, clips_at(part, before + NEAR + 1), frames, run)) for part in parts]
+    columns = [list(_reward_rollouts(context, clips_at(part, before + NEAR + 1), frames)) for part in parts]
     results: dict[str, Any] = {"rewards": len(places)}
     for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):
         predicted, real = (torch.cat(column) for column in zip(*some, strict=True))
@@ -147,14 +146,14 @@ def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
     return results
 
 
-def _reward_rollouts(model: WorldModel, clips: Segment, context: int, run: Evaluation) -> Iterator[tuple[Tensor, Tensor]]:
+def _reward_rollouts(context: EvalContext, clips: Segment, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Predicted and recorded rewards along some clips, bool (B, T): from the longest dreams to the shortest."""
-    state, at, before = prefill_clips(model, clips[: context + 1], run.seed), context + 1, context + LEADS[-1]
+    model, state, at = context.weights.world_model, context.prefilled(clips[: frames + 1]), frames + 1
     for lead in sorted(LEADS, reverse=True):
-        upto = before - lead + 1
+        upto = frames + LEADS[-1] - lead + 1
         if upto > at:
             state, at = prefill_further(model, state, clips[at:upto]).state, upto
-        yield predicted_rewards(model, state, clips[upto:], run.steps), clips[upto:].reward > 0
+        yield predicted_rewards(model, state, clips[upto:], context.run.steps), clips[upto:].reward > 0
 
 
 def predicted_rewards(model: WorldModel, state: DreamState, clips: Segment, steps: int) -> Tensor:
@@ -176,8 +175,7 @@ def _before_rewards(episode: Segment, before: int, most: int) -> list[tuple[Segm
 
 def _widened(events: Tensor) -> Tensor:
     """Frames (B, T) at most `NEAR` from an event."""
-    spread = torch.nn.functional.max_pool1d(events.float()[:, None], 2 * NEAR + 1, 1, NEAR)
-    return spread[:, 0] > 0
+    return torch.nn.functional.max_pool1d(events.float(), 2 * NEAR + 1, 1, NEAR) > 0
 
 
 def drift(context: EvalContext) -> dict[str, Any]:
@@ -198,7 +196,7 @@ def drift(context: EvalContext) -> dict[str, Any]:
     clips = cut_clips(context.episodes, frames, 1)
     corrected, uncorrected = (prefill_without_poses(model, clips, run.seed, odometry).pose for odometry in (True, False))
     past, future = clips[: run.context], clips[run.context :]
-    dream, _ = dream_along(model, prefill_clips(model, past, run.seed), future, run.steps, true_motion=False)
+    dream, _ = dream_along(model, context.prefilled(past), future, run.steps, true_motion=False)
     dreamed = torch.cat([past.pose[:, -1:], dream.pose], 1)
     context.kept["drift"] = {"true": clips.pose, "real frames": corrected, "dreamed frames": dreamed}
     return {
@@ -238,7 +236,7 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
     clips = cut_clips(context.episodes, length + ahead, run.clips)
     past, future = clips[:length], clips[length:]
     truth, name = future.frames, f"{length} context + {ahead} generated frames"
-    generated = decode_clips(context.weights, dream_at_poses(model, prefill_clips(model, past, run.seed), future, run.steps))
+    generated = context.generated(context.prefilled(past), future)
     pictures = {"truth": truth, "true poses": generated}
     results = context.frame_scores(f"{name}, true poses:", generated, truth)
     since = frames_since_seen(past.pose, future.pose, context.world.length_scale)

@@ -1,4 +1,4 @@
-"""Segment of real episodes, the state after them, and dreams along them."""
+"""Segments of real episodes, the state after them, and dreams along them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import episode_paths, read_episode
-from lssvwm_gym.data.segments import encode_episode
+from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
 from lssvwm_gym.models.rollout import DreamState, Prefilled, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment, joined
@@ -23,9 +23,8 @@ from lssvwm_gym.models.world_model import WorldModel
 
 def read_real_episodes(folder: Path, weights: Weights) -> list[Segment]:
     """All episodes of a folder, encoded by the weights' autoencoder."""
-    paths = tqdm(episode_paths(folder), desc="reading", leave=False)
-    episodes = ((read_episode(path), path) for path in paths)
-    return [replace(encode_episode(path, weights.autoencoder), frames=torch.from_numpy(episode.frames)) for episode, path in episodes]
+    episodes = map(read_episode, tqdm(episode_paths(folder), desc="reading", leave=False))
+    return [replace(encoded(episode, weights.autoencoder), frames=torch.from_numpy(episode.frames)) for episode in episodes]
 
 
 def cut_clips(episodes: list[Segment], frames: int, per_episode: int) -> Segment:
@@ -48,22 +47,20 @@ def clips_at(places: list[tuple[Segment, int]], frames: int) -> Segment:
 def with_reversal(clips: Segment, unknown_action: int) -> Segment:
     """Each clip followed by its reversed trajectory, without the turning point: 2T - 1 frames."""
     frames = len(clips)
-    order = torch.cat([torch.arange(frames), torch.arange(frames - 2, -1, -1)])
-    pose = clips.pose[:, order]
-    before = torch.cat([pose[:, :1], pose[:, :-1]], 1)
-    action = torch.where(torch.arange(len(order)) < frames, clips.action[:, order], unknown_action)
-    reward = clips.reward[:, order] * (torch.arange(len(order)) < frames)
-    inventory = clips.inventory[:, order]
-    counts = torch.cat([clips.before, inventory[:, frames:]], 1)
-    motion, known = motion_between(before, pose), clips.pose_known[:, order]
-    latent, pictures = clips.latent[:, order], clips.frames[:, order]
-    return Segment(latent, action, reward, pose, inventory, counts, motion, known, frames=pictures)
+    both = clips[torch.cat([torch.arange(frames), torch.arange(frames - 2, -1, -1)])]
+    forward = torch.arange(len(both)) < frames
+    return replace(
+        both,
+        action=torch.where(forward, both.action, unknown_action),
+        reward=both.reward * forward,
+        before=torch.cat([clips.before, both.inventory[:, frames:]], 1),
+        motion=motion_between(torch.cat([both.pose[:, :1], both.pose[:, :-1]], 1), both.pose),
+    )
 
 
 def prefill_clips(model: WorldModel, clips: Segment, seed: int = 0) -> DreamState:
     """The state after real frames at their true poses."""
-    state = _before(model, clips, seed)
-    return prefill(model, state, clips.latent, clips.action, clips.pose, clips.inventory).state
+    return prefill_further(model, _before(model, clips, seed), clips).state
 
 
 def prefill_further(model: WorldModel, state: DreamState, clips: Segment) -> Prefilled:
@@ -143,5 +140,5 @@ def _cut(episode: Segment, start: int, frames: int) -> Segment:
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
     before = episode.inventory[max(0, start - 1)][None]
     counts = torch.cat([before, real.inventory[:-1]])
-    latent, told = real.latent.float(), torch.full((frames,), float(known))
-    return Segment(latent, real.action, real.reward, pose, real.inventory, counts, motion, told, frames=real.frames)
+    pose_known = torch.full((frames,), float(known))
+    return replace(real, latent=real.latent.float(), pose=pose, before=counts, motion=motion, pose_known=pose_known)

@@ -10,30 +10,8 @@ from collections.abc import Generator
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_expert import (
-    BACK,
-    COBBLESTONE,
-    CRAFT_PLANKS,
-    CRAFT_STICKS,
-    CRAFT_STONE_PICKAXE,
-    CRAFT_WOODEN_PICKAXE,
-    DIRT,
-    EYE,
-    FORWARD,
-    JUMP,
-    LEFT,
-    LOG,
-    NOOP,
-    PLACE,
-    PLANKS,
-    STICK,
-    STONE_PICKAXE,
-    TURN,
-    WOODEN_PICKAXE,
-    LuantiExpert,
-    Script,
-    wrapped,
-)
+from lssvwm_gym.real_envs.experts import luanti_expert as luanti
+from lssvwm_gym.real_envs.experts.luanti_expert import EYE, TURN, LuantiExpert, Script, wrapped
 
 REACH = 2.3  # metres from a tree at which it begins
 TRUNK = (2, 1, 3, 4)  # metres above its foot, which is in the ground, in the order of digging
@@ -41,37 +19,32 @@ SOFT = ("leaves", "grass", "tree", "dirt", "needles", "bush", "fern", "flower", 
 CENTRED = 0.19  # metres from the middle of a block at which the player, 0.6 wide, still falls through a hole of one
 
 
-BIOMES, SHARES = ("deciduous_forest", "coniferous_forest"), (0.6, 0.4)
-
-
 class LuantiChopper(LuantiExpert):
     """See `LuantiExpert`."""
 
     name = "chopper"
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__(rng)
-        self.start = {"biome": str(rng.choice(BIOMES, p=SHARES)), "trees": True}
+    biomes = (("deciduous_forest", 0.6), ("coniferous_forest", 0.4))
+    among_trees = True
 
     def play(self) -> Script:
         while True:
-            if self.inventory[STONE_PICKAXE]:
+            if self.inventory[luanti.STONE_PICKAXE]:
                 yield from self.live()
-            elif self.inventory[WOODEN_PICKAXE]:
+            elif self.inventory[luanti.WOODEN_PICKAXE]:
                 yield from self.work_stone()
-            elif 4 * self.inventory[LOG] + self.inventory[PLANKS] >= self.planks_needed():
+            elif 4 * self.inventory[luanti.LOG] + self.inventory[luanti.PLANKS] >= self.planks_needed():
                 yield from self.make_wooden_pickaxe()
             else:
                 yield from self.chop()
 
     def planks_needed(self) -> int:
-        return 3 if self.inventory[STICK] >= 2 else 4
+        return 3 if self.inventory[luanti.STICK] >= 2 else 4
 
     def live(self) -> Script:
         """All is made."""
         luck = self.rng.random()
         if luck < 0.15:
-            return (yield from self.mine(int(self.inventory[COBBLESTONE]) + self.count(1, 4)))
+            return (yield from self.mine(int(self.inventory[luanti.COBBLESTONE]) + self.count(1, 4)))
         if luck < 0.8:
             yield from self.tilt(0)
             yield from self.go_back(40)
@@ -85,18 +58,18 @@ class LuantiChopper(LuantiExpert):
 
     def make_wooden_pickaxe(self) -> Script:
         for _ in range(12):
-            if self.inventory[WOODEN_PICKAXE]:
+            if self.inventory[luanti.WOODEN_PICKAXE]:
                 return True
-            if self.inventory[PLANKS] < self.planks_needed() and self.inventory[LOG]:
-                yield CRAFT_PLANKS
-            elif self.inventory[STICK] < 2 and self.inventory[PLANKS]:
-                yield CRAFT_STICKS
-            elif self.inventory[PLANKS] >= 3:
-                yield CRAFT_WOODEN_PICKAXE
+            if self.inventory[luanti.PLANKS] < self.planks_needed() and self.inventory[luanti.LOG]:
+                yield luanti.CRAFT_PLANKS
+            elif self.inventory[luanti.STICK] < 2 and self.inventory[luanti.PLANKS]:
+                yield luanti.CRAFT_STICKS
+            elif self.inventory[luanti.PLANKS] >= 3:
+                yield luanti.CRAFT_WOODEN_PICKAXE
             else:
                 return False
             if self.chance(0.3):
-                yield NOOP
+                yield luanti.NOOP
         return False
 
     def chop(self) -> Script:
@@ -116,8 +89,8 @@ class LuantiChopper(LuantiExpert):
                 got += 1
             elif height == 1 and not got:
                 return (yield from self.detour())
-        if got and self.inventory[DIRT] and self.chance(0.2):
-            yield PLACE
+        if got and self.inventory[luanti.DIRT] and self.chance(0.2):
+            yield luanti.PLACE
         return got > 0
 
     def dig_block(self, block: list[int]) -> Script:
@@ -128,7 +101,7 @@ class LuantiChopper(LuantiExpert):
             distance = max(math.hypot(away_x, away_z) - 0.5, 0.15)
             yield from self.tilt(TURN * round(math.atan2(self.pos[1] + EYE - block[1], distance) / TURN))
             if not self.pointed():
-                yield FORWARD
+                yield luanti.FORWARD
                 continue
             is_it = self.pointed_at() == block
             if not is_it and not any(soft in self.pointed() for soft in SOFT):
@@ -141,14 +114,14 @@ class LuantiChopper(LuantiExpert):
 
     def work_stone(self) -> Script:
         """With a wooden pickaxe: three cobblestones and two sticks, and the better one."""
-        if self.inventory[COBBLESTONE] < 3:
+        if self.inventory[luanti.COBBLESTONE] < 3:
             return (yield from self.mine(self.count(3, 5)))
-        if self.inventory[STICK] >= 2:
-            yield CRAFT_STONE_PICKAXE
-        elif self.inventory[PLANKS]:
-            yield CRAFT_STICKS
-        elif self.inventory[LOG]:
-            yield CRAFT_PLANKS
+        if self.inventory[luanti.STICK] >= 2:
+            yield luanti.CRAFT_STONE_PICKAXE
+        elif self.inventory[luanti.PLANKS]:
+            yield luanti.CRAFT_STICKS
+        elif self.inventory[luanti.LOG]:
+            yield luanti.CRAFT_PLANKS
         else:
             yield from self.go_back(40)
             yield from self.chop()
@@ -162,11 +135,11 @@ class LuantiChopper(LuantiExpert):
         yield from self.face(heading)
         failures = 0
         for _ in range(40):
-            if self.inventory[COBBLESTONE] >= cobblestones:
+            if self.inventory[luanti.COBBLESTONE] >= cobblestones:
                 return True
             if self.senses["water"] or self.senses["in_water"]:
                 yield from self.tilt(0)
-                yield from self.repeat(LEFT, 6)
+                yield from self.repeat(luanti.LEFT, 6)
                 return (yield from self.wander(12))
             self.drop_crumb(0.7)
             yield from self.face(heading)
@@ -174,7 +147,7 @@ class LuantiChopper(LuantiExpert):
                 continue
             failures += 1
             feet, eyes = self.senses["solid"][:2]
-            yield JUMP if feet and not eyes else BACK if failures % 2 else FORWARD
+            yield luanti.JUMP if feet and not eyes else luanti.BACK if failures % 2 else luanti.FORWARD
             if failures > 3:
                 yield from self.tilt(0)
                 return (yield from self.detour())
@@ -183,14 +156,15 @@ class LuantiChopper(LuantiExpert):
     def _find_heading(self) -> Generator[int, None, float | None]:
         """The nearest direction along an axis in whose shafts it fits."""
         for _ in range(8):
-            fits = [quarter for quarter in range(4) if _off_centre(self.pos[0 if quarter % 2 == 0 else 2]) <= CENTRED]
+            off_centre = np.abs(self.pos - self.pos.round())[[0, 2, 0, 2]]
+            fits = np.flatnonzero(off_centre <= CENTRED).tolist()
             before_a_tree = self.senses["solid"][1] and "tree" in self.pointed()
             if fits and not before_a_tree:
                 return min((quarter * math.pi / 2 for quarter in fits), key=lambda heading: abs(wrapped(heading - self.yaw)))
             yield from self.tilt(0)
             yield from self.repeat(self.side(), self.count(1, 3))
             yield from self.stride()
-            yield NOOP
+            yield luanti.NOOP
         return None
 
     def _next_stair(self, heading: float) -> Script:
@@ -205,7 +179,7 @@ class LuantiChopper(LuantiExpert):
         if self.senses["drop"] == 0:
             return (yield from self._dig_ahead_at(x, y - 0.5, z))  # at the top of the floor
         before = self.pos
-        yield FORWARD
+        yield luanti.FORWARD
         return bool(np.abs(self.pos - before).max() >= 0.1)
 
     def _dig_ahead_at(self, x: int, y: float, z: int) -> Script:
@@ -213,7 +187,3 @@ class LuantiChopper(LuantiExpert):
         distance = max(distance, 0.1) + (0 if y == int(y) else 0.3)
         yield from self.tilt(TURN * round(math.atan2(self.pos[1] + EYE - y, distance) / TURN))
         return (yield from self.dig_pointed(24))
-
-
-def _off_centre(coordinate: float) -> float:
-    return abs(coordinate - round(coordinate))

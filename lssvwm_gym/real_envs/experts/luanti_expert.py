@@ -30,17 +30,23 @@ Script = Generator[int, None, bool]
 class LuantiExpert:
     """One episode's player, decided by `rng` and by what `LuantiEnv(senses=True)` answers.
 
-    A subclass names itself, says in `start` with which options of `reset` its episode is to begin, and plays by `play`.
+    A subclass names itself, says where its episodes are to begin, and plays by `play`.
+
+    Attributes:
+        start: options of `reset` with which the episode is to begin.
 
     Args:
         rng: draws everything that is a matter of chance.
     """
 
     name = ""
+    biomes: tuple[tuple[str, float], ...]  # in which its episodes begin, and their shares
+    among_trees = False
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.start: dict[str, Any] = {}
+        names, shares = zip(*self.biomes, strict=True)
+        self.start = {"biome": str(rng.choice(names, p=shares)), "trees": self.among_trees}
         self.crumbs: list[np.ndarray] = []  # where it has come by, to go back the same way
         self._script = self.play()
         self._burst = 0

@@ -12,17 +12,11 @@ from lssvwm_gym.real_envs.experts.luanti_expert import TURN, LuantiExpert, Scrip
 TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
 
 
-BIOMES, SHARES = ("deciduous_forest", "coniferous_forest", "grassland"), (0.45, 0.3, 0.25)
-
-
 class LuantiExplorer(LuantiExpert):
     """See `LuantiExpert`."""
 
     name = "explorer"
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__(rng)
-        self.start = {"biome": str(rng.choice(BIOMES, p=SHARES)), "trees": False}
+    biomes = (("deciduous_forest", 0.45), ("coniferous_forest", 0.3), ("grassland", 0.25))
 
     def play(self) -> Script:
         while True:

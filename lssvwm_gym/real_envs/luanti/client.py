@@ -138,19 +138,25 @@ class Client:
         keys: tuple[str, ...] = (),
         turn: tuple[int, int] = (0, 0),
         command: dict[str, Any] | None = None,
-    ) -> None:
-        """Let the next frame take `seconds`, unseen.
+        *,
+        seen: bool = False,
+    ) -> ClientFrame:
+        """Let the next frame take `seconds`.
 
         Args:
             keys: of `KEYS`, held during the frame.
             turn: degrees to the right, and down.
             command: for the server's mod: `name`, and what that command takes.
+            seen: whether the answer has its pixels and the server's account.
         """
-        self._exchange(seconds, keys, turn, command, seen=False)
-
-    def seen_frame(self, seconds: float, keys: tuple[str, ...] = (), command: dict[str, Any] | None = None) -> ClientFrame:
-        """Let the next frame take `seconds`, and look at it."""
-        return self._exchange(seconds, keys, (0, 0), command, seen=True)
+        held = sum(1 << KEYS.index(key) for key in keys)
+        text = json.dumps(command).encode() if command else b""
+        try:
+            self._send(REQUEST.pack(held, *turn, round(seconds * 1e6), seen, len(text)) + text)
+            return self._hear()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_running(self) -> bool:
@@ -207,18 +213,6 @@ class Client:
             )
         self._resources.callback(_stop, process, signal.SIGTERM if name == "xvfb" else signal.SIGKILL)
         self.processes.append(process)
-
-    def _exchange(
-        self, seconds: float, keys: tuple[str, ...], turn: tuple[int, int], command: dict[str, Any] | None, *, seen: bool
-    ) -> ClientFrame:
-        held = sum(1 << KEYS.index(key) for key in keys)
-        text = json.dumps(command).encode() if command else b""
-        try:
-            self._send(REQUEST.pack(held, *turn, round(seconds * 1e6), seen, len(text)) + text)
-            return self._hear()
-        except BaseException:
-            self.close()
-            raise
 
     def _hear(self) -> ClientFrame:
         width, height, account_bytes, in_time = ANSWER.unpack(self._receive(ANSWER.size))

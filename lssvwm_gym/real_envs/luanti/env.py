@@ -207,7 +207,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     def _open_senses(self, client: Client) -> None:
         """Have the game tell what scripted players need, or not. A game that is out of time can miss what it is told: tell it again."""
         for _ in range(TELLINGS):
-            frame = client.seen_frame(SEARCH, command={"name": "sense", "wanted": self.senses})
+            frame = client.frame(SEARCH, command={"name": "sense", "wanted": self.senses}, seen=True)
             if ("senses" in frame.account) == self.senses:
                 return
         client.close()
@@ -216,11 +216,11 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     def _land(self, client: Client, start: dict[str, Any]) -> ClientFrame:
         for _ in range(STILL_FRAMES):  # whoever is moved while he walks goes on for some centimetres
             client.frame(LANDING)
-        frame = client.seen_frame(SEARCH, command=start)
+        frame = client.frame(SEARCH, command=start, seen=True)
         for _ in range(SEARCH_FRAMES):
             if frame.account["start"]["state"] in ("standing", "nowhere"):
                 break
-            frame = client.seen_frame(SEARCH)
+            frame = client.frame(SEARCH, seen=True)
         if frame.account["start"]["state"] != "standing":
             raise RuntimeError(f"no start was found in biome {start['biome']} for seed {start['seed']}: try another seed or map_seed")
         for _ in range(LANDING_FRAMES):
@@ -229,12 +229,12 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def _fade(self, client: Client) -> ClientFrame:
         """The frame in which the picture does not change any more."""
-        frame = client.seen_frame(SETTLE)
+        frame = client.frame(SETTLE, seen=True)
         for _ in range(FADES):
             before = shrink(frame.pixels).astype(float)
             for _ in range(FADE_FRAMES):
                 client.frame(SETTLE)
-            frame = client.seen_frame(SETTLE)
+            frame = client.frame(SETTLE, seen=True)
             if np.abs(shrink(frame.pixels) - before).mean() < FADED:
                 break
         return frame
@@ -246,12 +246,12 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             client.frame(TAKE, command={"name": "hold_block"})
             client.frame(CLICK, ("place",))
             client.frame(SETTLE)
-            return client.seen_frame(SETTLE)
+            return client.frame(SETTLE, seen=True)
         keys, command = HELD.get(action, ()), self._command(action)
         client.frame(LONG_DIG if action == "dig" else LONG, keys, self._turn(action), command)
         if action == "dig":  # the client completes it a frame late
             client.frame(SETTLE, keys)
-        return client.seen_frame(SETTLE, keys)
+        return client.frame(SETTLE, keys, seen=True)
 
     def _command(self, action: str) -> dict[str, Any] | None:
         had_block, self._block_in_hand = self._block_in_hand, False
