@@ -43,6 +43,7 @@ SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
+POSES = {"told_poses": "true_poses"}  # `WorldModelObservation`
 ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
