@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
@@ -143,24 +138,6 @@ def action_space(world: WorldSpec) -> Discrete | Box:
     return Discrete(len(world.actions))
 
 
-def metadata(world: WorldSpec) -> dict[str, Any]:
-    return {"render_modes": RENDER_MODES, "render_fps": world.fps}
-
-
-def jsonable(spec: EnvSpec | None) -> EnvSpec | None:
-    """The same spec, with paths as text, for `EnvSpec.to_json` and `gymnasium.make` of what that gave."""
-    if spec is None:
-        return None
-    kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in spec.kwargs.items()}
-    return replace(spec, kwargs=kwargs)
-
-
-def checked_render_mode(render_mode: str | None) -> str | None:
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, not {render_mode!r}")
-    return render_mode
-
-
 def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
     """Whole numbers of shape `rows` within the action space, as int64 (B,); float32 (B, A) where it is a Box.
 
@@ -233,11 +210,3 @@ def checked_options(options: Any) -> dict[str, Any]:
 def draw_seed(random: np.random.Generator) -> int:
     """The seed of one dream."""
     return int(random.integers(2**31))
-
-
-def reset_needed(method: str) -> ResetNeeded:
-    return ResetNeeded(f"call reset() before {method}()")
-
-
-def warn_no_render_mode(env_id: str) -> None:
-    gymnasium.logger.warn(f'render() shows nothing without a render mode: gymnasium.make("{env_id}", render_mode="rgb_array")')
