@@ -30,9 +30,9 @@ from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWo
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 
-FILES = ("config.json", "model.safetensors", "starts.safetensors")
-LARGEST_CONFIG = 1_000_000  # bytes
 CONTEXTS = "contexts.safetensors"
+FILES = ("config.json", "model.safetensors", CONTEXTS, legacy.CONTEXTS_FILE)
+LARGEST_CONFIG = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)

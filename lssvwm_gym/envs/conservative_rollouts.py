@@ -1,4 +1,4 @@
-"""Dreams of which less counts that an agent could exploit: what a dream rewards and the real world does not.
+"""Truncation by horizon and uncertainty, and rewards that two dreams agree on: against policies that exploit errors of a dream.
 
 envs = ConservativeRollouts(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), max_steps=100, agree=True, start={"context_frames": 400})
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from gymnasium.vector import VectorWrapper
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.io import legacy
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import where_rows
 
 WINDOW = 8  # steps that uncertainty and familiarity are averaged over
@@ -26,7 +27,7 @@ OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin
 
 
 class ConservativeRollouts(VectorWrapper):
-    """A `DreamVectorEnv` whose rows are cut short, and whose rewards are doubted.
+    """A `DreamVectorEnv` whose rows are cut short, and whose rewards need not all be believed.
 
     A row that is cut is truncated, not terminated: what would have followed has a value. It begins anew within the same step, as
     a `DreamVectorEnv` does; its last frame and info are in `info["final_obs"]` and `info["final_info"]`.
@@ -57,7 +58,7 @@ class ConservativeRollouts(VectorWrapper):
         tolerance: int = 5,
         start: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(getattr(env, "unwrapped", None), DreamVectorEnv):
+        if not isinstance(dreams := getattr(env, "unwrapped", None), DreamVectorEnv):
             raise ValueError(f"ConservativeRollouts guards a DreamVectorEnv, not {env!r}")
         for name, value, least in (("max_steps", max_steps, 1), ("tolerance", tolerance, 0)):
             if value is not None and not (spaces.is_whole(value) and value >= least):
@@ -68,7 +69,7 @@ class ConservativeRollouts(VectorWrapper):
         self.start = spaces.checked_options(start)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._lately = {name: np.zeros((self.num_envs, 0)) for name, limit in self.limits.items() if limit is not None}
-        self._twin: Any = None
+        self._dreams, self._twin = dreams, cast("DreamState | None", None)
         self._agreement = Agreement(self.num_envs, tolerance)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -124,28 +125,18 @@ class ConservativeRollouts(VectorWrapper):
             past[rows] = np.nan
         self._agreement.forget(rows)
         if self.agree:
-            state = self._state()
+            state = self._dreams.clone_state().dream
             fresh = state._replace(seed=state.seed + OTHER_NOISE)
             index = torch.from_numpy(rows).to(state.seed.device)
             self._twin = fresh if self._twin is None else where_rows(index, fresh, self._twin)
 
     def _twin_goes_on(self, actions: np.ndarray) -> np.ndarray:
         """What the twins are paid for these actions, (num_envs,)."""
-        if not self.agree or self._twin is None:
+        if self._twin is None:
             return np.zeros(self.num_envs)
         dream = self._dreams.dream
-        taken = spaces.checked_actions(actions, dream.world, (self.num_envs,))
-        step = dream.step(self._twin, taken)
-        self._twin = step.state
-        return step.reward.cpu().numpy()
-
-    @property
-    def _dreams(self) -> DreamVectorEnv:
-        assert isinstance(self.unwrapped, DreamVectorEnv)
-        return self.unwrapped
-
-    def _state(self) -> Any:
-        return self._dreams.clone_state().dream
+        self._twin, reward, *_ = dream.step(self._twin, spaces.checked_actions(actions, dream.world, (self.num_envs,)))
+        return reward.cpu().numpy()
 
 
 class Agreement:

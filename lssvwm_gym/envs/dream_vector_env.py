@@ -67,8 +67,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         backend: str | Backend = "auto",
         output: str = "numpy",
     ) -> None:
-        self.output = spaces.checked_output(output)
-        self._make(open_dream(world, profile, device, weights, dtype, backend), num_envs, max_episode_steps, render_mode, observation)
+        dream = open_dream(world, profile, device, weights, dtype, backend)
+        self._make(dream, num_envs, max_episode_steps, render_mode, observation, output)
 
     @classmethod
     def continuing(
@@ -82,8 +82,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
-        envs.output = spaces.checked_output(output)
-        envs._make(dream, len(state), max_episode_steps, render_mode, observation)
+        envs._make(dream, len(state), max_episode_steps, render_mode, observation, output)
         envs.restore_state(state)
         return envs
 
@@ -116,19 +115,22 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         if stagger and max_episode_steps is None:
             raise ValueError("stagger needs max_episode_steps, after which rows end one by one")
         envs = cls.__new__(cls)
-        envs.output = spaces.checked_output(output)
-        envs._make(dream, num_envs, max_episode_steps, render_mode, observation)
+        envs._make(dream, num_envs, max_episode_steps, render_mode, observation, output)
         envs._bank, envs._stagger, envs._in_place = bank, stagger, True
         envs._generator = torch.Generator(dream.device).manual_seed(seed)
         return envs
 
-    def _make(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str) -> None:
+    def _make(
+        self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str, output: str
+    ) -> None:
+        if output not in spaces.OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(spaces.OUTPUTS)}, not {output!r}")
         max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self._set_up(dream, num_envs, render_mode, observation)
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.num_envs, self.max_episode_steps, self.output = num_envs, max_episode_steps, output
         self.single_observation_space = spaces.observation_space(dream.world, dream.weights.world_model.config, self.kind)
         self.single_action_space = spaces.action_space(dream.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -231,7 +233,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """Start new dreams in the rows of the mask and leave all others as they are."""
         rows = np.flatnonzero(mask)
         if self._bank is not None:
-            fresh = take_rows(self._bank, self._drawn(len(rows)))
+            drawn = torch.randint(len(self._bank.seed), (len(rows),), generator=self._generator, device=self.dream.device)
+            fresh = take_rows(self._bank, drawn)
         else:
             seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
             fresh = self.dream.reset(seeds, options)
@@ -246,11 +249,6 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self._now = fresh, frames
         self._steps[rows], self._begun[rows] = 0, True
         return fresh
-
-    def _drawn(self, count: int) -> Tensor:
-        """Random rows of the bank, (count,)."""
-        assert self._bank is not None
-        return torch.randint(len(self._bank.seed), (count,), generator=self._generator, device=self.dream.device)
 
     def _seed_bank(self, seed: Any, options: dict[str, Any]) -> None:
         if options:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,6 @@ from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
@@ -113,18 +112,12 @@ class Dream:
         terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
         return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
 
-    def _after_context(self, context: int, frames: int) -> DreamState:
-        """The state after so many frames of a long context; some are kept, for each takes a second or more."""
-        if (context, frames) not in self._kept:
-            if len(self._kept) >= CONTEXTS_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            past = long_context(self.weights.long_contexts, context, frames)
-            self._kept[context, frames] = self.prefill(torch.tensor([0]), past)
-        return self._kept[context, frames]
-
     @functools.cached_property
-    def _kept(self) -> dict[tuple[int, int], DreamState]:
-        return {}
+    def _after_context(self) -> Callable[[int, int], DreamState]:
+        """The state after so many frames of a long context; some are kept, for each takes a second or more."""
+        contexts = self.weights.long_contexts
+        kept = functools.lru_cache(CONTEXTS_KEPT)
+        return kept(lambda context, frames: self.prefill(torch.tensor([0]), long_context(contexts, context, frames)))
 
     @independent
     @torch.no_grad()
@@ -237,7 +230,10 @@ def open_dream(
     Raises `ValueError` for a world, profile, device, dtype or backend that doesn't exist here and for weights that don't fit the
     world, `ImportError` for "mamba" where mamba-ssm is missing, `RuntimeError` for "compiled" where there is no C++ compiler.
     """
-    world = _known(world)
+    if not isinstance(world, WorldSpec):
+        if world not in WORLDS:
+            raise ValueError(f"world must be one of {', '.join(WORLDS)} or a WorldSpec, not {world!r}")
+        world = WORLDS[world]
     if profile not in SAMPLING_STEPS:
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = chosen_device(device)
@@ -249,18 +245,11 @@ def open_dream(
     return dream
 
 
-def _known(world: str | WorldSpec) -> WorldSpec:
-    if isinstance(world, WorldSpec):
-        return world
-    if world not in WORLDS:
-        raise ValueError(f"world must be one of {', '.join(WORLDS)} or a World, not {world!r}")
-    return WORLDS[world]
-
-
 def _check_fit(dream: Dream, folder: Path) -> None:
     world, image, model = dream.world, dream.weights.autoencoder.config, dream.weights.world_model.config
+    actions = model.action_size if world.continuous else model.actions
     for what, found, needed in (
-        ("numbers an action" if world.continuous else "actions", *_actions(world, model)),
+        ("numbers an action" if world.continuous else "actions", actions, len(world.actions)),
         ("reward values", model.reward_values, len(world.reward_values)),
         ("pixels a side", image.image_size, world.image_size),
         ("tokens a frame in the world model", model.tokens, image.tokens),
@@ -270,11 +259,6 @@ def _check_fit(dream: Dream, folder: Path) -> None:
     ):
         if found != needed:
             raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
-
-
-def _actions(world: WorldSpec, model: WorldModelConfig) -> tuple[int, int]:
-    """Actions, or numbers of a continuous one, that the model has, and that the world needs."""
-    return model.action_size if world.continuous else model.actions, len(world.actions)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_map
 
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
@@ -47,12 +47,6 @@ def checked_observation(observation: str) -> str:
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")
     return observation
-
-
-def checked_output(output: str) -> str:
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
-    return output
 
 
 def needs_frame(observation: str) -> bool:
@@ -98,8 +92,7 @@ def batched(info: Mapping[str, Tensor], mask: Tensor) -> Info:
 
 def final(observations: Any, info: Mapping[str, Tensor], mask: Tensor) -> dict[str, Any]:
     """The last observations and infos of the rows that ended, in their places; all other rows are zeros."""
-    parts = {name: _zeroed(part, mask) for name, part in observations.items()} if isinstance(observations, dict) else observations
-    last = parts if isinstance(parts, dict) else _zeroed(parts, mask)
+    last = tree_map(lambda part: _zeroed(part, mask), observations)
     return {"final_obs": last, "_final_obs": mask.clone(), "final_info": batched(info, mask), "_final_info": mask.clone()}
 
 
@@ -127,9 +120,7 @@ def single(info: Mapping[str, Tensor]) -> Info:
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
     """One row's observation, a copy."""
-    if isinstance(observations, dict):
-        return {name: array[row].copy() for name, array in observations.items()}
-    return observations[row].copy()
+    return tree_map(lambda array: array[row].copy(), observations)
 
 
 def action_space(world: WorldSpec) -> Discrete | Box:
