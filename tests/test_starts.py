@@ -1,6 +1,7 @@
 """Where a dream starts, and every way to ask for it wrongly."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -227,3 +228,10 @@ def test_rows_start_alike_alone_and_together(tiny_weights):
             alone = dream.reset(row[None], options)
             assert torch.equal(alone.pose[0], together.pose[row])
             assert torch.allclose(alone.latent[0], together.latent[row], atol=1 / 64)
+
+
+def test_new_contexts_in_a_folder_are_noticed(tmp_path):
+    folder, other = (write_tiny_weights(tmp_path / name, openings=count) for name, count in (("one", 2), ("other", 3)))
+    assert load_weights(folder).short_contexts.batch == 2
+    shutil.copy(other / "contexts.safetensors", folder)
+    assert load_weights(folder).short_contexts.batch == 3

@@ -94,7 +94,7 @@ class ConservativeRollouts(VectorWrapper):
         if self.agree:
             rewards = self._agreement.paid(rewards, twin_pays)
         if done.any():
-            if self.start:  # the environment has begun openings of its own
+            if self.start:  # the environment has begun episodes of its own
                 observations, info = self._begin_anew(done, observations, info)
             self._begun(done)
         if cut.any():

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,15 +167,10 @@ class Dream:
         action = unknown_action(model, len(state.seed))
         return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
 
-    def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
-        """The old name of `reset`."""
-        legacy.warn("Dream.begin", "Dream.reset")
-        return self.reset(seeds, options)
+    if not TYPE_CHECKING:
 
-    def remember(self, seeds: Tensor, past: Segment) -> DreamState:
-        """The old name of `prefill`."""
-        legacy.warn("Dream.remember", "Dream.prefill")
-        return self.prefill(seeds, past)
+        def __getattr__(self, name: str) -> Any:
+            return legacy.attribute(self, name, legacy.DREAM)
 
     def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
         """`step` as it was: the next state, and on the CPU its reward, whether the episode ended, and `info` as arrays."""
