@@ -275,7 +275,7 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
     (recordings / "collecting.json").unlink()
     package(packaging)
     assert not (out / "world.json").exists()  # which would be another world's
-    with pytest.raises(ValueError, match="no episode has the 50 frames of an opening"):
+    with pytest.raises(ValueError, match="no episode has the 50 frames of a context"):
         package(dataclasses.replace(packaging, short_context_frames=50))
 
 

@@ -178,24 +178,24 @@ def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Pa
     return Segment(**tensors)
 
 
-def load_prepacked(folder: Path, device: str, arithmetic: Precision, backend: Backend = PLAIN) -> Weights:
-    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
-    return _prepacked(*_identity(folder), device, arithmetic, backend)
+def load_prepacked(folder: Path, device: str, precision: Precision, backend: Backend = PLAIN) -> Weights:
+    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that precision; once a process."""
+    return _prepacked(*_identity(folder), device, precision, backend)
 
 
 @functools.lru_cache(maxsize=8)
-def _prepacked(folder: Path, files: object, device: str, arithmetic: Precision, backend: Backend) -> Weights:
+def _prepacked(folder: Path, files: object, device: str, precision: Precision, backend: Backend) -> Weights:
     weights = _shared(folder, files, device)
     if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
         return replace(weights, world_model=world_model)
-    return prepack(weights, arithmetic) if device == "cpu" else weights
+    return prepack(weights, precision) if device == "cpu" else weights
 
 
 @independent
-def prepack(weights: Weights, arithmetic: Precision) -> Weights:
+def prepack(weights: Weights, precision: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(
         weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, arithmetic.model),
-        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, arithmetic.pictures),
+        world_model=PrepackedWorldModel.of(weights.world_model, precision.model),
+        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures),
     )

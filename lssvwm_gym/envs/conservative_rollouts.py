@@ -38,9 +38,9 @@ class ConservativeRollouts(VectorWrapper):
     | `max_steps`      | `None`  | a row is cut after so many steps                                                        |
     | `max_uncertainty` | `None`  | a row is cut when the mean of `info["uncertainty"]` over its last 8 steps is above it   |
     | `min_familiarity` | `None`  | a row is cut when the mean of `info["familiarity"]` over its last 8 steps is below it   |
-    | `agree`          | `False` | a reward counts only if a twin pays as well: a second dream of the same past and        |
+    | `agree`          | `False` | a reward counts only if a twin has one, too: a second dream of the same past and        |
     |                  |         | actions, which doubles the work                                                         |
-    | `tolerance`      | 5       | steps that both may be apart; the reward is paid when the later of them comes           |
+    | `tolerance`      | 5       | steps that both may be apart; the reward is given when the later of them comes          |
     | `start`          | `None`  | options of `reset` for every episode, as {"context_frames": 400}; `reset`'s own go first |
 
     Raises:
@@ -86,13 +86,13 @@ class ConservativeRollouts(VectorWrapper):
         return observations, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        twin_pays = self._twin_goes_on(actions)
+        twin_rewards = self._step_twins(actions)
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         done = terminated | truncated
         self._steps += 1
         cut = self._cut(info) & ~done
         if self.agree:
-            rewards = self._agreement.paid(rewards, twin_pays)
+            rewards = self._agreement.rewards(rewards, twin_rewards)
         if done.any():
             if self.start:  # the environment has begun episodes of its own
                 observations, info = self._begin_anew(done, observations, info)
@@ -130,8 +130,8 @@ class ConservativeRollouts(VectorWrapper):
             index = torch.from_numpy(rows).to(state.seed.device)
             self._twin = fresh if self._twin is None else where_rows(index, fresh, self._twin)
 
-    def _twin_goes_on(self, actions: np.ndarray) -> np.ndarray:
-        """What the twins are paid for these actions, (num_envs,)."""
+    def _step_twins(self, actions: np.ndarray) -> np.ndarray:
+        """The twins' rewards for these actions, (num_envs,)."""
         if self._twin is None:
             return np.zeros(self.num_envs)
         dream = self._dreams.dream
@@ -140,13 +140,13 @@ class ConservativeRollouts(VectorWrapper):
 
 
 class Agreement:
-    """Pairs the rewards of dreams with those of their twins: each is paid once, when the later of both has come."""
+    """Pairs the rewards of dreams with those of their twins: each is given once, when the later of both has come."""
 
     def __init__(self, rows: int, tolerance: int) -> None:
         self.tolerance, self._now = tolerance, 0
         self._waiting: list[tuple[deque[tuple[int, float]], deque[tuple[int, float]]]] = [(deque(), deque()) for _ in range(rows)]
 
-    def paid(self, rewards: np.ndarray, twins: np.ndarray) -> np.ndarray:
+    def rewards(self, rewards: np.ndarray, twins: np.ndarray) -> np.ndarray:
         """What both agree on, of one step's rewards (B,) and those of the twins; the dream's own value, not the twin's."""
         agreed = np.zeros_like(rewards)
         self._now += 1

@@ -47,6 +47,7 @@ class Step(NamedTuple):
     reward_logits: Tensor  # (B, K) of the world's reward values
 
 
+@legacy.keywords(legacy.DREAM)
 @dataclass(frozen=True, eq=False)
 class Dream:
     """A world, its weights and a profile. Has no state of its own, so any number of environments may share it."""
@@ -54,7 +55,7 @@ class Dream:
     world: WorldSpec
     weights: Weights
     profile: str
-    arithmetic: Precision = FLOAT32
+    precision: Precision = FLOAT32
     backend: Backend = PLAIN
 
     @property
@@ -182,7 +183,7 @@ class Dream:
         return self  # nothing in it changes, so copies of an environment share it
 
     def __repr__(self) -> str:
-        how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.arithmetic, backend=self.backend)
+        how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.precision, backend=self.backend)
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
 
 
@@ -233,8 +234,8 @@ def open_dream(
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = chosen_device(device)
     folder = weights_of(world, weights)
-    arithmetic, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
-    dream = Dream(world, load_prepacked(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
+    precision, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
+    dream = Dream(world, load_prepacked(folder, chosen, precision, computed), profile, precision, computed)
     _check_fit(dream, folder)
     _announce(chosen)
     return dream

@@ -36,7 +36,7 @@ STATES = {  # leaves of `DreamState`
     "peak": "inventory_peak",
     "unknown": "posterior_variance",
 }
-DREAM = {"begin": "reset", "remember": "prefill"}  # methods of `Dream`
+DREAM = {"begin": "reset", "remember": "prefill", "arithmetic": "precision"}  # methods and an attribute of `Dream`
 WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`, settings of `lssvwm-gym quantize`
 PACKAGING = {**WEIGHTS, "opening_frames": "short_context_frames", "walk_frames": "long_context_frames"}  # of `lssvwm-gym package`
 CONTEXTS_FILE = "starts.safetensors"  # in a folder of weights, for contexts.safetensors

@@ -39,14 +39,12 @@ class WorldSpec:
     actions: tuple[str, ...]  # names of the discrete actions; of the numbers of an action, where it is a Box
     keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
     fps: int  # frames a second of world time
-    reward_values: tuple[float, ...]  # what the classes of the reward head pay
+    reward_values: tuple[float, ...]  # of the classes of the reward head
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, contexts.safetensors
     inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
     max_inventory: int = 0  # bound of the observation space
-    milestones: tuple[
-        tuple[str, float], ...
-    ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
+    milestones: tuple[tuple[str, float], ...] = ()  # rewards of counts that first rise above 0 in an episode, instead of reward_values
     changes: bool = False  # whether the agent can change it, so that a place need not look as it did
     length_scale: float = 0.25  # units of length within which two views of one direction show about the same
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
