@@ -149,9 +149,9 @@ class Planner:
         """Look at frames (B, height, width, 3) uint8, and go on with what is planned for each."""
         frames, rows = observation.cpu().numpy(), np.arange(len(self.plans))
         if self._last is None:
-            self._estimator.begin(frames, rows)
+            self._estimator.reset(frames, rows)
         else:
-            self._estimator.go_on(frames, self._last)
+            self._estimator.step(frames, self._last)
         values = self._dream.weights.world_model.reward_head(self.state.features).argmax(-1).tolist()
         for row, plan in enumerate(self.plans):
             rewarded = self._dream.world.reward_values[values[row]] != 0

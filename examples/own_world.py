@@ -42,7 +42,7 @@ def main(run: OwnWorld) -> None:
         f"train world --data {out}/data --autoencoder {autoencoder} --out {out}/world --steps {run.steps} --frames-a-step {4 * run.frames} "
         f"{model} {clips} {run.actions}"
     )
-    starts = "--openings 4 --opening-frames 8 --walks 1"
+    starts = "--short-contexts 4 --short-context-frames 8 --long-contexts 1"
     command(
         f"package --autoencoder {autoencoder} --world-model {out}/world/world.safetensors --data {out}/data --out {out}/weights {starts}"
     )

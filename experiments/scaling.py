@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lssvwm_gym.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
-from lssvwm_gym.models.read_only import ReadOnly
-from lssvwm_gym.models.state import state_bytes
+from lssvwm_gym.models.state import ReadOnly, state_bytes
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
 

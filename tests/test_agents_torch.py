@@ -488,7 +488,7 @@ def test_real_environments_show_the_last_observation_of_what_ended_and_the_first
     assert info["final_obs"][0].any()
     assert not info["final_obs"][1].any()
     assert not torch.equal(info["final_obs"][0], follows[0])
-    state = corridors.envs.onlooker.state
+    state = corridors.envs.estimator.state
     assert state.world.age.tolist() == [1, 6]
     assert torch.equal(state.features[0], follows[0])
 
@@ -501,7 +501,7 @@ def test_a_learner_learns_in_real_environments_and_goes_on_with_new_episodes(cor
     assert sum(update["episodes"] for update in numbers) >= 4
     save(args, learner, dream)
     resume(args, learner, dream)
-    assert corridors.envs.onlooker.state.world.age.tolist() == [1, 1]
+    assert corridors.envs.estimator.state.world.age.tolist() == [1, 1]
 
 
 def test_real_environments_are_seen_through_the_model(dream):

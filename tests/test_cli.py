@@ -99,7 +99,7 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
         "0",
     ]
     main([*train, "--steps", "2", "--frames-a-step", "32"])
-    starts = ["--openings", "2", "--opening-frames", "4", "--walks", "1", "--walk-frames", "20"]
+    starts = ["--short-contexts", "2", "--short-context-frames", "4", "--long-contexts", "1", "--long-context-frames", "20"]
     main(["package", "--autoencoder", autoencoder, "--world-model", world_model, "--data", data, "--out", f"{out}/weights", *starts])
     assert json.loads((tmp_path / "weights/config.json").read_text())["info"]["training"]["step"] == 2
     env = gymnasium.make("lssvwm_gym:LSSVWM-MemoryMaze-v0", weights=f"{out}/weights")

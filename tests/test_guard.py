@@ -78,7 +78,7 @@ def test_rewards_count_where_a_twin_agrees(arguments):
         observation, reward, *_ = plain.step(action)
         ours = guarded.step(action)
         assert same(ours[0], observation)
-        assert same(ours[1], agreement.paid(reward, second.numpy()))
+        assert same(ours[1], agreement.rewards(reward, second.numpy()))
         paid.append((reward, second.numpy(), ours[1]))
     single, other, both = (np.stack(parts) for parts in zip(*paid, strict=True))
     assert 0 < both.sum() < single.sum()
@@ -88,11 +88,11 @@ def test_rewards_count_where_a_twin_agrees(arguments):
 def test_an_agreement_pays_once_and_late():
     agreement = Agreement(1, 2)
     single, twin = [1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 2], [0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0]
-    paid = [float(agreement.paid(np.array([a], float), np.array([b], float))[0]) for a, b in zip(single, twin, strict=True)]
+    paid = [float(agreement.rewards(np.array([a], float), np.array([b], float))[0]) for a, b in zip(single, twin, strict=True)]
     assert paid == [0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 2]
-    agreement.paid(np.array([1.0]), np.array([0.0]))
+    agreement.rewards(np.array([1.0]), np.array([0.0]))
     agreement.forget(np.array([True]))
-    assert agreement.paid(np.array([0.0]), np.array([1.0])) == 0
+    assert agreement.rewards(np.array([0.0]), np.array([1.0])) == 0
 
 
 def test_every_episode_starts_where_it_is_told(arguments):

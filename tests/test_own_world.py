@@ -266,7 +266,7 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
         tmp_path / "world.safetensors", weights.world_model.state_dict(), {"config": dataclasses.asdict(weights.world_model.config)}
     )
     out = tmp_path / "shipped"
-    packaging = Packaging(pond, tmp_path / "world.safetensors", out, recordings, openings=2, opening_frames=4, walks=1)
+    packaging = Packaging(pond, tmp_path / "world.safetensors", out, recordings, short_contexts=2, short_context_frames=4, long_contexts=1)
     package(packaging)
     env = lssvwm_gym.load(out, profile="fast")
     env.reset(seed=0, options={"context_frames": 20})
@@ -275,8 +275,8 @@ def test_what_ships_is_a_dream_with_a_card(recordings, pond, tmp_path):
     (recordings / "collecting.json").unlink()
     package(packaging)
     assert not (out / "world.json").exists()  # which would be another world's
-    with pytest.raises(ValueError, match="no episode has the 50 frames of an opening"):
-        package(dataclasses.replace(packaging, opening_frames=50))
+    with pytest.raises(ValueError, match="no episode has the 50 frames of a context"):
+        package(dataclasses.replace(packaging, short_context_frames=50))
 
 
 def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tmp_path):
@@ -296,7 +296,7 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
     other = train_autoencoder(AutoencoderTraining(out=tmp_path / "other", **training | {"encoder": None}))
     with pytest.raises(ValueError, match="has another encoder than"):
         package(dataclasses.replace(packaging, autoencoder=other))
-    with pytest.raises(ValueError, match="has no starts: name a folder with real episodes"):
+    with pytest.raises(ValueError, match="has no contexts: name a folder with real episodes"):
         package(dataclasses.replace(packaging, world_model=decoder))
 
 

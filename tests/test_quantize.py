@@ -71,7 +71,7 @@ def test_it_dreams_nearly_the_same_dream(folder, tiny_weights):
 
 
 def test_fewer_starts_can_be_kept(tiny_weights, tmp_path):
-    report = quantize(Quantizing(tmp_path / "few", weights=tiny_weights, openings=2, walks=0))
+    report = quantize(Quantizing(tmp_path / "few", weights=tiny_weights, short_contexts=2, long_contexts=0))
     few = load_weights(tmp_path / "few")
     assert (few.short_contexts.batch, few.long_contexts.batch) == (2, 0)
     assert report["bytes"]["compact"] == sum(path.stat().st_size for path in (tmp_path / "few").iterdir())
@@ -92,8 +92,8 @@ def test_the_model_card_goes_along(tmp_path):
     [
         ({"bits": 4}, "bits must be 8, not 4"),
         ({"world": "mars"}, "no world named 'mars'"),
-        ({"openings": 99}, "openings must be 0..5"),
-        ({"walks": -1}, "walks must be 0..2"),
+        ({"short_contexts": 99}, "short_contexts must be 0..5"),
+        ({"long_contexts": -1}, "long_contexts must be 0..2"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_written(tiny_weights, tmp_path, wrong, said):

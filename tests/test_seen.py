@@ -84,7 +84,7 @@ def test_the_real_world_is_seen_as_a_dream_remembers_it(dream, tmp_path, poses, 
     pytest.importorskip("av", reason="needs lssvwm_gym[video]")
     write_episode(tmp_path / "walk", walk(poses), fps=4, crf=0)
     episode = read_episode(tmp_path / "walk")
-    env = WorldModelObservation(Recorded(episode), dream, observation, told_poses=poses)
+    env = WorldModelObservation(Recorded(episode), dream, observation, true_poses=poses)
     seen, _ = env.reset()
     for frames in range(1, len(episode) + 1):
         state = dream.reset(torch.tensor([0]), {"episode": str(tmp_path / "walk.npz"), "context_frames": frames})
@@ -119,7 +119,7 @@ def test_a_dream_seen_through_the_model_has_the_dreams_own_features(tiny_weights
     """From an empty memory on, and with the dream's latents: what encoding a decoded frame loses is the autoencoder's."""
     dreamed = Dreamed(world="memory-maze", weights=tiny_weights, profile="fast", device="cpu")
     monkeypatch.setattr(type(dream.weights.autoencoder), "encode", lambda *_: dreamed.dreamed.clone_state().dream.latent)
-    env = WorldModelObservation(dreamed, dream, "features", told_poses=True)
+    env = WorldModelObservation(dreamed, dream, "features", true_poses=True)
     seen, _ = env.reset(seed=0, options={"start": "cold"})
     differences = [differ(seen, dreamed.features)]
     for action in (1, 2, 3, 1, 4, 0):
@@ -214,10 +214,10 @@ def test_counts_are_told_where_the_world_shows_them(tmp_path):
 
     env = WorldModelObservation(Bag(), dream, "features")
     seen, _ = env.reset(seed=0)
-    assert env.onlooker.state.inventory.tolist() == [[9.0] * 9]
+    assert env.estimator.state.inventory.tolist() == [[9.0] * 9]
     env.step(4)
-    assert env.onlooker.state.inventory.tolist() == [[4.0] * 9]
-    assert env.onlooker.state.inventory_peak.tolist() == [[9.0] * 9]
+    assert env.estimator.state.inventory.tolist() == [[4.0] * 9]
+    assert env.estimator.state.inventory_peak.tolist() == [[9.0] * 9]
     envs = WorldModelObservationVec(SyncVectorEnv([Bag], autoreset_mode=AutoresetMode.SAME_STEP), dream, "features")
     assert differ(envs.reset(seed=0)[0][0], seen) < 0.02
 

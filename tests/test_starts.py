@@ -1,6 +1,7 @@
 """Where a dream starts, and every way to ask for it wrongly."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs import DreamEnv, open_dream
-from lssvwm_gym.envs.simulator import WALKS_KEPT, Dream
+from lssvwm_gym.envs.simulator import CONTEXTS_KEPT, Dream
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.worlds import WORLDS
@@ -103,9 +104,9 @@ def test_a_walk_is_remembered_once(tiny_weights, monkeypatch):
     kept = tree_map(torch.clone, first)
     dream.step(first, torch.zeros(6, dtype=torch.int64))
     assert all(map(torch.equal, tree_leaves(kept), tree_leaves(dream.reset(torch.arange(6), {"context_frames": 20}))))
-    for frames in range(1, WALKS_KEPT + 2):
+    for frames in range(1, CONTEXTS_KEPT + 2):
         dream.reset(torch.tensor([0]), {"context_frames": frames})
-    assert len(dream._walked) == WALKS_KEPT
+    assert dream._after_context.cache_info().currsize == CONTEXTS_KEPT
 
 
 def test_a_cold_start_imagines_the_first_frame_too(env):
@@ -227,3 +228,10 @@ def test_rows_start_alike_alone_and_together(tiny_weights):
             alone = dream.reset(row[None], options)
             assert torch.equal(alone.pose[0], together.pose[row])
             assert torch.allclose(alone.latent[0], together.latent[row], atol=1 / 64)
+
+
+def test_new_contexts_in_a_folder_are_noticed(tmp_path):
+    folder, other = (write_tiny_weights(tmp_path / name, openings=count) for name, count in (("one", 2), ("other", 3)))
+    assert load_weights(folder).short_contexts.batch == 2
+    shutil.copy(other / "contexts.safetensors", folder)
+    assert load_weights(folder).short_contexts.batch == 3

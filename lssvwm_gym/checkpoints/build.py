@@ -44,15 +44,11 @@ def built_autoencoder(config: Any, tensors: Mapping[str, Tensor], file: Path, so
 
 def built_world_model(config: Any, tensors: Mapping[str, Tensor], file: Path, source: Path) -> WorldModel:
     """The same for a world model; a dream of it must have a state that fits into memory, too."""
-
-    def build(sizes: dict[str, Any]) -> WorldModel:
-        return WorldModel(WorldModelConfig(**sizes))
-
     try:
         config = legacy.sizes(config)
     except ValueError as error:
         raise TensorFileError(f"{source}: {error}") from None
-    model = _built(build, WorldModelConfig, config, legacy.parameters(tensors), file, source)
+    model = _built(lambda sizes: WorldModel(WorldModelConfig(**sizes)), WorldModelConfig, config, legacy.parameters(tensors), file, source)
     try:
         with AtMost(LARGEST_STATE):
             model.initial_state(1)

@@ -30,9 +30,9 @@ from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWo
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 
-FILES = ("config.json", "model.safetensors", "starts.safetensors")
-LARGEST_CONFIG = 1_000_000  # bytes
 CONTEXTS = "contexts.safetensors"
+FILES = ("config.json", "model.safetensors", CONTEXTS, legacy.CONTEXTS_FILE)
+LARGEST_CONFIG = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -153,51 +153,49 @@ def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Pa
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
-    rest: dict[str, tuple[int, ...]] = {
-        "latent": (config.tokens, config.latent_channels),
-        "action": (config.action_size,) if config.action_size else (),
-        "pose": (config.pose_size,),
-        "inventory": (config.inventory_size,),
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # shapes behind (B, T)
+        "latent": ((config.tokens, config.latent_channels), torch.float16),
+        "action": ((config.action_size,), torch.float32) if config.action_size else ((), torch.int64),
+        "pose": ((config.pose_size,), torch.float32),
+        "inventory": ((config.inventory_size,), torch.float32),
     }
-    if tensors.keys() != rest.keys():
-        raise TensorFileError(f"{path}: {name} are {in_short(sorted(tensors))}, not {sorted(rest)}")
+    if tensors.keys() != expected.keys():
+        raise TensorFileError(f"{path}: {name} are {in_short(sorted(tensors))}, not {sorted(expected)}")
     first = tensors["action"].shape[:2]
-    wrong = [f"{k} {tuple(tensors[k].shape)}" for k, shape in rest.items() if tensors[k].shape != (*first, *shape)]
+    wrong = [f"{k} {tuple(tensors[k].shape)}" for k, (shape, _) in expected.items() if tensors[k].shape != (*first, *shape)]
     if len(first) != 2 or wrong or (first[0] and not first[1]):
         raise TensorFileError(f"{path}: {name} don't fit this model or each other: {in_short(', '.join(wrong) or tuple(first))}")
-    kind = torch.float32 if config.action_size else torch.int64
-    types = {"latent": torch.float16, "action": kind, "pose": torch.float32, "inventory": torch.float32}
-    if any(tensors[k].dtype != wanted for k, wanted in types.items()):
+    types = {k: kind for k, (_, kind) in expected.items()}
+    if any(tensors[k].dtype != kind for k, kind in types.items()):
         raise TensorFileError(f"{path}: {name} are of other types than {types}")
-    known = tensors["action"] if config.actions else tensors["action"].new_zeros(0)
-    counted = tensors["inventory"]
-    if not tensors["latent"].isfinite().all() or not (counted.isfinite() & (counted >= 0)).all():
+    action, inventory = tensors["action"], tensors["inventory"]
+    if not tensors["latent"].isfinite().all() or not (inventory.isfinite() & (inventory >= 0)).all():
         raise TensorFileError(f"{path}: {name} with latents or counts that are not finite, or counts below 0")
-    if not ((known >= 0) & (known <= config.actions)).all():
+    if config.actions and not ((action >= 0) & (action <= config.actions)).all():
         raise TensorFileError(f"{path}: {name} with actions other than 0..{config.actions}")
-    if tensors["action"].is_floating_point() and tensors["action"].isinf().any():
+    if action.is_floating_point() and action.isinf().any():
         raise TensorFileError(f"{path}: {name} with actions that are not finite")
     return Segment(**tensors)
 
 
-def load_prepacked(folder: Path, device: str, arithmetic: Precision, backend: Backend = PLAIN) -> Weights:
-    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that arithmetic; once a process."""
-    return _prepacked(*_identity(folder), device, arithmetic, backend)
+def load_prepacked(folder: Path, device: str, precision: Precision, backend: Backend = PLAIN) -> Weights:
+    """`load_weights` on a backend, on a CPU with layers and decoder laid out for dreaming in that precision; once a process."""
+    return _prepacked(*_identity(folder), device, precision, backend)
 
 
 @functools.lru_cache(maxsize=8)
-def _prepacked(folder: Path, files: object, device: str, arithmetic: Precision, backend: Backend) -> Weights:
+def _prepacked(folder: Path, files: object, device: str, precision: Precision, backend: Backend) -> Weights:
     weights = _shared(folder, files, device)
     if (world_model := on_backend(weights.world_model, backend)) is not weights.world_model:  # it goes through its own layers
         return replace(weights, world_model=world_model)
-    return prepack(weights, arithmetic) if device == "cpu" else weights
+    return prepack(weights, precision) if device == "cpu" else weights
 
 
 @independent
-def prepack(weights: Weights, arithmetic: Precision) -> Weights:
+def prepack(weights: Weights, precision: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(
         weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, arithmetic.model),
-        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, arithmetic.pictures),
+        world_model=PrepackedWorldModel.of(weights.world_model, precision.model),
+        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures),
     )

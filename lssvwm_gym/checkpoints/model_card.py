@@ -115,15 +115,12 @@ def _keys(actions: tuple[str, ...]) -> dict[str, int]:
 def card(world: WorldSpec, weights: Weights, out: Path) -> str:
     """A model card for the folder, in the Hub's form."""
     trained, data = weights.info.get("training", {}), weights.info.get("starts_from", {})
-    sizes = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in (("autoencoder", weights.autoencoder), ("world model", weights.world_model))
-    }
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (weights.autoencoder, weights.world_model)]
     rows: dict[str, Any] = {
         "world": f"`{world.id}`, {len(world.actions)} {'numbers an action' if world.continuous else 'actions'}: {', '.join(world.actions)}",
         "frames": f"{world.image_size}x{world.image_size}, {world.fps} a second",
-        "autoencoder": f"{sizes['autoencoder'] / 1e6:.2f} M weights, float16",
-        "world model": f"{sizes['world model'] / 1e6:.2f} M weights, float16",
+        "autoencoder": f"{millions[0]:.2f} M weights, float16",
+        "world model": f"{millions[1]:.2f} M weights, float16",
         "trained": f"{trained.get('step', '?')} steps, {trained.get('frames', '?')} frames, {trained.get('seconds', '?')} s",
         "data": f"{data.get('episodes', '?')} episodes, fingerprint {data.get('sha256', '?')}",
         "contexts": f"{weights.short_contexts.batch} short, {weights.long_contexts.batch} long",

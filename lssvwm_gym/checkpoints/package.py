@@ -19,6 +19,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_autoencoder, read_we
 from lssvwm_gym.checkpoints.model_card import Naming, card, described, write_card
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_arrays, read_episode
 from lssvwm_gym.data.segments import encoded
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import ABSENT, Segment, joined
@@ -27,6 +28,7 @@ from lssvwm_gym.worlds import write_world
 from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 
 
+@legacy.keywords(legacy.PACKAGING)
 @dataclass(frozen=True)
 class Packaging:
     """What goes into a folder of weights."""
@@ -35,10 +37,10 @@ class Packaging:
     world_model: Path  # world.safetensors of a finished world model, checkpoint.safetensors of one under way, or a folder of weights
     out: Path  # folder to write
     data: Path | None = None  # folder with real episodes to begin dreams with; none: those that `world_model`, a folder, begins with
-    openings: int = 64
-    opening_frames: int = 16
-    walks: int = 4
-    walk_frames: int = 500  # fewer where no recording is as long
+    short_contexts: int = 64
+    short_context_frames: int = 16
+    long_contexts: int = 4
+    long_context_frames: int = 500  # fewer where no recording is as long
     seed: int = 0
     naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
@@ -46,7 +48,7 @@ class Packaging:
 def package(run: Packaging) -> Weights:
     """Write the folder and return what is in it."""
     autoencoder = load_autoencoder(run.autoencoder)
-    weights = _with_its_starts(run, autoencoder) if run.data is None else _with_starts_from(run, run.data, autoencoder)
+    weights = _with_its_contexts(run, autoencoder) if run.data is None else _with_contexts_from(run, run.data, autoencoder)
     world = described(run.naming, run.data, weights) if run.data else read_world(run.world_model) if has_record(run.world_model) else None
     save_weights(run.out, weights)
     if world is None:
@@ -57,12 +59,12 @@ def package(run: Packaging) -> Weights:
     return weights
 
 
-def _with_its_starts(run: Packaging, autoencoder: Autoencoder) -> Weights:
+def _with_its_contexts(run: Packaging, autoencoder: Autoencoder) -> Weights:
     if not run.world_model.is_dir():
-        raise ValueError(f"{run.world_model} has no starts: name a folder with real episodes (--data)")
+        raise ValueError(f"{run.world_model} has no contexts: name a folder with real episodes (--data)")
     old = read_weights(run.world_model)
     if _encoding(autoencoder) != _encoding(old.autoencoder):
-        raise ValueError(f"{run.autoencoder} has another encoder than {run.world_model}, whose starts are latents of that one: name --data")
+        raise ValueError(f"{run.autoencoder} has another encoder than {run.world_model}, whose contexts are its latents: name --data")
     return replace(old, autoencoder=autoencoder)
 
 
@@ -71,14 +73,15 @@ def _encoding(autoencoder: Autoencoder) -> str:
     return checksum({name: tensor.half() for name, tensor in autoencoder.encoding().items()}, "")
 
 
-def _with_starts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> Weights:
+def _with_contexts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> Weights:
     world_model, trained = load_world_model(run.world_model)
     paths = episode_paths(data)
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
     lengths = {path: len(read_arrays(path)["action"]) for path in paths}
-    short = _contexts(paths, lengths, run.openings, run.opening_frames, autoencoder, rng)
-    long = _contexts(paths[::-1], lengths, run.walks, min(run.walk_frames, max(lengths.values())), autoencoder, rng)
+    short = _contexts(paths, lengths, run.short_contexts, run.short_context_frames, autoencoder, rng)
+    frames = min(run.long_context_frames, max(lengths.values()))
+    long = _contexts(paths[::-1], lengths, run.long_contexts, frames, autoencoder, rng)
     return Weights(autoencoder, world_model, short, long, {"training": trained, "starts_from": fingerprint(data)})
 
 
@@ -98,7 +101,7 @@ def _contexts(
     """`count` pieces of `frames` frames at random places, one an episode as far as they go, of those that are long enough."""
     paths = [path for path in paths if lengths[path] >= frames]
     if not paths:
-        raise ValueError(f"no episode has the {frames} frames of an opening: choose fewer with --opening-frames")
+        raise ValueError(f"no episode has the {frames} frames of a context: choose fewer with --short-context-frames")
     pieces = []
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights, save_weights
+from lssvwm_gym.io import legacy
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
@@ -23,6 +24,7 @@ CARD = "README.md"
 REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym quantize`. The scores are those of the full weights.*\n\n"
 
 
+@legacy.keywords(legacy.WEIGHTS)
 @dataclass(frozen=True)
 class Quantizing:
     """What to make smaller."""
@@ -31,21 +33,21 @@ class Quantizing:
     world: str = "memory-maze"
     weights: Path | None = None  # folder of weights; the world's shipped ones if not given
     bits: int = 8  # of the weights of linear layers and convolutions
-    openings: int | None = None  # real openings to keep; all if not given
-    walks: int | None = None  # real walks to keep, which are the larger part of the starts; all if not given
+    short_contexts: int | None = None  # short contexts to keep; all if not given
+    long_contexts: int | None = None  # long contexts to keep, which are the larger part of the contexts; all if not given
 
 
 def quantize(run: Quantizing) -> dict[str, Any]:
     """Write the folder; print and return its size and error.
 
     Raises:
-        ValueError: other bits than 8, an unknown world, more starts than there are, or an `out` that is the folder itself;
+        ValueError: other bits than 8, an unknown world, more contexts than there are, or an `out` that is the folder itself;
             `TensorFileError` for a folder that can't be read.
     """
     folder = _checked(run)
     full, full_seconds = _timed(folder)
     info = full.info | {"bits": run.bits}
-    short, long = _first(full.short_contexts, run.openings, "openings"), _first(full.long_contexts, run.walks, "walks")
+    short, long = (_first(getattr(full, name), getattr(run, name), name) for name in ("short_contexts", "long_contexts"))
     kept = replace(full, short_contexts=short, long_contexts=long, info=info)
     save_weights(run.out, kept, eight_bits=True)
     if (folder / CARD).exists():

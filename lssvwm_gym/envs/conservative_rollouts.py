@@ -1,4 +1,4 @@
-"""Dreams of which less counts that an agent could exploit: what a dream rewards and the real world does not.
+"""Truncation by horizon and uncertainty, and rewards that two dreams agree on: against policies that exploit errors of a dream.
 
 envs = ConservativeRollouts(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), max_steps=100, agree=True, start={"context_frames": 400})
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from gymnasium.vector import VectorWrapper
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.io import legacy
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import where_rows
 
 WINDOW = 8  # steps that uncertainty and familiarity are averaged over
@@ -26,7 +27,7 @@ OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin: the sa
 
 
 class ConservativeRollouts(VectorWrapper):
-    """A `DreamVectorEnv` whose rows are cut short, and whose rewards are doubted.
+    """A `DreamVectorEnv` whose rows are cut short, and whose rewards need not all be believed.
 
     A row that is cut is truncated, not terminated: what would have followed has a value. It begins anew within the same step, as
     a `DreamVectorEnv` does; its last frame and info are in `info["final_obs"]` and `info["final_info"]`.
@@ -37,9 +38,9 @@ class ConservativeRollouts(VectorWrapper):
     | `max_steps`      | `None`  | a row is cut after so many steps                                                        |
     | `max_uncertainty` | `None`  | a row is cut when the mean of `info["uncertainty"]` over its last 8 steps is above it   |
     | `min_familiarity` | `None`  | a row is cut when the mean of `info["familiarity"]` over its last 8 steps is below it   |
-    | `agree`          | `False` | a reward counts only if a twin pays as well: a second dream of the same past and        |
+    | `agree`          | `False` | a reward counts only if a twin has one, too: a second dream of the same past and        |
     |                  |         | actions, which doubles the work                                                         |
-    | `tolerance`      | 5       | steps that both may be apart; the reward is paid when the later of them comes           |
+    | `tolerance`      | 5       | steps that both may be apart; the reward is given when the later of them comes          |
     | `start`          | `None`  | options of `reset` for every episode, as {"context_frames": 400}; `reset`'s own go first |
 
     Raises:
@@ -57,7 +58,7 @@ class ConservativeRollouts(VectorWrapper):
         tolerance: int = 5,
         start: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(getattr(env, "unwrapped", None), DreamVectorEnv):
+        if not isinstance(dreams := getattr(env, "unwrapped", None), DreamVectorEnv):
             raise ValueError(f"ConservativeRollouts guards a DreamVectorEnv, not {env!r}")
         for name, value, least in (("max_steps", max_steps, 1), ("tolerance", tolerance, 0)):
             if value is not None and not (spaces.is_whole(value) and value >= least):
@@ -68,7 +69,7 @@ class ConservativeRollouts(VectorWrapper):
         self.start = spaces.checked_options(start)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._lately = {name: np.zeros((self.num_envs, 0)) for name, limit in self.limits.items() if limit is not None}
-        self._twin: Any = None
+        self._dreams, self._twin = dreams, cast("DreamState | None", None)
         self._agreement = Agreement(self.num_envs, tolerance)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -85,15 +86,15 @@ class ConservativeRollouts(VectorWrapper):
         return observations, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        twin_pays = self._twin_goes_on(actions)
+        twin_rewards = self._step_twins(actions)
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         done = terminated | truncated
         self._steps += 1
         cut = self._cut(info) & ~done
         if self.agree:
-            rewards = self._agreement.paid(rewards, twin_pays)
+            rewards = self._agreement.rewards(rewards, twin_rewards)
         if done.any():
-            if self.start:  # the environment has begun openings of its own
+            if self.start:  # the environment has begun episodes of its own
                 observations, info = self._begin_anew(done, observations, info)
             self._begun(done)
         if cut.any():
@@ -124,38 +125,28 @@ class ConservativeRollouts(VectorWrapper):
             past[rows] = np.nan
         self._agreement.forget(rows)
         if self.agree:
-            state = self._state()
+            state = self._dreams.clone_state().dream
             fresh = state._replace(seed=state.seed + OTHER_NOISE)
             index = torch.from_numpy(rows).to(state.seed.device)
             self._twin = fresh if self._twin is None else where_rows(index, fresh, self._twin)
 
-    def _twin_goes_on(self, actions: np.ndarray) -> np.ndarray:
-        """What the twins are paid for these actions, (num_envs,)."""
-        if not self.agree or self._twin is None:
+    def _step_twins(self, actions: np.ndarray) -> np.ndarray:
+        """The twins' rewards for these actions, (num_envs,)."""
+        if self._twin is None:
             return np.zeros(self.num_envs)
         dream = self._dreams.dream
-        taken = spaces.checked_actions(actions, dream.world, (self.num_envs,))
-        step = dream.step(self._twin, taken)
-        self._twin = step.state
-        return step.reward.cpu().numpy()
-
-    @property
-    def _dreams(self) -> DreamVectorEnv:
-        assert isinstance(self.unwrapped, DreamVectorEnv)
-        return self.unwrapped
-
-    def _state(self) -> Any:
-        return self._dreams.clone_state().dream
+        self._twin, reward, *_ = dream.step(self._twin, spaces.checked_actions(actions, dream.world, (self.num_envs,)))
+        return reward.cpu().numpy()
 
 
 class Agreement:
-    """Pairs the rewards of dreams with those of their twins: each is paid once, when the later of both has come."""
+    """Pairs the rewards of dreams with those of their twins: each is given once, when the later of both has come."""
 
     def __init__(self, rows: int, tolerance: int) -> None:
         self.tolerance, self._now = tolerance, 0
         self._waiting: list[tuple[deque[tuple[int, float]], deque[tuple[int, float]]]] = [(deque(), deque()) for _ in range(rows)]
 
-    def paid(self, rewards: np.ndarray, twins: np.ndarray) -> np.ndarray:
+    def rewards(self, rewards: np.ndarray, twins: np.ndarray) -> np.ndarray:
         """What both agree on, of one step's rewards (B,) and those of the twins; the dream's own value, not the twin's."""
         agreed = np.zeros_like(rewards)
         self._now += 1

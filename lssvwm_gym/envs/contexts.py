@@ -26,12 +26,12 @@ from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import Segment
 
-EPISODE_FRAMES = 32  # remembered of an episode where context_frames doesn't say
+EPISODE_FRAMES = 32  # of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("context_frames",), ("context_id",), ("episode",), ("context_frames", "episode"), ("start",))
 
 
 class LongContexts(NamedTuple):
-    """The first frames of long walks that come with the weights; `long_context` is the past that one of them is."""
+    """The first frames of long contexts that come with the weights; `long_context` is the past that one of them is."""
 
     contexts: list[int]  # a row each
     frames: int
@@ -48,7 +48,9 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
         allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
         raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")
     if "start" in options:
-        _check_start(options["start"])
+        if not isinstance(options["start"], str) or options["start"] != "cold":
+            given = options["start"]
+            raise ValueError(f"the option start can only be 'cold', not {given!r}; leave it out to start from a short context")
         return None
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
@@ -60,11 +62,6 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
 def long_context(contexts: Segment, context: int, frames: int) -> Segment:
     """The first frames of a long context, as the past of one row."""
     return _recorded(contexts, [context], frames)
-
-
-def _check_start(start: Any) -> None:
-    if not isinstance(start, str) or start != "cold":
-        raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from a short context")
 
 
 def _short(contexts: Segment, seeds: Tensor, context_id: Any) -> Segment:

@@ -9,21 +9,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Space
-from torch import Tensor
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.envs.state_io import EnvState, generator, load_state, save_state
+from lssvwm_gym.envs.state_io import Resumable
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import WorldSpec
 
 
-class DreamEnv(gymnasium.Env[Any, np.int64]):
+class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     """A world that exists in a model's memory only.
 
     ## Description
@@ -115,9 +112,6 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
     * v0: first version
     """
 
-    _spec: EnvSpec | None = None
-    metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
-
     def __init__(
         self,
         world: str | WorldSpec,
@@ -129,14 +123,9 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         dtype: str = "auto",
         backend: str | Backend = "auto",
     ) -> None:
-        self.render_mode = spaces.checked_render_mode(render_mode)
-        self.dream = open_dream(world, profile, device, weights, dtype, backend)
-        self.metadata = spaces.metadata(self.dream.world)
-        self.kind = spaces.checked_observation(observation)
+        self._set_up(open_dream(world, profile, device, weights, dtype, backend), 1, render_mode, observation)
         self.observation_space = spaces.observation_space(self.dream.world, self.dream.weights.world_model.config, self.kind)
         self.action_space: Space[Any] = spaces.action_space(self.dream.world)
-        self._now: tuple[DreamState, Tensor | None] | None = None  # and the frame (1, height, width, 3), None until it is asked for
-        self._steps = 0
 
     @independent
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -147,12 +136,13 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         except Exception:  # a reset that is refused has not happened: it draws no seed either
             self._np_random, self._np_random_seed = before
             raise
-        self._now, self._steps = (state, None), 0
+        self._now = state, None
+        self._begun[:], self._steps[:] = True, 0
         return self._observation(), spaces.single(self.dream.info(state))
 
     @independent
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before = self._begun("step")
+        before = self._state("step")
         step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
         self._now = step.state, None
         self._steps += 1
@@ -161,37 +151,12 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
 
     @independent
     def render(self) -> np.ndarray | None:
-        if self.render_mode is None:
-            spaces.warn_no_render_mode(self.dream.world.id)
-            return None
-        return self._frame("render")[0].cpu().numpy().copy()
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """How Gymnasium made it, in what JSON can hold."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spaces.jsonable(spec)
+        frames = self._rendered()
+        return None if frames is None else frames[0]
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], int]:
         """Codes of the keys held down together, and the action they mean, for `gymnasium.utils.play.play`."""
         return {tuple(sorted(map(ord, keys))): action for keys, action in self.dream.world.keys.items()}
-
-    @independent
-    def clone_state(self) -> EnvState:
-        """This moment as a value. Costs next to nothing: nothing is copied, but its picture is decoded where it has not been yet."""
-        state, frame = self._begun("clone_state"), self._frame("clone_state")
-        return EnvState(state, frame, (self._steps,), (dict(self.np_random.bit_generator.state),), self.dream.fingerprint)
-
-    @independent
-    def restore_state(self, state: EnvState) -> Any:
-        """Go back to that moment; returns its observation. Raises `ValueError` for a state of other weights."""
-        state = EnvState.checked_for(state, self.dream, rows=1)
-        self._now, self._steps = (state.dream, state.frame), state.steps[0]
-        self.np_random = generator(state.random[0])
-        return self._observation()
 
     @independent
     def branch(self, n: int, same_noise: bool = False, max_episode_steps: int | None = None) -> DreamVectorEnv:
@@ -204,33 +169,17 @@ class DreamEnv(gymnasium.Env[Any, np.int64]):
         state = self.clone_state().branched(n, same_noise)
         return DreamVectorEnv.continuing(self.dream, state, max_episode_steps, self.render_mode, self.kind)
 
-    @independent
-    def save_state(self, path: str | Path) -> None:
-        """Write this moment to a safetensors file."""
-        save_state(path, self.clone_state(), self.dream)
+    @property
+    def _random(self) -> list[np.random.Generator]:
+        return [self.np_random]
 
-    @independent
-    def load_state(self, path: str | Path) -> Any:
-        """Go back to a saved moment; returns its observation. Raises `TensorFileError` for a file that isn't one of this model."""
-        return self.restore_state(load_state(path, self.dream))
+    @_random.setter
+    def _random(self, random: list[np.random.Generator]) -> None:
+        (self.np_random,) = random
 
     def _observation(self) -> Any:
-        state, frame = self._begun("reset"), self._frame("reset") if spaces.needs_frame(self.kind) else None
-        return spaces.row_of(spaces.arrays(spaces.observed(self.dream.world, self.kind, state, frame)), 0)
-
-    def _begun(self, method: str) -> DreamState:
-        if self._now is None:
-            raise spaces.reset_needed(method)
-        return self._now[0]
-
-    def _frame(self, method: str) -> Tensor:
-        """The picture of now, decoded once."""
-        state = self._begun(method)
-        frame = self._now[1] if self._now else None
-        if frame is None:
-            frame = self.dream.frame(state)
-            self._now = state, frame
-        return frame
+        frame = self._frames("reset") if spaces.needs_frame(self.kind) else None
+        return spaces.row_of(spaces.arrays(spaces.observed(self.dream.world, self.kind, self._state("reset"), frame)), 0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dream!r})"

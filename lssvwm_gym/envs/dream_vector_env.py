@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_map, tree_structure, tree_unflatten
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.state_io import EnvState, generator, load_state, named, save_state
+from lssvwm_gym.envs.state_io import EnvState, Resumable, named
 from lssvwm_gym.io.tensors import TensorFileError, independent
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState, drawn_noise
@@ -26,7 +25,7 @@ from lssvwm_gym.models.state import put_rows, put_rows_in_place, take_rows
 from lssvwm_gym.worlds import WorldSpec
 
 
-class DreamVectorEnv(VectorEnv[Any, Any, Any]):
+class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     """`num_envs` dreams that share every pass through the model; see `DreamEnv` for what one of them is.
 
     Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal
@@ -52,7 +51,6 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     read back. `reset_mask` stays an array, and `render` shows arrays. `from_bank` makes thousands of such rows for training.
     """
 
-    _spec: EnvSpec | None = None
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
@@ -69,8 +67,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         backend: str | Backend = "auto",
         output: str = "numpy",
     ) -> None:
-        self.output = spaces.checked_output(output)
-        self._set_up(open_dream(world, profile, device, weights, dtype, backend), num_envs, max_episode_steps, render_mode, observation)
+        dream = open_dream(world, profile, device, weights, dtype, backend)
+        self._make(dream, num_envs, max_episode_steps, render_mode, observation, output)
 
     @classmethod
     def continuing(
@@ -84,8 +82,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> DreamVectorEnv:
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
-        envs.output = spaces.checked_output(output)
-        envs._set_up(dream, len(state), max_episode_steps, render_mode, observation)
+        envs._make(dream, len(state), max_episode_steps, render_mode, observation, output)
         envs.restore_state(state)
         return envs
 
@@ -118,28 +115,26 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         if stagger and max_episode_steps is None:
             raise ValueError("stagger needs max_episode_steps, after which rows end one by one")
         envs = cls.__new__(cls)
-        envs.output = spaces.checked_output(output)
-        envs._set_up(dream, num_envs, max_episode_steps, render_mode, observation)
-        envs._bank, envs._stagger = bank, stagger
+        envs._make(dream, num_envs, max_episode_steps, render_mode, observation, output)
+        envs._bank, envs._stagger, envs._in_place = bank, stagger, True
         envs._generator = torch.Generator(dream.device).manual_seed(seed)
         return envs
 
-    def _set_up(self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str) -> None:
+    def _make(
+        self, dream: Dream, num_envs: int, max_episode_steps: int | None, render_mode: str | None, observation: str, output: str
+    ) -> None:
+        if output not in spaces.OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(spaces.OUTPUTS)}, not {output!r}")
         max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        self.dream, self.num_envs, self.max_episode_steps = dream, num_envs, max_episode_steps
-        self.render_mode = spaces.checked_render_mode(render_mode)
-        self.metadata = {**spaces.metadata(dream.world), "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.kind = spaces.checked_observation(observation)
+        self._set_up(dream, num_envs, render_mode, observation)
+        self.num_envs, self.max_episode_steps, self.output = num_envs, max_episode_steps, output
         self.single_observation_space = spaces.observation_space(dream.world, dream.weights.world_model.config, self.kind)
         self.single_action_space = spaces.action_space(dream.world)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._now: tuple[DreamState, Tensor | None] | None = None  # and the frames (num_envs, height, width, 3), None where spared
-        self._begun = np.zeros(num_envs, bool)
-        self._steps = np.zeros(num_envs, np.int64)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
         self._bank: DreamState | None = None
@@ -172,7 +167,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     @independent
     @torch.no_grad()
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        before, dream = self._all_begun("step"), self.dream
+        before, dream = self._state("step"), self.dream
         if self.output == "torch":
             action = spaces.checked_tensors(actions, dream.world, self.num_envs, dream.device)
         else:
@@ -193,56 +188,21 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     @independent
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The frames of all rows."""
-        if self.render_mode is None:
-            spaces.warn_no_render_mode(self.dream.world.id)
-            return None
-        return tuple(self._frames("render").cpu().numpy().copy())
-
-    @independent
-    def clone_state(self) -> EnvState:
-        """This moment of all rows as a value; `EnvState.rows` picks some of them. Nothing is copied, but in rows from a bank."""
-        state, frames = self._all_begun("clone_state"), self._frames("clone_state")
-        if self._bank is not None:  # whose rows are written in place
-            state, frames = tree_map(torch.clone, (state, frames))
-        random = tuple(dict(random.bit_generator.state) for random in self._random)
-        return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
+        frames = self._rendered()
+        return None if frames is None else tuple(frames)
 
     @independent
     def restore_state(self, state: EnvState) -> Any:
         """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
-        state = EnvState.checked_for(state, self.dream, self.num_envs)
-        self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
-        if self._bank is not None:
-            self._now = tree_map(torch.clone, self._now)
-        self._random = [generator(random) for random in state.random]
-        self._begun[:] = True
+        observations = super().restore_state(state)
         self._seeds, self._ages = (np.array(numbers.tolist(), np.int64) for numbers in (state.dream.seed, state.dream.world.age))
-        return self._given((self._observed(),))[0]
+        return observations
 
     @independent
     def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
         state = self.clone_state().branched(n, same_noise)
         return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind, self.output)
-
-    @independent
-    def save_state(self, path: str | Path) -> None:
-        """Write this moment of all rows to a safetensors file."""
-        save_state(path, self.clone_state(), self.dream)
-
-    @independent
-    def load_state(self, path: str | Path) -> Any:
-        """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
-        return self.restore_state(load_state(path, self.dream))
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """How Gymnasium made it, in what JSON can hold."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spaces.jsonable(spec)
 
     @property
     def episode_steps(self) -> np.ndarray:
@@ -252,7 +212,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     @independent
     def state_dict(self) -> dict[str, Tensor]:
         """All that rows from a bank need to go on exactly as they would have; `load_state_dict` takes it back."""
-        state = tree_map(torch.clone, self._all_begun("state_dict"))
+        state = tree_map(torch.clone, self._state("state_dict"))
         rest = {"steps": torch.from_numpy(self._steps.copy()), "generator": self._generator.get_state()}
         return {**{f"state.{name}": leaf for name, leaf in named(state).items()}, **rest}
 
@@ -264,16 +224,17 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         if unlike:
             raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
         leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
-        state: DreamState = tree_unflatten(leaves, tree_structure(self._all_begun("load_state_dict")))
+        state: DreamState = tree_unflatten(leaves, tree_structure(self._state("load_state_dict")))
         self._now, self._steps = (state, self._seen_frames(state)), tensors["steps"].cpu().numpy().copy()
         self._generator.set_state(tensors["generator"].cpu())
-        return self._given((self._observed(),))[0]
+        return self._observation()
 
     def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> DreamState:
         """Start new dreams in the rows of the mask and leave all others as they are."""
         rows = np.flatnonzero(mask)
         if self._bank is not None:
-            fresh = take_rows(self._bank, self._drawn(len(rows)))
+            drawn = torch.randint(len(self._bank.seed), (len(rows),), generator=self._generator, device=self.dream.device)
+            fresh = take_rows(self._bank, drawn)
         else:
             seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
             fresh = self.dream.reset(seeds, options)
@@ -288,11 +249,6 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._now = fresh, frames
         self._steps[rows], self._begun[rows] = 0, True
         return fresh
-
-    def _drawn(self, count: int) -> Tensor:
-        """Random rows of the bank, (count,)."""
-        assert self._bank is not None
-        return torch.randint(len(self._bank.seed), (count,), generator=self._generator, device=self.dream.device)
 
     def _seed_bank(self, seed: Any, options: dict[str, Any]) -> None:
         if options:
@@ -328,25 +284,14 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         assert self._now is not None
         return spaces.observed(self.dream.world, self.kind, *self._now)
 
+    def _observation(self) -> Any:
+        return self._given((self._observed(),))[0]
+
     def _given(self, values: tuple[Any, ...]) -> Any:
         return values if self.output == "torch" else tuple(map(spaces.arrays, values))
 
     def _seen_frames(self, state: DreamState) -> Tensor | None:
         return self.dream.frame(state) if spaces.needs_frame(self.kind) else None
-
-    def _all_begun(self, method: str) -> DreamState:
-        if self._now is None or not self._begun.all():
-            raise spaces.reset_needed(method)
-        return self._now[0]
-
-    def _frames(self, method: str) -> Tensor:
-        """The pictures of now, decoded once."""
-        state = self._all_begun(method)
-        frames = self._now[1] if self._now else None
-        if frames is None:
-            frames = self.dream.frame(state)
-            self._now = state, frames
-        return frames
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
         if seed is None:

@@ -120,12 +120,12 @@ class WorldModelObservationVecEnv(VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, dream: Dream, observation: str = "features") -> None:
-        self.onlooker = StateEstimator(dream, venv.num_envs, observation, venv.observation_space, venv.action_space)
+        self.estimator = StateEstimator(dream, venv.num_envs, observation, venv.observation_space, venv.action_space)
         self._actions = np.zeros(venv.num_envs, np.int64)
-        super().__init__(venv, observation_space=self.onlooker.space)
+        super().__init__(venv, observation_space=self.estimator.space)
 
     def reset(self) -> np.ndarray:
-        return self.onlooker.begin(self.venv.reset(), np.arange(self.num_envs))
+        return self.estimator.reset(self.venv.reset(), np.arange(self.num_envs))
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -134,7 +134,7 @@ class WorldModelObservationVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         seen, rewards, done, infos = self.venv.step_wait()
         rows = np.flatnonzero(done)
-        numbers, ends = self.onlooker.go_on_to_the_end(seen, self._actions, done, [infos[row]["terminal_observation"] for row in rows])
+        numbers, ends = self.estimator.step_and_reset(seen, self._actions, done, [infos[row]["terminal_observation"] for row in rows])
         for row, end in zip(rows, ends, strict=True):
             infos[row]["terminal_observation"] = end
         return numbers, rewards, done, infos

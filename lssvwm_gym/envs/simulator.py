@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
 SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
@@ -48,6 +47,7 @@ class Step(NamedTuple):
     reward_logits: Tensor  # (B, K) of the world's reward values
 
 
+@legacy.keywords(legacy.DREAM)
 @dataclass(frozen=True, eq=False)
 class Dream:
     """A world, its weights and a profile. Has no state of its own, so any number of environments may share it."""
@@ -55,7 +55,7 @@ class Dream:
     world: WorldSpec
     weights: Weights
     profile: str
-    arithmetic: Precision = FLOAT32
+    precision: Precision = FLOAT32
     backend: Backend = PLAIN
 
     @property
@@ -113,18 +113,12 @@ class Dream:
         terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
         return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
 
-    def _after_context(self, context: int, frames: int) -> DreamState:
-        """The state after so many frames of a long context; some are kept, for each takes a second or more."""
-        if (context, frames) not in self._kept:
-            if len(self._kept) >= CONTEXTS_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            past = long_context(self.weights.long_contexts, context, frames)
-            self._kept[context, frames] = self.prefill(torch.tensor([0]), past)
-        return self._kept[context, frames]
-
     @functools.cached_property
-    def _kept(self) -> dict[tuple[int, int], DreamState]:
-        return {}
+    def _after_context(self) -> Callable[[int, int], DreamState]:
+        """The state after so many frames of a long context; some are kept, for each takes a second or more."""
+        contexts = self.weights.long_contexts
+        kept = functools.lru_cache(CONTEXTS_KEPT)
+        return kept(lambda context, frames: self.prefill(torch.tensor([0]), long_context(contexts, context, frames)))
 
     @independent
     @torch.no_grad()
@@ -174,15 +168,10 @@ class Dream:
         action = unknown_action(model, len(state.seed))
         return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
 
-    def begin(self, seeds: Tensor, options: Mapping[str, Any] | None = None) -> DreamState:
-        """The old name of `reset`."""
-        legacy.warn("Dream.begin", "Dream.reset")
-        return self.reset(seeds, options)
+    if not TYPE_CHECKING:
 
-    def remember(self, seeds: Tensor, past: Segment) -> DreamState:
-        """The old name of `prefill`."""
-        legacy.warn("Dream.remember", "Dream.prefill")
-        return self.prefill(seeds, past)
+        def __getattr__(self, name: str) -> Any:
+            return legacy.attribute(self, name, legacy.DREAM)
 
     def go_on(self, state: DreamState, action: Tensor) -> tuple[DreamState, Tensor, Tensor, dict[str, np.ndarray]]:
         """`step` as it was: the next state, and on the CPU its reward, whether the episode ended, and `info` as arrays."""
@@ -194,7 +183,7 @@ class Dream:
         return self  # nothing in it changes, so copies of an environment share it
 
     def __repr__(self) -> str:
-        how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.arithmetic, backend=self.backend)
+        how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.precision, backend=self.backend)
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
 
 
@@ -237,30 +226,26 @@ def open_dream(
     Raises `ValueError` for a world, profile, device, dtype or backend that doesn't exist here and for weights that don't fit the
     world, `ImportError` for "mamba" where mamba-ssm is missing, `RuntimeError` for "compiled" where there is no C++ compiler.
     """
-    world = _known(world)
+    if not isinstance(world, WorldSpec):
+        if world not in WORLDS:
+            raise ValueError(f"world must be one of {', '.join(WORLDS)} or a WorldSpec, not {world!r}")
+        world = WORLDS[world]
     if profile not in SAMPLING_STEPS:
         raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
     chosen = chosen_device(device)
     folder = weights_of(world, weights)
-    arithmetic, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
-    dream = Dream(world, load_prepacked(folder, chosen, arithmetic, computed), profile, arithmetic, computed)
+    precision, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)
+    dream = Dream(world, load_prepacked(folder, chosen, precision, computed), profile, precision, computed)
     _check_fit(dream, folder)
     _announce(chosen)
     return dream
 
 
-def _known(world: str | WorldSpec) -> WorldSpec:
-    if isinstance(world, WorldSpec):
-        return world
-    if world not in WORLDS:
-        raise ValueError(f"world must be one of {', '.join(WORLDS)} or a World, not {world!r}")
-    return WORLDS[world]
-
-
 def _check_fit(dream: Dream, folder: Path) -> None:
     world, image, model = dream.world, dream.weights.autoencoder.config, dream.weights.world_model.config
+    actions = model.action_size if world.continuous else model.actions
     for what, found, needed in (
-        ("numbers an action" if world.continuous else "actions", *_actions(world, model)),
+        ("numbers an action" if world.continuous else "actions", actions, len(world.actions)),
         ("reward values", model.reward_values, len(world.reward_values)),
         ("pixels a side", image.image_size, world.image_size),
         ("tokens a frame in the world model", model.tokens, image.tokens),
@@ -270,11 +255,6 @@ def _check_fit(dream: Dream, folder: Path) -> None:
     ):
         if found != needed:
             raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
-
-
-def _actions(world: WorldSpec, model: WorldModelConfig) -> tuple[int, int]:
-    """Actions, or numbers of a continuous one, that the model has, and that the world needs."""
-    return model.action_size if world.continuous else model.actions, len(world.actions)
 
 
 @functools.cache

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_map
 
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
@@ -52,12 +47,6 @@ def checked_observation(observation: str) -> str:
     if observation not in OBSERVATIONS:
         raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")
     return observation
-
-
-def checked_output(output: str) -> str:
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
-    return output
 
 
 def needs_frame(observation: str) -> bool:
@@ -103,8 +92,7 @@ def batched(info: Mapping[str, Tensor], mask: Tensor) -> Info:
 
 def final(observations: Any, info: Mapping[str, Tensor], mask: Tensor) -> dict[str, Any]:
     """The last observations and infos of the rows that ended, in their places; all other rows are zeros."""
-    parts = {name: _zeroed(part, mask) for name, part in observations.items()} if isinstance(observations, dict) else observations
-    last = parts if isinstance(parts, dict) else _zeroed(parts, mask)
+    last = tree_map(lambda part: _zeroed(part, mask), observations)
     return {"final_obs": last, "_final_obs": mask.clone(), "final_info": batched(info, mask), "_final_info": mask.clone()}
 
 
@@ -132,33 +120,13 @@ def single(info: Mapping[str, Tensor]) -> Info:
 
 def row_of(observations: Any, row: int | np.integer) -> Any:
     """One row's observation, a copy."""
-    if isinstance(observations, dict):
-        return {name: array[row].copy() for name, array in observations.items()}
-    return observations[row].copy()
+    return tree_map(lambda array: array[row].copy(), observations)
 
 
 def action_space(world: WorldSpec) -> Discrete | Box:
     if world.continuous:
         return Box(np.array(world.low, np.float32), np.array(world.high, np.float32))
     return Discrete(len(world.actions))
-
-
-def metadata(world: WorldSpec) -> dict[str, Any]:
-    return {"render_modes": RENDER_MODES, "render_fps": world.fps}
-
-
-def jsonable(spec: EnvSpec | None) -> EnvSpec | None:
-    """The same spec, with paths as text, for `EnvSpec.to_json` and `gymnasium.make` of what that gave."""
-    if spec is None:
-        return None
-    kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in spec.kwargs.items()}
-    return replace(spec, kwargs=kwargs)
-
-
-def checked_render_mode(render_mode: str | None) -> str | None:
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, not {render_mode!r}")
-    return render_mode
 
 
 def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
@@ -233,11 +201,3 @@ def checked_options(options: Any) -> dict[str, Any]:
 def draw_seed(random: np.random.Generator) -> int:
     """The seed of one dream."""
     return int(random.integers(2**31))
-
-
-def reset_needed(method: str) -> ResetNeeded:
-    return ResetNeeded(f"call reset() before {method}()")
-
-
-def warn_no_render_mode(env_id: str) -> None:
-    gymnasium.logger.warn(f'render() shows nothing without a render mode: gymnasium.make("{env_id}", render_mode="rgb_array")')

@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
+from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.tensors import TensorFileError, check_names_and_shapes, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, check_names_and_shapes, independent, load_tensors, save_tensors
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
@@ -66,6 +70,91 @@ class EnvState:
         if len(self) != rows:
             raise ValueError(f"a state of {len(self)} rows for an environment of {rows}; EnvState.rows picks some of them")
         return _on(dream.device, self)
+
+
+class Resumable:
+    """What an environment of one dream and one of many share: the moment they are at, which can be kept and gone back to."""
+
+    metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
+    _spec: EnvSpec | None = None
+    _random: list[np.random.Generator]  # each row's, which seeds its coming dreams
+    _in_place = False  # whether the tensors of `_now` are written to
+
+    def _set_up(self, dream: Dream, num_envs: int, render_mode: str | None, observation: str) -> None:
+        if render_mode not in (None, *spaces.RENDER_MODES):
+            raise ValueError(f"render_mode must be None or one of {', '.join(spaces.RENDER_MODES)}, not {render_mode!r}")
+        self.dream, self.render_mode = dream, render_mode
+        self.kind = spaces.checked_observation(observation)
+        self.metadata = {**self.metadata, "render_fps": dream.world.fps}
+        self._now: tuple[DreamState, Tensor | None] | None = None  # and the frames (B, height, width, 3), None until they are asked for
+        self._begun, self._steps = np.zeros(num_envs, bool), np.zeros(num_envs, np.int64)
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it, in what JSON can hold: paths are text, for `EnvSpec.to_json` and `gymnasium.make` of what that gave."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        kwargs = {name: str(value) if isinstance(value, Path) else value for name, value in (spec.kwargs if spec else {}).items()}
+        self._spec = spec and replace(spec, kwargs=kwargs)
+
+    @independent
+    def clone_state(self) -> EnvState:
+        """This moment of all rows as a value; `EnvState.rows` picks some of them.
+
+        Costs next to nothing: frames are decoded where they have not been yet, and nothing is copied, but in rows from a bank.
+        """
+        now = self._state("clone_state"), self._frames("clone_state")
+        state, frames = tree_map(torch.clone, now) if self._in_place else now
+        random = tuple(dict(random.bit_generator.state) for random in self._random)
+        return EnvState(state, frames, tuple(self._steps.tolist()), random, self.dream.fingerprint)
+
+    @independent
+    def restore_state(self, state: EnvState) -> Any:
+        """Go back to that moment; returns its observations. Raises `ValueError` for other weights or another number of rows."""
+        state = EnvState.checked_for(state, self.dream, len(self._steps))
+        self._now, self._steps = (state.dream, state.frame), np.array(state.steps, np.int64)
+        if self._in_place:
+            self._now = tree_map(torch.clone, self._now)
+        self._random = [generator(random) for random in state.random]
+        self._begun[:] = True
+        return self._observation()
+
+    @independent
+    def save_state(self, path: str | Path) -> None:
+        """Write this moment to a safetensors file."""
+        save_state(path, self.clone_state(), self.dream)
+
+    @independent
+    def load_state(self, path: str | Path) -> Any:
+        """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
+        return self.restore_state(load_state(path, self.dream))
+
+    def _observation(self) -> Any:
+        raise NotImplementedError
+
+    def _state(self, method: str) -> DreamState:
+        if self._now is None or not self._begun.all():
+            raise ResetNeeded(f"call reset() before {method}()")
+        return self._now[0]
+
+    def _frames(self, method: str) -> Tensor:
+        """The pictures of now, decoded once."""
+        state = self._state(method)
+        frames = self._now[1] if self._now else None
+        if frames is None:
+            frames = self.dream.frame(state)
+            self._now = state, frames
+        return frames
+
+    def _rendered(self) -> np.ndarray | None:
+        """The frames of all rows, (B, height, width, 3) uint8."""
+        if self.render_mode is None:
+            env_id = self.dream.world.id
+            gymnasium.logger.warn(f'render() shows nothing without a render mode: gymnasium.make("{env_id}", render_mode="rgb_array")')
+            return None
+        return self._frames("render").cpu().numpy().copy()
 
 
 def generator(state: Any) -> np.random.Generator:

@@ -19,9 +19,11 @@ from gymnasium.spaces import Space
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.io import legacy
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.rollout import DreamState, prefill, unknown_action
 from lssvwm_gym.models.state import put_rows
@@ -42,10 +44,10 @@ def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
 
 
 class StateEstimator:
-    """States of a world model that watches real environments, a row each; what the wrappers below share.
+    """States of a world model that observes real environments, a row each; what the wrappers below share.
 
-    The model reckons its own pose from the actions and from what it sees. Counts, in worlds that have any, are told it by
-    observations with an `inventory`, and reckoned where there is none.
+    The model estimates its own poses from the actions and from what it sees. Inventories, in worlds that have one, are those of
+    observations with an `inventory`, and estimated where there is none.
     """
 
     def __init__(self, dream: Dream, rows: int, observation: str, frames: Space[Any], actions: Space[Any]) -> None:
@@ -57,53 +59,56 @@ class StateEstimator:
         self.space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
         self.state = self._empty(rows)
 
-    def begin(self, seen: Any, rows: np.ndarray) -> np.ndarray:
-        """These rows (K,) begin new episodes with what all rows (B, ...) have just seen; all rows' numbers, (B, n) float32."""
-        fresh = self._watched(self._empty(len(rows)), _rows(seen, rows), None, np.ones(len(rows), bool))
+    def reset(self, seen: Any, rows: np.ndarray, poses: Tensor | None = None) -> np.ndarray:
+        """These rows (K,) begin new episodes with what all rows (B, ...) have just seen; all rows' numbers, (B, n) float32.
+
+        Poses (K, 4 or 6) are those seen from the first frame, where they are known.
+        """
+        first = tree_map(lambda part: part[rows], seen)
+        fresh = self._prefilled(self._empty(len(rows), poses is not None), first, None, np.ones(len(rows), bool), poses)
         self.state = put_rows(self.state, self._index(rows), fresh)
         return self.numbers()
 
-    def go_on(self, seen: Any, actions: np.ndarray, begins: np.ndarray | None = None) -> np.ndarray:
+    def step(self, seen: Any, actions: np.ndarray, begins: np.ndarray | None = None, poses: Tensor | None = None) -> np.ndarray:
         """All rows see what their actions (B,) led to; those marked in `begins`, bool (B,), the first frame of a new episode instead."""
         state, mask = self.state, np.zeros(self.rows, bool) if begins is None else begins
         if mask.any():
             state = put_rows(state, self._index(np.flatnonzero(mask)), self._empty(int(mask.sum())))
-        self.state = self._watched(state, seen, actions, mask)
+        self.state = self._prefilled(state, seen, actions, mask, poses)
         return self.numbers()
 
-    def go_on_to_the_end(
-        self, seen: Any, actions: np.ndarray, done: np.ndarray, last: Sequence[Any]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """`go_on` where rows that are `done` have begun anew in `seen`, and `last` are their last observations: numbers of both."""
+    def step_and_reset(self, seen: Any, actions: np.ndarray, done: np.ndarray, last: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`step` where rows that are `done` have begun anew in `seen`, and `last` are their last observations: numbers of both."""
         rows = np.flatnonzero(done)
-        numbers = self.go_on(_replaced(seen, rows, last), actions)
+        numbers = self.step(_replaced(seen, rows, last), actions)
         ends = [numbers[row].copy() for row in rows]
-        return (self.begin(seen, rows) if len(rows) else numbers), ends
+        return (self.reset(seen, rows) if len(rows) else numbers), ends
 
     def numbers(self) -> np.ndarray:
         return spaces.numbers_of(self.state, self.observation).float().cpu().numpy().copy()
 
-    def latents(self, seen: Any) -> Tensor:
-        """Observations (B, ...) as latents (B, N, C), rounded like a remembered past."""
-        pixels = torch.from_numpy(np.ascontiguousarray(spaces.picture_of(seen))).to(self.dream.device)
-        return self.dream.weights.autoencoder.encode(pixels).half().float()
-
     @torch.no_grad()
-    def _watched(self, state: DreamState, seen: Any, actions: np.ndarray | None, begins: np.ndarray) -> DreamState:
+    def _prefilled(
+        self, state: DreamState, seen: Any, actions: np.ndarray | None, begins: np.ndarray, poses: Tensor | None = None
+    ) -> DreamState:
         model, device = self.dream.weights.world_model, self.dream.device
-        led = unknown_action(model, len(begins))  # no action led to a beginning
+        action = unknown_action(model, len(begins))  # none led to the first frame
         if actions is not None:
-            led[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=led.dtype, device=device)
+            action[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=action.dtype, device=device)
+        pixels = torch.from_numpy(np.ascontiguousarray(spaces.picture_of(seen))).to(device)
+        latent = self.dream.weights.autoencoder.encode(pixels).half().float()[:, None]  # rounded like a remembered past
+        pose = None if poses is None else poses[:, None]
         if not isinstance(seen, dict):
-            return prefill(model, state, self.latents(seen)[:, None], led[:, None]).state
-        told = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
-        before = torch.where(self._index(begins)[:, None], told, state.inventory)
-        after = prefill(model, state._replace(inventory=before), self.latents(seen)[:, None], led[:, None]).state
-        return after._replace(inventory=told, inventory_peak=torch.maximum(state.inventory_peak, told))
+            return prefill(model, state, latent, action[:, None], pose).state
+        inventory = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
+        before = torch.where(self._index(begins)[:, None], inventory, state.inventory)
+        after = prefill(model, state._replace(inventory=before), latent, action[:, None], pose).state
+        return after._replace(inventory=inventory, inventory_peak=torch.maximum(state.inventory_peak, inventory))
 
-    def _empty(self, rows: int) -> DreamState:
+    def _empty(self, rows: int, pose_known: bool = False) -> DreamState:
         state = self.dream.empty(torch.zeros(rows, dtype=torch.int64))
-        return state._replace(pose_known=torch.full_like(state.pose_known, float(self.dream.weights.world_model.config.has_spatial_memory)))
+        known = pose_known or self.dream.weights.world_model.config.has_spatial_memory
+        return state._replace(pose_known=torch.full_like(state.pose_known, float(known)))
 
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.dream.device)
@@ -112,52 +117,46 @@ class StateEstimator:
 class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
     """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
 
-    The model reckons its own pose; with `told_poses` it is told by `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
+    The model estimates its own pose; with `true_poses` it is given `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
     the real world could know. The real frame is in `render()`, as before.
 
     Raises:
         ValueError: the environment's frames or actions are not the dreamed world's, or the observation doesn't exist.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, np.int64], dream: Dream, observation: str = "features", told_poses: bool = False) -> None:
+    @legacy.renaming(legacy.POSES, "WorldModelObservation")
+    def __init__(self, env: gymnasium.Env[Any, np.int64], dream: Dream, observation: str = "features", true_poses: bool = False) -> None:
         super().__init__(env)
-        self.onlooker = StateEstimator(dream, 1, observation, env.observation_space, env.action_space)
-        self.observation_space: Space[Any] = self.onlooker.space
-        self.told_poses = told_poses
+        self.estimator = StateEstimator(dream, 1, observation, env.observation_space, env.action_space)
+        self.observation_space: Space[Any] = self.estimator.space
+        self.true_poses = true_poses
         self.frame = np.zeros((0, 0, 3), np.uint8)  # the last real one, (height, width, 3)
         self._origin: Tensor | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         seen, info = self.env.reset(seed=seed, options=options)
         self._origin = None
-        return self._see(seen, None, True, info), info
+        return self.estimator.reset(self._batch(seen), np.array([0]), self._pose(seen, info))[0], info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         seen, reward, terminated, truncated, info = self.env.step(action)
-        return self._see(seen, action, False, info), reward, terminated, truncated, info
+        numbers = self.estimator.step(self._batch(seen), np.asarray(action)[None], poses=self._pose(seen, info))[0]
+        return numbers, reward, terminated, truncated, info
 
-    def _see(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
+    def _batch(self, seen: Any) -> Any:
         self.frame = spaces.picture_of(seen)
-        batch = {name: part[None] for name, part in seen.items()} if isinstance(seen, dict) else seen[None]
-        if self.told_poses:
-            return self._told(batch, action, begins, info)[0]
-        if begins:
-            return self.onlooker.begin(batch, np.array([0]))[0]
-        return self.onlooker.go_on(batch, np.asarray(action)[None])[0]
+        return tree_map(lambda part: part[None], seen)
 
-    @torch.no_grad()
-    def _told(self, seen: Any, action: Any, begins: bool, info: dict[str, Any]) -> np.ndarray:
-        dream, onlooker = self.onlooker.dream, self.onlooker
+    def _pose(self, seen: Any, info: dict[str, Any]) -> Tensor | None:
+        """The true pose (1, 4) seen from the first frame, if the model is to know it."""
+        if not self.true_poses:
+            return None
+        dream = self.estimator.dream
         pose = torch.tensor(np.concatenate([info["agent_pos"], info["agent_dir"]])[None], dtype=torch.float32, device=dream.device)
-        if isinstance(seen, dict) or pose.shape != onlooker.state.pose.shape:
+        if isinstance(seen, dict) or pose.shape != self.estimator.state.pose.shape:
             raise ValueError(f"{dream.world.name} can't be told poses: agent_pos and agent_dir are {pose.shape[1]} numbers together")
         self._origin = pose if self._origin is None else self._origin
-        state = dream.empty(torch.zeros(1, dtype=torch.int64)) if begins else onlooker.state
-        led = unknown_action(dream.weights.world_model, 1)
-        led = led if begins else torch.as_tensor(np.asarray(action)[None], dtype=led.dtype, device=dream.device)
-        here = relative_to(pose, self._origin)[:, None]
-        onlooker.state = prefill(dream.weights.world_model, state, onlooker.latents(seen)[:, None], led[:, None], here).state
-        return onlooker.numbers()
+        return relative_to(pose, self._origin)
 
 
 class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
@@ -175,8 +174,8 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
         super().__init__(envs)
         if not isinstance(envs.metadata.get("autoreset_mode"), AutoresetMode):
             raise ValueError(f"{envs} doesn't say how its rows begin anew: its metadata needs an autoreset_mode")
-        self.onlooker = StateEstimator(dream, envs.num_envs, observation, envs.single_observation_space, envs.single_action_space)
-        self.single_observation_space: Space[Any] = self.onlooker.space
+        self.estimator = StateEstimator(dream, envs.num_envs, observation, envs.single_observation_space, envs.single_action_space)
+        self.single_observation_space: Space[Any] = self.estimator.space
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
         self._done = np.zeros(envs.num_envs, bool)  # whose next step is the first of a new episode
 
@@ -184,37 +183,34 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool))).copy()
         seen, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type] # lists are what batches take, too
         self._done[mask] = False
-        return self.onlooker.begin(seen, np.flatnonzero(mask)), info
+        return self.estimator.reset(seen, np.flatnonzero(mask)), info
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         seen, reward, terminated, truncated, info = self.env.step(actions)
         done, mode = np.asarray(terminated) | np.asarray(truncated), self.env.metadata["autoreset_mode"]
         if mode is AutoresetMode.SAME_STEP:
             last = list(info["final_obs"][done]) if done.any() else []
-            numbers, ends = self.onlooker.go_on_to_the_end(seen, actions, done, last)
+            numbers, ends = self.estimator.step_and_reset(seen, actions, done, last)
             if ends:
                 info = {**info, "final_obs": np.full(self.num_envs, None, object)}
                 for row, end in zip(np.flatnonzero(done), ends, strict=True):
                     info["final_obs"][row] = end
             return numbers, reward, terminated, truncated, info
         begins = self._done if mode is AutoresetMode.NEXT_STEP else None
-        numbers = self.onlooker.go_on(seen, actions, begins)
+        numbers = self.estimator.step(seen, actions, begins)
         self._done = done
         return numbers, reward, terminated, truncated, info
 
 
-def _rows(seen: Any, rows: np.ndarray) -> Any:
-    return {name: part[rows] for name, part in seen.items()} if isinstance(seen, dict) else seen[rows]
-
-
 def _replaced(seen: Any, rows: np.ndarray, by: Sequence[Any]) -> Any:
     """Observations of all rows in which those of some are others."""
-    if isinstance(seen, dict):
-        return {name: _replaced(part, rows, [one[name] for one in by]) for name, part in seen.items()}
-    if len(rows):
-        seen = seen.copy()
-        seen[rows] = np.stack(by)
-    return seen
+
+    def put(part: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        part = part.copy()
+        part[rows] = np.stack(others)
+        return part
+
+    return tree_map(put, seen, *by) if len(rows) else seen
 
 
 def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:

@@ -36,13 +36,16 @@ STATES = {  # leaves of `DreamState`
     "peak": "inventory_peak",
     "unknown": "posterior_variance",
 }
-WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`
+DREAM = {"begin": "reset", "remember": "prefill", "arithmetic": "precision"}  # methods and an attribute of `Dream`
+WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`, settings of `lssvwm-gym quantize`
+PACKAGING = {**WEIGHTS, "opening_frames": "short_context_frames", "walk_frames": "long_context_frames"}  # of `lssvwm-gym package`
 CONTEXTS_FILE = "starts.safetensors"  # in a folder of weights, for contexts.safetensors
 CONTEXTS = {"openings": "short", "walks": "long"}  # prefixes of its tensors
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
 SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_scale"}  # fields of `WorldSpec`
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
+POSES = {"told_poses": "true_poses"}  # `WorldModelObservation`
 ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
@@ -53,7 +56,14 @@ NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
 COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of lssvwm-gym
 FLAGS = {  # of these commands, by the name of the command today
     "play": {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"},
-    "package": {"--near": "--length-scale"},
+    "package": {
+        "--near": "--length-scale",
+        "--openings": "--short-contexts",
+        "--opening-frames": "--short-context-frames",
+        "--walks": "--long-contexts",
+        "--walk-frames": "--long-context-frames",
+    },
+    "quantize": {"--openings": "--short-contexts", "--walks": "--long-contexts"},
     "train world": {
         "--peeking": "--teacher-forcing",
         "--dreaming": "--self-rollout",
@@ -129,7 +139,8 @@ def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
     """What `thing` has under the name of today; for its `__getattr__`."""
     if name not in names:
         raise AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
-    warnings.warn(f"{type(thing).__name__}.{name} is now called {names[name]}", DeprecationWarning, stacklevel=3)
+    kind = type(thing).__name__
+    warnings.warn(f"{kind}.{name} is now called {kind}.{names[name]}", DeprecationWarning, stacklevel=3)
     return getattr(thing, names[name])
 
 

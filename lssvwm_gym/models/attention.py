@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lssvwm_gym.models.ops.flex_attention import attend
-from lssvwm_gym.models.read_only import ReadOnly, committed_before, committed_frames, constant
+from lssvwm_gym.models.state import ReadOnly, committed_before, committed_frames, constant
 
 
 class FrameAttention(nn.Module):

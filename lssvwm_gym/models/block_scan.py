@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.models.ops.ssd import Scan, ssd_alone, ssd_read, ssd_scan
-from lssvwm_gym.models.read_only import ReadOnly, committed_before, committed_frames, committed_mask, constant, read_only_frames
+from lssvwm_gym.models.state import ReadOnly, committed_before, committed_frames, committed_mask, constant, read_only_frames
 
 
 class BlockScan(nn.Module):

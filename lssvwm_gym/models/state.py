@@ -1,7 +1,11 @@
-"""State is a value: NamedTuples of tensors whose first axis is the environment row. Nothing is written in place."""
+"""State is a value: NamedTuples of tensors whose first axis is the environment row. Nothing is written in place.
+
+A call commits its frames to the state, but for those that are read only: they see what was committed before them and themselves.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -10,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 S = TypeVar("S")
+ReadOnly = tuple[bool, ...] | None  # which of a call's frames are read only, a bool a frame; None: all are committed
 
 
 class LayerState(NamedTuple):
@@ -68,3 +73,30 @@ def where_rows(mask: Tensor, yes: S, no: S) -> S:
 def state_bytes(state: object) -> int:
     """Bytes of all tensors of a state."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+
+
+def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:
+    """How many committed frames come before each frame."""
+    return tuple(t - sum(read_only[:t]) for t in range(len(read_only)))
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve training, too
+def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers on a device, copied there once: a copy makes a GPU wait, and can't be part of a CUDA graph."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def committed_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Indices of the frames that are not marked."""
+    return constant(tuple(t for t, reads in enumerate(read_only) if not reads), device)
+
+
+def read_only_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Indices of the frames that are marked."""
+    return constant(tuple(t for t, reads in enumerate(read_only) if reads), device)
+
+
+def committed_mask(read_only: tuple[bool, ...], device: torch.device) -> Tensor:
+    """1 for frames that are not marked, 0 for those that are, a frame each."""
+    return constant(tuple(1 - reads for reads in read_only), device)

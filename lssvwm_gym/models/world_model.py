@@ -18,9 +18,8 @@ from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.heads import InventoryHead, MotionHead, OdometryHead
-from lssvwm_gym.models.read_only import ReadOnly, committed_mask
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
-from lssvwm_gym.models.state import LayerState, SpatialMemoryState, WorldState
+from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask
 
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 

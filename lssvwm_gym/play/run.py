@@ -37,8 +37,8 @@ class Playing:
     profile: Literal["fast", "balanced", "quality"] = "balanced"  # how carefully each frame is dreamed; key f changes it
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     seed: int | None = None  # of the first dream; the same seed and keys, the same dream
-    start: Literal["opening", "cold"] = "opening"  # from a real opening, or from nothing
-    context_frames: int | None = None  # begin deep inside a real walk, with so many of its frames remembered
+    start: Literal["opening", "cold"] = "opening"  # from a short real context, or from nothing
+    context_frames: int | None = None  # begin with so many frames of a long real context
     episode: Path | None = None  # begin with a recorded episode of your own instead, its first 32 or --context-frames frames
     side_by_side: bool = False  # the real world goes along on the same actions; the dream sees its first 32 or --context-frames frames
     policy: str | None = None  # acts while you hold no key: random, wander or module:attribute[:argument]
@@ -103,8 +103,7 @@ def open_game(run: Playing) -> Game:
     """The game that the settings describe, at its first frame. Raises as `play` does."""
     world = chosen_world(run.world, run.weights)
     env = DreamEnv(world, profile=run.profile, weights=run.weights)
-    asked = {"start": "cold" if run.start == "cold" else None, "context_frames": run.context_frames, "episode": run.episode}
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = {"start": "cold" if run.start == "cold" else None, "context_frames": run.context_frames, "episode": run.episode}
     real = RealWorld(world) if run.side_by_side else None
     try:
         game = Game(env, options, run.rewind_mb * 10**6, real, run.context_frames or CONTEXT_FRAMES, run.seed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,14 +83,11 @@ def _story(path: Path, dream: Dream) -> tuple[tuple[Move, ...], float, tuple[np.
         moves = tuple([Move(action, profile) for action, profile in story["moves"]])
         trail = tuple(np.asarray(pose, np.float32) for pose in story["trail"])
         earned = float(story["return"])
-        if not all(_is_move(move, dream) for move in moves):
+        actions = range(len(dream.world.actions))
+        if not all(type(move.action) is int and move.action in actions and move.profile in SAMPLING_STEPS for move in moves):
             raise ValueError("moves that this world doesn't have")
         if not math.isfinite(earned) or not all(pose.ndim == 1 and np.isfinite(pose).all() for pose in trail):
             raise ValueError("numbers that are none")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise TensorFileError(f"{path}: not the story of a game of {dream.world.name} ({error})") from None
     return moves, earned, trail
-
-
-def _is_move(move: Any, dream: Dream) -> bool:
-    return type(move.action) is int and 0 <= move.action < len(dream.world.actions) and move.profile in SAMPLING_STEPS

@@ -25,13 +25,13 @@ class Theme:
     def __init__(self) -> None:
         pygame.font.init()
         self._fonts = {name: pygame.font.Font(None, size) for name, size in SIZES.items()}
-        self.rendered = functools.lru_cache(maxsize=512)(self._rendered)
+        self.rendered = functools.lru_cache(maxsize=512)(lambda text, colour, size: self._fonts[size].render(text, True, colour))
 
     def write(
         self, screen: pygame.Surface, at: tuple[float, float], text: str, colour: Colour, size: str = "normal", right: bool = False
     ) -> int:
         """Write with the left upper corner at a place, or the right one; returns the width in pixels."""
-        picture = self.rendered(text, colour, size)
+        picture: pygame.Surface = self.rendered(text, colour, size)
         screen.blit(picture, (at[0] - picture.get_width() if right else at[0], at[1]))
         return picture.get_width()
 
@@ -46,9 +46,6 @@ class Theme:
         while keep > 8 and self.width(_without_middle(text, keep), size) > width:
             keep -= 1
         return _without_middle(text, keep)
-
-    def _rendered(self, text: str, colour: Colour, size: str) -> pygame.Surface:
-        return self._fonts[size].render(text, True, colour)
 
 
 def _without_middle(text: str, keep: int) -> str:

@@ -6,13 +6,11 @@ import json
 import re
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.io.json_config import Bounds, bounded, fields_of, in_short, parsed
+from lssvwm_gym.io.json_config import Bounds, bounded, fields_of, in_short, parsed, write_json
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -27,6 +25,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LEFT_OUT = ("weights", "real_id")  # where it lies is known, and what gymnasium.make imports is not for strangers to say
 
 
+@legacy.keywords(legacy.SPEC)
 @dataclass(frozen=True)
 class WorldSpec:
     """A world that can be dreamed: names, sizes, and where its weights lie. Holds no code and imports none.
@@ -40,14 +39,12 @@ class WorldSpec:
     actions: tuple[str, ...]  # names of the discrete actions; of the numbers of an action, where it is a Box
     keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
     fps: int  # frames a second of world time
-    reward_values: tuple[float, ...]  # what the classes of the reward head pay
+    reward_values: tuple[float, ...]  # of the classes of the reward head
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, contexts.safetensors
     inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
     max_inventory: int = 0  # bound of the observation space
-    milestones: tuple[
-        tuple[str, float], ...
-    ] = ()  # counts that pay, once an episode, when they first rise above 0, instead of reward_values
+    milestones: tuple[tuple[str, float], ...] = ()  # rewards of counts that first rise above 0 in an episode, instead of reward_values
     changes: bool = False  # whether the agent can change it, so that a place need not look as it did
     length_scale: float = 0.25  # units of length within which two views of one direction show about the same
     border: int = 0  # pixels at the edge that show no part of the world and are left out of scores
@@ -91,9 +88,6 @@ class WorldSpec:
         return bool(self.low)
 
 
-WorldSpec.__init__ = legacy.renaming(legacy.SPEC, "WorldSpec")(WorldSpec.__init__)  # type: ignore[method-assign]
-
-
 class WorldError(ValueError):
     """A record of a world that is none; the message names the file and what is wrong with it."""
 
@@ -102,11 +96,8 @@ def write_world(folder: str | Path, world: WorldSpec) -> Path:
     """Write a world's record into a folder of weights, whole or not at all. Raises `WorldError` for one that couldn't be read again."""
     path = Path(folder).expanduser() / RECORD
     record = {"format": FORMAT} | {field.name: getattr(world, field.name) for field in fields(WorldSpec) if field.name not in LEFT_OUT}
-    text = json.dumps(record, indent=1, allow_nan=True) + "\n"
-    _world(text, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    _world(json.dumps(record), path)
+    write_json(path, record)
     return path
 
 
@@ -144,17 +135,12 @@ def _world(text: str, path: Path) -> WorldSpec:
         if missing or record.keys() - kinds.keys():
             raise ValueError(f"missing {missing}, unknown {sorted(record.keys() - kinds.keys())[:4]}")
         values = fields_of(WorldSpec, record, BOUNDS)
-        _check(values)
+        if not ID.fullmatch(values["id"]):
+            raise ValueError(f"id is {values['id'][:40]!r}, not letters, numbers and hyphens that end in -v and a number")
+        if not NAME.fullmatch(values["name"]):
+            raise ValueError(f"name is {values['name'][:40]!r}, not small letters, numbers and hyphens")
+        if not values["reward_values"]:
+            raise ValueError("no reward_values")
         return WorldSpec(**values, weights=path.parent)
     except (ValueError, TypeError, RecursionError) as error:
         raise WorldError(f"{path}: {in_short(error)}") from None
-
-
-def _check(values: dict[str, Any]) -> None:
-    """What types don't say."""
-    if not ID.fullmatch(values["id"]):
-        raise ValueError(f"id is {values['id'][:40]!r}, not letters, numbers and hyphens that end in -v and a number")
-    if not NAME.fullmatch(values["name"]):
-        raise ValueError(f"name is {values['name'][:40]!r}, not small letters, numbers and hyphens")
-    if not values["reward_values"]:
-        raise ValueError("no reward_values")

@@ -21,8 +21,7 @@ from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.prepacked import PrepackedDecoder, PrepackedLinear
-from lssvwm_gym.models.read_only import ReadOnly
-from lssvwm_gym.models.state import LayerState, WorldState
+from lssvwm_gym.models.state import LayerState, ReadOnly, WorldState
 from lssvwm_gym.models.world_model import Layer, WorldModel
 
 SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are differences from 1
