@@ -225,6 +225,11 @@ def timed_frames(path: str | Path) -> Iterator[tuple[float | None, np.ndarray]]:
         raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether both files of an episode are there; `path` is without their endings."""
+    return all(path.with_name(path.name + ending).exists() for ending in (".mp4", ".npz"))
+
+
 def episode_paths(folder: str | Path) -> list[Path]:
     """The npz files of all whole episodes in `folder`, sorted by name. Raises `EpisodeError` if there are none."""
     folder = Path(folder).expanduser()
