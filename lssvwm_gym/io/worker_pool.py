@@ -48,10 +48,6 @@ class WorkerPoolError(RuntimeError):
     """No job can be done, because a worker can't open its work."""
 
 
-class _CannotStart(NamedTuple):
-    why: str
-
-
 Message = Progress | Done | Failed
 
 
@@ -100,8 +96,8 @@ def _listen(
     """Receive one message of one worker, and give it another job if it wants one; replace it if it died."""
     worker = pool[pipe]
     message = _receive(worker)
-    if isinstance(message, _CannotStart):
-        raise WorkerPoolError(message.why)
+    if isinstance(message, WorkerPoolError):
+        raise message
     if message is not None:
         yield message
     if message is None or (isinstance(message, Failed) and not worker.process.is_alive()):
@@ -114,7 +110,7 @@ def _listen(
             pipe.send(worker.job)
 
 
-def _receive(worker: _Worker) -> Message | _CannotStart | None:
+def _receive(worker: _Worker) -> Message | WorkerPoolError | None:
     """The worker's message; of one that has gone: None if it had nothing more to do, else `Failed`."""
     try:
         return worker.pipe.recv()
@@ -157,7 +153,7 @@ def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:
     try:
         return open_work()
     except Exception as error:
-        _send(pipe, _CannotStart(f"{type(error).__name__}: {error}"))
+        _send(pipe, WorkerPoolError(f"{type(error).__name__}: {error}"))
         sys.exit(1)
 
 

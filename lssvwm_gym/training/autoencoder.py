@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, check_header, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
 from lssvwm_gym.training.optim import (
@@ -164,13 +163,7 @@ def _save(
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
     tensors, header = load_tensors(path)
     header = {"decoder_only": False, **header}
-    for name, mine in (
-        ("config", json.loads(json.dumps(asdict(run.model)))),
-        ("seed", run.seed),
-        ("decoder_only", run.encoder is not None),
-    ):
-        if header.get(name) != mine:
-            raise TensorFileError(f"{path} was made with {name} {str(header.get(name))[:500]}, not {mine}; choose another --out")
+    check_header(path, header, config=asdict(run.model), seed=run.seed, decoder_only=run.encoder is not None)
     step = header.get("step")
     if type(step) is not int or step < 0:
         raise TensorFileError(f"{path}: was saved at no step, but {str(step)[:100]}")

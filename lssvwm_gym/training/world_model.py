@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import operator
 import time
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, flipped, inputs_of, read_clip
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, check_header, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_device, use_backend
@@ -31,10 +30,8 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
-from lssvwm_gym.training.latent_metric import latent_metric
-from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes
-from lssvwm_gym.training.objectives import LOSSES
-from lssvwm_gym.training.odometry import train_odometry
+from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes, latent_metric
+from lssvwm_gym.training.objectives import LOSSES, train_odometry
 from lssvwm_gym.training.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -194,9 +191,7 @@ class Trainer:
         """Go on from what `save` wrote, in any number of processes. Raises `TensorFileError` if it belongs to another model or seed."""
         tensors, header = load_tensors(path)
         header = legacy.renamed(header, legacy.CHECKPOINT)
-        for name, mine in (("config", json.loads(json.dumps(asdict(self.run.model)))), ("seed", self.run.seed)):
-            if header.get(name) != mine:
-                raise TensorFileError(f"{path} was made with {name} {header.get(name)!s:.500}, not {mine}; choose another --out")
+        check_header(path, header, config=asdict(self.run.model), seed=self.run.seed)
         try:
             self._take(path, tensors, header)
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:

@@ -120,6 +120,11 @@ def beside(path: Path, ending: str) -> Path:
     return files[0] if files else path.with_suffix(ending)
 
 
+def led(rows: np.ndarray) -> np.ndarray:
+    """(T, ...) of the steps to (T + 1, ...) of the frames that they led to; zeros stand at the first."""
+    return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
+
+
 def note(message: str) -> None:
     """Say what becomes of a recording that is not as it should be, and go on."""
     tqdm.write(message, file=sys.stderr)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lssvwm_gym.data.convert.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
-from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, named, note
+from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, led, named, note
 from lssvwm_gym.data.episode import EpisodeError, video_frames
 from lssvwm_gym.io.json_config import parsed
 
@@ -171,13 +171,13 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
     inventory = [tick.inventory for tick in ticks if tick.inventory is not None]
     if len(hotbar) == len(ticks):
         _press_changed_slots(buttons, np.array(hotbar))
-    led = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
+    pressed_since, turned_since = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
     shown = _grouped(screen, skip).any(1) | screen[skip::skip]
     kept = slice(None, None, skip)
     arrays = {
-        "action": np.concatenate([np.zeros(1, np.uint16), discrete(*led, shown)]),
-        "buttons": np.concatenate([np.zeros_like(buttons[:1]), led[0]]),
-        "camera": np.concatenate([np.zeros_like(camera[:1]), led[1]]),
+        "action": led(discrete(pressed_since, turned_since, shown)),
+        "buttons": led(pressed_since),
+        "camera": led(turned_since),
         "reward": np.zeros(len(screen[kept]), np.float32),
         "screen": screen[kept],
     }
