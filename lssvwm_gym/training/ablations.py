@@ -1,6 +1,6 @@
 """What the model is compared with: each variant is a configuration of the same code, of the same weights within 5 %.
 
-All are trained by the same trainer on the same clips and told the same poses. Sources: the baselines and ablations of
+All are trained by the same trainer on the same clips and conditioned on the same poses. Sources: the baselines and ablations of
 arXiv 2505.20171 (tables 2 to 5); the spatial memory is ours, so the paper's own model is `no-places`.
 """
 

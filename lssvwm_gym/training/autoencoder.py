@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
-from lssvwm_gym.io.tensors import TensorFileError, check_header, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, check_header, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
 from lssvwm_gym.training.optim import (
     learning_rate,
-    load_optimizer_tensors,
+    load_training_tensors,
     mixed_precision,
-    optimizer_tensors,
     set_learning_rate,
+    training_tensors,
     update_average,
 )
 
@@ -35,9 +35,7 @@ class AutoencoderTraining:
     data: Path  # folder with episodes to learn from
     out: Path  # folder for checkpoint.safetensors, autoencoder.safetensors and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
-    encoder: Path | None = (
-        None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned, for its latents
-    )
+    encoder: Path | None = None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     steps: int = 9000
     batch: int = 32  # images, of all processes together
@@ -64,9 +62,8 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learned, betas=(0.9, 0.99), weight_decay=1e-4
-    )  # not fused: it would pair loaded moments wrongly with channels-last weights
+    # not fused: it would pair loaded moments wrongly with channels-last weights
+    optimizer = torch.optim.AdamW(learned, betas=(0.9, 0.99), weight_decay=1e-4)
     saved = run.out / "checkpoint.safetensors"
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
     frames = torch.from_numpy(read_frames(run.data)).to(device)
@@ -96,7 +93,8 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
             psnr = reconstruction_psnr(average, val)
             writer.add_scalar("val/psnr", psnr, step + 1)
             tqdm.write(f"step {step + 1}: validation {psnr:.2f} dB")
-            _save(saved, run, step + 1, model, average, optimizer)
+            header = {"step": step + 1, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None}
+            save_tensors(saved, training_tensors(model, average, {"optimizer": optimizer}), header)
     finished = run.out / "autoencoder.safetensors"
     if writer is not None:
         writer.close()
@@ -149,17 +147,6 @@ def set_latent_scale(model: Autoencoder, frames: Tensor) -> None:
     model.latent_std.copy_(latent.std((0, 2, 3)))
 
 
-def _save(
-    path: Path, run: AutoencoderTraining, step: int, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer
-) -> None:
-    tensors: dict[str, Tensor] = {
-        **prefixed("model", model.state_dict()),
-        **prefixed("average", average.state_dict()),
-        **prefixed("optimizer", optimizer_tensors(optimizer)),
-    }
-    save_tensors(path, tensors, {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None})
-
-
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
     tensors, header = load_tensors(path)
     header = {"decoder_only": False, **header}
@@ -167,7 +154,5 @@ def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: A
     step = header.get("step")
     if type(step) is not int or step < 0:
         raise TensorFileError(f"{path}: was saved at no step, but {str(step)[:100]}")
-    load_strictly(model, under("model", tensors), path)
-    load_strictly(average, under("average", tensors), path)
-    load_optimizer_tensors(optimizer, under("optimizer", tensors), path)
+    load_training_tensors(model, average, {"optimizer": optimizer}, tensors, path)
     return step

@@ -22,11 +22,8 @@ class Stage:
     clips: int  # the longest segment, in clips between which the state is carried
 
 
-CURRICULUM = (
-    Stage(0.05, 80, 1),
-    Stage(0.15, 80, 3),
-    Stage(0.8, 80, 10),
-)  # short clips in longer and longer segments: most frames for the time
+# short clips in longer and longer segments: most frames for the time
+CURRICULUM = (Stage(0.05, 80, 1), Stage(0.15, 80, 3), Stage(0.8, 80, 10))
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,7 @@ class WorldTraining:
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.ablations`
-    start: Path | None = (
-        None  # world.safetensors, checkpoint.safetensors or shipped model.safetensors to begin with, where names and shapes agree
-    )
+    start: Path | None = None  # world, checkpoint or packaged model.safetensors to begin with, where names and shapes agree
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000

@@ -86,7 +86,10 @@ class Layout:
 
 
 LAYOUTS = {
-    "memory-maze": Layout(lambda c: memory_maze.find_memory_maze(c.source), lambda found, c: memory_maze.open_memory_maze(found)),
+    "memory-maze": Layout(
+        lambda c: [Found(path.stem, path) for path in memory_maze.public_paths(c.source)],
+        lambda found, c: memory_maze.open_memory_maze(found),
+    ),
     "teco-minecraft": Layout(  # a trajectory of which only the npz is there is found too, and can't be read
         lambda c: files_below(c.source, (".mp4", ".npz")), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
     ),
