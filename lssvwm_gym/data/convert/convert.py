@@ -106,7 +106,7 @@ def convert(converting: Converting) -> int:
     Raises:
         EpisodeError: the source holds no recordings, some can't be converted (the message names them; the others are), or `out` holds
             episodes that were made with other settings.
-        WorkerPoolError: a worker process ended.
+        WorkerPoolError: a worker process ended, or can't write.
     """
     source, out = converting.source, converting.out
     if source.resolve() == out.resolve():
@@ -141,7 +141,7 @@ def _work_off(new: list[Found], converting: Converting) -> Iterator[str]:
     with closing(run_jobs(range(len(new)), partial(Converter, new, converting), converting.workers)) as messages:
         for message in messages:
             if isinstance(message, Failed):
-                raise WorkerPoolError(f"{new[message.job].path}: {message.why}")
+                raise WorkerPoolError(f"{new[message.job].path}: {message.why.strip().splitlines()[-1]}")
             if isinstance(message, Done):
                 yield message.answer
 
