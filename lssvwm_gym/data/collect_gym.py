@@ -197,8 +197,8 @@ class Framed(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         inner = self.env.action_space
-        told = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
-        observation, reward, terminated, truncated, info = self.env.step(told)
+        action = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
+        observation, reward, terminated, truncated, info = self.env.step(action)
         return self._frame(observation), reward, terminated, truncated, self._poses(info)
 
     def described(self) -> Collection:
@@ -221,14 +221,14 @@ class Framed(gym.Wrapper):
         run = self._run
         if not run.position:
             return info
-        position = np.ravel(self._told(run.position, info))
+        position = np.ravel(self._numbers(run.position, info))
         if max(map(abs, run.plane)) > len(position):
             raise ValueError(f"{run.env}: {run.position} has {len(position)} numbers, of which --plane {run.plane} takes none such")
         place = [np.sign(axis) * position[abs(axis) - 1] for axis in run.plane]
-        angle = float(np.ravel(self._told(run.angle, info))[0]) * UNITS[run.unit]
+        angle = float(np.ravel(self._numbers(run.angle, info))[0]) * UNITS[run.unit]
         return {"agent_pos": np.array(place, np.float32), "agent_dir": np.array([np.cos(angle), np.sin(angle)], np.float32)}
 
-    def _told(self, name: str, info: dict[str, Any]) -> np.ndarray:
+    def _numbers(self, name: str, info: dict[str, Any]) -> np.ndarray:
         if name in info:
             return np.asarray(info[name], np.float64)
         found: Any = self.env.unwrapped

@@ -189,11 +189,9 @@ def _filled(file: IO[bytes], content: memoryview) -> int:
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"version {version} of NumPy's format is not read")
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of NumPy's format is not read")
+    return np.lib.format.read_array_header_1_0(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
 
 
 def read_video(path: str | Path) -> np.ndarray:

@@ -42,7 +42,7 @@ class AutoencoderTraining:
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
-    average: float = 0.999  # decay of the moving average that is shipped
+    average: float = 0.999  # decay of the moving average of the weights, which is what a finished run saves
     save_every: int = 500  # steps
     precision: str = "float32"  # as in training the world model; convolutions in bfloat16 do not repeat bit for bit
     device: str = "auto"  # auto: cuda where there is one, else cpu

@@ -45,7 +45,7 @@ class WorldTraining:
     muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
     warmup: int = 100  # steps
     decay: float = 0.35  # share of the steps over which the learning rate falls to zero
-    average: float = 0.998  # decay of the moving average that is shipped
+    average: float = 0.998  # decay of the moving average of the weights, which is what a finished run saves
     teacher_forcing: float = 0.3  # share of steps in which every frame is denoised after a clean past, as in a dream
     self_rollout: float = 0.45  # share of steps in which, besides, a part of that past is the model's own; the rest is diffusion forcing
     noising: LossOptions = field(default_factory=LossOptions)

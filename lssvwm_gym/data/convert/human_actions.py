@@ -80,10 +80,8 @@ def discrete(buttons: np.ndarray, camera: np.ndarray, screen: np.ndarray) -> np.
         (T,) uint16, 0 to 315.
     """
     held = {name: buttons[:, column] > 0 for name, column in _COLUMN.items()}
-    ahead, aside = held["forward"] ^ held["back"], held["left"] ^ held["right"]
-    forward, back, left, right = (
-        held[name] & one for name, one in zip(("forward", "back", "left", "right"), (ahead, ahead, aside, aside), strict=True)
-    )
+    forward, back = held["forward"] & ~held["back"], held["back"] & ~held["forward"]
+    left, right = held["left"] & ~held["right"], held["right"] & ~held["left"]
     move = np.select([forward & held["jump"], held["jump"], forward, back, left, right], [2, 3, 1, 4, 5, 6], 0)
     down, to_right = camera[:, 0], camera[:, 1]
     turn = np.select([to_right <= -FAST, to_right <= -STILL, to_right >= FAST, to_right >= STILL], [2, 1, 4, 3], 0)
