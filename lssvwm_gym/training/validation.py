@@ -75,7 +75,7 @@ class Validation:
         return {name: float(np.mean(values)) for name, values in errors.items()}
 
     def _recall(self, model: WorldModel) -> dict[str, float]:
-        """Views on the way back, from pure noise with no clean neighbour: from memory, with poses shuffled, without memory."""
+        """Views on the way back, from pure noise with no clean neighbour: from memory, and with poses shuffled."""
         clip = self.returning
         noise = torch.zeros(clip.reward.shape, device=self.device)
         noise[:, CONTEXT:] = 1

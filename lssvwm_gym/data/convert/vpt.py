@@ -166,11 +166,10 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
     """The arrays of the kept ones of the frames."""
     buttons = np.stack([tick.buttons for tick in ticks])
     camera, screen = np.array([tick.camera for tick in ticks], np.float32), np.array([tick.screen for tick in ticks])
-    hotbar = [tick.hotbar for tick in ticks if tick.hotbar is not None]
-    pose = [tick.pose for tick in ticks if tick.pose is not None]
-    inventory = [tick.inventory for tick in ticks if tick.inventory is not None]
-    if len(hotbar) == len(ticks):
-        _press_changed_slots(buttons, np.array(hotbar))
+    columns = {name: [getattr(tick, name) for tick in ticks] for name in ("hotbar", "pose", "inventory")}
+    recorded = {name: np.array(values) for name, values in columns.items() if all(value is not None for value in values)}
+    if "hotbar" in recorded:
+        _press_changed_slots(buttons, recorded["hotbar"])
     pressed_since, turned_since = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
     shown = _grouped(screen, skip).any(1) | screen[skip::skip]
     kept = slice(None, None, skip)
@@ -181,13 +180,11 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
         "reward": np.zeros(len(screen[kept]), np.float32),
         "screen": screen[kept],
     }
-    if len(hotbar) == len(ticks):
-        arrays["hotbar"] = np.array(hotbar, np.uint8)[kept]
-    if len(pose) == len(ticks):
-        arrays |= _pose(np.array(pose)[kept])
-    if len(inventory) == len(ticks):
-        arrays["inventory"] = np.stack(inventory)[kept]
-    return arrays
+    if "hotbar" in recorded:
+        arrays["hotbar"] = recorded["hotbar"][kept].astype(np.uint8)
+    if "pose" in recorded:
+        arrays |= _pose(recorded["pose"][kept])
+    return arrays | ({"inventory": recorded["inventory"][kept]} if "inventory" in recorded else {})
 
 
 def _press_changed_slots(buttons: np.ndarray, hotbar: np.ndarray) -> None:
