@@ -93,8 +93,7 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
             psnr = reconstruction_psnr(average, val)
             writer.add_scalar("val/psnr", psnr, step + 1)
             tqdm.write(f"step {step + 1}: validation {psnr:.2f} dB")
-            header = {"step": step + 1, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None}
-            save_tensors(saved, training_tensors(model, average, {"optimizer": optimizer}), header)
+            _save(saved, run, step + 1, model, average, optimizer)
     finished = run.out / "autoencoder.safetensors"
     if writer is not None:
         writer.close()
@@ -145,6 +144,13 @@ def set_latent_scale(model: Autoencoder, frames: Tensor) -> None:
     latent = torch.cat([model.bounded_latent(batch) for batch in frames.split(100)])
     model.latent_mean.copy_(latent.mean((0, 2, 3)))
     model.latent_std.copy_(latent.std((0, 2, 3)))
+
+
+def _save(
+    path: Path, run: AutoencoderTraining, step: int, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer
+) -> None:
+    header = {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None}
+    save_tensors(path, training_tensors(model, average, {"optimizer": optimizer}), header)
 
 
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
