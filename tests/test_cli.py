@@ -108,8 +108,9 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
 
 
 def test_flags_of_before_are_understood_with_a_warning():
+    train = ["train", "world"]
     with pytest.warns(DeprecationWarning, match="--peeking is now called --teacher-forcing"):
-        assert legacy.flags(["--peeking", "1", "--steps=3"]) == ["--teacher-forcing", "1", "--steps=3"]
+        assert legacy.command_line([*train, "--peeking", "1", "--steps=3"]) == [*train, "--teacher-forcing", "1", "--steps=3"]
     with pytest.warns(DeprecationWarning, match="--noising.dreamed-from"):
-        assert legacy.flags(["--noising.dreamed_from=0.2"]) == ["--noising.self-rollout-from=0.2"]
-    assert legacy.flags(["--out", "peeking"]) == ["--out", "peeking"]
+        assert legacy.command_line([*train, "--noising.dreamed_from=0.2"]) == [*train, "--noising.self-rollout-from=0.2"]
+    assert legacy.command_line([*train, "--out", "peeking"]) == [*train, "--out", "peeking"]

@@ -16,6 +16,7 @@ from lssvwm_gym.cli import main
 from lssvwm_gym.data.convert import Converting, convert
 from lssvwm_gym.data.convert.recording import Framing, Recording, framed, write_recording
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
+from lssvwm_gym.io.worker_pool import WorkerPoolError
 
 LENGTH = 13
 SHADE = 60  # grey a frame shows for each id of the action that led to it
@@ -224,6 +225,13 @@ def test_several_processes_make_the_same(marsh, tmp_path):
     no_mp4(marsh / "test/0/b.c.mp4")
     assert convert(converting(marsh, workers=2, skip_broken=True)) == 2
     np.testing.assert_array_equal(shown(read_episode(tmp_path / "out/train/1-a.npz").frames), some_actions(1))
+
+
+def test_what_is_wrong_with_the_disk_ends_all_processes(marsh, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train").write_text("a file where a folder belongs")
+    with pytest.raises(WorkerPoolError, match=r"\.mp4: FileExistsError: .*train'$"):
+        convert(converting(marsh, workers=2, skip_broken=True))
 
 
 def test_names_that_would_collide_are_refused(marsh):

@@ -19,7 +19,7 @@ from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.config import Stage, WorldTraining
-from lssvwm_gym.training.odometry import odometry_loss
+from lssvwm_gym.training.objectives import odometry_loss
 from lssvwm_gym.training.optim import learning_rate, mixed_precision
 from lssvwm_gym.training.world_model import Trainer
 
@@ -259,7 +259,7 @@ def test_finished_autoencoder_says_what_it_saw(episode_folder, tmp_path):
 
 def test_the_latent_metric_weighs_errors_as_the_decoder_shows_them(tmp_path):
     from lssvwm_gym.models.autoencoder import Autoencoder
-    from lssvwm_gym.training.latent_metric import latent_metric
+    from lssvwm_gym.training.latents import latent_metric
 
     autoencoder = Autoencoder(AutoencoderConfig(image_size=16, widths=(8, 8), latent_channels=4)).requires_grad_(False)
     latent = torch.randn(3, autoencoder.config.tokens, 4)

@@ -64,7 +64,7 @@ def test_each_variant_lacks_what_it_says():
 
 
 def test_what_is_compared_fits_its_world():
-    compare = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "compare.py"))
+    compare = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "compare_variants.py"))
     for name, plan in compare["PLANS"].items():
         run, world = compare["Comparison"](Path("data"), world=plan.world, short="short" in name), WORLDS[plan.world]
         assert run.plan is plan
@@ -78,7 +78,7 @@ def test_what_is_compared_fits_its_world():
 
 
 def test_what_sees_all_frames_sees_whole_short_walks():
-    compare = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "compare.py"))
+    compare = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "compare_variants.py"))
     plan = compare["PLANS"][compare["SHORT"]]
     run = variant("full-causal", WorldTraining(Path("data"), Path("autoencoder"), Path("out"), model=plan.model, **plan.training))
     assert run.model.window >= max(stage.frames * stage.clips for stage in run.curriculum)

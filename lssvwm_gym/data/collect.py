@@ -21,10 +21,11 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.data.episode import Episode, is_whole, write_episode
 from lssvwm_gym.io.atomic import discard
-from lssvwm_gym.io.video import VIDEO_CRF
-from lssvwm_gym.io.worker_pool import Done, Failed, Message, Progress, Work, run_jobs
+from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.io.video import VIDEO_CRF, check_crf
+from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -45,13 +46,8 @@ class Collecting:
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
 
     def __post_init__(self) -> None:
-        for name, value in (("episodes", self.episodes), ("workers", self.workers), ("steps", self.steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf must be 0 (lossless) to 51 (worst), got {self.crf}")
+        check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
+        check_crf(self.crf)
 
     @property
     def seeds(self) -> range:
@@ -148,7 +144,9 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         ValueError: `SOURCES` has no such world.
         WorkerPoolError: the simulator can't be started; the message says why.
     """
-    source = source or _source(collecting.world)
+    if source is None and collecting.world not in SOURCES:
+        raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
+    source = source or SOURCES[collecting.world]
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
 
 
@@ -156,7 +154,7 @@ def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -
     """`collect` with any work that writes the episode of a seed, of at most `frames` frames; importable by name."""
     Path(collecting.out).mkdir(parents=True, exist_ok=True)
     _remove_leftovers(collecting)
-    whole = {seed for seed in collecting.seeds if _is_whole(collecting.path(seed))}
+    whole = {seed for seed in collecting.seeds if is_whole(collecting.path(seed))}
     missing = [seed for seed in collecting.seeds if seed not in whole]
     collected = Collected(skipped=sorted(whole))
     try:
@@ -178,15 +176,11 @@ def _work_off(collecting: Collecting, open_work: Callable[[], Work], frames: int
             amount = message.amount if isinstance(message, Progress) else frames - seen[message.job]
             seen[message.job] += amount
             bar.update(amount)
-            _note(message, collected)
-
-
-def _note(message: Message, collected: Collected) -> None:
-    if isinstance(message, Done):
-        collected.done.append(message.job)
-    elif isinstance(message, Failed):
-        collected.failed[message.job] = message.why
-        tqdm.write(f"seed {message.job} failed: {message.why}", file=sys.stderr)
+            if isinstance(message, Done):
+                collected.done.append(message.job)
+            elif isinstance(message, Failed):
+                collected.failed[message.job] = message.why
+                tqdm.write(f"seed {message.job} failed: {message.why}", file=sys.stderr)
 
 
 class Recorder:
@@ -241,16 +235,6 @@ def _aligned(space: gym.Space, actions: list[Any]) -> np.ndarray:
     discrete = isinstance(space, gym.spaces.Discrete) and space.n <= 256
     taken = np.stack([np.asarray(action, np.uint8 if discrete else None) for action in actions])
     return np.concatenate([np.zeros_like(taken[:1]), taken])
-
-
-def _source(world: str) -> Source:
-    if world not in SOURCES:
-        raise ValueError(f"no world named {world!r} to collect from; there is {', '.join(SOURCES)}")
-    return SOURCES[world]
-
-
-def _is_whole(path: Path) -> bool:
-    return path.with_suffix(".npz").exists() and path.with_suffix(".mp4").exists()
 
 
 def _remove_leftovers(collecting: Collecting) -> None:

@@ -7,7 +7,6 @@ drawn at random. Beside the episodes, `collecting.json` says how they were made:
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -22,10 +21,9 @@ import tyro
 from gymnasium.spaces import Box, Discrete
 
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
-from lssvwm_gym.data.convert.recording import Framing, framed, not_a_picture, note
+from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, not_a_picture, note, read_settings
 from lssvwm_gym.data.episode import EpisodeError, write_episode
-from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.io.json_config import parsed
+from lssvwm_gym.io.json_config import check_bounds, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
 
 SETTINGS = "collecting.json"
@@ -64,9 +62,7 @@ class GymCollecting:
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("least", 2), ("size", 8), ("fps", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        check_bounds(self, steps=1, least=2, size=8, fps=0)
         if self.least > self.steps + 1:
             raise ValueError(f"an episode of {self.steps} steps has {self.steps + 1} frames: least can't be {self.least}")
         if not 0 <= self.sticky < 1:
@@ -131,7 +127,8 @@ def collect_gym(run: GymCollecting) -> Collected:
     try:
         _draw(env.action_space, np.random.default_rng(0), run.odds)
         env.reset(seed=run.first_seed)
-        _keep_settings(run.out / SETTINGS, collection := env.described())
+        collection = env.described()
+        keep_settings(run.out / SETTINGS, asdict(collection), "collect")
     finally:
         env.close()
     run = replace(run, pixels="observation" if collection.pixels == "observation" else "render")
@@ -143,13 +140,7 @@ def collect_gym(run: GymCollecting) -> Collected:
 
 def read_collection(folder: Path) -> Collection | None:
     """How a folder's episodes were collected; None where they were not collected here. Raises `EpisodeError` for a broken file."""
-    path = Path(folder) / SETTINGS
-    if not path.is_file():
-        return None
-    try:
-        return Collection(**parsed(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); collect into another folder") from None
+    return read_settings(Path(folder) / SETTINGS, lambda said: Collection(**said), "collect")
 
 
 class GymRecorder:
@@ -206,8 +197,8 @@ class Framed(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         inner = self.env.action_space
-        told = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
-        observation, reward, terminated, truncated, info = self.env.step(told)
+        action = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
+        observation, reward, terminated, truncated, info = self.env.step(action)
         return self._frame(observation), reward, terminated, truncated, self._poses(info)
 
     def described(self) -> Collection:
@@ -230,14 +221,14 @@ class Framed(gym.Wrapper):
         run = self._run
         if not run.position:
             return info
-        position = np.ravel(self._told(run.position, info))
+        position = np.ravel(self._numbers(run.position, info))
         if max(map(abs, run.plane)) > len(position):
             raise ValueError(f"{run.env}: {run.position} has {len(position)} numbers, of which --plane {run.plane} takes none such")
         place = [np.sign(axis) * position[abs(axis) - 1] for axis in run.plane]
-        angle = float(np.ravel(self._told(run.angle, info))[0]) * UNITS[run.unit]
+        angle = float(np.ravel(self._numbers(run.angle, info))[0]) * UNITS[run.unit]
         return {"agent_pos": np.array(place, np.float32), "agent_dir": np.array([np.cos(angle), np.sin(angle)], np.float32)}
 
-    def _told(self, name: str, info: dict[str, Any]) -> np.ndarray:
+    def _numbers(self, name: str, info: dict[str, Any]) -> np.ndarray:
         if name in info:
             return np.asarray(info[name], np.float64)
         found: Any = self.env.unwrapped
@@ -345,15 +336,3 @@ def action_names(env: gym.Env, count: int) -> list[str]:
 
 def _all(values: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(values, list) and all(type(value) in kinds for value in values)
-
-
-def _keep_settings(path: Path, collection: Collection) -> None:
-    """Write down how the episodes of a folder are made, or make sure that those already there were made in the same way."""
-    before = read_collection(path.parent)
-    if before is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with renamed_when_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(asdict(collection), indent=1), encoding="utf-8")
-    elif before != collection:
-        other = [f"{k} {v!r}, not {asdict(collection)[k]!r}" for k, v in asdict(before).items() if v != asdict(collection)[k]]
-        raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; collect into another folder")

@@ -6,13 +6,14 @@ array speak of the moment of frame t. action[0] is a placeholder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class EpisodeError(ValueError):
 
 @dataclass(frozen=True)
 class Episode:
-    """Frames, actions and rewards of one walk, with whatever else was known at each frame."""
+    """Frames, actions and rewards of one trajectory, with whatever else was known at each frame."""
 
     frames: np.ndarray  # (T, height, width, 3) uint8
     action: np.ndarray  # (T,) integer, or (T, A) float; the action that led to frame t
@@ -140,19 +141,25 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read every array of an episode's npz, without pickle. Raises `EpisodeError` for all else, and for more than `LARGEST` bytes."""
     path = Path(path).expanduser()
     path = path if path.suffix.lower() == ".npz" else path.with_suffix(".npz")
+    with _reading(path, "npz of plain arrays"), zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            raise ValueError("two arrays of one name")
+        if sum(member.file_size for member in members) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes of arrays; cut the episode into shorter ones")
+        return {name: _read_array(file, member) for name, member in zip(names, members, strict=True)}
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, what: str) -> Iterator[None]:
+    """Raises `EpisodeError` for whatever a parser of foreign bytes trips over."""
     try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-            names = [member.filename.removesuffix(".npy") for member in members]
-            if len(set(names)) < len(names):
-                raise ValueError("two arrays of one name")
-            if sum(member.file_size for member in members) > LARGEST:
-                raise ValueError(f"more than {LARGEST} bytes of arrays; cut the episode into shorter ones")
-            return {name: _read_array(file, member) for name, member in zip(names, members, strict=True)}
+        yield
     except FileNotFoundError:
         raise EpisodeError(f"{path}: no such file") from None
-    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such npz
-        raise EpisodeError(f"{path}: not a readable npz of plain arrays ({str(error)[:300] or type(error).__name__})") from None
+    except Exception as error:
+        raise EpisodeError(f"{path}: not a readable {what} ({str(error)[:300] or type(error).__name__})") from None
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -182,11 +189,9 @@ def _filled(file: IO[bytes], content: memoryview) -> int:
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"version {version} of NumPy's format is not read")
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of NumPy's format is not read")
+    return np.lib.format.read_array_header_1_0(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
 
 
 def read_video(path: str | Path) -> np.ndarray:
@@ -208,21 +213,27 @@ def video_frames(path: str | Path) -> Iterator[np.ndarray]:
 
 def timed_frames(path: str | Path) -> Iterator[tuple[float | None, np.ndarray]]:
     """As `video_frames`, with the second at which each is shown, if the file says so; turned and with the aspect as it says."""
-    av = import_av()
     count = 0
-    try:
-        with open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
-            for frame in container.decode(stream):
-                yield frame.time, as_shown(frame, stream.sample_aspect_ratio, LARGEST_FRAME)
-                count += 1
+    with opened_video(path) as stream:
+        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}
+        for frame in stream.container.decode(stream):
+            yield frame.time, as_shown(frame, stream.sample_aspect_ratio, LARGEST_FRAME)
+            count += 1
         if count == 0:
             raise ValueError("it has no frames")
-    except FileNotFoundError:
-        raise EpisodeError(f"{path}: no such file") from None
-    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such video
-        raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
+
+
+@contextlib.contextmanager
+def opened_video(path: str | Path) -> Iterator[Any]:
+    """The video stream of an mp4. Raises `EpisodeError` for what is no video, and for what goes wrong while it is read."""
+    av = import_av()
+    with _reading(path, "video"), open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
+        yield container.streams.video[0]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether both files of an episode are there; `path` is without their endings."""
+    return all(path.with_name(path.name + ending).exists() for ending in (".mp4", ".npz"))
 
 
 def episode_paths(folder: str | Path) -> list[Path]:

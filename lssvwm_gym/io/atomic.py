@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def _onto_the_disk(file: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Of this name, what processes began that no longer run on this machine."""
-    for unfinished in path.parent.glob(f".{literally(path.name)}.*.part"):
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         process = unfinished.name.split(".")[-2]
         if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
             discard(unfinished)
@@ -85,8 +86,3 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
-
-
-def literally(name: str) -> str:
-    """A name as a pattern that matches that name only."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -47,10 +47,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_bounds(settings: Any, **least: float) -> None:
-    """Raise `ValueError` for a number among the settings, or one of a tuple, that is below its bound."""
+    """Raise `ValueError` for a number among the settings, or one of a tuple, that is below its bound; None is none."""
     for name, bound in least.items():
         value = getattr(settings, name)
-        if min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
+        if value is not None and min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
             raise ValueError(f"{name} must be at least {bound}, got {value}")
 
 

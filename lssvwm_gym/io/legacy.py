@@ -128,11 +128,11 @@ def command_line(words: list[str]) -> list[str]:
 
 def _replaced(word: str, names: Mapping[str, str]) -> str:
     name, equals, value = word.partition("=")
-    new = names.get(name.replace("_", "-"))
-    if new is None:
+    name = name.replace("_", "-")
+    if name not in names:
         return word
-    warnings.warn(f"lssvwm-gym: {name} is now called {new}", DeprecationWarning, stacklevel=4)
-    return new + equals + value
+    warnings.warn(f"lssvwm-gym: {name} is now called {names[name]}", DeprecationWarning, stacklevel=4)
+    return names[name] + equals + value
 
 
 def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:

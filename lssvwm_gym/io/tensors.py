@@ -132,6 +132,13 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str,
         raise TensorFileError(f"{source}: wrong shape of {in_short('; '.join(wrong[:4]))}")
 
 
+def check_header(path: Path, header: Mapping[str, Any], **expected: Any) -> None:
+    """Raises `TensorFileError` where a checkpoint was made with other settings than expected."""
+    for name, mine in json.loads(json.dumps(expected)).items():
+        if header.get(name) != mine:
+            raise TensorFileError(f"{path} was made with {name} {header.get(name)!s:.500}, not {mine}; choose another --out")
+
+
 def _same_kind(found: torch.dtype, needed: torch.dtype) -> bool:
     return found == needed or (found.is_floating_point and needed.is_floating_point)
 

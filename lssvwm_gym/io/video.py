@@ -18,6 +18,11 @@ VIDEO_CODEC = "libx264rgb"  # H.264 without chroma subsampling
 VIDEO_CRF = 20  # about 44 dB against the simulator's frames
 
 
+def check_crf(crf: int) -> None:
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf must be 0 (lossless) to 51 (worst), got {crf}")
+
+
 def check_movie(path: Path) -> None:
     """Raise `ValueError` unless the name's ending is one that `write_movie` can write."""
     if path.suffix.lower() not in ENDINGS:

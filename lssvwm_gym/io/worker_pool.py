@@ -48,17 +48,12 @@ class WorkerPoolError(RuntimeError):
     """No job can be done, because a worker can't open its work."""
 
 
-class _CannotStart(NamedTuple):
-    why: str
-
-
 Message = Progress | Done | Failed
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
-    pipe: Connection
     job: int | None
 
 
@@ -91,7 +86,7 @@ def _start(pool: dict[Connection, _Worker], open_work: Callable[[], Work], job: 
     process.start()
     theirs.close()
     pipe.send(job)
-    pool[pipe] = _Worker(process, pipe, job)
+    pool[pipe] = _Worker(process, job)
 
 
 def _listen(
@@ -99,9 +94,14 @@ def _listen(
 ) -> Generator[Message, None, None]:
     """Receive one message of one worker, and give it another job if it wants one; replace it if it died."""
     worker = pool[pipe]
-    message = _receive(worker)
-    if isinstance(message, _CannotStart):
-        raise WorkerPoolError(message.why)
+    message: Message | WorkerPoolError | None
+    try:
+        message = pipe.recv()
+    except (EOFError, OSError):  # it has gone
+        worker.process.join()
+        message = None if worker.job is None else Failed(worker.job, f"its process ended with exit code {worker.process.exitcode}")
+    if isinstance(message, WorkerPoolError):
+        raise message
     if message is not None:
         yield message
     if message is None or (isinstance(message, Failed) and not worker.process.is_alive()):
@@ -114,22 +114,13 @@ def _listen(
             pipe.send(worker.job)
 
 
-def _receive(worker: _Worker) -> Message | _CannotStart | None:
-    """The worker's message; of one that has gone: None if it had nothing more to do, else `Failed`."""
-    try:
-        return worker.pipe.recv()
-    except (EOFError, OSError):
-        worker.process.join()
-    return None if worker.job is None else Failed(worker.job, f"its process ended with exit code {worker.process.exitcode}")
-
-
 def _stop(pool: dict[Connection, _Worker]) -> None:
     for worker in pool.values():
         worker.process.terminate()
-    for worker in pool.values():
+    for pipe, worker in pool.items():
         worker.process.join(SECONDS_TO_TIDY_UP)
         worker.process.kill()
-        worker.pipe.close()
+        pipe.close()
 
 
 def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
@@ -139,8 +130,7 @@ def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
     work: Work | None = None
     try:
         while (job := _next_job(pipe)) is not None:
-            work = work or _open(pipe, open_work)
-            work = _do(pipe, work, job)
+            work = _do(pipe, work or _open(pipe, open_work), job)
     finally:
         if work is not None:
             work.close()
@@ -157,7 +147,7 @@ def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:
     try:
         return open_work()
     except Exception as error:
-        _send(pipe, _CannotStart(f"{type(error).__name__}: {error}"))
+        _send(pipe, WorkerPoolError(f"{type(error).__name__}: {error}"))
         sys.exit(1)
 
 

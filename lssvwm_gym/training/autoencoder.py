@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,15 +15,15 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, check_header, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
 from lssvwm_gym.training.optim import (
     learning_rate,
-    load_optimizer_tensors,
+    load_training_tensors,
     mixed_precision,
-    optimizer_tensors,
     set_learning_rate,
+    training_tensors,
     update_average,
 )
 
@@ -36,16 +35,14 @@ class AutoencoderTraining:
     data: Path  # folder with episodes to learn from
     out: Path  # folder for checkpoint.safetensors, autoencoder.safetensors and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
-    encoder: Path | None = (
-        None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned, for its latents
-    )
+    encoder: Path | None = None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     steps: int = 9000
     batch: int = 32  # images, of all processes together
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
-    average: float = 0.999  # decay of the moving average that is shipped
+    average: float = 0.999  # decay of the moving average of the weights, which is what a finished run saves
     save_every: int = 500  # steps
     precision: str = "float32"  # as in training the world model; convolutions in bfloat16 do not repeat bit for bit
     device: str = "auto"  # auto: cuda where there is one, else cpu
@@ -65,9 +62,8 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learned, betas=(0.9, 0.99), weight_decay=1e-4
-    )  # not fused: it would pair loaded moments wrongly with channels-last weights
+    # not fused: it would pair loaded moments wrongly with channels-last weights
+    optimizer = torch.optim.AdamW(learned, betas=(0.9, 0.99), weight_decay=1e-4)
     saved = run.out / "checkpoint.safetensors"
     start = _resume(saved, run, model, average, optimizer) if saved.exists() else 0
     frames = torch.from_numpy(read_frames(run.data)).to(device)
@@ -153,28 +149,16 @@ def set_latent_scale(model: Autoencoder, frames: Tensor) -> None:
 def _save(
     path: Path, run: AutoencoderTraining, step: int, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer
 ) -> None:
-    tensors: dict[str, Tensor] = {
-        **prefixed("model", model.state_dict()),
-        **prefixed("average", average.state_dict()),
-        **prefixed("optimizer", optimizer_tensors(optimizer)),
-    }
-    save_tensors(path, tensors, {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None})
+    header = {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None}
+    save_tensors(path, training_tensors(model, average, {"optimizer": optimizer}), header)
 
 
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
     tensors, header = load_tensors(path)
     header = {"decoder_only": False, **header}
-    for name, mine in (
-        ("config", json.loads(json.dumps(asdict(run.model)))),
-        ("seed", run.seed),
-        ("decoder_only", run.encoder is not None),
-    ):
-        if header.get(name) != mine:
-            raise TensorFileError(f"{path} was made with {name} {str(header.get(name))[:500]}, not {mine}; choose another --out")
+    check_header(path, header, config=asdict(run.model), seed=run.seed, decoder_only=run.encoder is not None)
     step = header.get("step")
     if type(step) is not int or step < 0:
         raise TensorFileError(f"{path}: was saved at no step, but {str(step)[:100]}")
-    load_strictly(model, under("model", tensors), path)
-    load_strictly(average, under("average", tensors), path)
-    load_optimizer_tensors(optimizer, under("optimizer", tensors), path)
+    load_training_tensors(model, average, {"optimizer": optimizer}, tensors, path)
     return step

@@ -22,11 +22,8 @@ class Stage:
     clips: int  # the longest segment, in clips between which the state is carried
 
 
-CURRICULUM = (
-    Stage(0.05, 80, 1),
-    Stage(0.15, 80, 3),
-    Stage(0.8, 80, 10),
-)  # short clips in longer and longer segments: most frames for the time
+# short clips in longer and longer segments: most frames for the time
+CURRICULUM = (Stage(0.05, 80, 1), Stage(0.15, 80, 3), Stage(0.8, 80, 10))
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,7 @@ class WorldTraining:
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.ablations`
-    start: Path | None = (
-        None  # world.safetensors, checkpoint.safetensors or shipped model.safetensors to begin with, where names and shapes agree
-    )
+    start: Path | None = None  # world, checkpoint or packaged model.safetensors to begin with, where names and shapes agree
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000
@@ -50,7 +45,7 @@ class WorldTraining:
     muon: bool = False  # Muon for the matrices of the layers; its bf16 products are slow on processors without bf16
     warmup: int = 100  # steps
     decay: float = 0.35  # share of the steps over which the learning rate falls to zero
-    average: float = 0.998  # decay of the moving average that is shipped
+    average: float = 0.998  # decay of the moving average of the weights, which is what a finished run saves
     teacher_forcing: float = 0.3  # share of steps in which every frame is denoised after a clean past, as in a dream
     self_rollout: float = 0.45  # share of steps in which, besides, a part of that past is the model's own; the rest is diffusion forcing
     noising: LossOptions = field(default_factory=LossOptions)

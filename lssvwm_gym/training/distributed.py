@@ -8,10 +8,10 @@ weights become the same, up to rounding, whatever the number of processes.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -75,17 +75,16 @@ class ProcessGroup:
 
             PartialState().wait_for_everyone()
 
-    @contextlib.contextmanager
-    def main_process_first(self) -> Iterator[None]:
+    def main_process_first(self) -> AbstractContextManager[None]:
         """A block that the main process has been through when the others begin it, and find what it left on disk."""
-        if not self.is_main_process:
-            self.wait()
-        yield
-        if self.is_main_process:
-            self.wait()
+        if self.num_processes == 1:
+            return nullcontext()
+        from accelerate import PartialState
+
+        return PartialState().main_process_first()
 
     def refuse(self, message: str) -> NoReturn:
-        """Raise `ValueError` for what is wrong in all processes alike; of several, the leading one says it and all end with status 1."""
+        """Raise `ValueError` for what is wrong in all processes alike; of several, the main one says it and all end with status 1."""
         if self.num_processes == 1:
             raise ValueError(message)
         if self.is_main_process:

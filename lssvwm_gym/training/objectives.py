@@ -2,6 +2,7 @@
 
 Each takes (model, clip, state, options, metric, rng) and returns losses to weigh and sum, over how many frames each is a
 mean, and the state after the clip where it was committed on the way. Gradients stop at the incoming state.
+Apart from those, visual odometry: the motion between two frames, learned from both and an estimate that is off.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.data.segments import inputs_of
+from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
+from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.heads import InventoryHead
 from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
-from lssvwm_gym.training.distributed import ShardedRNG
+from lssvwm_gym.training.distributed import ALONE, ProcessGroup, ShardedRNG
+
+PAIRS = 512  # of an update
+BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
+SURE, CONFUSED = 0.6, 0.25  # shares of estimates that are nearly right, and that are another pair's; the rest is off by much
+TINY, LARGE = 0.02, 0.5  # of the typical motion
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,7 @@ def teacher_forcing_losses(
     model: WorldModel, clip: Segment, state: WorldState, options: LossOptions, metric: Tensor, rng: ShardedRNG
 ) -> Losses:
     """As in a dream: every frame is denoised after a clean past, read-only, and then committed clean; both in one call."""
-    known = _draw_known(options, clip, rng)
-    past = _noised(options, clip.latent, torch.zeros_like(known), rng)
-    return _denoising(model, clip, past, known, state, options, metric, rng)
+    return _denoising(model, clip, state, options, metric, rng, rollout=False)
 
 
 def self_rollout_losses(
@@ -73,12 +79,7 @@ def self_rollout_losses(
 
     It learns what its own frames are worth: blur is not taken for the world's, and errors don't feed on themselves.
     """
-    known = _draw_known(options, clip, rng)
-    past = _noised(options, clip.latent, torch.zeros_like(known), rng)
-    earliest, latest = (int(share * past.shape[1]) for share in options.self_rollout_from)
-    real = rng.whole(max(1, earliest), max(2, latest + 1))
-    past = rolled_out(model, past[:, :real], clip, known, state, rng)
-    return _denoising(model, clip, past, known, state, options, metric, rng)
+    return _denoising(model, clip, state, options, metric, rng, rollout=True)
 
 
 LOSSES = {"diffusion_forcing": diffusion_forcing_losses, "teacher_forcing": teacher_forcing_losses, "self_rollout": self_rollout_losses}
@@ -114,16 +115,15 @@ def _commit_and_denoise(
 
 
 def _denoising(
-    model: WorldModel,
-    clip: Segment,
-    past: Tensor,
-    known: Tensor,
-    state: WorldState,
-    options: LossOptions,
-    metric: Tensor,
-    rng: ShardedRNG,
+    model: WorldModel, clip: Segment, state: WorldState, options: LossOptions, metric: Tensor, rng: ShardedRNG, rollout: bool
 ) -> Losses:
-    """Denoise every frame of the clip, read-only, after the committed latents `past` (B, T, N, C)."""
+    """Denoise every frame of the clip, read-only, after those before it, which are committed: real ones, or from some on rolled out."""
+    known = _draw_known(options, clip, rng)
+    past = _noised(options, clip.latent, torch.zeros_like(known), rng)
+    if rollout:
+        earliest, latest = (int(share * past.shape[1]) for share in options.self_rollout_from)
+        real = rng.whole(max(1, earliest), max(2, latest + 1))
+        past = rolled_out(model, past[:, :real], clip, known, state, rng)
     drawn = rng.uniform(2, *known.shape, axis=1)
     level = torch.where(drawn[0] < options.pure_noise, 1.0, drawn[1].clamp(min=1e-3))
     samples = 2 if options.energy else 1  # of every frame; a second one is of the same level, so at pure noise an independent sample
@@ -192,3 +192,56 @@ def _inventory_loss(head: InventoryHead, output: WorldOutput, clip: Segment, wei
     logits = head(output.features, clip.before, clip.action)
     loss = F.cross_entropy(logits.flatten(0, 2), change.clamp(0, 2 * head.most).flatten(), reduction="none").view(change.shape).sum(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def train_odometry(
+    model: WorldModel,
+    optimizer: torch.optim.Optimizer,
+    episodes: Episodes,
+    updates: int,
+    rng: np.random.Generator,
+    group: ProcessGroup = ALONE,
+) -> Tensor:
+    """Some updates of the odometry head, each by a few hundred pairs of frames; returns the mean loss."""
+    losses = torch.zeros(max(1, updates), device=episodes.device)
+    for update in range(updates):
+        optimizer.zero_grad()
+        loss = odometry_loss(model, episodes, PAIRS, rng, group)
+        loss.backward()
+        group.add_gradients(model.odometry_head.parameters())
+        optimizer.step()
+        losses[update] = loss.detach()
+    return group.summed(losses.mean())
+
+
+def odometry_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.random.Generator, group: ProcessGroup = ALONE) -> Tensor:
+    """How far off the seen motions of some random pairs of frames are, in typical motions; zero where no poses are recorded.
+
+    Each process takes its share of the pairs; their losses add up to that of all.
+    """
+    number = rng.integers(len(episodes), size=pairs)
+    index = episodes.index(episodes.start[number] + rng.integers(2, np.array(episodes.lengths)[number]))
+    whole, generator = episodes.whole, torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
+    poses = torch.stack([whole.pose[index - ago] for ago in (2, 1, 0)], 1)
+    known = poses.isfinite().flatten(1).all(1, keepdim=True)
+    last, motion = motion_between(poses[:, :2], poses[:, 1:]).where(known.unsqueeze(1), 0).unbind(1)
+    scale, head = model.odometry_head.motion_scale, model.odometry_head
+    shard = group.share(pairs)
+    before, latent = (_blurred(whole.latent, index - ago, shard, generator) for ago in (1, 0))
+    estimate, estimate_last = (_estimated(true, scale, generator)[shard] for true in (motion, last))
+    seen = head(before, latent, whole.action[index[shard]], estimate, estimate_last)
+    loss = F.smooth_l1_loss(seen / scale, motion[shard] / scale, beta=TINY, reduction="none")
+    return (loss * known[shard]).sum() / (known.sum() * len(scale)).clamp(min=1)
+
+
+def _blurred(latent: Tensor, index: Tensor, shard: slice, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(len(index), *latent.shape[1:], generator=generator, device=latent.device)
+    return latent[index[shard]].float() + BLUR * noise[shard]
+
+
+def _estimated(motion: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Motions (K, 3) as they might have been estimated."""
+    kind = torch.rand(len(motion), 1, generator=generator, device=motion.device)
+    noise = torch.randn(motion.shape, generator=generator, device=motion.device) * scale
+    others = motion[torch.randperm(len(motion), generator=generator, device=motion.device)]
+    return torch.where(kind < SURE, motion + TINY * noise, torch.where(kind < SURE + CONFUSED, others, motion + LARGE * noise))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lssvwm_gym.io.tensors import TensorFileError
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly, prefixed, under
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 
 
@@ -40,11 +40,11 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     Muon's updates are scaled to match AdamW's (`match_rms_adamw`), so that one learning rate serves both.
     Decay rates, biases, gains and embeddings are not decayed towards zero. The last optimiser is that of the odometry head.
     """
-    matrices, decayed, others = [], [], []
+    matrices, decayed, others, odometry = [], [], [], []
     for name, parameter in model.named_parameters():
         if name.startswith("odometry_head."):
-            continue
-        if muon and parameter.ndim == 2 and name.startswith("layers.") and "modulation" not in name:
+            odometry.append(parameter)
+        elif muon and parameter.ndim == 2 and name.startswith("layers.") and "modulation" not in name:
             matrices.append(parameter)
         elif parameter.ndim == 2 and "position" not in name and "discrete" not in name:
             decayed.append(parameter)
@@ -54,7 +54,6 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    odometry = [parameter for name, parameter in model.named_parameters() if name.startswith("odometry_head.")]
     return [*optimizers, torch.optim.AdamW(odometry, weight_decay=0.1, fused=True)]
 
 
@@ -84,6 +83,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], source: str | Path = "checkpoint") -> None:
     """Take over moments. Raises `TensorFileError` where they are not those of this optimiser's parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         if not number.isdecimal() or int(number) >= len(parameters) or not name:
@@ -92,14 +92,25 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             raise TensorFileError(f"{source}: {key} is {tuple(value.shape)}, not {tuple(parameters[int(number)].shape)}")
         if not value.isfinite().all():
             raise TensorFileError(f"{source}: {key} has numbers that are not finite")
-    kinds = {
-        frozenset((name.partition(".")[2], value.ndim == 0) for name, value in tensors.items() if name.partition(".")[0] == number)
-        for number in {name.partition(".")[0] for name in tensors}
-    }
-    if len(kinds) > 1:
-        raise TensorFileError(f"{source}: not every parameter of this optimiser has the same moments")
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
+    if len({frozenset((name, value.ndim == 0) for name, value in moments.items()) for moments in state.values()}) > 1:
+        raise TensorFileError(f"{source}: not every parameter of this optimiser has the same moments")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def training_tensors(model: nn.Module, average: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What a training step changes, for a checkpoint: `model.*`, `average.*`, and moments under the name of each optimiser."""
+    tensors = prefixed("model", model.state_dict()) | prefixed("average", average.state_dict())
+    for name, optimizer in optimizers.items():
+        tensors |= prefixed(name, optimizer_tensors(optimizer))
+    return tensors
+
+
+def load_training_tensors(
+    model: nn.Module, average: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor], source: Path
+) -> None:
+    """Take over what `training_tensors` gave. Raises `TensorFileError` where it is another model's."""
+    load_strictly(model, under("model", tensors), source)
+    load_strictly(average, under("average", tensors), source)
+    for name, optimizer in optimizers.items():
+        load_optimizer_tensors(optimizer, under(name, tensors), source)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
+from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, prefill
 from lssvwm_gym.models.world_model import WorldModel
@@ -73,7 +75,7 @@ class Validation:
         return {name: float(np.mean(values)) for name, values in errors.items()}
 
     def _recall(self, model: WorldModel) -> dict[str, float]:
-        """Views on the way back, from pure noise with no clean neighbour: from memory, with poses shuffled, without memory."""
+        """Views on the way back, from pure noise with no clean neighbour: from memory, and with poses shuffled."""
         clip = self.returning
         noise = torch.zeros(clip.reward.shape, device=self.device)
         noise[:, CONTEXT:] = 1
@@ -86,7 +88,8 @@ class Validation:
         order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])
         shuffled = replace(clip, pose=clip.pose[:, order])
         lost = model(latent, inputs_of(shuffled, noise, known), model.initial_state(len(latent))).clean
-        self._save_sheet("recall", clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8])
+        sheet = self._compared(clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8], "(b k y) (t x) c")
+        Image.fromarray(sheet).save(self._path("recall.png"))
         return {
             "recall": (with_memory - clip.latent)[:, late].square().mean().item(),
             "recall_shuffled": (lost - clip.latent)[:, late].square().mean().item(),
@@ -102,7 +105,7 @@ class Validation:
             state = commit(model, state, clip.action[:, t], imagined)
             frames.append(imagined.latent)
         dreamed, truth = torch.stack(frames, 1), clip.latent[:, CONTEXT:]
-        self._save_gif("dream", truth, dreamed)
+        write_movie(self._path("dream.gif"), self._compared(truth, dreamed, "t (k y) (b x) c"), fps=4)
         drift = (state.pose - clip.pose[:, -1])[:, :2].norm(dim=-1).mean().item()
         return {"dream_psnr": self._psnr(dreamed, truth), "pose_drift": drift}
 
@@ -114,15 +117,11 @@ class Validation:
         a, b = (self._decoded(x)[:, :, 2:-2, 2:-2].astype(np.float32) / 255 for x in (latent, truth))
         return float(np.mean(-10 * np.log10(np.square(a - b).mean((2, 3, 4)) + 1e-8)))
 
-    def _save_sheet(self, name: str, truth: Tensor, model: Tensor) -> None:
-        rows = [np.concatenate(list(row), 1) for pair in zip(self._decoded(truth), self._decoded(model), strict=True) for row in pair]
-        self._path(f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.concatenate(rows)).save(self._path(f"{name}.png"))
-
-    def _save_gif(self, name: str, truth: Tensor, dreamed: Tensor) -> None:
-        pairs = np.concatenate([self._decoded(truth), self._decoded(dreamed)], 2)  # one under the other
-        frames = [Image.fromarray(np.concatenate(list(pairs[:, t]), 1)) for t in range(pairs.shape[1])]
-        frames[0].save(self._path(f"{name}.gif"), save_all=True, append_images=frames[1:], duration=250, loop=0)
+    def _compared(self, truth: Tensor, model: Tensor, layout: str) -> np.ndarray:
+        """Both decoded in one picture or several, uint8; k is 0 for the truth and 1 for the model."""
+        return rearrange([self._decoded(truth), self._decoded(model)], f"k b t y x c -> {layout}")
 
     def _path(self, name: str) -> Path:
-        return self.out / "samples" / name
+        path = self.out / "samples" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import operator
 import time
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, flipped, inputs_of, read_clip
 from lssvwm_gym.io import legacy
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, check_header, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_device, use_backend
@@ -31,17 +30,15 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
-from lssvwm_gym.training.latent_metric import latent_metric
-from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes
-from lssvwm_gym.training.objectives import LOSSES
-from lssvwm_gym.training.odometry import train_odometry
+from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes, latent_metric
+from lssvwm_gym.training.objectives import LOSSES, train_odometry
 from lssvwm_gym.training.optim import (
     learning_rate,
-    load_optimizer_tensors,
+    load_training_tensors,
     make_optimizer,
     mixed_precision,
-    optimizer_tensors,
     set_learning_rate,
+    training_tensors,
     update_average,
 )
 from lssvwm_gym.training.validation import Validation
@@ -176,14 +173,12 @@ class Trainer:
             state |= {str(i): rows.cpu()} if self.group.is_main_process else {}
         if not self.group.is_main_process:
             return
-        tensors = {
-            **prefixed("model", self.model.state_dict()),
-            **prefixed("average", self.average.state_dict()),
-            **prefixed("state", state),
-        }
-        for number, optimizer in enumerate(self.optimizers):
-            tensors |= prefixed(f"optimizer{number}", optimizer_tensors(optimizer))
+        tensors = training_tensors(self.model, self.average, self._named_optimizers) | prefixed("state", state)
         save_tensors(path, tensors, self.header() | {"seed": self.run.seed, "segments": [asdict(segment) for segment in self.segments]})
+
+    @property
+    def _named_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {f"optimizer{number}": optimizer for number, optimizer in enumerate(self.optimizers)}
 
     def header(self) -> dict[str, Any]:
         """What the model is and what it has seen."""
@@ -194,19 +189,14 @@ class Trainer:
         """Go on from what `save` wrote, in any number of processes. Raises `TensorFileError` if it belongs to another model or seed."""
         tensors, header = load_tensors(path)
         header = legacy.renamed(header, legacy.CHECKPOINT)
-        for name, mine in (("config", json.loads(json.dumps(asdict(self.run.model)))), ("seed", self.run.seed)):
-            if header.get(name) != mine:
-                raise TensorFileError(f"{path} was made with {name} {header.get(name)!s:.500}, not {mine}; choose another --out")
+        check_header(path, header, config=asdict(self.run.model), seed=self.run.seed)
         try:
             self._take(path, tensors, header)
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
             raise TensorFileError(f"{path}: not a whole checkpoint of such a run ({type(error).__name__}: {error})") from None
 
     def _take(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        load_strictly(self.model, under("model", tensors), path)
-        load_strictly(self.average, under("average", tensors), path)
-        for number, optimizer in enumerate(self.optimizers):
-            load_optimizer_tensors(optimizer, under(f"optimizer{number}", tensors), path)
+        load_training_tensors(self.model, self.average, self._named_optimizers, tensors, path)
         segments = [SegmentIndex(**{name: operator.index(value) for name, value in one.items()}) for one in header["segments"]]
         self.step, self.segments = operator.index(header["step"]), segments
         self.frames, self.seconds = operator.index(header["frames"]), float(header["seconds"])

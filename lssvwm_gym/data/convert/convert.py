@@ -6,23 +6,22 @@ is converted, and then one error names the rest.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
-from lssvwm_gym.data.convert.recording import Found, Framing, Recording, write_recording
-from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_episode
-from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.io.json_config import in_short, parsed
-from lssvwm_gym.io.video import VIDEO_CRF
+from lssvwm_gym.data.convert.recording import Found, Framing, Recording, files_below, keep_settings, write_recording
+from lssvwm_gym.data.episode import EpisodeError, episode_paths, is_whole, read_episode
+from lssvwm_gym.io.json_config import check_bounds, in_short
+from lssvwm_gym.io.video import VIDEO_CRF, check_crf
+from lssvwm_gym.io.worker_pool import Done, Failed, WorkerPoolError, run_jobs
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
 BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source
@@ -62,18 +61,14 @@ class Converting:
     images: str = ""  # minari: the entry of the observations that is the picture
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 0), ("frame_skip", 1), ("fps", 0), ("episodes", 0), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf must be 0 (lossless) to 51 (worst), got {self.crf}")
+        check_bounds(self, size=0, frame_skip=1, fps=0, episodes=0, workers=1)
+        check_crf(self.crf)
         if self.layout.startswith("teco") and self.frame_skip > teco.MAX_SKIP:
             raise ValueError(
                 f"frame_skip is at most {teco.MAX_SKIP} with {self.layout}: {self.frame_skip} make {3**self.frame_skip} actions"
             )
-        given = {name for name in ONLY_FOR if getattr(self, name) != getattr(Converting, name)}
-        wrong = sorted(name for name in given if not self.layout.startswith(ONLY_FOR[name]))
-        if wrong:
+        given = (name for name in ONLY_FOR if getattr(self, name) != getattr(Converting, name))
+        if wrong := sorted(name for name in given if not self.layout.startswith(ONLY_FOR[name])):
             raise ValueError(f"{', '.join(wrong)} can't be set with the layout {self.layout}")
 
     @property
@@ -91,11 +86,14 @@ class Layout:
 
 
 LAYOUTS = {
-    "memory-maze": Layout(lambda c: memory_maze.find_memory_maze(c.source), lambda found, c: memory_maze.open_memory_maze(found)),
-    "teco-minecraft": Layout(
-        lambda c: teco.find_minecraft(c.source), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
+    "memory-maze": Layout(
+        lambda c: [Found(path.stem, path) for path in memory_maze.public_paths(c.source)],
+        lambda found, c: memory_maze.open_memory_maze(found),
     ),
-    "teco-dmlab": Layout(lambda c: teco.find_dmlab(c.source), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
+    "teco-minecraft": Layout(  # a trajectory of which only the npz is there is found too, and can't be read
+        lambda c: files_below(c.source, (".mp4", ".npz")), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
+    ),
+    "teco-dmlab": Layout(lambda c: files_below(c.source, (".npz",)), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
     "vpt": Layout(lambda c: vpt.find_vpt(c.source, c.index), lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut)),
     "minari": Layout(lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images)),
     "videos": Layout(lambda c: videos.find_videos(c.source), lambda found, c: videos.read_video_file(found, c.frame_skip, c.outgoing)),
@@ -108,6 +106,7 @@ def convert(converting: Converting) -> int:
     Raises:
         EpisodeError: the source holds no recordings, some can't be converted (the message names them; the others are), or `out` holds
             episodes that were made with other settings.
+        WorkerPoolError: a worker process ended, or can't write.
     """
     source, out = converting.source, converting.out
     if source.resolve() == out.resolve():
@@ -117,8 +116,9 @@ def convert(converting: Converting) -> int:
     if converting.to == "public":
         return _convert_back(converting)
     found = LAYOUTS[converting.layout].find(converting)[: converting.episodes or None]
-    new = [one for one in found if not all((out / f"{one.name}{ending}").exists() for ending in (".mp4", ".npz"))]
-    _keep_settings(converting)
+    new = [one for one in found if not is_whole(out / one.name)]
+    settings = {name: getattr(converting, name) for name in ("layout", "size", "crop", "frame_skip", "outgoing", "images")}
+    keep_settings(out / SETTINGS, settings, "convert")
     broken: list[str] = []
     for wrong in tqdm(_work_off(new, converting), total=len(new), unit="episode", desc=f"{len(found) - len(new)} there already"):
         if wrong:
@@ -136,25 +136,36 @@ def convert(converting: Converting) -> int:
 def _work_off(new: list[Found], converting: Converting) -> Iterator[str]:
     """Convert them in any order; what is wrong with each, "" if nothing."""
     if converting.workers == 1 or len(new) < 2:
-        yield from (_convert_one(one, converting) for one in new)
+        yield from map(Converter(new, converting), range(len(new)))
         return
-    pool = ProcessPoolExecutor(min(converting.workers, len(new)), get_context("spawn"))
-    try:
-        for future in as_completed([pool.submit(_convert_one, one, converting) for one in new]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(run_jobs(range(len(new)), partial(Converter, new, converting), converting.workers)) as messages:
+        for message in messages:
+            if isinstance(message, Failed):
+                raise WorkerPoolError(f"{new[message.job].path}: {message.why.strip().splitlines()[-1]}")
+            if isinstance(message, Done):
+                yield message.answer
 
 
-def _convert_one(one: Found, converting: Converting) -> str:
-    try:
-        recording = LAYOUTS[converting.layout].read(one, converting)
-        write_recording(converting.out / one.name, recording, converting.framing, converting.fps, converting.crf)
-    except EpisodeError as error:
-        return str(error)
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # of a file that says what nobody foresaw
-        return f"{one.path}: can't be converted ({type(error).__name__}: {in_short(error)})"
-    return ""
+class Converter:
+    """A worker's work: it converts recordings by their numbers."""
+
+    def __init__(self, new: list[Found], converting: Converting) -> None:
+        self._new, self._converting = new, converting
+
+    def __call__(self, job: int, report: Callable[[int], None] = lambda amount: None) -> str:
+        """What is wrong with the recording, "" if nothing."""
+        one, converting = self._new[job], self._converting
+        try:
+            recording = LAYOUTS[converting.layout].read(one, converting)
+            write_recording(converting.out / one.name, recording, converting.framing, converting.fps, converting.crf)
+        except EpisodeError as error:
+            return str(error)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # of a file that says what nobody foresaw
+            return f"{one.path}: can't be converted ({type(error).__name__}: {in_short(error)})"
+        return ""
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def _convert_back(converting: Converting) -> int:
@@ -163,25 +174,3 @@ def _convert_back(converting: Converting) -> int:
     for path in tqdm(new, unit="episode"):
         memory_maze.write_public(converting.out / path.name, read_episode(path))
     return len(new)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(parsed(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); convert into another folder") from None
-
-
-def _keep_settings(converting: Converting) -> None:
-    """Write down how the episodes of `out` are made, or make sure that those already there were made in the same way."""
-    path = converting.out / SETTINGS
-    settings = {name: getattr(converting, name) for name in ("layout", "size", "crop", "frame_skip", "outgoing", "images")}
-    if path.exists():
-        before = _read_settings(path)
-        other = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
-        if other:
-            raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; convert into another folder")
-        return
-    converting.out.mkdir(parents=True, exist_ok=True)
-    with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")

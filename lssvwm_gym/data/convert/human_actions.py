@@ -16,6 +16,8 @@ open or closes. Opposite keys cancel. What the parts leave out (sneak, sprint, d
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 BUTTONS = (
@@ -54,9 +56,7 @@ _COLUMN = {name: column for column, name in enumerate(BUTTONS)}
 
 def action_names() -> tuple[str, ...]:
     """A name for each of the 316 ids: `forward+turn_right_fast+attack`, `none`, `screen`."""
-    parts = [
-        [part for part in (MOVES[move], TURNS[turn], TILTS[tilt], HANDS[hand]) if part != "none"] for move, turn, tilt, hand in _all_parts()
-    ]
+    parts = ([part for part in reversed(parts) if part != "none"] for parts in product(HANDS, TILTS, TURNS, MOVES))
     return (*("+".join(names) or "none" for names in parts), "screen")
 
 
@@ -80,10 +80,8 @@ def discrete(buttons: np.ndarray, camera: np.ndarray, screen: np.ndarray) -> np.
         (T,) uint16, 0 to 315.
     """
     held = {name: buttons[:, column] > 0 for name, column in _COLUMN.items()}
-    ahead, aside = held["forward"] ^ held["back"], held["left"] ^ held["right"]
-    forward, back, left, right = (
-        held[name] & one for name, one in zip(("forward", "back", "left", "right"), (ahead, ahead, aside, aside), strict=True)
-    )
+    forward, back = held["forward"] & ~held["back"], held["back"] & ~held["forward"]
+    left, right = held["left"] & ~held["right"], held["right"] & ~held["left"]
     move = np.select([forward & held["jump"], held["jump"], forward, back, left, right], [2, 3, 1, 4, 5, 6], 0)
     down, to_right = camera[:, 0], camera[:, 1]
     turn = np.select([to_right <= -FAST, to_right <= -STILL, to_right >= FAST, to_right >= STILL], [2, 1, 4, 3], 0)
@@ -91,8 +89,3 @@ def discrete(buttons: np.ndarray, camera: np.ndarray, screen: np.ndarray) -> np.
     hand = np.select([held["attack"], held["use"]], [1, 2], 0)
     ids = np.ravel_multi_index((move, turn, tilt, hand), SIZES, order="F")
     return np.where(screen, SCREEN, ids).astype(np.uint16)
-
-
-def _all_parts() -> np.ndarray:
-    """(315, 4): move, turn, tilt and hand of each id but the last."""
-    return np.stack(np.unravel_index(np.arange(SCREEN), SIZES, order="F"), axis=1)

@@ -30,11 +30,6 @@ def public_paths(folder: str | Path) -> list[Path]:
     return paths
 
 
-def find_memory_maze(source: Path) -> list[Found]:
-    """The episodes of `source`. Raises `EpisodeError` if there are none."""
-    return [Found(path.stem, path) for path in public_paths(source)]
-
-
 def open_memory_maze(found: Found) -> Recording:
     """Read one npz of the set as a recording; errors as those of `read_public`."""
     episode = read_public(found.path)
@@ -73,7 +68,8 @@ def write_public(path: str | Path, episode: Episode) -> None:
     if missing:
         raise EpisodeError(f"{path}: the public set needs {', '.join(sorted(missing))}, which the episode does not have")
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _repeated(extras[name], len(episode)) if name in CONSTANT else extras[name] for name in KNOWN}
+    arrays = {name: extras[name] for name in KNOWN}
+    arrays |= {name: np.broadcast_to(extras[name], (len(episode), *extras[name].shape)) for name in CONSTANT}
     arrays |= {"image": episode.frames, "action": to_one_hot(episode.action), "reward": episode.reward}
     write_arrays(path, arrays | agent_centric(*(arrays[name] for name in POSITIONS)))
 
@@ -126,7 +122,3 @@ def _extra(name: str, array: np.ndarray, frames: int) -> np.ndarray:
             raise EpisodeError(f"{name} changes within the episode")
         array = array[0]
     return array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
-
-
-def _repeated(array: np.ndarray, frames: int) -> np.ndarray:
-    return np.broadcast_to(array, (frames, *array.shape))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from lssvwm_gym.data.convert.recording import Found, Recording, not_a_picture
+from lssvwm_gym.data.convert.recording import Found, Recording, led, not_a_picture
 from lssvwm_gym.data.episode import EpisodeError
 from lssvwm_gym.io.json_config import parsed
 
@@ -68,10 +68,10 @@ def read_minari(found: Found, images: str = "") -> Recording:
         )
     others = {name: np.asarray(seen[name]) for name in seen if _is_plain(dataset.observation_space[name])}
     arrays = {f"observed_{name}" if name in OWN else name: array for name, array in others.items()} | {
-        "action": _led(_actions(dataset.action_space, episode.actions, found.path)),
-        "reward": _led(np.asarray(episode.rewards, np.float32)),
-        "terminated": _led(np.asarray(episode.terminations, bool)),
-        "truncated": _led(np.asarray(episode.truncations, bool)),
+        "action": led(_actions(dataset.action_space, episode.actions, found.path)),
+        "reward": led(np.asarray(episode.rewards, np.float32)),
+        "terminated": led(np.asarray(episode.terminations, bool)),
+        "truncated": led(np.asarray(episode.truncations, bool)),
     }
     return Recording(frames, FPS, lambda count: _checked(arrays, count, what))
 
@@ -132,11 +132,6 @@ def _actions(space: spaces.Space, actions: Any, path: Path) -> np.ndarray:
     if isinstance(space, spaces.Box):
         return np.asarray(actions, np.float32).reshape(len(actions), -1)
     raise EpisodeError(f"{path}: actions are {type(space).__name__}; an episode has Discrete or Box actions")
-
-
-def _led(rows: np.ndarray) -> np.ndarray:
-    """(T, ...) of the steps to (T + 1, ...) of the frames that they led to."""
-    return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
 
 
 def _checked(arrays: dict[str, np.ndarray], frames: int, what: str) -> dict[str, np.ndarray]:

@@ -6,17 +6,23 @@ Long videos stream: a frame is decoded, kept or skipped, cropped, resized and en
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from glob import escape
+from itertools import count, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from lssvwm_gym.data.episode import EpisodeError, write_arrays
-from lssvwm_gym.io.atomic import literally, renamed_when_whole
+from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import parsed, write_json
 from lssvwm_gym.io.video import write_video
+
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")  # folders of a public set that stay folders
 LEAST_SIDE, LEAST_PEAK = 16, 16  # pixels a side and brightness, below which an array shows codes and not a picture
@@ -61,33 +67,14 @@ def write_recording(path: Path, recording: Recording, framing: Framing, fps: int
         EpisodeError: the source is broken, or its frames and arrays don't belong together.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = Counted(recording.frames)
+    numbers = count()
+    frames = (frame for frame, _ in zip(recording.frames, numbers, strict=False))
     with renamed_when_whole(path.with_name(path.name + ".mp4")) as unfinished:
         kept = (framed(frame, framing) for frame in islice(frames, 0, recording.longest, framing.skip))
         write_video(unfinished, kept, fps or max(1, round(recording.fps / framing.skip)), crf)
-        frames.exhaust()
-        arrays = recording.arrays(frames.count)
+        deque(frames, maxlen=0)  # counts those that are left
+        arrays = recording.arrays(next(numbers))
     write_arrays(path.with_name(path.name + ".npz"), arrays)
-
-
-class Counted:
-    """An iterator that knows how many items it has given."""
-
-    def __init__(self, items: Iterable[np.ndarray]) -> None:
-        self._items, self.count = iter(items), 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
-
-    def __next__(self) -> np.ndarray:
-        item = next(self._items)
-        self.count += 1
-        return item
-
-    def exhaust(self) -> None:
-        """Count what is left."""
-        for _ in self:
-            pass
 
 
 def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
@@ -99,15 +86,11 @@ def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
         frame = frame[top : top + side, left : left + side]
     if framing.size in (0, frame.shape[0]) and framing.size in (0, frame.shape[1]):
         return frame
-    return _resized(frame, framing.size)
-
-
-def _resized(frame: np.ndarray, size: int) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError:
         raise ImportError("resizing frames needs Pillow: pip install 'lssvwm_gym[video]', or convert with --size 0") from None
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(frame).resize((framing.size, framing.size), Image.Resampling.BOX))
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
@@ -131,12 +114,15 @@ def beside(path: Path, ending: str) -> Path:
     Raises:
         EpisodeError: two such files.
     """
-    files = sorted(
-        file for file in path.parent.glob(f"{literally(path.stem)}.*") if file.stem == path.stem and file.suffix.lower() == ending
-    )
+    files = sorted(file for file in path.parent.glob(f"{escape(path.stem)}.*") if file.stem == path.stem and file.suffix.lower() == ending)
     if len(files) > 1:
         raise EpisodeError(f"{files[1]}: would become the same episode as {files[0]}; rename one of them")
     return files[0] if files else path.with_suffix(ending)
+
+
+def led(rows: np.ndarray) -> np.ndarray:
+    """(T, ...) of the steps to (T + 1, ...) of the frames that they led to; zeros stand at the first."""
+    return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
 
 
 def note(message: str) -> None:
@@ -168,3 +154,24 @@ def named(files: dict[Path, Path]) -> list[Found]:
             raise EpisodeError(f"{file}: would become the same episode as {taken[name]}; rename one of them")
         taken[name] = file
     return [Found(name, file) for name, file in sorted(taken.items())]
+
+
+def read_settings(path: Path, made: Callable[[dict[str, Any]], T], verb: str) -> T | None:
+    """What a file says about how the episodes beside it were made; None where there is none. Raises `EpisodeError` for a broken one."""
+    if not path.is_file():
+        return None
+    try:
+        return made(dict(parsed(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        raise EpisodeError(f"{path}: doesn't say how the episodes there were made ({error}); {verb} into another folder") from None
+
+
+def keep_settings(path: Path, settings: dict[str, Any], verb: str) -> None:
+    """Write down how the episodes of a folder are made. Raises `EpisodeError` if those already there were made in another way."""
+    before = read_settings(path, dict, verb)
+    if before is None:
+        write_json(path, settings)
+        return
+    other = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
+    if other:
+        raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; {verb} into another folder")

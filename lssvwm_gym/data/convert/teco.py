@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below
+from lssvwm_gym.data.convert.recording import Found, Recording, beside
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
 
 MAX_SKIP = 5  # 3 ** 5 = 243 actions
@@ -44,15 +44,6 @@ class Classes:
 
 MINECRAFT = Classes(first=1, count=3, placeholder=True)
 DMLAB = Classes(first=0, count=3, placeholder=False)
-
-
-def find_minecraft(source: Path) -> list[Found]:
-    """The trajectories below `source`; one of which only the npz is there is found too, and can't be read."""
-    return files_below(source, (".mp4", ".npz"))
-
-
-def find_dmlab(source: Path) -> list[Found]:
-    return files_below(source, (".npz",))
 
 
 def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:

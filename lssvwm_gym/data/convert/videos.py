@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, note
-from lssvwm_gym.data.episode import CONTAINER, EpisodeError, read_arrays, timed_frames
+from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, led, note
+from lssvwm_gym.data.episode import EpisodeError, opened_video, read_arrays, timed_frames
 
 FPS = 15.0  # where the file doesn't say
 OTHERS = (".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v")  # what could be a video, but is not read
@@ -81,15 +81,8 @@ def even_frames(path: Path, fps: float, resample: bool = True) -> Iterator[np.nd
 
 def frames_a_second(path: Path) -> float:
     """What the file says; `FPS` where it says nothing sound. Raises `EpisodeError` for what is no video."""
-    import av
-
-    try:
-        with open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
-            rate = float(container.streams.video[0].average_rate or FPS)
-    except FileNotFoundError:
-        raise EpisodeError(f"{path}: no such file") from None
-    except Exception as error:  # whatever a parser of foreign bytes trips over: the file is no such video
-        raise EpisodeError(f"{path}: not a readable video ({str(error)[:300] or type(error).__name__})") from None
+    with opened_video(path) as stream:
+        rate = float(stream.average_rate or FPS)
     return rate if 0 < rate <= 1000 else FPS
 
 
@@ -102,7 +95,7 @@ def _arrays_of(path: Path, outgoing: bool) -> dict[str, np.ndarray]:
     if not fits or (action.dtype.kind == "f" and not np.isfinite(action).all()) or (action.dtype.kind == "i" and (action < 0).any()):
         raise EpisodeError(f"{path}: actions are whole numbers from 0 (T,) or floats (T, A), not {action.dtype} {action.shape}")
     action = action.astype(np.float32) if action.dtype.kind == "f" else action.astype(np.int64)
-    return {**arrays, "action": np.concatenate([np.zeros_like(action[:1]), action[:-1]]) if outgoing else action}
+    return {**arrays, "action": led(action[:-1]) if outgoing else action}
 
 
 def _lines(path: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lssvwm_gym.data.convert.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
-from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, named, note
+from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, led, named, note
 from lssvwm_gym.data.episode import EpisodeError, video_frames
 from lssvwm_gym.io.json_config import parsed
 
@@ -166,28 +166,25 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
     """The arrays of the kept ones of the frames."""
     buttons = np.stack([tick.buttons for tick in ticks])
     camera, screen = np.array([tick.camera for tick in ticks], np.float32), np.array([tick.screen for tick in ticks])
-    hotbar = [tick.hotbar for tick in ticks if tick.hotbar is not None]
-    pose = [tick.pose for tick in ticks if tick.pose is not None]
-    inventory = [tick.inventory for tick in ticks if tick.inventory is not None]
-    if len(hotbar) == len(ticks):
-        _press_changed_slots(buttons, np.array(hotbar))
-    led = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
+    columns = {name: [getattr(tick, name) for tick in ticks] for name in ("hotbar", "pose", "inventory")}
+    recorded = {name: np.array(values) for name, values in columns.items() if all(value is not None for value in values)}
+    if "hotbar" in recorded:
+        _press_changed_slots(buttons, recorded["hotbar"])
+    pressed_since, turned_since = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
     shown = _grouped(screen, skip).any(1) | screen[skip::skip]
     kept = slice(None, None, skip)
     arrays = {
-        "action": np.concatenate([np.zeros(1, np.uint16), discrete(*led, shown)]),
-        "buttons": np.concatenate([np.zeros_like(buttons[:1]), led[0]]),
-        "camera": np.concatenate([np.zeros_like(camera[:1]), led[1]]),
+        "action": led(discrete(pressed_since, turned_since, shown)),
+        "buttons": led(pressed_since),
+        "camera": led(turned_since),
         "reward": np.zeros(len(screen[kept]), np.float32),
         "screen": screen[kept],
     }
-    if len(hotbar) == len(ticks):
-        arrays["hotbar"] = np.array(hotbar, np.uint8)[kept]
-    if len(pose) == len(ticks):
-        arrays |= _pose(np.array(pose)[kept])
-    if len(inventory) == len(ticks):
-        arrays["inventory"] = np.stack(inventory)[kept]
-    return arrays
+    if "hotbar" in recorded:
+        arrays["hotbar"] = recorded["hotbar"][kept].astype(np.uint8)
+    if "pose" in recorded:
+        arrays |= _pose(recorded["pose"][kept])
+    return arrays | ({"inventory": recorded["inventory"][kept]} if "inventory" in recorded else {})
 
 
 def _press_changed_slots(buttons: np.ndarray, hotbar: np.ndarray) -> None:
