@@ -24,14 +24,14 @@ def bank_of_starts(dream: Dream, walk_every: int, most: int, seed: int = 0, leas
     With `least` only what remembers that many frames, where there is any such. Weights without either begin with imagined frames. At
     most `most` states, drawn by the seed where there are more.
     """
-    openings, walks = dream.weights.short_contexts, dream.weights.long_contexts
+    short, long = dream.weights.short_contexts, dream.weights.long_contexts
     starts: list[DreamState] = []
-    if len(walks) and walk_every:
-        rows = torch.arange(min(2 * len(walks), MOST_ROWS))  # a seed draws one of the walks
-        lengths = range(walk_every, walks.latent.shape[1] + 1, walk_every)
+    if long.batch and walk_every:
+        rows = torch.arange(min(2 * long.batch, MOST_ROWS))  # a seed draws one of the contexts
+        lengths = range(walk_every, len(long) + 1, walk_every)
         starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
-    if openings.latent.shape[1] >= least or not starts:
-        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(len(openings), most))] + starts
+    if len(short) >= least or not starts:
+        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(short.batch, most))] + starts
     if not starts:
         starts = [dream.reset(torch.arange(MOST_ROWS), {"start": "cold"})]
     bank = join_rows(starts)

@@ -26,7 +26,7 @@ MORE = {
     "lssvwm_gym.io.tensors": ("TensorFileError", "load_tensors", "save_tensors"),
     "lssvwm_gym.models.segment": ("Segment",),
     "lssvwm_gym.checkpoints.checkpoint": ("Weights", "load_weights", "save_weights"),
-    "lssvwm_gym.models.rollout": ("DreamState", "commit", "first_state", "follow", "imagine", "remember"),
+    "lssvwm_gym.models.rollout": ("DreamState", "commit", "first_state", "imagine", "prefill"),
 }
 
 
