@@ -479,6 +479,17 @@ def raises(error):
     return action
 
 
+@pytest.fixture
+def default_signals():
+    """As in a terminal, also where the tests run under nohup, which ignores these."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT))}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 ENDS = {  # how a game ends: (what happens in its third step, what `play` raises)
     "Ctrl-C": (raises(KeyboardInterrupt()), None),
     "SIGINT": (lambda: signal.raise_signal(signal.SIGINT), None),
@@ -495,7 +506,7 @@ ENDS = {  # how a game ends: (what happens in its third step, what `play` raises
         for how in ENDS
     ],
 )
-def test_what_was_recorded_is_written_however_the_game_ends(run, tmp_path, monkeypatch, how):
+def test_what_was_recorded_is_written_however_the_game_ends(run, tmp_path, monkeypatch, how, default_signals):
     happens, raised = ENDS[how]
     monkeypatch.setattr(Game, "step", stops(happens))
     with pytest.raises(raised) if raised else contextlib.nullcontext():

@@ -102,7 +102,7 @@ def test_new_weights_in_a_folder_are_read_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(second)
     new = load_weights(first.__class__("."))
     assert not torch.equal(new.world_model.token_in.weight, old.world_model.token_in.weight)
-    for name in ("config.json", "model.safetensors", "starts.safetensors"):
+    for name in ("config.json", "model.safetensors", "contexts.safetensors"):
         shutil.copy(second / name, first / name)
     assert torch.equal(load_weights(first).world_model.token_in.weight, new.world_model.token_in.weight)
     assert DreamEnv("memory-maze", weights=first, device="cpu").dream.fingerprint != prepacked.fingerprint
