@@ -308,7 +308,8 @@ class ClosedLoop:
     motion: Path | None = HERE / "flow_head_motion.safetensors"  # none: the model's own motion head
     others: Path | None = None  # folder of other real episodes, for the floor; if not given, halves of the same
     passes: int = 8
-    context: int = 20  # remembered frames
+    open_variance: float = 0.0  # below it a frame is the nearer to the head's mean, the less variance the spatial memory has there
+    context: int = 20  # frames
     frames: int = 100  # dreamed
     mazes: int = 60  # at most
     sheet: Path | None = None  # picture of the first sixteen dreams
@@ -382,8 +383,12 @@ class ClosedLoop:
             )
         else:
             output = model(noise[:, None], inputs, state.world, (True,))
-            known = (output.tokens[:, 0], output.clean[:, 0], state.latent, before, output.posterior_variance[:, 0], action)
-            latent, _ = sample(functools.partial(head, context=head.context(*known)), torch.randn_like(noise), self.passes)
+            variance = output.posterior_variance[:, 0]
+            context = head.context(output.tokens[:, 0], output.clean[:, 0], state.latent, before, variance, action)
+            latent, _ = sample(functools.partial(head, context=context), torch.randn_like(noise), self.passes)
+            if self.open_variance:
+                mean = head(noise, torch.ones(len(noise)), context)
+                latent = torch.lerp(mean, latent, (variance / self.open_variance).clamp(max=1)[:, None, None])
         return Imagined((latent * LATENT_STEPS).round() / LATENT_STEPS, motion, torch.zeros_like(state.uncertainty))
 
 
@@ -412,7 +417,8 @@ def draw_sheet(path: Path, weights: Weights, real: Tensor, dreamed: Tensor) -> N
     for latent in (real, dreamed):
         frames = weights.autoencoder.decode(latent[:16, moments].flatten(0, 1)).unflatten(0, (-1, 8)).numpy()
         rows.append(np.concatenate(list(np.concatenate(list(frames.transpose(1, 0, 2, 3, 4)), -2)), -3))
-    Image.fromarray(np.concatenate([rows[0], np.full((len(rows[0]), 8, 3), 255, np.uint8), rows[1]], 1)).save(path)
+    sheet = Image.fromarray(np.concatenate([rows[0], np.full((len(rows[0]), 8, 3), 255, np.uint8), rows[1]], 1))
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(path)
 
 
 if __name__ == "__main__":
