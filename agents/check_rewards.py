@@ -29,7 +29,7 @@ import tyro
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import EXPERT, Agent, open_agent
 from agents.planner import Planning
-from agents.results import answers, as_json, check_positive, write_json
+from agents.results import answers, as_json, check_positive, write_result
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
@@ -111,7 +111,7 @@ def main(args: Args) -> None:
         report[policy] = scores(args, dreams, reward, ball)
         events[policy] = {"dreamed": _times(dreams.reward), "twin": _times(dreams.twin), "real": _times(reward)}
         print(f"{policy}\n{table(report[policy])}", flush=True)
-    write_json(args.out, {"settings": as_json(args), "policies": report, "rewards_at_step": events})
+    write_result(args.out, {"settings": as_json(args), "policies": report, "rewards_at_step": events})
     if args.plot is not None:
         plot(args.plot, args, report)
 

@@ -33,7 +33,7 @@ import tyro
 from agents.agent import EXPERT, open_agent
 from agents.planner import Planning
 from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
+from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
         films |= {(job.policy, job.where): outcomes[number].frames} if job.filmed else {}
     policies = [{"policy": name, "dream": summary(one.dream), "real": summary(one.real)} for name, one in results.items()]
     correlation = correlation_of_returns(list(results.values()))
-    write_json(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlation})
+    write_result(args.out, {"settings": as_json(args), "policies": policies, "correlation": correlation})
     print(table(results))
     if args.video is not None:
         film_side_by_side(args.video, args.policies, films, open_dream(args.world).world.fps)

@@ -17,7 +17,7 @@ import tyro
 from agents.agent import PLANNER, open_agent
 from agents.planner import Planner, Planning
 from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_json
+from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.malloc import keep_freed_memory
 
@@ -72,7 +72,7 @@ def main(args: Args) -> None:
     result = {name: summary([outcomes[n].earned for n, job in enumerate(jobs) if job.agent == name]) for name in agents}
     seconds, hoped = (np.concatenate([getattr(outcome, name) for outcome in outcomes.values()]) for name in ("seconds", "hoped"))
     took = {"decisions": len(seconds), "seconds_mean": float(seconds.mean()), "seconds_90": float(np.quantile(seconds, 0.9))}
-    write_json(args.out, {"settings": as_json(args), "players": result, **took, "hoped_mean": float(hoped.mean())})
+    write_result(args.out, {"settings": as_json(args), "players": result, **took, "hoped_mean": float(hoped.mean())})
     for name, numbers in result.items():
         print(f"{name}: {mean_and_error(numbers)}")
     print(f"{len(seconds)} decisions of {seconds.mean():.2f} s")

@@ -31,7 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor
 
 import lssvwm_gym
-from agents.results import as_json, check_positive, mean_and_error, summary, write_film, write_json
+from agents.results import as_json, check_positive, mean_and_error, summary, write_film, write_result
 from agents.sb3_policies import (
     KIND,
     SB3PolicyConfig,
@@ -281,7 +281,7 @@ def evaluate(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> N
         if args.video_frames:
             results[-1]["video"] = film(args, config, dream, model, id)
         print(f"{mean_and_error(results[-1])} mean return of {args.evaluation_episodes} episodes in {id}", flush=True)
-    write_json(args.folder / "evaluation.json", results)
+    write_result(args.folder / "evaluation.json", results)
 
 
 def why_not(id: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 
@@ -96,12 +96,9 @@ def as_json(settings: Any) -> Any:
     return json.loads(json.dumps(asdict(settings), default=str))
 
 
-def write_json(path: Path, result: Any) -> None:
+def write_result(path: Path, result: Any) -> None:
     """Write a result whole or not at all, of a dict with the command that made it; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"command": command_line(), **result} if isinstance(result, dict) else result
-    with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_json(path, {"command": command_line(), **result} if isinstance(result, dict) else result, allow_nan=False)
 
 
 def write_film(path: Path, frames: np.ndarray, fps: float) -> None:

@@ -31,11 +31,21 @@ from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.data.segments import encode_episode
+from lssvwm_gym.data.segments import encode_episode, flipped
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, relative_to
-from lssvwm_gym.models.rollout import DreamState, Imagined, commit, estimated_motion, first_state, prefill
+from lssvwm_gym.models.rollout import (
+    LATENT_STEPS,
+    POSE_STEPS,
+    DreamState,
+    Imagined,
+    commit,
+    estimated_motion,
+    first_state,
+    imagine,
+    prefill,
+)
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS
 
@@ -45,7 +55,6 @@ CLIP = 250  # frames; every clip begins with an empty memory, so that much is un
 MIRROR = (0, 1, 3, 2, 5, 4)  # each action's mirror image
 FORWARD = torch.tensor([1, 4, 5])  # actions that go ahead
 BLOCKED = 0.05  # grid units ahead, of 0.25 a step: less is a step that a wall blocks
-LATENT_STEPS, POSE_STEPS = 64, 1024  # as dreams round them
 
 
 class FlowHead(nn.Module):
@@ -136,16 +145,16 @@ class Features:
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         weights = load_weights(MAZE.weights)
-        jobs = [(path, flipped) for flipped in (False, True)[: 1 + self.mirror] for folder in self.data for path in episode_paths(folder)]
-        for path, flipped in tqdm(jobs, desc="features"):
-            out = self.out / f"{path.parent.parent.name}_{path.stem}{'m' if flipped else ''}.safetensors"
-            if not out.exists() and (features := self.of(path, flipped, weights)):
+        jobs = [(path, mirror) for mirror in (False, True)[: 1 + self.mirror] for folder in self.data for path in episode_paths(folder)]
+        for path, mirror in tqdm(jobs, desc="features"):
+            out = self.out / f"{path.parent.parent.name}_{path.stem}{'m' if mirror else ''}.safetensors"
+            if not out.exists() and (features := self.of(path, mirror, weights)):
                 save_file(features, out.with_suffix(".part"))
                 out.with_suffix(".part").rename(out)
 
-    def of(self, path: Path, flipped: bool, weights: Weights) -> dict[str, Tensor]:
+    def of(self, path: Path, mirror: bool, weights: Weights) -> dict[str, Tensor]:
         model, episode = weights.world_model, encode_episode(path, weights.autoencoder)
-        if flipped:
+        if mirror:
             episode = flipped(episode, weights.autoencoder, MIRROR)
         clips = []
         for start in range(0, len(episode) - CLIP + 1, CLIP):
@@ -362,33 +371,26 @@ class ClosedLoop:
         for t in tqdm(range(self.context, latent.shape[1]), desc="dreaming"):
             led = action[:, t]
             motion = walls.likeliest(state.latent, before, state.motion, led) if walls else estimated_motion(model, state, led)
-            imagined = self.imagined(model, head, state, before, led, motion)
+            if head is None:
+                imagined = imagine(model, state, led, self.passes, motion, noise=torch.randn_like(state.latent))
+            else:
+                imagined = self.imagined(model, head, state, before, led, motion)
             before, state = state.latent, commit(model, state, led, imagined)
             frames.append((state.latent, motion))
         latents, motions = (torch.stack(part, 1) for part in zip(*frames, strict=True))
         return latents, motions
 
-    def imagined(
-        self, model: WorldModel, head: FlowHead | None, state: DreamState, before: Tensor, action: Tensor, motion: Tensor
-    ) -> Imagined:
+    def imagined(self, model: WorldModel, head: FlowHead, state: DreamState, before: Tensor, action: Tensor, motion: Tensor) -> Imagined:
         there = (integrate_motion(state.pose, motion) * POSE_STEPS).round() / POSE_STEPS
         given = (x.unsqueeze(1) for x in (state.pose_known, action, there, motion, state.pose_known, state.inventory))
-        inputs, noise = FrameInputs(*given), torch.randn_like(state.latent)
-        if head is None:
-            frame_context = model.condition(inputs, state.world)
-            latent, _ = sample(
-                lambda x, level: model(x[:, None], inputs._replace(noise=level[:, None]), state.world, (True,), frame_context).clean[:, 0],
-                noise,
-                self.passes,
-            )
-        else:
-            output = model(noise[:, None], inputs, state.world, (True,))
-            variance = output.posterior_variance[:, 0]
-            context = head.context(output.tokens[:, 0], output.clean[:, 0], state.latent, before, variance, action)
-            latent, _ = sample(functools.partial(head, context=context), torch.randn_like(noise), self.passes)
-            if self.open_variance:
-                mean = head(noise, torch.ones(len(noise)), context)
-                latent = torch.lerp(mean, latent, (variance / self.open_variance).clamp(max=1)[:, None, None])
+        noise = torch.randn_like(state.latent)
+        output = model(noise[:, None], FrameInputs(*given), state.world, (True,))
+        variance = output.posterior_variance[:, 0]
+        context = head.context(output.tokens[:, 0], output.clean[:, 0], state.latent, before, variance, action)
+        latent, _ = sample(functools.partial(head, context=context), torch.randn_like(noise), self.passes)
+        if self.open_variance:
+            mean = head(noise, torch.ones(len(noise)), context)
+            latent = torch.lerp(mean, latent, (variance / self.open_variance).clamp(max=1)[:, None, None])
         return Imagined((latent * LATENT_STEPS).round() / LATENT_STEPS, motion, torch.zeros_like(state.uncertainty))
 
 

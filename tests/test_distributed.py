@@ -22,7 +22,7 @@ from lssvwm_gym.training.distributed import ALONE, ProcessGroup, ShardedRNG, ass
 from lssvwm_gym.training.objectives import LOSSES
 from lssvwm_gym.training.world_model import Trainer
 
-# few updates of the sight head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
+# few updates of the odometry head: its loss has a kink at TINY, and after 50 a change by 1e-7 of the first weights has grown to 1e-2
 RUN = replace(RUN, steps=14, precision="float32", teacher_forcing=0.35, self_rollout=0.35, odometry_updates=2, device="cpu", seed=1)
 STOP = 10  # steps before the checkpoint, in the second stage and within walks of both processes
 AUTOENCODER = "train autoencoder --model.image-size 16 --model.patch 4 --model.widths 8 8 --model.latent-channels 4 --batch 4 --steps 3"

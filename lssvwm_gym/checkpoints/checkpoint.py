@@ -64,7 +64,8 @@ def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> No
         "world_model": asdict(weights.world_model.config),
         "info": weights.info,
     }
-    with replaced_together(Path(folder).expanduser(), last="config.json") as unfinished:
+    folder = Path(folder).expanduser()
+    with replaced_together(folder, last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
         save_tensors(unfinished / CONTEXTS, {k: v for name, part in contexts.items() for k, v in prefixed(name, part.parts()).items()}, {})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -100,7 +100,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `weights`     | `None`       | another folder of weights; `"sharp"` of `memory-maze`: samples instead of means in one pass    |
     | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
-    | `backend`     | `"auto"`     | scans: `"torch"`; on CUDA also `"mamba"`, mamba-ssm's kernels, which `"auto"` takes if installed; |
+    | `backend`     | `"auto"`     | `"auto"` and `"torch"`: eager PyTorch; on CUDA also `"mamba"`, scans by mamba-ssm's kernels;      |
     |               |              | on a CPU also `"compiled"`: the first step compiles for a minute, those after it are quicker    |
 
     ## State

@@ -221,8 +221,8 @@ def open_dream(
 
     `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
     in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write
-    a folder of them. `backend`, of scans: "torch", "mamba" for mamba-ssm's kernels on CUDA, or "auto", which takes those where
-    they are installed; or "compiled", for steps that are compiled on a CPU when the first one is taken; a `Backend` says more.
+    a folder of them. `backend`: "auto" or "torch" for eager PyTorch, "mamba" for scans by mamba-ssm's kernels on CUDA, "compiled" for
+    steps that are compiled on a CPU when the first one is taken; a `Backend` says more.
     Raises `ValueError` for a world, profile, device, dtype or backend that doesn't exist here and for weights that don't fit the
     world, `ImportError` for "mamba" where mamba-ssm is missing, `RuntimeError` for "compiled" where there is no C++ compiler.
     """

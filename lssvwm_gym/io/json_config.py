@@ -39,11 +39,14 @@ def bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all; folders are made, paths become text."""
+def write_json(path: Path, value: Any, allow_nan: bool = True) -> None:
+    """Write a value as indented JSON, whole or not at all; folders are made, paths become text.
+
+    Raises `ValueError` for a number that is not finite, which JSON itself doesn't know, unless they are allowed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(value, indent=2, default=str, allow_nan=allow_nan) + "\n", encoding="utf-8")
 
 
 def check_bounds(settings: Any, **least: float) -> None:

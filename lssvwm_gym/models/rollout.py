@@ -190,7 +190,7 @@ def imagine(
 ) -> Imagined:
     """The next frame, for actions (B,), in a number of denoising steps.
 
-    Without a given motion the model's own pose head says where the action leads. A given pose (B, 4 or 6) asks for the view
+    Without a given motion the model's own motion head says where the action leads. A given pose (B, 4 or 6) asks for the view
     from there instead of from where the motion leads. The noise (B, N, C) to begin with is `frame_noise`'s unless another
     is given: for a thousand rows, one draw on their device is much quicker, but then a row's dream is not its seed's.
     """
@@ -238,11 +238,11 @@ def _rounded(x: Tensor, steps: int) -> Tensor:
     return (x * steps).round() / steps
 
 
-Step = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
+StepFunction = Callable[[WorldModel, DreamState, Tensor, Tensor], tuple[DreamState, Tensor]]
 
 
 @functools.cache  # a recording is known by its function
-def step_of(passes: int) -> Step:
+def step_of(passes: int) -> StepFunction:
     """One frame on, as a function of tensors alone that never waits for a device: model, state, actions (B,), noise (B, N, C).
 
     Returns the next state and the logits of the reward values, (B, K).

@@ -59,7 +59,7 @@ class WorldTraining:
     augmentation: tuple[int, ...] = ()  # each action's mirror image, such as 0 1 3 2: then every episode is learned from flipped, too
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     device: str = "auto"  # auto: cuda where there is one, else cpu
-    backend: str = "auto"  # of scans: torch; on CUDA also mamba, mamba-ssm's kernels, which auto takes if they are installed
+    backend: str = "auto"  # of scans: auto or torch; on CUDA also mamba, mamba-ssm's kernels
     attention: str = "auto"  # fold; on CUDA also flex, FlexAttention; auto: fold
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
