@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -16,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from tiny_world import write_tiny_weights
 
-from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.registry import DREAM_ID
 from lssvwm_gym.worlds import WORLDS, write_world
@@ -119,6 +120,14 @@ def test_a_tilde_is_the_home_folder(tmp_path, tiny_weights, monkeypatch):
     env.unwrapped.load_state("~/state.safetensors")
     with pytest.raises(ValueError, match="state"):
         env.reset(options={"episode": "~/state.npz"})
+
+
+def test_weights_written_under_a_tilde_leave_no_contexts_of_before(tmp_path, tiny_weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "starts.safetensors").touch()
+    save_weights(Path("~/mine"), load_weights(tiny_weights))
+    assert not (tmp_path / "mine" / "starts.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
