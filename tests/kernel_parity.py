@@ -60,6 +60,7 @@ def main() -> None:
     cases |= {"scan in float16": in_float16, "scan of a batch in parts": in_parts, "tokens that write nothing": silent_tokens}
     cases |= {"one token": one_token, "layer: Mamba2": layer, "world model: training": training, "world model: dream": dream}
     for name, case in cases.items():
+        torch.manual_seed(0)
         began, before = time.process_time(), dict(calls)
         report[name] = {**case(), **{f"{kind} calls": calls[kind] - before[kind] for kind in calls}}
         report[name]["seconds"] = round(time.process_time() - began, 1)
