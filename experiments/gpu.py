@@ -66,7 +66,7 @@ def speed(profile: str, rows: int) -> dict[str, float]:
     dream = open_dream("memory-maze", profile, "cuda")
     state = dream.reset(torch.arange(min(rows, MOST)))
     state = tree_map(lambda x: x.repeat(max(1, rows // MOST), *[1] * (x.ndim - 1)), state)
-    passes = SAMPLING_STEPS[profile]
+    passes = dream.sampling_steps
 
     def step(model: WorldModel, state: DreamState, action: Tensor, noise: Tensor) -> DreamState:
         return commit(model, state, action, imagine(model, state, action, passes, noise=noise))

@@ -20,7 +20,7 @@ from torch import Tensor
 from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.benchmark.machine import Times, in_processes, memory_bytes, progress, seconds_of
 from lssvwm_gym.benchmark.models import config_of, dreaming_model, random_episode, training_of
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, open_dream
+from lssvwm_gym.envs.simulator import open_dream, sampling_steps
 from lssvwm_gym.envs.wrappers import WorldModelObservationVec
 from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
 from lssvwm_gym.models.inference.backend import chosen_device
@@ -89,7 +89,7 @@ def _speed(run: Benchmark, profile: str, envs: int) -> dict[str, Any]:
     seconds = seconds_of(step, run.steps, run.warm_up, title=f"{profile}, {envs} envs")
     size = state_bytes(env.unwrapped.clone_state().dream) // envs
     env.close()
-    row = {"profile": profile, "passes": SAMPLING_STEPS[profile], "envs": envs, "steps_per_second": float(envs / seconds.mean())}
+    row = {"profile": profile, "passes": env.unwrapped.dream.sampling_steps, "envs": envs, "steps_per_second": float(envs / seconds.mean())}
     return row | asdict(Times.of(seconds)) | {"state_bytes": size, "first_seconds": first}
 
 
@@ -140,7 +140,7 @@ def _row(name: str, model: WorldModel, state: DreamState, age: int, run: Benchma
     action = torch.ones(1, dtype=torch.int64, device=device) if config.actions else torch.zeros(1, config.action_size, device=device)
 
     def step() -> DreamState:
-        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[AGED]))
+        return commit(model, state, action, imagine(model, state, action, sampling_steps(model, AGED)))
 
     seconds = seconds_of(step, run.repeats, 2, device.type, f"{name} at age {age}")
     weights = sum(parameter.numel() for parameter in model.parameters())

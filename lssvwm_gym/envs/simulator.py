@@ -30,9 +30,11 @@ from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
-SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising passes a frame, by profile
+SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising steps a frame, by profile, where the world model takes them
+FLOW_STEPS = {"fast": 1, "balanced": 4, "quality": 8}  # where a flow head does
 CONTEXTS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
@@ -62,6 +64,11 @@ class Dream:
     def device(self) -> torch.device:
         """Where its weights lie, and its states."""
         return self.weights.world_model.token_in.weight.device
+
+    @property
+    def sampling_steps(self) -> int:
+        """Denoising steps a frame."""
+        return sampling_steps(self.weights.world_model, self.profile)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -106,7 +113,7 @@ class Dream:
 
         The noise (B, N, C) is `frame_noise`'s unless another is given. With noise and actions on the device it waits for nothing.
         """
-        model, step = self.weights.world_model, step_of(SAMPLING_STEPS[self.profile])
+        model, step = self.weights.world_model, step_of(self.sampling_steps)
         step = compile_step(step, model, self.backend)
         after, reward_logits = step(model, state, action.to(self.device), frame_noise(state, model) if noise is None else noise)
         head = model.termination_head
@@ -158,7 +165,7 @@ class Dream:
             numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
             numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
-        if SAMPLING_STEPS[self.profile] > 1:
+        if self.sampling_steps > 1:
             numbers["uncertainty"] = state.uncertainty
         return {name: number.clone() for name, number in numbers.items()}
 
@@ -166,7 +173,7 @@ class Dream:
         model = self.weights.world_model
         state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_spatial_memory)))
         action = unknown_action(model, len(state.seed))
-        return commit(model, state, action, imagine(model, state, action, SAMPLING_STEPS[self.profile]))
+        return commit(model, state, action, imagine(model, state, action, self.sampling_steps))
 
     if not TYPE_CHECKING:
 
@@ -185,6 +192,11 @@ class Dream:
     def __repr__(self) -> str:
         how = dict(world=self.world.name, profile=self.profile, device=self.device, dtype=self.precision, backend=self.backend)
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
+
+
+def sampling_steps(model: WorldModel, profile: str) -> int:
+    """Denoising steps a frame, in a profile."""
+    return (SAMPLING_STEPS if model.flow_head is None else FLOW_STEPS)[profile]
 
 
 def reward(world: WorldSpec, before: DreamState, after: DreamState, logits: Tensor, expected: bool = False) -> Tensor:

@@ -51,11 +51,11 @@ class Conditioning(nn.Module):
         return known if self.inventory is None else known + self.inventory(inputs.inventory)
 
     def _of_noise(self, noise: Tensor) -> Tensor:
-        return _waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
+        return waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
 
     def _of_pose(self, inputs: FrameInputs) -> Tensor:
         place = torch.cat([inputs.pose[..., :2], inputs.pose[..., PLANE : PLANE + 1]], -1)  # x, y and, in space, height
-        position = _waves(place, 0.35, self.pose_frequencies, growth=2.0)
+        position = waves(place, 0.35, self.pose_frequencies, growth=2.0)
         known = inputs.pose_known.unsqueeze(-1)
         return torch.cat([position, inputs.pose[..., 2:], inputs.motion / self.motion_scale, torch.ones_like(known)], -1) * known
 
@@ -97,7 +97,7 @@ def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
-def _waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
+def waves(x: Tensor, lowest: float, count: int, growth: float) -> Tensor:
     """Sines and cosines of x (..., K) at `count` growing frequencies: (..., 2 * K * count)."""
     frequencies = _frequencies.__wrapped__ if torch.compiler.is_compiling() else _frequencies
     angle = x.unsqueeze(-1) * frequencies(lowest, count, growth, x.device)

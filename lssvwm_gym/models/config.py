@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lssvwm_gym.models.geometry import PLANE, SPACE
 
@@ -36,6 +36,11 @@ class WorldModelConfig:
     termination: bool = False  # whether frames can end the episode
     inventory_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
     max_inventory_change: int = 4  # the most that a count changes by in a frame
+    # what came later isn't in the repr, by which saved states know their model
+    flow_width: int = field(default=0, repr=False)  # of the flow head, which samples a frame's latent; 0 for none: the model denoises it
+    flow_layers: int = field(default=3, repr=False)
+    flow_heads: int = field(default=5, repr=False)  # of its attention
+    collisions: bool = field(default=False, repr=False)  # whether the motion head looks at the last frame for what blocks a step
 
     def __post_init__(self) -> None:
         if len(self.motion_scale) not in (3, 5):

@@ -51,6 +51,33 @@ class MotionHead(nn.Module):
         return self.network(known) * self.motion_scale
 
 
+class CollisionMotionHead(nn.Module):
+    """Expects the next motion from what the last frame shows: whether the step is blocked, and the motion in either case.
+
+    The likelier case's motion is expected, for a mean of both is neither.
+    """
+
+    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.frame = nn.Linear(config.tokens * config.latent_channels + len(config.motion_scale), hidden)
+        self.action = ActionEmbedding(config, hidden)
+        self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.blocked, self.motions = nn.Linear(hidden, 1), nn.Linear(hidden, 2 * len(config.motion_scale))
+
+    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
+        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
+        blocked, motions = self.cases(latent, motion, next_action)
+        return torch.where(blocked.unsqueeze(-1) > 0, motions[..., 1, :], motions[..., 0, :])
+
+    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is."""
+        seen = torch.cat([latent.flatten(-2), motion / self.motion_scale], -1)
+        hidden = self.network(self.frame(seen) + self.action(next_action))
+        return self.blocked(hidden)[..., 0], self.motions(hidden).unflatten(-1, (2, -1)) * self.motion_scale
+
+
 class OdometryHead(nn.Module):
     """Visual odometry: corrects the motion that the action leads to expect by what two clean frames show."""
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
+from lssvwm_gym.models.heads import CollisionMotionHead
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
@@ -100,7 +102,7 @@ def prefill(
             part = _commit_given(model, state, latent[:, frames], action[:, frames], pose[:, frames], given)
         else:
             motion = _motion_seen(model, state, latent[:, t], action[:, t]) if odometry else estimated_motion(model, state, action[:, t])
-            there = _rounded(integrate_motion(state.pose, motion), POSE_STEPS)
+            there = next_pose(state, motion)
             part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
             part = part._replace(state=part.state._replace(motion=motion))
         state = part.state
@@ -153,7 +155,8 @@ def _commit_given(
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
-    return model.motion_head(state.features, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    seen = state.latent if isinstance(model.motion_head, CollisionMotionHead) else state.features
+    return model.motion_head(seen, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
 
 
 class SharedContext(NamedTuple):
@@ -196,14 +199,47 @@ def imagine(
     """
     if motion is None:
         motion = estimated_motion(model, state, action)
-    there = _rounded(integrate_motion(state.pose, motion), POSE_STEPS) if pose is None else pose
-
-    inputs = FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, there, motion, state.pose_known, state.inventory)))
+    there = next_pose(state, motion) if pose is None else pose
+    inputs = next_inputs(state, action, motion, there)
     frame_context = model.condition(inputs, state.world)
-    estimate = functools.partial(denoise, model, state.world, inputs, frame_context)
-    latent, uncertainty = sample(estimate, frame_noise(state, model) if noise is None else noise, steps)
+    noise = frame_noise(state, model) if noise is None else noise
+    latent, uncertainty = sample(_estimator(model, state, inputs, frame_context, noise, steps), noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
     return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
+
+
+def next_pose(state: DreamState, motion: Tensor) -> Tensor:
+    """Where a motion (B, 3 or 5) leads, (B, 4 or 6)."""
+    return _rounded(integrate_motion(state.pose, motion), POSE_STEPS)
+
+
+def next_inputs(state: DreamState, action: Tensor, motion: Tensor, pose: Tensor) -> FrameInputs:
+    """What is known of the next frame, (B, 1), its noise level aside, which is that of pure noise where poses are known."""
+    return FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, pose, motion, state.pose_known, state.inventory)))
+
+
+def _estimator(
+    model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor, steps: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What estimates the clean latent: the flow head, after one read-only pass of the model; without one, the model itself."""
+    if model.flow_head is None:
+        return functools.partial(denoise, model, state.world, inputs, frame_context)
+    evidence = frame_evidence(model, state, inputs, frame_context, noise.flip(1))  # noise of its own: that of other tokens will do
+    context = model.flow_head.for_steps(model.flow_head.context(evidence), steps)
+    return functools.partial(model.flow_head, context=context)
+
+
+def frame_evidence(model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor) -> FrameEvidence:
+    """What the model makes of the next frame in one read-only pass from noise (B, N, C).
+
+    Inputs are (B, 1), and the context what `condition` gave for them.
+    """
+    pure = inputs._replace(noise=torch.ones_like(inputs.noise))
+    output = model(noise[:, None], pure, state.world, (True,), frame_context)
+    recalled = torch.zeros_like(noise) if frame_context.recalled is None else frame_context.recalled[:, 0]
+    return FrameEvidence(
+        output.tokens[:, 0], output.clean[:, 0], state.latent, recalled, output.posterior_variance[:, 0], inputs.action[:, 0]
+    )
 
 
 def denoise(model: WorldModel, state: WorldState, inputs: FrameInputs, frame_context: FrameContext, x: Tensor, level: Tensor) -> Tensor:
@@ -213,7 +249,7 @@ def denoise(model: WorldModel, state: WorldState, inputs: FrameInputs, frame_con
 
 def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagined) -> DreamState:
     """Make an imagined frame, to which actions (B,) led, part of the past."""
-    pose = _rounded(integrate_motion(state.pose, imagined.motion), POSE_STEPS)
+    pose = next_pose(state, imagined.motion)
     frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
     after = _commit_given(model, state, imagined.latent[:, None], action[:, None], pose[:, None], None, frame_context).state
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)

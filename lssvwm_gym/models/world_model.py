@@ -17,7 +17,8 @@ from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.heads import InventoryHead, MotionHead, OdometryHead
+from lssvwm_gym.models.flow_head import FlowHead
+from lssvwm_gym.models.heads import CollisionMotionHead, InventoryHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask
 
@@ -62,10 +63,11 @@ class WorldModel(nn.Module):
         self.token_out = nn.Linear(width, config.latent_channels)
         self.summary = nn.Linear(width, FEATURES // config.tokens)
         self.reward_head = head(FEATURES, config.reward_values)
-        self.motion_head = MotionHead(config)
+        self.motion_head = CollisionMotionHead(config) if config.collisions else MotionHead(config)
         self.odometry_head = OdometryHead(config)
         self.termination_head = head(FEATURES, 1) if config.termination else None
         self.inventory_head = InventoryHead(config) if config.inventory_size else None
+        self.flow_head = FlowHead(config) if config.flow_width else None
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""

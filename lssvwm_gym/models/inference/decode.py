@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.flow_head import FlowBlock, FlowHead, HeadContext
 from lssvwm_gym.models.inference.prepacked import PrepackedDecoder, PrepackedLinear
 from lssvwm_gym.models.state import LayerState, ReadOnly, WorldState
 from lssvwm_gym.models.world_model import Layer, WorldModel
@@ -38,12 +39,33 @@ class PrepackedWorldModel(WorldModel):
         wrapper = cls.__new__(cls)
         wrapper.__dict__.update(copy.copy(model).__dict__)
         wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
+        if model.flow_head is not None:
+            wrapper._modules = {**model._modules, "flow_head": PrepackedFlowHead.of(model.flow_head, dtype)}
         return wrapper
 
     def through_layers(self, x: Tensor, condition: Tensor, state: WorldState, read_only: ReadOnly) -> tuple[Tensor, list[LayerState]]:
         if x.shape[1] == 1 and not is_recorded(self.layers, x, condition, state.layers):
             return self.prepacked(x, condition, state.layers, commits=read_only is None or not all(read_only))
         return super().through_layers(x, condition, state, read_only)
+
+
+class PrepackedFlowHead(FlowHead):
+    """A flow head whose weights are prepacked as they are now, for passes without gradients."""
+
+    prepacked: PrepackedFlow
+
+    @classmethod
+    def of(cls, flow_head: FlowHead, dtype: torch.dtype) -> PrepackedFlowHead:
+        """`dtype`, of products with weights: float32 or bfloat16."""
+        wrapper = cls.__new__(cls)
+        wrapper.__dict__.update(copy.copy(flow_head).__dict__)
+        wrapper.prepacked = PrepackedFlow(flow_head, dtype)
+        return wrapper
+
+    def forward(self, x: Tensor, level: Tensor, context: HeadContext) -> Tensor:
+        if is_recorded(self.blocks, x, context):
+            return super().forward(x, level, context)
+        return self.prepacked(x, self.condition(level, context), context.tokens)
 
 
 class PrepackedAutoencoder(Autoencoder):
@@ -82,6 +104,44 @@ class PrepackedLayers:
             x, state = layer(x, parts.chunk(9, -1), state, commits)
             after.append(state)
         return x.unsqueeze(1), after
+
+
+class PrepackedFlow:
+    """One pass of a flow head."""
+
+    @torch.no_grad()
+    def __init__(self, flow_head: FlowHead, dtype: torch.dtype) -> None:
+        blocks = [block for block in flow_head.blocks if isinstance(block, FlowBlock)]
+        self.token_in = PrepackedLinear(flow_head.token_in.weight, flow_head.token_in.bias, dtype)
+        self.token_out = PrepackedLinear(flow_head.token_out.weight, flow_head.token_out.bias, dtype)
+        parts = [*(block.modulation for block in blocks), flow_head.modulation]
+        self.modulation = PrepackedLinear(torch.cat([part.weight for part in parts]), None, dtype)
+        offset = torch.tensor([0.0, 1, 1, 0, 1, 1] * len(blocks) + [0, 1], device=flow_head.position.device)
+        width = flow_head.position.shape[1]
+        self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(width)
+        self.one, self.zero = torch.ones_like(blocks[0].out.bias), torch.zeros_like(blocks[0].out.bias)
+        self.heads, self.bias = blocks[0].heads, [block.bias.unsqueeze(0).detach().clone() for block in blocks]
+        self.blocks = [_of_block(block, dtype) for block in blocks]
+
+    def __call__(self, x: Tensor, condition: Tensor, tokens: Tensor) -> Tensor:
+        """x (B, N, C), condition (B, W), tokens (B, N, W)."""
+        *parts, shift, scale = (self.modulation(condition) + self.modulation_bias).unsqueeze(1).chunk(6 * len(self.blocks) + 2, -1)
+        x = self.token_in(x).float() + tokens
+        for number, (qkv, out, into, back) in enumerate(self.blocks):
+            shift1, scale1, gate1, shift2, scale2, gate2 = parts[6 * number : 6 * number + 6]
+            q, k, v = qkv(self._modulated(x, shift1, scale1)).float().unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[number]).transpose(1, 2).flatten(2)
+            x = torch.addcmul(x, out(y).float(), gate1)
+            x = torch.addcmul(x, back(F.silu(into(self._modulated(x, shift2, scale2)))).float(), gate2)
+        return self.token_out(self._modulated(x, shift, scale)).float()
+
+    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
+
+
+def _of_block(block: FlowBlock, dtype: torch.dtype) -> list[PrepackedLinear]:
+    into, _, back = cast(list[nn.Linear], list(block.mlp))
+    return [PrepackedLinear(part.weight, part.bias, dtype) for part in (block.qkv, block.out, into, back)]
 
 
 class PrepackedLayer:

@@ -1,0 +1,163 @@
+"""Frames that a world model is asked for along its own dreams, and those that really came: what its heads learn from.
+
+Dreams go on from real pasts along recorded actions. A dreamed past counts as long as the real frame can follow from it: while it is
+near the real one, or where the spatial memory is sure what is there.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
+from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.flow_head import FrameEvidence
+from lssvwm_gym.models.rollout import (
+    LATENT_STEPS,
+    DreamState,
+    Imagined,
+    commit,
+    estimated_motion,
+    first_state,
+    frame_evidence,
+    next_inputs,
+    next_pose,
+    prefill,
+)
+from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.world_model import WorldModel
+
+GAP = (6, 40)  # recorded frames between two dreams of a row
+KNOWN, NEAR = 0.2, 0.5  # a dreamed past counts below this posterior variance, or with this mean square error of its last frame
+ASTRAY = 0.2  # and with estimated poses that are less than this off, in units of length and of heading
+PASSES = (1, 2, 4, 8)  # denoising steps of dreams, drawn for each
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """How dreams go on from recorded pasts."""
+
+    rows: int = 32  # dreams at once
+    ahead: int = 32  # frames that a dream goes on from a recorded past
+    recorded: float = 0.4  # share of rows whose past stays the recorded one
+    context_noise: float = 0.1  # recorded pasts carry up to this much noise, as dreamed ones do
+
+
+class Samples(NamedTuple):
+    """Frames that were predicted and came, (K, ...)."""
+
+    evidence: FrameEvidence
+    latent: Tensor  # (K, N, C) of the frame that came
+    last_motion: Tensor  # (K, 3 or 5) before it
+    motion: Tensor  # (K, 3 or 5) that led to it
+    frame: Tensor  # (K,) int64, how many frames the dream had gone on
+
+
+class Buffer:
+    """The newest samples, in float16."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.parts, self.held = size, list[list[Tensor]](), 0
+
+    def add(self, samples: Samples) -> None:
+        """Take samples in; the oldest go."""
+        self.parts.append([_half(leaf) for leaf in (*samples.evidence, *samples[1:])])
+        self.held += len(samples.latent)
+        while self.held - len(self.parts[0][0]) >= self.size:
+            self.held -= len(self.parts.pop(0)[0])
+
+    def draw(self, count: int, rng: np.random.Generator) -> Samples:
+        """So many samples, drawn from a few rounds of dreams."""
+        rounds = rng.integers(len(self.parts), size=min(8, count))
+        drawn = [self._some(self.parts[index], -(-count // len(rounds)), rng) for index in rounds]
+        leaves = [torch.cat(parts)[:count] for parts in zip(*drawn, strict=True)]
+        leaves = [leaf.float() if leaf.is_floating_point() else leaf for leaf in leaves]
+        return Samples(FrameEvidence(*leaves[:6]), *leaves[6:])
+
+    @staticmethod
+    def _some(leaves: list[Tensor], count: int, rng: np.random.Generator) -> list[Tensor]:
+        index = torch.from_numpy(rng.integers(len(leaves[0]), size=count))
+        return [leaf[index] for leaf in leaves]
+
+
+def _half(x: Tensor) -> Tensor:
+    return x.half() if x.dtype == torch.float32 and x.ndim > 1 else x
+
+
+@torch.no_grad()
+def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes, rng: np.random.Generator) -> Samples:
+    """A round of dreams: rows go through recorded frames, and dream on from a few of them.
+
+    Half the rows keep the recorded poses, the others estimate theirs. Raises `ValueError` where no episode is long enough.
+    """
+    lengths, most = np.array(episodes.lengths), options.ahead + GAP[1]
+    if lengths.max() <= most:
+        raise ValueError(f"no episode has the {most + 1} frames of a recorded past and a dream: choose a smaller --dreams.ahead")
+    weights = lengths * (lengths > most)
+    shortest = int(lengths[rng.choice(len(lengths), p=weights / weights.sum())])
+    picked = rng.choice(np.flatnonzero(lengths >= shortest), options.rows)
+    starts = [int(rng.integers(episodes.lengths[number] - shortest + 1)) for number in picked]
+    segments = [SegmentIndex(int(number), start, shortest, shortest) for number, start in zip(picked, starts, strict=True)]
+    clip = read_clip(episodes, segments, shortest, model.config.actions)
+    clip.action[:, 0] = model.config.actions if model.config.actions else torch.nan
+    generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
+    first = int(rng.integers(GAP[0], max(GAP[0] + 1, (shortest - options.ahead) * 3 // 4)))  # so that much is well known
+    state, at, parts = first_state(model, torch.arange(options.rows)), 0, list[Samples]()
+    gap = first
+    for _ in range(6):
+        if at + gap + options.ahead > shortest:
+            break
+        state, at = _after_recorded(options, model, state, clip[at : at + gap], generator), at + gap
+        parts += _dreams(options, model, state, clip[at - 1 : at + options.ahead], rng, generator)
+        gap = int(rng.integers(*GAP))
+    leaves = [torch.cat(leaf) for leaf in zip(*([*part.evidence, *part[1:]] for part in parts), strict=True)]
+    return Samples(FrameEvidence(*leaves[:6]), *leaves[6:])
+
+
+def _after_recorded(options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, generator: torch.Generator) -> DreamState:
+    latent = with_noise(clip.latent, options.context_noise, generator)
+    return prefill(model, state, latent, clip.action, clip.pose, clip.inventory).state
+
+
+def with_noise(latent: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Latents (B, ..., N, C) with noise of a level of up to `most`, a row each."""
+    level = most * torch.rand(len(latent), *[1] * (latent.ndim - 1), generator=generator, device=latent.device)
+    return (1 - level) * latent + level * torch.randn(latent.shape, generator=generator, device=latent.device)
+
+
+def _dreams(
+    options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, rng: np.random.Generator, generator: torch.Generator
+) -> list[Samples]:
+    """Dream on along a clip, whose first frame is the last recorded one; rows end where their past no longer counts."""
+    assert model.flow_head is not None
+    steps, rows = int(rng.choice(PASSES)), torch.arange(len(clip.latent))
+    dreams, estimates = (torch.from_numpy(rng.random(len(rows)) < share) for share in (1 - options.recorded, 0.5))
+    parts = []
+    for t in range(1, len(clip)):
+        action, real = clip.action[rows, t], clip.motion[rows, t]
+        estimated = estimated_motion(model, state, action)
+        motion = torch.where((dreams & estimates)[rows, None], estimated, real)
+        pose = next_pose(state, motion)
+        inputs = next_inputs(state, action, motion, pose)
+        noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
+        evidence = frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise[0])
+        off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
+        astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
+        counts = (astray < ASTRAY) & ((off < NEAR) | (evidence.posterior_variance < KNOWN)) & (clip.recorded[rows, t] > 0)
+        if not counts.any():
+            break
+        samples = Samples(evidence, clip.latent[rows, t], state.motion, real, torch.full_like(rows, t))
+        parts.append(take_rows(samples, counts))
+        context = model.flow_head.for_steps(model.flow_head.context(evidence), steps)
+        latent, _ = sample(functools.partial(model.flow_head, context=context), noise[1], steps)
+        recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
+        latent = torch.where(dreams[rows, None, None], latent, recorded)
+        after = commit(model, state, action, Imagined((latent * LATENT_STEPS).round() / LATENT_STEPS, motion, torch.zeros_like(off)))
+        state, rows = take_rows(after, counts), rows[counts]
+    return parts

@@ -1,0 +1,312 @@
+"""Train what samples a frame: the flow head and the collision motion head of a world model that stays as it is otherwise.
+
+`lssvwm-gym train heads --weights DIR --data DIR ... --out DIR`. Dreams go on from real pasts along recorded actions, with the newest
+head; what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the heads learn:
+the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
+places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
+it is near the real one, or where the spatial memory is sure what is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights
+from lssvwm_gym.data.episode import fingerprint
+from lssvwm_gym.data.segments import Episodes, flipped
+from lssvwm_gym.io.tensors import check_header, load_tensors, save_tensors
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.diffusion import add_noise
+from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
+from lssvwm_gym.models.geometry import motion_between
+from lssvwm_gym.models.heads import CollisionMotionHead
+from lssvwm_gym.models.inference.decode import PrepackedWorldModel
+from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, with_noise
+from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.training.optim import (
+    learning_rate,
+    load_training_tensors,
+    mixed_precision,
+    set_learning_rate,
+    training_tensors,
+    update_average,
+)
+
+LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
+VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
+AHEAD, BLOCKED = 0.75, 0.2  # an action goes ahead if its usual way is so much of the longest one, and is blocked below so much of its own
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How to train the heads. The same command line goes on where a stopped run was, with a new buffer."""
+
+    weights: Path  # folder of weights, whose world model and contexts stay as they are
+    data: tuple[Path, ...]  # folders of episodes with poses; those of players that run into things teach what blocks a step
+    out: Path  # folder for checkpoint.safetensors, logs, and world.safetensors, the world model with its heads
+    val: tuple[Path, ...] = ()  # folders of episodes to choose by
+    steps: int = 20_000
+    contexts: int = 64  # frames a step
+    levels: int = 4  # noise levels a frame
+    few_steps_from: float = 0.5  # of all steps: from here on the head also learns to take 4, 2 and 1 denoising steps
+    learning_rate: float = 1.2e-3
+    warmup: int = 300  # steps
+    decay: float = 0.4  # share of the steps over which the learning rate falls to zero
+    average: float = 0.999  # decay of the moving average of the weights, which dreams and is saved
+    flow_width: int = 160  # of a head that is drawn anew, where the weights have none
+    dreams: DreamOptions = field(default_factory=DreamOptions)
+    buffer: int = 200_000  # frames, of some 9 kB
+    refresh: int = 150  # steps between two rounds of dreams
+    motion_noise: float = 0.35  # latents carry up to this much for the motion head
+    augmentation: tuple[int, ...] = ()  # each action's mirror image, as in training a world
+    precision: str = "auto"
+    save_every: int = 500  # steps
+    seed: int = 0
+    threads: int = 0  # 0: leave it to torch
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a stopped run goes on from."""
+        return self.out / "checkpoint.safetensors"
+
+
+def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator) -> Tensor:
+    """Flow matching: several noise levels of every frame, errors of the clean latent weighed as those of the velocity."""
+    context = HeadContext(*(part.repeat_interleave(levels, 0) for part in flow_head.context(samples.evidence)))
+    clean = samples.latent.repeat_interleave(levels, 0)
+    deviation, mean, pure = LEVEL
+    drawn = torch.randn(len(clean), generator=generator, device=clean.device)
+    level = torch.sigmoid(deviation * drawn + mean).clamp(1e-3, 1 - 1e-4)
+    level = level.where(torch.rand(level.shape, generator=generator, device=clean.device) > pure, 1.0)
+    noisy = add_noise(clean[:, None], torch.randn(clean.shape, generator=generator, device=clean.device)[:, None], level[:, None])[:, 0]
+    return _weighed(flow_head(noisy, level, context).float() - clean, level)
+
+
+def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, generator: torch.Generator) -> Tensor:
+    """One long stride of the head should lead where two of half its length, by the average head, lead."""
+    steps = torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), (len(samples.latent),), generator=generator)]
+    parts = []
+    for number in FEW_STEPS:
+        some = steps == number
+        if not some.any():
+            continue
+        evidence, clean = take_rows((samples.evidence, samples.latent), some)
+        level = 1 - torch.randint(number, (len(clean),), generator=generator) / number  # where such a stride begins
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = add_noise(clean[:, None], noise[:, None], level[:, None])[:, 0]
+        with torch.no_grad():
+            context, x = average.for_steps(average.context(evidence), 2 * number), noisy
+            for half in (0.0, 0.5):
+                now = level - half / number
+                estimate = average(x, now, context).float()
+                x = torch.lerp(estimate, x, ((now - 0.5 / number) / now)[:, None, None])
+            share = ((level - 1 / number) / level)[:, None, None]  # x = estimate + share * (noisy - estimate)
+            target = (x - share * noisy) / (1 - share)
+        estimate = flow_head(noisy, level, flow_head.for_steps(flow_head.context(evidence), number)).float()
+        parts.append(_weighed(estimate - target, level) * len(clean))
+    return torch.stack(parts).sum() / len(steps)
+
+
+def _weighed(error: Tensor, level: Tensor) -> Tensor:
+    return (error.square().mean((1, 2)) / level.clamp(min=VELOCITY).square()).mean()
+
+
+def motion_loss(motion_head: CollisionMotionHead, samples: Samples, usual: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Whether each step was blocked, and the motion of the case that came."""
+    latent = with_noise(samples.evidence.last, noise, generator)
+    logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
+    truth = is_blocked(samples.motion, samples.evidence.action, usual)
+    expected = torch.where(truth[:, None], motions[:, 1], motions[:, 0])
+    scale = motion_head.motion_scale
+    regression = F.smooth_l1_loss(expected / scale, samples.motion / scale, beta=0.1)
+    return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
+
+
+def usual_ways(episodes: Episodes, actions: int) -> Tensor:
+    """How far ahead each discrete action usually leads in a frame, (actions + 1,), the ninth decile; 0 for actions that don't go ahead."""
+    whole, usual = episodes.whole, torch.zeros(actions + 1)
+    if not actions:
+        return usual
+    last = torch.from_numpy(episodes.start + np.array(episodes.lengths) - 1)
+    inside = torch.ones(len(whole.action), dtype=torch.bool).index_fill(0, last, False)[:-1]
+    ahead = motion_between(whole.pose[:-1], whole.pose[1:])[:, 0]
+    inside = inside & ahead.isfinite()
+    for action in range(actions):
+        ways = ahead[inside & (whole.action[1:] == action)][:100_000]
+        usual[action] = ways.quantile(0.9) if len(ways) else 0.0
+    return usual
+
+
+def is_blocked(motion: Tensor, action: Tensor, usual: Tensor) -> Tensor:
+    """Which steps (K,) came less far ahead than a fifth of what their action usually does; none of continuous actions."""
+    if action.is_floating_point():
+        return torch.zeros(len(action), dtype=torch.bool, device=action.device)
+    way = usual[action]
+    return (way > AHEAD * usual.max()) & (motion[:, 0] < BLOCKED * way)
+
+
+def with_heads(model: WorldModel, flow_width: int) -> WorldModel:
+    """The same model with a flow head and a collision motion head; itself where it has both."""
+    if model.flow_head is not None and model.config.collisions:
+        return model
+    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=True)
+    grown = WorldModel(config)
+    taken = {name: tensor for name, tensor in model.state_dict().items() if model.config.collisions or not name.startswith("motion_head.")}
+    grown.load_state_dict(grown.state_dict() | taken)
+    return grown.eval()
+
+
+class Heads(nn.Module):
+    """What is trained."""
+
+    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead) -> None:
+        super().__init__()
+        self.flow_head, self.motion_head = flow_head, motion_head
+
+    @classmethod
+    def of(cls, model: WorldModel) -> Heads:
+        """Those of a model that has both."""
+        if model.flow_head is None or not isinstance(model.motion_head, CollisionMotionHead):
+            raise ValueError("the world model lacks a flow head or a collision motion head")
+        return cls(model.flow_head, model.motion_head)
+
+
+class HeadTrainer:
+    """A training of the heads in memory."""
+
+    def __init__(self, run: HeadTraining, weights: Weights, episodes: list[Segment], data: dict[str, Any] | None = None) -> None:
+        torch.manual_seed(run.seed)
+        self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
+        self.model = with_heads(weights.world_model, run.flow_width).requires_grad_(False)
+        self.episodes = Episodes.of(episodes)
+        self.usual = usual_ways(self.episodes, self.model.config.actions)
+        self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
+        self.heads = copy.deepcopy(self.average).requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        self.buffer = Buffer(run.buffer)
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step of the optimiser, after a round of dreams where it is time for one; returns losses to log."""
+        run, began = self.run, time.monotonic()
+        rng = np.random.default_rng([run.seed, self.step])
+        if not self.buffer.parts or self.step % run.refresh == 0:
+            samples = dreamed_samples(run.dreams, PrepackedWorldModel.of(self.model, torch.float32), self.episodes, rng)
+            self.buffer.add(samples)
+            self.frames += len(samples.latent)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        set_learning_rate(self.optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
+        samples = self.buffer.draw(run.contexts, rng)
+        with mixed_precision(run.precision):
+            losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
+            if self.step >= run.few_steps_from * run.steps:
+                losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
+        losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.usual, run.motion_noise, generator)
+        self.optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
+        self.optimizer.step()
+        update_average(self.average, self.heads, self.step, run.average)
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        return losses
+
+    def header(self) -> dict[str, Any]:
+        """What the model is and what its heads have seen."""
+        seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
+        return {"config": asdict(self.model.config), **seen, "data": self.data}
+
+    def save(self, path: Path) -> None:
+        """Write all but the buffer."""
+        save_tensors(path, training_tensors(self.heads, self.average, {"optimizer": self.optimizer}), self.header())
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model."""
+        tensors, header = load_tensors(path)
+        check_header(path, header, config=asdict(self.model.config))
+        load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
+        self.step, self.frames, self.seconds = int(header["step"]), int(header["frames"]), float(header["seconds"])
+
+
+@torch.no_grad()
+def head_errors(heads: Heads, samples: Samples, usual: Tensor) -> dict[str, float]:
+    """Mean square error of the estimate at some noise levels; recall and precision of blocked steps."""
+    generator, errors = torch.Generator().manual_seed(1), {}
+    context, clean = heads.flow_head.context(samples.evidence), samples.latent
+    for level in (1.0, 0.8, 0.5, 0.25):
+        noisy = torch.lerp(clean, torch.randn(clean.shape, generator=generator), level)
+        errors[f"error_{level}"] = (heads.flow_head(noisy, torch.full((len(clean),), level), context) - clean).square().mean().item()
+    said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
+    truth = is_blocked(samples.motion, samples.evidence.action, usual)
+    hits = (said & truth).sum()
+    return errors | {"blocked_recall": float(hits / truth.sum().clamp(min=1)), "blocked_precision": float(hits / said.sum().clamp(min=1))}
+
+
+def train_heads(run: HeadTraining) -> Path:
+    """Train, and return the path of the world model with its heads."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    weights = read_weights(run.weights)
+    autoencoder = weights.autoencoder
+    episodes = _episodes(run, run.data, autoencoder)
+    if run.augmentation:
+        episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]
+    if not any(bool(episode.pose.isfinite().all()) for episode in episodes):
+        raise ValueError("the recordings tell no poses, and without those no motion can be learned")
+    trainer = HeadTrainer(run, weights, episodes, {f"{folder.parent.name}/{folder.name}": fingerprint(folder) for folder in run.data})
+    if run.checkpoint.exists():
+        trainer.load(run.checkpoint)
+    val = _validation_samples(run, trainer, _episodes(run, run.val, autoencoder))
+    writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
+    progress = tqdm(total=run.steps, initial=trainer.step, unit="step", smoothing=0.02)
+    while trainer.step < run.steps:
+        losses = trainer.train_step()
+        progress.update()
+        if trainer.step % 20 == 0:
+            for name, value in losses.items():
+                writer.add_scalar(f"train/{name}", value.item(), trainer.step)
+            progress.set_postfix({name: f"{value.item():.4f}" for name, value in losses.items()}, refresh=False)
+        if trainer.step % run.save_every == 0 or trainer.step == run.steps:
+            trainer.save(run.checkpoint)
+            _score(trainer, val, writer)
+    writer.close()
+    finished = run.out / "world.safetensors"
+    save_tensors(finished, trainer.model.state_dict(), trainer.header())
+    return finished
+
+
+def _episodes(run: HeadTraining, folders: tuple[Path, ...], autoencoder: Autoencoder) -> list[Segment]:
+    """Those of all folders; latents are kept apart by the names of a folder and of what it lies in."""
+    kept = run.out / "latents"
+    return [episode for folder in folders for episode in latent_episodes(folder, autoencoder, kept / folder.resolve().parent.name)]
+
+
+def _validation_samples(run: HeadTraining, trainer: HeadTrainer, episodes: list[Segment]) -> dict[str, Samples]:
+    """Some after recorded and some after dreamed pasts, by the heads of now, so that later scores compare."""
+    if not episodes:
+        return {}
+    kinds = {"recorded": 1.0, "dreamed": 0.0}
+    rng, held = np.random.default_rng([run.seed, 2**31]), Episodes.of(episodes)
+    return {name: dreamed_samples(replace(run.dreams, recorded=share), trainer.model, held, rng) for name, share in kinds.items()}
+
+
+def _score(trainer: HeadTrainer, val: dict[str, Samples], writer: SummaryWriter) -> None:
+    for kind, samples in val.items():
+        errors = head_errors(trainer.average, samples, trainer.usual)
+        for name, value in errors.items():
+            writer.add_scalar(f"val_{kind}/{name}", value, trainer.step)
+        said = "  ".join(f"{name} {value:.4f}" for name, value in errors.items())
+        tqdm.write(f"step {trainer.step}, {kind} pasts: {said}")

@@ -1,0 +1,292 @@
+"""The flow head, which samples a frame's latent, and the motion head that knows what is blocked: models, dreams, training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_stepping import SIZES, random_model
+from tiny_world import write_tiny_weights
+
+from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
+from lssvwm_gym.data.segments import Episodes
+from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
+from lssvwm_gym.envs.simulator import FLOW_STEPS
+from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
+from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
+from lssvwm_gym.models.rollout import commit, first_state, imagine
+from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples
+from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, is_blocked, usual_ways, with_heads
+
+FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
+STEPS = (1, 2, 4, 8)
+
+
+def evidence_of(model: WorldModel, rows: int, seed: int = 0) -> FrameEvidence:
+    generator, config = torch.Generator().manual_seed(seed), model.config
+    latents = [torch.randn(rows, config.tokens, config.latent_channels, generator=generator) for _ in range(3)]
+    tokens = torch.randn(rows, config.tokens, config.width, generator=generator)
+    return FrameEvidence(tokens, *latents, torch.rand(rows, generator=generator), torch.zeros(rows, dtype=torch.int64))
+
+
+def walled_episodes(count: int = 4, frames: int = 120) -> list[Segment]:
+    """Players in a corridor along x that is 2 long: forward (1) leads a quarter ahead, where there is no wall; the rest turns."""
+    episodes = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        x, heading, poses, actions = 0.0, 0.0, [], []
+        for _ in range(frames):
+            action = int(rng.choice([1, 1, 1, 2]))
+            if action == 1:
+                x = float(np.clip(x + 0.25 * np.cos(heading), 0, 2))
+            else:
+                heading += np.pi
+            poses.append([x, 0.0, np.cos(heading), np.sin(heading)])
+            actions.append(action)
+        pose = torch.tensor(poses, dtype=torch.float32)
+        latent = pose[:, None, :].repeat(1, 16, 1)  # 4 channels: all that there is to see is where one is
+        episodes.append(Segment(latent.half(), torch.tensor(actions), torch.zeros(frames), pose, torch.zeros(frames, 0)))
+    return episodes
+
+
+def test_models_without_the_heads_are_what_they_were():
+    model = random_model()
+    assert model.flow_head is None
+    assert "flow" not in repr(model.config)
+    assert not any(name.startswith("flow_head") for name in model.state_dict())
+
+
+@torch.no_grad()
+def test_a_longer_stride_is_another_context_and_other_numbers_of_steps_are_the_flow():
+    head = random_model(**FLOW).flow_head
+    context = head.context(evidence_of(random_model(**FLOW), 2))
+    vectors = {steps: head.for_steps(context, steps).vector for steps in (1, 2, 3, 4, 8, 50)}
+    assert all(torch.equal(vectors[steps], vectors[8]) for steps in (3, 50))
+    assert len({tuple(vectors[steps].flatten().tolist()) for steps in (*FEW_STEPS, 8)}) == len(FEW_STEPS) + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, id="bfloat16")])
+def test_prepacked_passes_give_the_same(dtype):
+    model = random_model(**FLOW)
+    head, evidence = model.flow_head, evidence_of(model, 3)
+    quick = PrepackedFlowHead.of(head, dtype)
+    x, level = torch.randn(3, 16, SIZES["latent_channels"]), torch.tensor([1.0, 0.5, 0.1])
+    expected, got = (one(x, level, one.context(evidence)) for one in (head, quick))
+    assert torch.allclose(got, expected, atol=1e-5 if dtype == torch.float32 else 0.1)
+    assert expected.std() > 0.1
+    with torch.enable_grad():
+        assert quick(x, level.requires_grad_(), quick.context(evidence)).requires_grad  # gradients go through the plain head
+
+
+@torch.no_grad()
+def test_a_prepacked_model_dreams_the_same_with_a_flow_head_and_leaves_the_model_alone():
+    model = random_model(**FLOW)
+    quick, action = PrepackedWorldModel.of(model, torch.float32), torch.tensor([1, 2])
+    assert isinstance(quick.flow_head, PrepackedFlowHead)
+    assert not isinstance(model.flow_head, PrepackedFlowHead)
+    for steps in STEPS:
+        one, other = first_state(model, torch.arange(2)), first_state(model, torch.arange(2))
+        for _ in range(3):
+            one = commit(model, one, action, imagine(model, one, action, steps))
+            other = commit(quick, other, action, imagine(quick, other, action, steps))
+        assert torch.allclose(one.latent, other.latent, atol=1 / 32)
+        assert one.latent.std() > 0.05
+
+
+@torch.no_grad()
+def test_one_read_only_pass_of_the_model_serves_all_steps(monkeypatch):
+    model, calls = random_model(**FLOW), []
+    forward = WorldModel.forward
+    monkeypatch.setattr(WorldModel, "forward", lambda self, *a, **k: calls.append(a[3]) or forward(self, *a, **k))
+    state = first_state(model, torch.arange(2))
+    imagine(model, state, torch.tensor([1, 2]), 8)
+    assert calls == [(True,)]
+
+
+@torch.no_grad()
+def test_noise_is_what_makes_a_sample():
+    model = random_model(**FLOW)
+    state, action = first_state(model, torch.arange(2)), torch.tensor([1, 1])
+    state = commit(model, state, action, imagine(model, state, action, 2))
+    noise = torch.randn(2, *state.latent.shape)
+    one, same, other = (imagine(model, state, action, 4, noise=noise[k]).latent for k in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_the_likelier_case_is_expected_never_a_mean():
+    model = random_model(**FLOW)
+    head, latent = model.motion_head, torch.randn(64, 16, SIZES["latent_channels"])
+    motion, action = torch.zeros(64, 3), torch.ones(64, dtype=torch.int64)
+    logit, motions = head.cases(latent, motion, action)
+    expected = head(latent, motion, action)
+    assert 0 < (logit > 0).sum() < 64
+    assert all(torch.equal(row, cases[int(value > 0)]) for row, cases, value in zip(expected, motions, logit, strict=True))
+
+
+def test_the_motion_head_sees_the_frame_and_not_the_features():
+    model = random_model(**FLOW)
+    state, action = first_state(model, torch.arange(2)), torch.tensor([1, 1])
+    with torch.no_grad():
+        state = commit(model, state, action, imagine(model, state, action, 1))
+        before = imagine(model, state, action, 1).motion
+        assert torch.equal(before, imagine(model, state._replace(features=state.features + 1), action, 1).motion)
+        assert not torch.equal(before, imagine(model, state._replace(latent=state.latent + 1), action, 1).motion)
+
+
+def test_environments_dream_with_a_flow_head(tmp_path):
+    folder = write_tiny_weights(tmp_path / "w", **FLOW)
+    for profile, steps in FLOW_STEPS.items():
+        env = DreamEnv("memory-maze", weights=folder, profile=profile)
+        assert env.dream.sampling_steps == steps
+        first, _ = env.reset(seed=1)
+        frames = [env.step(1)[0] for _ in range(3)]
+        again, _ = env.reset(seed=1)
+        assert np.array_equal(first, again)
+        assert all(np.array_equal(frame, env.step(1)[0]) for frame in frames)
+    many = DreamVectorEnv("memory-maze", 2, weights=folder)
+    many.reset(seed=1)
+    many.save_state(tmp_path / "state.safetensors")
+    kept = many.step(np.array([1, 2]))[0]
+    many.load_state(tmp_path / "state.safetensors")
+    assert np.array_equal(kept, many.step(np.array([1, 2]))[0])
+
+
+def test_weights_with_heads_survive_writing(tmp_path):
+    weights = read_weights(write_tiny_weights(tmp_path / "w", **FLOW))
+    assert weights.world_model.flow_head is not None
+    assert weights.world_model.config.collisions
+    assert weights.world_model.config == WorldModelConfig(**{**vars(weights.world_model.config)})
+
+
+def test_heads_are_added_to_a_model_that_has_none():
+    model = random_model()
+    grown = with_heads(model, 40)
+    assert grown.config == replace(model.config, flow_width=40, collisions=True)
+    assert with_heads(grown, 80) is grown
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("motion_head.")}
+    assert all(torch.equal(grown.state_dict()[name], tensor) for name, tensor in kept.items())
+
+
+def test_forward_is_what_goes_ahead_and_a_wall_is_what_blocks_it():
+    episodes = Episodes.of(walled_episodes())
+    usual = usual_ways(episodes, 6)
+    assert usual[1] == pytest.approx(0.25, abs=1e-3)
+    assert usual[2] == 0
+    assert usual[6] == 0
+    motion, action = torch.tensor([[0.25, 0, 0], [0.0, 0, 0], [0.0, 0, 3]]), torch.tensor([1, 1, 2])
+    assert is_blocked(motion, action, usual).tolist() == [False, True, False]
+    assert not is_blocked(motion, torch.randn(3, 2), usual).any()  # continuous actions
+
+
+def test_a_buffer_keeps_the_newest():
+    def samples(value: float) -> Samples:
+        latent = torch.full((10, 16, 4), value)
+        evidence = FrameEvidence(torch.zeros(10, 16, 8), latent, latent, latent, torch.ones(10), torch.ones(10, dtype=torch.int64))
+        return Samples(evidence, latent, torch.zeros(10, 3), torch.zeros(10, 3), torch.ones(10, dtype=torch.int64))
+
+    buffer = Buffer(20)
+    for value in range(5):
+        buffer.add(samples(float(value)))
+    assert buffer.held == 20
+    drawn = buffer.draw(64, np.random.default_rng(0))
+    assert len(drawn.latent) == 64
+    assert set(drawn.latent[:, 0, 0].tolist()) == {3.0, 4.0}
+    assert drawn.latent.dtype == torch.float32
+
+
+def test_dreamed_samples_are_of_recorded_frames_and_of_pasts_that_count():
+    model, episodes = random_model(**FLOW), Episodes.of(walled_episodes())
+    options = DreamOptions(rows=4, ahead=8, recorded=1.0, context_noise=0.0)
+    samples = dreamed_samples(options, model, episodes, np.random.default_rng(0))
+    assert len(samples.latent) > 4
+    assert samples.frame.min() == 1
+    assert samples.frame.max() == 8
+    recorded = {tuple(row) for row in episodes.whole.latent[:, 0].float().tolist()}
+    assert {tuple(row) for row in samples.latent[:, 0].tolist()} <= recorded
+    assert {tuple(row) for row in samples.evidence.last[:, 0].tolist()} <= recorded  # all pasts are recorded ones here
+    dreamed = dreamed_samples(replace(options, recorded=0.0), model, episodes, np.random.default_rng(0))
+    assert not {tuple(row) for row in dreamed.evidence.last[dreamed.frame > 1][:, 0].tolist()} & recorded
+
+
+def test_short_episodes_are_refused():
+    with pytest.raises(ValueError, match=r"no episode has the 49 frames .*--dreams.ahead"):
+        dreamed_samples(DreamOptions(rows=2, ahead=8), random_model(**FLOW), Episodes.of(walled_episodes(2, 30)), np.random.default_rng(0))
+
+
+def test_flow_matching_learns_the_distribution_and_few_steps_follow_it():
+    """Two latents can follow, each as often as the other: samples are of both, and one step's samples, too."""
+    torch.manual_seed(0)
+    model = random_model(**FLOW).requires_grad_(True)
+    head, generator = model.flow_head, torch.Generator().manual_seed(0)
+    average = random_model(**FLOW).flow_head
+    optimizer = torch.optim.AdamW(head.parameters(), 2e-3)
+    evidence = FrameEvidence(*(torch.zeros_like(part) for part in evidence_of(model, 64)))
+
+    def samples() -> Samples:
+        sign = torch.randint(2, (64, 1, 1), generator=generator) * 2.0 - 1
+        latent = sign.expand(64, 16, SIZES["latent_channels"])
+        return Samples(evidence, latent, torch.zeros(64, 3), torch.zeros(64, 3), torch.zeros(64, dtype=torch.int64))
+
+    for step in range(500):
+        loss = flow_loss(head, samples(), 4, generator)
+        if step >= 250:
+            average.load_state_dict(head.state_dict())
+            loss = loss + few_steps_loss(head, average, samples(), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        context = head.context(evidence)
+        for steps in STEPS:
+            strides = head.for_steps(context, steps)
+            noise = torch.randn(64, 16, SIZES["latent_channels"], generator=generator)
+            x, _ = sample(lambda x, level, strides=strides: head(x, level, strides), noise, steps)
+            means = x.mean((1, 2))
+            near = (means.abs() - 1).abs() < 0.35
+            assert near.float().mean() > 0.8, (steps, means)
+            assert 0.08 < (means > 0).float().mean() < 0.92  # both of them
+
+
+def test_heads_learn_walls_and_go_on_where_they_stopped(tmp_path):
+    weights = load_weights(write_tiny_weights(tmp_path / "w", **FLOW))
+    run = HeadTraining(tmp_path / "w", (), tmp_path / "out", steps=160, contexts=8, refresh=40, warmup=5, learning_rate=3e-3)
+    run = replace(run, dreams=DreamOptions(rows=8, ahead=8, recorded=0.5), motion_noise=0.0, few_steps_from=0.9)
+    trainer = HeadTrainer(run, weights, walled_episodes())
+    first = trainer.train_step()
+    losses = [trainer.train_step() for _ in range(159)]
+    assert losses[-1]["motion"] < 0.4 * first["motion"]
+    assert "few_steps" in losses[-1]
+    assert "few_steps" not in losses[0]
+    trainer.save(run.checkpoint)
+    other = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
+    other.load(run.checkpoint)
+    assert other.step == 160
+    assert all(map(torch.equal, other.heads.state_dict().values(), trainer.heads.state_dict().values()))
+    assert Heads.of(other.model).flow_head is other.model.flow_head
+
+
+def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_path, monkeypatch):
+    from lssvwm_gym.checkpoints.package import load_world_model
+    from lssvwm_gym.training import heads
+
+    folder = write_tiny_weights(tmp_path / "w")
+    monkeypatch.setattr(heads, "latent_episodes", lambda *_: walled_episodes())
+    monkeypatch.setattr(heads, "fingerprint", lambda folder: {"episodes": 4})
+    dreams = DreamOptions(rows=4, ahead=8)
+    run = HeadTraining(
+        folder, (Path("train"),), tmp_path / "out", (Path("val"),), steps=6, contexts=8, save_every=3, dreams=dreams, flow_width=40
+    )
+    model, trained = load_world_model(heads.train_heads(run))
+    assert model.config.collisions
+    assert model.flow_head is not None
+    assert trained["step"] == 6
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()
