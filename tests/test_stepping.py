@@ -202,7 +202,7 @@ def test_a_dream_says_what_it_computes_in(tiny_weights):
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights, "float32")
     assert "dtype='float32'" in repr(dream)
     assert "dtype='bfloat16'" in repr(open_dream("memory-maze", "fast", "cpu", tiny_weights, "bfloat16"))
-    assert str(Precision(pictures=torch.bfloat16)) == "float32, pictures bfloat16"
+    assert str(Precision(pictures=torch.bfloat16)) == "float32, samples and pictures bfloat16"
     assert dream.fingerprint == open_dream("memory-maze", "fast", "cpu", tiny_weights, "auto").fingerprint
 
 

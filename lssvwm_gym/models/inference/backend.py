@@ -133,9 +133,14 @@ class Precision:
     model: torch.dtype = torch.float32
     pictures: torch.dtype = torch.float32
 
+    @property
+    def samples(self) -> torch.dtype:
+        """Of the flow head, whose samples start from noise: the pictures' own."""
+        return self.pictures
+
     def __str__(self) -> str:
         names = [str(dtype).removeprefix("torch.") for dtype in (self.model, self.pictures)]
-        return names[0] if names[0] == names[1] else f"{names[0]}, pictures {names[1]}"
+        return names[0] if names[0] == names[1] else f"{names[0]}, samples and pictures {names[1]}"
 
 
 FLOAT32 = Precision()

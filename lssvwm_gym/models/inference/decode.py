@@ -34,13 +34,13 @@ class PrepackedWorldModel(WorldModel):
     prepacked: PrepackedLayers
 
     @classmethod
-    def of(cls, model: WorldModel, dtype: torch.dtype) -> PrepackedWorldModel:
-        """`dtype`, of products with weights: float32 or bfloat16."""
+    def of(cls, model: WorldModel, dtype: torch.dtype, samples: torch.dtype | None = None) -> PrepackedWorldModel:
+        """`dtype`, of products with weights: float32 or bfloat16; `samples`, of those of the flow head, where another."""
         wrapper = cls.__new__(cls)
         wrapper.__dict__.update(copy.copy(model).__dict__)
         wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
         if model.flow_head is not None:
-            wrapper._modules = {**model._modules, "flow_head": PrepackedFlowHead.of(model.flow_head, dtype)}
+            wrapper._modules = {**model._modules, "flow_head": PrepackedFlowHead.of(model.flow_head, samples or dtype)}
         return wrapper
 
     def through_layers(self, x: Tensor, condition: Tensor, state: WorldState, read_only: ReadOnly) -> tuple[Tensor, list[LayerState]]:
