@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,23 @@ def test_an_unknown_world_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no world named 'clock'.*memory-maze"):
         collect(collecting(tmp_path))
     assert "memory-maze" in SOURCES
+
+
+@pytest.mark.parametrize(
+    ("world", "there_is"), [("memory-maze", "explorer, wander, sticky, mixed"), ("luanti", "mixed"), ("clock", "one without a name")]
+)
+def test_an_unknown_player_is_named_beside_those_there_are(tmp_path, world, there_is):
+    with pytest.raises(ValueError, match=rf"no player named 'chess' in {world}; there is {there_is}$"):
+        collect(collecting(tmp_path / "out", world=world, player="chess"), None if world in SOURCES else CLOCK)
+    assert not (tmp_path / "out").exists()
+
+
+def make_resting(rng: np.random.Generator) -> Any:
+    return lambda frame, info: 0
+
+
+def test_a_player_is_chosen_by_name(tmp_path):
+    source = replace(CLOCK, players={"resting": make_resting})
+    for player, acts in (("resting", False), (None, True)):
+        collect(collecting(tmp_path / str(player), episodes=1, player=player), source)
+        assert read_episode(tmp_path / str(player) / "000000").action.any() == acts

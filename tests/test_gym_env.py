@@ -12,8 +12,9 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from lssvwm_gym.data import collect_gym as module
-from lssvwm_gym.data.collect_gym import GymCollecting, GymRecorder, Sticky, action_names, collect_gym, make, read_collection
+from lssvwm_gym.data.collect_gym import GymCollecting, GymRecorder, action_names, collect_gym, make, read_collection
 from lssvwm_gym.data.episode import EpisodeError, read_episode
+from lssvwm_gym.real_envs.experts.maze_players import Sticky
 
 
 class Corridor(gym.Env[Any, Any]):

@@ -10,7 +10,7 @@ import importlib.util
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable, memory_maze
 from lssvwm_gym.real_envs.experts import maze_explorer
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, MazeExplorer, steer, steps_to
+from lssvwm_gym.real_envs.experts.maze_players import MIX, PLAYERS
 from lssvwm_gym.real_envs.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
 
 ENTRY_POINT = "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv"
@@ -200,6 +201,41 @@ def test_the_maze_is_collected_as_documented(tmp_path):
 
 
 @simulator
+@pytest.mark.slow
+def test_mixed_players_are_the_same_for_one_worker_or_two(tmp_path):
+    for workers in (1, 2):
+        run = Collecting("memory-maze", tmp_path / str(workers), episodes=3, workers=workers, first_seed=15, steps=20, player="mixed")
+        assert not collect(run).failed
+    players = set()
+    for seed in range(15, 18):
+        first, second = (read_episode(tmp_path / folder / f"{seed:06d}") for folder in "12")
+        assert_same((first.action, first.reward, first.extras), (second.action, second.reward, second.extras))
+        assert np.abs(first.frames - second.frames.astype(float)).mean() < 2  # a process compresses its first video otherwise
+        assert {*INFO_KEYS, "policy"} == first.extras.keys()
+        players.add(str(first.extras["policy"]))
+    assert players == MIX.keys()
+
+
+@simulator
+def test_a_player_that_does_not_look_runs_into_walls(env):
+    """A step ahead is 0.25 cells; the scripted explorer is blocked in 0.3 % of them."""
+    ahead, blocked = 0, 0
+    for seed in (1, 2):
+        policy = PLAYERS["wander"](np.random.default_rng(seed))
+        frame, before = env.reset(seed=seed)
+        for _ in range(200):
+            action = policy(frame, before)
+            frame, _, _, _, info = env.step(action)
+            ahead += action in (FORWARD, FORWARD_LEFT, FORWARD_RIGHT)
+            blocked += (
+                action in (FORWARD, FORWARD_LEFT, FORWARD_RIGHT) and (info["agent_pos"] - before["agent_pos"]) @ before["agent_dir"] < 0.05
+            )
+            before = info
+    assert 0.2 < blocked / 400 < 0.6
+    assert ahead > 200
+
+
+@simulator
 def test_a_renderer_chosen_too_late_is_explained():
     code = f"""
 import os, warnings
@@ -342,3 +378,32 @@ def test_the_explorer_repeats_itself_under_its_seed():
 
 def test_the_explorer_is_what_collects_the_maze():
     assert isinstance(SOURCES["memory-maze"].make_policy(np.random.default_rng(0)), MazeExplorer)
+    assert PLAYERS["explorer"] is MazeExplorer
+
+
+@pytest.mark.parametrize("player", ["wander", "sticky"])
+def test_a_player_that_does_not_look_acts_alike_whatever_it_sees(player):
+    def actions(seed: int, seen: Callable[[int], tuple[Any, Any]]) -> list[int]:
+        policy = PLAYERS[player](np.random.default_rng(seed))
+        return [policy(*seen(step)) for step in range(500)]
+
+    views = np.random.default_rng(1)
+    blind = actions(0, lambda step: (None, None))
+    assert blind == actions(0, lambda step: (views.integers(256, size=(64, 64, 3)), {"agent_pos": views.random(2), "maze_layout": None}))
+    assert blind != actions(1, lambda step: (None, None))
+    assert set(blind) <= set(range(6))
+    kept = np.mean(np.equal(blind[1:], blind[:-1]))
+    assert 0.6 < kept < 1
+
+
+def test_wandering_is_running_and_turning():
+    policy = PLAYERS["wander"](np.random.default_rng(0))
+    actions = np.array([policy(None, {}) for _ in range(3000)])
+    assert (actions == FORWARD).mean() > 0.3
+    assert abs((actions == LEFT).mean() - (actions == RIGHT).mean()) < 0.15
+    assert set(actions) == {FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT}
+
+
+def test_mixed_is_three_players_by_episode():
+    drawn = [PLAYERS["mixed"](np.random.default_rng([seed, 1])).name for seed in range(600)]
+    assert {name: drawn.count(name) / 600 for name in MIX} == pytest.approx(MIX, abs=0.06)

@@ -26,6 +26,7 @@ from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
+from lssvwm_gym.real_envs.experts import maze_players
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -44,6 +45,7 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
+    player: str | None = None  # in Memory Maze: explorer (the same as none), wander, sticky or mixed
 
     def __post_init__(self) -> None:
         check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
@@ -71,6 +73,7 @@ class Source:
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
     start: Callable[[Any], dict[str, Any]] | None = None  # what options of reset a policy wants
     facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
+    players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,6 @@ def make_memory_maze(collecting: Collecting) -> gym.Env:
     return MemoryMazeEnv(collecting.size)
 
 
-def make_explorer(rng: np.random.Generator) -> Policy:
-    from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
-
-    return MazeExplorer(rng)
-
-
 def make_luanti(collecting: Collecting) -> gym.Env:
     from lssvwm_gym.real_envs.luanti import LuantiEnv
 
@@ -113,10 +110,12 @@ def make_player(rng: np.random.Generator) -> Policy:
 SOURCES = {
     "memory-maze": Source(
         make_memory_maze,
-        make_explorer,
+        maze_players.MazeExplorer,
         fps=4,
         every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
         once=("targets_pos", "maze_layout"),
+        facts=maze_players.facts,
+        players=maze_players.PLAYERS,
     ),
     "luanti": Source(
         make_luanti,
@@ -128,6 +127,7 @@ SOURCES = {
         frame="image",
         start=attrgetter("start"),
         facts=attrgetter("facts"),
+        players={"mixed": make_player},
     ),
 }
 
@@ -141,12 +141,17 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         source: where to collect from, if that is not in `SOURCES`.
 
     Raises:
-        ValueError: `SOURCES` has no such world.
+        ValueError: `SOURCES` has no such world, or the world no such player.
         WorkerPoolError: the simulator can't be started; the message says why.
     """
     if source is None and collecting.world not in SOURCES:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
+    if collecting.player is not None:
+        if collecting.player not in source.players:
+            there_is = ", ".join(source.players) or "one without a name"
+            raise ValueError(f"no player named {collecting.player!r} in {collecting.world}; there is {there_is}")
+        source = replace(source, make_policy=source.players[collecting.player])
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
 
 

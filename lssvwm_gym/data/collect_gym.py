@@ -25,6 +25,7 @@ from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, no
 from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.io.json_config import check_bounds, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
+from lssvwm_gym.real_envs.experts.maze_players import Sticky, draw
 
 SETTINGS = "collecting.json"
 FPS = 15  # where the environment doesn't say how fast it runs
@@ -125,7 +126,7 @@ def collect_gym(run: GymCollecting) -> Collected:
     """
     env = make(run)
     try:
-        _draw(env.action_space, np.random.default_rng(0), run.odds)
+        draw(env.action_space, np.random.default_rng(0), run.odds)
         env.reset(seed=run.first_seed)
         collection = env.described()
         keep_settings(run.out / SETTINGS, asdict(collection), "collect")
@@ -237,30 +238,6 @@ class Framed(gym.Wrapper):
                 raise ValueError(f"{self._run.env}: neither info nor the environment has {name}; info has {', '.join(info) or 'nothing'}")
             found = getattr(found, part)
         return np.asarray(found, np.float64)
-
-
-class Sticky:
-    """Acts at random, and often again as before."""
-
-    def __init__(self, space: gym.Space, odds: tuple[float, ...], sticky: float, rng: np.random.Generator) -> None:
-        self._space, self._odds, self._sticky, self._rng = space, odds, sticky, rng
-        self._last: Any = None
-
-    def __call__(self, observation: Any, info: dict[str, Any]) -> Any:
-        if self._last is None or self._rng.random() >= self._sticky:
-            self._last = _draw(self._space, self._rng, self._odds)
-        return self._last
-
-
-def _draw(space: gym.Space, rng: np.random.Generator, odds: tuple[float, ...]) -> Any:
-    if not isinstance(space, Discrete):
-        if odds:
-            raise ValueError(f"odds are those of Discrete actions, but there is {space}")
-        space.seed(int(rng.integers(2**31)))
-        return space.sample()
-    if odds and len(odds) != space.n:
-        raise ValueError(f"{len(odds)} odds for {space.n} actions")
-    return int(rng.choice(int(space.n), p=np.array(odds) / sum(odds) if odds else None))
 
 
 def make(run: GymCollecting) -> Framed:

@@ -7,6 +7,7 @@ burst of one random action. So it visits most of the maze and comes back often, 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ TURN = 18.4  # degrees that one more step of turning adds
 TURN_ON_SPOT = 50.0  # degrees of error from which it stops to turn
 ARRIVED = 0.3  # cells from the goal
 BALL_SHARE = (0.2, 0.8)  # of the goals, by episode
-NOISE_SHARE = (0.0, 0.05)  # of the steps that begin a burst, by episode
-BURST_STEPS = (1, 5)
 LOOK_STEPS = (8, 24)  # 20 steps are a full turn
 PATIENCE = 40  # steps without coming nearer before it picks another goal
 
@@ -31,10 +30,14 @@ class MazeExplorer:
         rng: draws how the episode goes (share of balls, share of noise) and every goal in it.
     """
 
+    noise_share = (0.0, 0.05)  # of the steps that begin a burst, by episode
+    burst_steps = (1, 5)
+    burst_actions: Sequence[int] = range(6)  # each as likely
+
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._ball_share = rng.uniform(*BALL_SHARE)
-        self._noise_share = rng.uniform(*NOISE_SHARE)
+        self._noise_share = rng.uniform(*self.noise_share)
         self._queue: deque[int] = deque()  # actions decided on already: a look around, a burst
         self._goal: tuple[int, int] | None = None
         self._wanted = np.full(2, np.nan)  # where the wanted ball was when the goal was picked
@@ -44,7 +47,8 @@ class MazeExplorer:
     def __call__(self, frame: np.ndarray, info: dict[str, Any]) -> int:
         """The next action, 0..5, for what `info` says about this moment; `frame` is not looked at."""
         if not self._queue and self._rng.random() < self._noise_share:
-            self._queue.extend([int(self._rng.integers(6))] * int(self._rng.integers(BURST_STEPS[0], BURST_STEPS[1] + 1)))
+            action = self.burst_actions[int(self._rng.integers(len(self.burst_actions)))]
+            self._queue.extend([action] * int(self._rng.integers(self.burst_steps[0], self.burst_steps[1] + 1)))
         if not self._queue and self._goal_is_done(info):
             self._pick_goal(info)
         if self._queue:
