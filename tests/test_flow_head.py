@@ -15,10 +15,12 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.envs.simulator import FLOW_STEPS
+from lssvwm_gym.io import legacy
+from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
-from lssvwm_gym.models.rollout import commit, first_state, imagine
+from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples
@@ -167,6 +169,11 @@ def test_weights_with_heads_survive_writing(tmp_path):
     assert weights.world_model.config == WorldModelConfig(**{**vars(weights.world_model.config)})
 
 
+def test_a_width_that_its_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="flow_width 42 is not a multiple of flow_heads 5"):
+        WorldModelConfig(flow_width=42)
+
+
 def test_heads_are_added_to_a_model_that_has_none():
     model = random_model()
     grown = with_heads(model, 40)
@@ -290,3 +297,29 @@ def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_p
     assert model.flow_head is not None
     assert trained["step"] == 6
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+@torch.no_grad()
+def test_what_given_frames_have_shown_is_recalled_and_what_is_open_is_sampled(monkeypatch):
+    model, means = random_model(**FLOW), []
+    evidence = rollout.frame_evidence
+    monkeypatch.setattr(rollout, "frame_evidence", lambda *a: means.append(evidence(*a)) or means[-1])
+    latent, pose = torch.randn(1, 4, 16, SIZES["latent_channels"]), torch.tensor([[[0.0, 0, 1, 0]] * 4])
+    seen = prefill(model, first_state(model, torch.zeros(1, dtype=torch.int64)), latent, torch.full((1, 4), 6), pose).state
+    assert torch.equal(seen.observed, seen.world.spatial_memory.explained)
+    assert seen.observed.any()
+    action, still, far = torch.tensor([1]), torch.zeros(1, 3), torch.tensor([[50.0, 0, 0]])
+    here, there = (imagine(model, seen, action, 4, motion) for motion in (still, far))
+    assert torch.allclose(here.latent, means[0].mean, atol=0.5 / LATENT_STEPS)
+    assert here.uncertainty == 0 < there.uncertainty
+    assert not torch.allclose(there.latent, means[1].mean, atol=0.1)
+    imagined = commit(model, seen, action, there)
+    assert torch.equal(imagined.observed, seen.observed)  # what was dreamed was not given
+    assert not torch.equal(imagined.world.spatial_memory.explained, seen.observed)
+    back = imagine(model, imagined, action, 4, still)  # there again: only a dream has shown it
+    assert not torch.allclose(back.latent, means[2].mean, atol=0.1)
+
+
+def test_states_of_before_count_all_that_they_remember_as_seen():
+    explained = torch.rand(1, 3, 3)
+    assert torch.equal(legacy.state({"world.place.known": explained})["observed"], explained)

@@ -22,7 +22,7 @@ M = TypeVar("M", bound=nn.Module)
 LARGEST_STATE = 2**27  # numbers that one dream remembers; preset paper: 2**26
 BESIDE = 10_000  # numbers that a model holds beside its weights
 LARGEST_SIZE = 2**16  # of any number in a configuration
-MAY_BE_ZERO = ("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change")
+MAY_BE_ZERO = ("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change", "flow_width")
 SIZES = Bounds(
     numbers=(0, LARGEST_SIZE),
     most=128,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 V = TypeVar("V")
@@ -174,14 +175,17 @@ def sizes(config: Any) -> Any:
 def state(tensors: Mapping[str, V]) -> dict[str, V]:
     """The leaves of a `DreamState` by their names of today; what place heads remembered, always empty, is left out."""
     kept = {name: tensor for name, tensor in tensors.items() if not (name.startswith("world.layers[") and name.endswith("].place"))}
-    return renamed(kept, STATES)
+    named = dict(renamed(kept, STATES))
+    if "world.spatial_memory.explained" in named:  # all that was in the memory counts as given
+        named.setdefault("observed", named["world.spatial_memory.explained"])
+    return named
 
 
 def sizes_said_before(config: Any) -> str:
     """How version 0.1 wrote a `WorldModelConfig`: fingerprints of its weights begin with it."""
     before = {new: old for old, new in SIZES.items()}
     said = []
-    for name, value in vars(config).items():
+    for name, value in {field.name: getattr(config, field.name) for field in fields(config) if field.repr}.items():
         said.append(f"{before.get(name, name)}={value!r}")
         if name == "blocks":
             said.append(f"place={(False,) * len(value)!r}")

@@ -45,6 +45,8 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         if len(self.motion_scale) not in (3, 5):
             raise ValueError(f"motion_scale has 3 numbers in the plane or 5 in space, not {len(self.motion_scale)}")
+        if self.flow_width % self.flow_heads:
+            raise ValueError(f"flow_width {self.flow_width} is not a multiple of flow_heads {self.flow_heads}")
         if bool(self.actions) == bool(self.action_size):
             raise ValueError(f"either actions or action_size must be set, got {self.actions} and {self.action_size}")
 

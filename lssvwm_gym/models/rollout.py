@@ -19,12 +19,14 @@ from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
 from lssvwm_gym.models.heads import CollisionMotionHead
+from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
 PREFILL_FRAMES = 128  # that go through the model in one call
 LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
+OPEN = (0.3, 0.8)  # posterior variances after the given frames below which a place is known, and above which it is open
 
 
 class DreamState(NamedTuple):
@@ -40,15 +42,16 @@ class DreamState(NamedTuple):
     uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
     posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
+    observed: Tensor  # (B, F, F) float32, what given frames explained of the spatial memory: `explained` after the last of them
     seed: Tensor  # (B,) int64; with the age it determines all noise
 
 
 def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> DreamState:
     """The state before any frame; seed (B,) int64."""
-    rows, config = len(seed), model.config
+    rows, config, world = len(seed), model.config, model.initial_state(len(seed))
     like = model.token_in.weight
     return DreamState(
-        model.initial_state(rows),
+        world,
         like.new_zeros(rows, config.tokens, config.latent_channels),
         like.new_zeros(rows, FEATURES),
         start_pose(rows, config.pose_size, like.device),
@@ -58,6 +61,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows),
         like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
+        world.spatial_memory.explained,
         seed,
     )
 
@@ -105,7 +109,7 @@ def prefill(
             there = next_pose(state, motion)
             part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
             part = part._replace(state=part.state._replace(motion=motion))
-        state = part.state
+        state = part.state._replace(observed=part.state.world.spatial_memory.explained)
         parts.append(part)
     return Prefilled(state, torch.cat([part.features for part in parts], 1), torch.cat([part.pose for part in parts], 1))
 
@@ -148,6 +152,7 @@ def _commit_given(
         uncertainty=torch.zeros_like(state.uncertainty),
         posterior_variance=output.posterior_variance[:, -1],
         pose_known=state.pose_known,
+        observed=state.observed,
         seed=state.seed,
     )
     return Prefilled(after, output.features, pose)
@@ -203,7 +208,7 @@ def imagine(
     inputs = next_inputs(state, action, motion, there)
     frame_context = model.condition(inputs, state.world)
     noise = frame_noise(state, model) if noise is None else noise
-    latent, uncertainty = sample(_estimator(model, state, inputs, frame_context, noise, steps), noise, steps)
+    latent, uncertainty = _sampled(model, state, inputs, frame_context, noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
     return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
 
@@ -218,15 +223,25 @@ def next_inputs(state: DreamState, action: Tensor, motion: Tensor, pose: Tensor)
     return FrameInputs(*(known.unsqueeze(1) for known in (state.pose_known, action, pose, motion, state.pose_known, state.inventory)))
 
 
-def _estimator(
+def _sampled(
     model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor, steps: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """What estimates the clean latent: the flow head, after one read-only pass of the model; without one, the model itself."""
+) -> tuple[Tensor, Tensor]:
+    """The latent, and its uncertainty. Sampled by the flow head, after one read-only pass of the model; without one, by the model itself.
+
+    Where given frames have shown the place the model's mean is taken, for that is what stays the same over hundreds of frames; what
+    is open is sampled. What only dreamed frames have shown counts as open: the head knows by the memory how to repeat it.
+    """
     if model.flow_head is None:
-        return functools.partial(denoise, model, state.world, inputs, frame_context)
+        return sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps)
     evidence = frame_evidence(model, state, inputs, frame_context, noise.flip(1))  # noise of its own: that of other tokens will do
     context = model.flow_head.for_steps(model.flow_head.context(evidence), steps)
-    return functools.partial(model.flow_head, context=context)
+    latent, uncertainty = sample(functools.partial(model.flow_head, context=context), noise, steps)
+    if model.pose_keys is None:
+        return latent, uncertainty
+    variance = 1 - state.pose_known * (1 - variance_at(model.pose_keys(inputs.pose), state.observed)[:, 0])
+    known, unknown = OPEN
+    share = ((variance - known) / (unknown - known)).clamp(0, 1)
+    return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share
 
 
 def frame_evidence(model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor) -> FrameEvidence:

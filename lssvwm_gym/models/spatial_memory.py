@@ -105,6 +105,11 @@ def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: 
     return MemoryQuery(query, _posterior_variance(query, keys, prior), written), _with_products(explained, new, new)
 
 
+def variance_at(keys: Tensor, explained: Tensor) -> Tensor:
+    """Posterior over prior variance (B, T) at keys (B, T, F), where that much is explained, (B, F, F): 1 nothing is known, 0 all."""
+    return _posterior_variance(keys - _answers(keys, explained), keys, keys.square().sum(-1).clamp(min=1e-9))
+
+
 def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
     """L^-1 x, where L L^T is the covariance (B, T, T)."""
     if covariance.shape[1] > 2:  # it can't fail, as no eigenvalue is below 1; to ask whether it did would make a GPU wait
