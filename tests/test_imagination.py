@@ -73,7 +73,7 @@ def test_errors_are_over_episodes():
 
 def test_a_network_tells_different_sets_apart_and_equal_ones_not():
     state = torch.random.get_rng_state()
-    real, same = drawn(0, 8, 1, 40, 4, 2, 2), drawn(1, 8, 1, 40, 4, 2, 2)
+    real, same = drawn(0, 8, 1, 40, 4, 4), drawn(1, 8, 1, 40, 4, 4)
     apart = {name: sets.area_under_curve(*sets.told_apart(real, other, 0)) for name, other in (("same", same), ("moved", same + 1))}
     assert abs(apart["same"] - 0.5) < 0.1
     assert apart["moved"] > 0.97
@@ -82,10 +82,10 @@ def test_a_network_tells_different_sets_apart_and_equal_ones_not():
 
 def test_stacks_hold_successive_frames():
     latent = torch.arange(12.0).view(1, 12, 1, 1).expand(1, 12, 4, 3)
-    assert sets.stacks_of(latent, 1).shape == (1, 12, 3, 2, 2)
+    assert sets.stacks_of(latent, 1).shape == (1, 12, 4, 3)
     stacks = sets.stacks_of(latent, 8)
-    assert stacks.shape == (1, 2, 24, 2, 2)
-    assert stacks[0, 1, :8, 0, 0].tolist() == list(range(4, 12))
+    assert stacks.shape == (1, 2, 4, 24)
+    assert stacks[0, 1, 0, :8].tolist() == list(range(4, 12))
 
 
 def test_untrained_features_see_colour_and_motion_and_are_always_the_same():

@@ -21,7 +21,7 @@ NEIGHBOURS = 5
 FRAMES, EVERY = 4, 2  # of a stack of which the untrained network has features, and from one stack to the next
 WIDTHS = (32, 64, 128)  # channels of the untrained network; all are its features
 FOLDS = 4  # of episodes, each told apart by a network that has learned from the others
-STEPS, BATCH = 300, 64  # of that network's training
+HIDDEN, STEPS, BATCH = 64, 300, 64  # width of that network; steps of its training, each with so many stacks of both sets
 Distance = Callable[[Tensor, Tensor], float]
 
 
@@ -114,13 +114,12 @@ def _activations(clip: Tensor, filters: list[Tensor]) -> Tensor:
 
 
 def stacks_of(latent: Tensor, frames: int) -> Tensor:
-    """Stacks of so many successive latents (..., T, N, C), half of each the next one's too: (..., stacks, C frames, grid, grid)."""
-    grid = math.isqrt(latent.shape[-2])
-    return latent.unfold(-3, frames, max(1, frames // 2)).flatten(-2).transpose(-1, -2).unflatten(-1, (grid, grid))
+    """Stacks of so many successive latents (..., T, N, C), half of each the next one's too: (..., stacks, N, C frames)."""
+    return latent.unfold(-3, frames, max(1, frames // 2)).flatten(-2)
 
 
 def told_apart(real: Tensor, dreamed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """What a small convolutional network, trained on other episodes, says of each of two sets of stacks (E, clips, stacks, C, y, x): logits
+    """What a small network, trained on other episodes, says of each of two sets of stacks (E, clips, stacks, N, C): logits
     (E, clips, stacks, 1), high for dreamed, of mean 0 and deviation 1 in each fold. Source: arXiv 1610.06545."""
     shape, (real, dreamed) = real.shape[:3], (one.flatten(1, 2) for one in (real, dreamed))
     folds, logits = min(FOLDS, len(real)), torch.zeros(2, *real.shape[:2])
@@ -135,10 +134,10 @@ def told_apart(real: Tensor, dreamed: Tensor, seed: int) -> tuple[Tensor, Tensor
 
 
 def _trained(real: Tensor, dreamed: Tensor) -> nn.Module:
-    size, cells = real.shape[2], real.shape[3] * real.shape[4]
+    tokens, size = real.shape[2:]
     network = nn.Sequential(
-        *(nn.Conv2d(size, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
-        *(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * cells, 1)),
+        *(nn.Linear(size, HIDDEN), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)),
+        *(nn.Linear(HIDDEN * tokens, HIDDEN), nn.ReLU(), nn.Dropout(0.3), nn.Linear(HIDDEN, 1)),
     )
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05)
     label = torch.arange(2 * BATCH) >= BATCH
