@@ -45,7 +45,14 @@ def test_distances_of_equal_sets_are_0_and_of_moved_ones_known():
     assert sets.frechet_distance(features, features + 2) == pytest.approx(4 * 6, abs=1e-6)
     assert sets.frechet_distance(features, 3 * features) > 6 * 3.5  # (3 - 1)^2 for each of six variances of about 1
     other = drawn(1, 8, 50, 6)
+    assert sets.kernel_distance(features, features) == pytest.approx(0)
     assert abs(sets.kernel_distance(features, other)) < 0.05 < 1 < sets.kernel_distance(features, other + 1)
+
+
+def test_kernel_distance_is_of_different_episodes():
+    """Frames of one episode are all alike: taken as independent, they would make equal distributions look far apart."""
+    found = torch.tensor([sets.kernel_distance(*(drawn(2 * seed + k, 8, 1, 6).expand(8, 20, 6) for k in (0, 1))) for seed in range(100)])
+    assert abs(found.mean()) < 2.5 * found.std() / 10
 
 
 def test_recall_of_one_repeated_frame_is_low_and_precision_of_noise_too():
