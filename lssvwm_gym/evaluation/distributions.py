@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lssvwm_gym.evaluation.metrics import Score
 
 GROUPS = 10  # of episodes, that are left out one after the other for standard errors
-SAMPLES = 2000  # at most, where every one is compared with every other
+SAMPLES = 1000  # at most, where every one is compared with every other
 NEIGHBOURS = 5
 FRAMES, EVERY = 4, 2  # of a stack of which the untrained network has features, and from one stack to the next
 WIDTHS = (32, 64, 128)  # channels of the untrained network; all are its features
