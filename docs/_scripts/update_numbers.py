@@ -123,6 +123,66 @@ SHARP = (  # what both weights of the maze are compared by: test, score, what it
     ),
     ("reward_ahead", "40 frames ahead: share of rewards dreamed", "recall of rewards 40 frames ahead, 100 context frames"),
 )
+IMAGINED = {  # file to what it measured: title, score of dreams, the same of real frames or the floor
+    "imagination": (
+        (
+            "forward steps blocked",
+            "imagination",
+            "dreamed, all 100 frames: share of forward steps blocked",
+            "real, all 100 frames: share of forward steps blocked",
+        ),
+        *(
+            (f"{title} in {steps} steps", "imagination", f"dreamed: {score}", f"real: {score}")
+            for title, steps, score in (
+                ("distance covered, world units,", "100", "distance covered in 100 steps (world units)"),
+                ("cells visited", "100", "cells visited in 100 steps"),
+                ("rewards", "1,000", "rewards in 1,000 steps"),
+            )
+        ),
+        *(
+            (f"{measure}, {name}, {window}", "imagination", f"{name}, {window}: {measure}, dreamed", f"{name}, {window}: {measure}, floor")
+            for name, measures in (
+                ("latents", ("Fréchet distance", "kernel distance", "precision", "recall")),
+                ("stacks of 4", ("Fréchet distance", "kernel distance", "precision", "recall")),
+                ("single frames", ("AUC",)),
+                ("stacks of 8", ("AUC",)),
+            )
+            for measure in measures
+            for window in ("frames 1 to 50", "frames 51 to 100")
+        ),
+        ("next frame on pixels that change, PSNR", "imagination", "recorded action, pixels that change: PSNR", ""),
+        ("loss with another action (dB)", "imagination", "cost of another action, pixels that change (dB)", ""),
+        *(
+            (f"own frames seen again after {title}, PSNR", "stability", f"{score}: PSNR", "autoencoder: PSNR")
+            for title, score in (
+                ("no steps elsewhere", "there and back, 0 steps elsewhere"),
+                ("50 steps elsewhere", "there and back, 50 steps elsewhere"),
+                ("200 steps elsewhere", "there and back, 200 steps elsewhere"),
+                ("a full turn", "a full turn"),
+                ("a full turn, in another order", "a full turn, views in another order"),
+            )
+        ),
+    ),
+    "known_places": (
+        (
+            "known places: forward steps blocked",
+            "known_places",
+            "dreamed, all 60 frames: share of forward steps blocked",
+            "real, all 60 frames: share of forward steps blocked",
+        ),
+        ("known places: rewards in 1,000 steps", "known_places", "dreamed: rewards in 1,000 steps", "real: rewards in 1,000 steps"),
+        *(
+            (
+                f"known places, {kind}, frames {span}, PSNR",
+                "known_places",
+                f"{kind}, frames {span}: PSNR",
+                f"autoencoder, frames {span}: PSNR",
+            )
+            for kind in ("one sample", "mean of 8 samples")
+            for span in ("1 to 10", "11 to 30", "31 to 60")
+        ),
+    ),
+}
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("none: uniform random actions", "", ""),
@@ -156,6 +216,7 @@ def main() -> None:
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["sharp"] = sharp(_read("contrast.json"))
     tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
+    tables |= {f"imagination {split}": imagined(split, (1, 4)) for split in ("test", "val")}
     tables["agents"] = agents(
         _read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
@@ -281,6 +342,20 @@ def sharp(looks: dict[str, Any]) -> str:
         scores = [_read(f"{file}.json")["scores"].get(test, {}).get(name) for file in columns]
         values = ["" if v is None else _mean(v) if isinstance(v, dict) else f"{v:.3f}" for v in scores]
         lines.append(f"| {title} | {' | '.join(values)} | |")
+    return "\n".join(lines)
+
+
+def imagined(split: str, steps: tuple[int, ...]) -> str:
+    """One row a measure of dreams, by number of denoising steps, beside real frames, the floor, or the autoencoder."""
+    columns = " | ".join(f"{number} step" if number == 1 else f"{number} steps" for number in steps)
+    lines = [f"| | real, or floor | {columns} | episodes |", "|---|---|" + "---|" * (len(steps) + 1)]
+    for file, rows in IMAGINED.items():
+        reports = [_read(f"{file}_{split}_{number}.json")["scores"] for number in steps]
+        for title, test, dreamed, real in rows:
+            found = [report[test].get(dreamed) for report in reports]
+            beside = _mean(reports[0][test][real]) if real else ""
+            episodes = [value["clips"] for value in found if value]
+            lines += [f"| {title} | {beside} | {' | '.join(_mean(v) if v else '' for v in found)} | {one} |" for one in episodes[:1]]
     return "\n".join(lines)
 
 

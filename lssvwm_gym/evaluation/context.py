@@ -19,6 +19,7 @@ from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
 MEMORY = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
+IMAGINATION = ("imagination", "known_places", "stability")
 INVENTORY = ("crafting", "inventory", "milestones")
 MEMORIES = {  # variants of retrieval, and their names in a report
     "own": "own memory",
@@ -50,7 +51,7 @@ class Evaluation:
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     out: Path | None = None  # where to write the scores as JSON
     figures: Path | None = None  # folder for pictures of what the tests produced
-    tests: tuple[str, ...] = ()  # all that say something about the world if not given
+    tests: tuple[str, ...] = ()  # if not given, all that say something about the world, but those of imagination
     steps: int = 1  # denoising steps a frame
     clips: int = 3  # clips an episode, evenly spaced
     context: int = 100  # real frames before the dream
@@ -61,6 +62,10 @@ class Evaluation:
     drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
     cold_start: int = 60  # frames dreamed from nothing, then revisited in reverse
+    imagination: tuple[int, int] = (20, 100)  # frames of context, frames dreamed; fewer where no episode is so long
+    other_data: Path | None = None  # real episodes of other places, to which imagination compares; halves of the same if not given
+    known_places: tuple[int, int] = (576, 60)  # frames of context, frames dreamed
+    elsewhere: tuple[int, ...] = (0, 50, 200)  # steps after which stability asks for what was dreamed before
     detour: int = 300  # frames dreamed in which nothing is done that changes the inventory
     seed: int = 0
 
@@ -75,6 +80,7 @@ class Evaluation:
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
         check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, cold_start=2, detour=1, interruption=1)
+        check_bounds(self, imagination=2, known_places=2, elsewhere=0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class EvalContext:
 
     def check_applies(self, test: str) -> None:
         """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
-        if test in (*MEMORY, "inventory") and not any(bool(one.pose.isfinite().all()) for one in self.episodes):
+        if test in (*MEMORY, *IMAGINATION, "inventory") and not any(bool(one.pose.isfinite().all()) for one in self.episodes):
             raise DoesNotApply("the episodes have no poses")
         if test in MEMORY and self.world.continuous:
             raise DoesNotApply("it revisits by unknown actions, which only discrete ones have")

@@ -13,7 +13,7 @@ from rich.table import Table
 from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation, open_context
 from lssvwm_gym.evaluation.figures import draw
-from lssvwm_gym.evaluation.imagination import cold_start
+from lssvwm_gym.evaluation.imagination import cold_start, imagination, known_places, stability
 from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
 from lssvwm_gym.evaluation.memory import identity, interruption, retrieval
 from lssvwm_gym.evaluation.metrics import Score
@@ -25,6 +25,7 @@ __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
     *(reconstruction, next_frame, open_loop, reward, reward_ahead),
     *(retrieval, reasoning, drift, interruption, identity, cold_start),
+    *(imagination, known_places, stability),
     *(crafting, inventory, milestones),
 )
 TESTS = {test.__name__: test for test in FUNCTIONS}
@@ -48,6 +49,7 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
         "world": context.world.id,
         "weights": context.weights.info,
         "data": fingerprint(run.data),
+        **({"other_data": fingerprint(run.other_data)} if run.other_data else {}),
         "settings": dataclasses.asdict(run),
         "scores": {},
     }

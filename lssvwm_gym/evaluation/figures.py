@@ -32,6 +32,8 @@ def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Pat
     if "recall" in kept:
         steps = view_steps(max(context.run.retrieval) - 1)
         written.append(sheet(folder / "recall.png", kept["recall"], [f"step {step}" for step in steps]))
+    if "imagination" in kept:
+        written.append(_imagination_sheet(folder / "imagination.png", **kept["imagination"]))
     if "drift" in kept:
         written.append(paths_map(folder / "map.png", kept["drift"]["true"], kept["drift"]["real frames"]))
     if revisits(report):
@@ -100,11 +102,19 @@ def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Pat
     return _sheet_of_steps(path, {"truth": truth, **frames})
 
 
-def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str]) -> Path:
-    """A contact sheet of labelled rows (B, columns, height, width, 3), clip under clip."""
+def _imagination_sheet(path: Path, real: Tensor, dreamed: Tensor, moments: Tensor) -> Path:
+    """Real walks at the left, the dreams along their actions at the right: a row each."""
+    columns = [f"{name}, frame {moment}" for name in ("real", "dreamed") for moment in moments.tolist()]
+    columns.insert(len(moments), "")
+    both = torch.cat([real, torch.full_like(real[:, :1], 255), dreamed], 1)
+    return sheet(path, {"": both}, columns, len(both))
+
+
+def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str], most: int = PICTURED) -> Path:
+    """A contact sheet of labelled rows (B, columns, height, width, 3), clip under clip, so many clips at most."""
     from PIL import Image, ImageDraw
 
-    clips = min(PICTURED, *(len(frames) for frames in rows.values()))
+    clips = min(most, *(len(frames) for frames in rows.values()))
     first = next(iter(rows.values()))
     high, wide = (ZOOM * side for side in first.shape[2:4])
     block = high * len(rows) + GAP

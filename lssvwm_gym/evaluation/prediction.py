@@ -22,7 +22,7 @@ from lssvwm_gym.evaluation.rollouts import (
     prefill_without_poses,
 )
 from lssvwm_gym.models.geometry import PLANE, relative_to
-from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.rollout import DreamState, imagine
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 
@@ -158,11 +158,8 @@ def _reward_rollouts(context: EvalContext, clips: Segment, frames: int) -> Itera
 
 def predicted_rewards(model: WorldModel, state: DreamState, clips: Segment, steps: int) -> Tensor:
     """Which frames of a dream along clips' actions, with estimated motion, have a reward: bool (B, T)."""
-    rewards = []
-    for action in clips.action.unbind(1):
-        state = commit(model, state, action, imagine(model, state, action, steps))
-        rewards.append(model.reward_head(state.features).argmax(-1) > 0)
-    return torch.stack(rewards, 1)
+    dream, _ = dream_along(model, state, clips, steps, true_motion=False)
+    return model.reward_head(dream.features).argmax(-1) > 0
 
 
 def _before_rewards(episode: Segment, before: int, most: int) -> list[tuple[Segment, int]]:

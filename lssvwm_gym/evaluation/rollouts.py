@@ -23,7 +23,12 @@ from lssvwm_gym.models.world_model import WorldModel
 
 def read_real_episodes(folder: Path, weights: Weights) -> list[Segment]:
     """All episodes of a folder, encoded by the weights' autoencoder."""
-    episodes = map(read_episode, tqdm(episode_paths(folder), desc="reading", leave=False))
+    return read_encoded(episode_paths(folder), weights)
+
+
+def read_encoded(paths: list[Path], weights: Weights) -> list[Segment]:
+    """Some episodes, encoded by the weights' autoencoder."""
+    episodes = map(read_episode, tqdm(paths, desc="reading", leave=False))
     return [replace(encoded(episode, weights.autoencoder), frames=torch.from_numpy(episode.frames)) for episode in episodes]
 
 
@@ -81,6 +86,7 @@ class DreamedFrames(NamedTuple):
     uncertainty: Tensor  # (B, T)
     pose: Tensor  # (B, T, 4 or 6) estimated
     inventory: Tensor  # (B, T, V) estimated
+    features: Tensor  # (B, T, FEATURES)
 
 
 def dream_along(model: WorldModel, state: DreamState, clips: Segment, steps: int, true_motion: bool) -> tuple[DreamedFrames, DreamState]:
@@ -93,7 +99,7 @@ def dream_along(model: WorldModel, state: DreamState, clips: Segment, steps: int
         action = clips.action[:, t]
         imagined = imagine(model, state, action, steps, clips.motion[:, t] if true_motion else None)
         state = commit(model, state, action, imagined)
-        dreamed.append(DreamedFrames(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.inventory))
+        dreamed.append(DreamedFrames(imagined.latent, imagined.motion, imagined.uncertainty, state.pose, state.inventory, state.features))
     return DreamedFrames(*(torch.stack(column, 1) for column in zip(*dreamed, strict=True))), state
 
 
