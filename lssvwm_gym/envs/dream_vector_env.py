@@ -52,6 +52,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    autoreset_mode = AutoresetMode.SAME_STEP  # as Gymnasium's own batches have it
 
     def __init__(
         self,
