@@ -56,7 +56,7 @@ class Args:
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
     data: Path | None = None  # folder of recorded episodes that dreams begin after, one each in turn; short contexts if not given
-    context: int = 500  # frames of such an episode that are remembered
+    context: int = 500  # frames of such an episode that the dream is conditioned on
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count

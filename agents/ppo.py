@@ -62,14 +62,14 @@ class Args:
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
-    walk_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
-    least_context: int = 300  # frames that such a state remembers, if any does: a dream rewards balls that it has seen
+    context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
+    min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
     real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
     data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     rewarding: float = 0.75  # share of the bank that begins so
     lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
-    context: int = 600  # frames remembered before it
+    context: int = 600  # frames before it
     reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
 
     hidden: int = 256  # units of each of the two layers of actor and critic
@@ -163,11 +163,11 @@ def with_defaults(args: Args, device: str) -> Args:
 def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
     if args.data is None:
-        return bank_of_starts(dream, args.walk_every, most, args.seed, args.least_context)
+        return bank_of_starts(dream, args.context_every, most, args.seed, args.min_context)
     episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
     rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
     others = most - len(rewarding.seed)
-    return join_rows([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed, args.least_context)]) if others else rewarding
+    return join_rows([rewarding, bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)]) if others else rewarding
 
 
 class Rollout(NamedTuple):

@@ -169,8 +169,8 @@ def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVec
     frames = args.context_frames if args.context_frames is not None else len(contexts) if contexts.batch else 0
     if not frames:
         return envs
-    guarded: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
-    return DreamVecEnv(guarded)
+    rollouts: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
+    return DreamVecEnv(rollouts)
 
 
 def open_model(args: Args, config: SB3PolicyConfig, dream: Dream, envs: VecEnv) -> PPO:

@@ -196,6 +196,11 @@ def test_limits_are_those_that_were_asked_for(own, asked, ends, mode):
     assert env.spec.max_episode_steps == ends
 
 
+def test_no_episode_has_zero_steps(own):
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1, not 0"):
+        gymnasium.make_vec(DREAM_ID, 1, weights=own, device="cpu", max_episode_steps=0)
+
+
 def test_a_registered_world_has_the_limit_that_was_asked_for(tiny_weights):
     how = dict(weights=tiny_weights, profile="fast", device="cpu", observation="features")
     longer = WORLD.max_episode_steps + 5

@@ -99,7 +99,7 @@ BENCH = {  # part to file
     "peak": "bench_arithmetic",
     "scan": "bench_arithmetic",
 }
-ARITHMETIC = {  # how steps were computed, and where that was measured
+PRECISIONS = {  # how steps were computed, and where that was measured
     "as it comes": "bench_steps",
     '`dtype="bfloat16"`': "bench_bfloat16",
     '`backend="compiled"`': "bench_compiled_float32",
@@ -150,14 +150,15 @@ def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
     tables |= {"speed": speed(_read("bench_steps.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
-    tables |= {"arithmetic": arithmetic({how: _read(f"{file}.json") for how, file in ARITHMETIC.items()})}
+    tables |= {"precision": precision({how: _read(f"{file}.json") for how, file in PRECISIONS.items()})}
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["sharp"] = sharp(_read("contrast.json"))
     tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
     tables["agents"] = agents(
-        _read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
+        _read(f"{name}.json")
+        for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
     tables["agents walked"] = agents([_read("transfer_walked.json")])
     tables["planner"] = planner(_read("plan.json"))
@@ -284,8 +285,8 @@ def sharp(looks: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
-    """One row a profile and number of environments, with its steps a second in each arithmetic."""
+def precision(reports: dict[str, dict[str, Any]]) -> str:
+    """One row a profile and number of environments, with its steps a second in each precision."""
     lines = [
         f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step, from the compiler's cache |",
         "|---|---|" + "---|" * (len(reports) + 1),

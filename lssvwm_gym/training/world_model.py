@@ -287,4 +287,4 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
         raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
     if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
-        raise ValueError("the recordings tell no poses, and without those no places can be remembered: --variant no-places")
+        raise ValueError("the recordings have no poses, which a spatial memory needs: --variant no-spatial-memory")
