@@ -4,7 +4,7 @@ python -m agents.ppo                                       learn, on a GPU if th
 python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
 python -m agents.ppo --real MemoryMaze9x9-Real-v0 --num-envs 8           in the real world, observed through the same model
-python -m agents.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
+python -m experiments.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
 `runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
 Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.

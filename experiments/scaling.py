@@ -1,6 +1,6 @@
 """What a preset costs, counted from the code without running it: the tables of docs/scaling.md.
 
-    python experiments/scaling.py            # a minute of one core, whatever the size; prints Markdown
+    python -m experiments.scaling            # a minute of one core, whatever the size; prints Markdown
 
 Models are built of fake tensors, which have shapes and no numbers: PyTorch's own counter then sees every matrix product
 that a training step or a dream's step makes, and autograd says what it keeps for the backward pass.
@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.benchmark.training import SavedForBackward, address, inputs_like
+from experiments.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.state import ReadOnly, state_bytes

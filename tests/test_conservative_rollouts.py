@@ -15,7 +15,7 @@ from tiny_world import WALK_FRAMES, same
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
+from experiments.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 
@@ -208,7 +208,7 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "agents.check_rewards",
+        "experiments.check_rewards",
         *small,
         "--weights",
         tiny_weights,
@@ -232,7 +232,7 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_replay_repeats_the_walk():
-    from agents.check_rewards import MazeJob, play
+    from experiments.check_rewards import MazeJob, play
 
     first = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6))
     again = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6, first.action))

@@ -17,10 +17,10 @@ from real_walks import write_real_walks
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import open_agent
-from agents.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
 from agents.policies import Policy, PolicyConfig, save_policy
 from agents.real import real_episode
 from agents.results import mean_and_error, summary
+from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.spaces import action_space
 from lssvwm_gym.envs.wrappers import observed
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_transfer(*arguments):
-    command = [sys.executable, "-m", "agents.check_transfer", *arguments]
+    command = [sys.executable, "-m", "experiments.check_transfer", *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -56,7 +56,7 @@ def test_policies_are_tried_in_both_worlds(tiny_weights, policy_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "10 of 10 jobs" in done.stdout
     result = json.loads(out.read_text())
-    assert result["command"].startswith("python -m agents.check_transfer --policies random explorer")
+    assert result["command"].startswith("python -m experiments.check_transfer --policies random explorer")
     assert [entry["policy"] for entry in result["policies"]] == policies
     assert [len(entry["real"]["returns"]) for entry in result["policies"]] == [2, 2, 2]
     assert [len(entry["dream"]["returns"]) for entry in result["policies"]] == [2, 0, 2]

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lssvwm_gym.benchmark.report import PRINTED
+from experiments.benchmark import report as model_report
+from lssvwm_gym.benchmark import report as step_report
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
@@ -214,7 +215,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
 
 
 def planner(report: dict[str, Any]) -> str:
-    """One row a player; what `agents/mpc.py` measured."""
+    """One row a player; what `experiments/mpc.py` measured."""
     settings = report["settings"]
     lines = [f"| player | return of {settings['steps']} steps in {settings['episodes']} real mazes |", "|---|---|"]
     for player, numbers in report["players"].items():
@@ -254,7 +255,7 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
         "| profile | denoising passes | envs | total steps/s | ms a step (median, 10 %, 90 %) | 576 context + 224 generated, PSNR |",
         "|---|---|---|---|---|---|",
     ]
-    for s in report["speeds"]:
+    for s in report["speed"]:
         worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"][f"{REASONING}, true poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
@@ -291,15 +292,15 @@ def precision(reports: dict[str, dict[str, Any]]) -> str:
         f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step, from the compiler's cache |",
         "|---|---|" + "---|" * (len(reports) + 1),
     ]
-    for cases in zip(*(report["speeds"] for report in reports.values()), strict=True):
+    for cases in zip(*(report["speed"] for report in reports.values()), strict=True):
         rates = [f"{case['steps_per_second']:.0f}" for case in cases]
         lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
     return "\n".join([*lines, "", _machine(next(iter(reports.values())))])
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym benchmark` printed of a part."""
-    _, columns, rows, remarks = PRINTED[part](report)
+    """What `lssvwm-gym benchmark` or `python -m experiments.benchmark` printed of a part."""
+    _, columns, rows, remarks = {**step_report.TABLES, **model_report.TABLES}[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
 

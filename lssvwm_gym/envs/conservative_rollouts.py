@@ -3,7 +3,8 @@
 envs = ConservativeRollouts(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), max_steps=100, agree=True, start={"context_frames": 400})
 
 Short episodes from real pasts, as in MBPO (Janner et al., 2019), an end where the model is unsure, as in MOReL (Kidambi et al., 2020), and
-rewards that two dreams of the same actions have to agree on. `python -m agents.check_rewards` measures what each is worth in Memory Maze.
+rewards that two dreams of the same actions have to agree on.
+`python -m experiments.check_rewards` measures what each is worth in Memory Maze.
 """
 
 from __future__ import annotations

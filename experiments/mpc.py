@@ -1,7 +1,7 @@
 """The planner of `agents.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
 
-python -m agents.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
-python -m agents.mpc --planning.method cem --video runs/plan.mp4
+python -m experiments.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
+python -m experiments.mpc --planning.seconds 0.5 --video runs/plan.mp4
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Args:
 
     planning: Planning = field(default_factory=Planning)
     env: str = "MemoryMaze9x9-Real-v0"
-    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in agents/check_transfer.py
+    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in experiments/check_transfer.py
     episodes: int = 10
     steps: int = 250  # of an episode
     seed: int = 1_000_000  # of the first maze

@@ -1,7 +1,7 @@
 """Are dreamed rewards real? Those of policies are checked in the real simulator, from the same start and on the same actions.
 
-python -m agents.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/rewards.png
-python -m agents.check_rewards --episodes 24 --workers 2
+python -m experiments.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/rewards.png
+python -m experiments.check_rewards --episodes 24 --workers 2
 
 The explorer's first steps in a real maze are the context; from there a policy acts in the dream, and then the real simulator repeats
 those steps and takes the policy's actions. `explorer` needs the map: it acts in the real maze, and the dream is given its actions. A
@@ -9,7 +9,7 @@ dreamed reward is real where the maze gives one within `--tolerance` steps of it
 wanted, which no past tells: beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was
 dreamed where some ball is.
 
-Counter-measures are tried on the same dreams: see `agents.check_rewards.COUNTER_MEASURES`, and
+Counter-measures are tried on the same dreams: see `experiments.check_rewards.COUNTER_MEASURES`, and
 `lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
 Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
@@ -45,7 +45,7 @@ AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 class Args:
     """Whose dreams to check, and how many."""
 
-    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/check_transfer.py
+    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in experiments/check_transfer.py
     episodes: int = 12  # of each
     context: int = 100  # steps of the scripted explorer before
     steps: int = 200  # dreamed from there
