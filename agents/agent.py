@@ -1,4 +1,4 @@
-"""Agents by name: scripts, policies of `agents.policies` and of Stable-Baselines3, and the planner, all asked for actions in the same way.
+"""Agents by name: scripts, policies of `agents.policies`, and the planner, all asked for actions in the same way.
 
 lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze/policy.safetensors
 """
@@ -16,13 +16,10 @@ from torch import Tensor
 from agents.planner import Planner, Planning
 from agents.policies import Policy, policy_for
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.envs.wrappers import observed
-from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 
 EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
-SB3_KIND = "lssvwm_gym SB3 policy"  # in the header of files of `agents.sb3_policies`
 
 
 class Agent(Protocol):
@@ -39,7 +36,7 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
 
     `NAME@greedy` takes a file's most probable action, `NAME@0.3` a random action with that probability.
 
-    Raises `ValueError` for one that doesn't exist or acts in another world, `ImportError` where what it needs is missing.
+    Raises `ValueError` for one that doesn't exist or acts in another world.
     """
     name, modifier = _name_and_modifier(name)
     if modifier not in ("", GREEDY):
@@ -47,9 +44,10 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
     if name.endswith(".safetensors"):
-        policy = policy_in(Path(name), dream)
-        kind = PolicyAgent if isinstance(policy, Policy) else SB3Agent
-        return kind(policy, dream, seed, modifier == GREEDY)
+        if not (path := Path(name)).is_file():
+            raise ValueError(f"{path}: no such file")
+        policy = _policy_in(path, dream, path.stat().st_mtime_ns)  # one that is learning is loaded anew
+        return PolicyAgent(policy, dream, seed, modifier == GREEDY)
     if modifier:
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
@@ -130,25 +128,6 @@ class PolicyAgent:
         return self._policy.act(observation, self._generator, self._greedy).cpu().numpy()
 
 
-class SB3Agent:
-    """A policy of `agents.sb3_policies`, with its LSTM where it has one; it sees the last few frames at once where it learned so."""
-
-    def __init__(self, policy: tuple[Any, Any], dream: Dream, seed: int, greedy: bool) -> None:
-        """A policy and its config, as `load_sb3_policy` returns them; it draws from torch's global generator, not by the seed."""
-        self._policy, config = policy
-        self.observation = "image" if needs_frame(config.observation) else config.observation
-        self._frames, self._greedy = config.frame_stack, greedy
-        self._past: list[np.ndarray] = []
-        self._memory: Any = None
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        now, first = observation.cpu().numpy(), np.full(len(observation), not self._past)
-        self._past = [*(self._past or [np.zeros_like(now)] * self._frames), now][-self._frames :]
-        stacked = np.concatenate(self._past, -1)
-        action, self._memory = self._policy.predict(stacked, self._memory, first, deterministic=self._greedy)
-        return np.asarray(action, np.int64)
-
-
 class GameAgent:
     """An agent that chooses the actions of a game of `lssvwm_gym.play`, and sees it as it saw the dreams it learned in."""
 
@@ -166,29 +145,6 @@ def from_file(dream: Dream, argument: str | None, seed: int) -> GameAgent:
     return GameAgent(dream, argument, seed)
 
 
-def policy_in(path: Path, dream: Dream) -> Any:
-    """What a file holds, on the dream's device: a `Policy`, or what `agents.sb3_policies.load_sb3_policy` returns.
-
-    Raises `ValueError` for one that acts in another world or sees something else, `ImportError` where Stable-Baselines3 is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return _policy_in(path, dream, path.stat().st_mtime_ns)  # a policy that is learning is loaded anew
-
-
 @functools.lru_cache(maxsize=16)
-def _policy_in(path: Path, dream: Dream, written: int) -> Any:
-    if load_tensors(path)[1].get("kind") == SB3_KIND:
-        return _sb3_policy_in(path, dream)
+def _policy_in(path: Path, dream: Dream, written: int) -> Policy:
     return policy_for(path, dream)
-
-
-def _sb3_policy_in(path: Path, dream: Dream) -> Any:
-    try:
-        from agents.sb3_policies import load_sb3_policy
-    except ImportError as error:
-        raise ImportError(f"{path}: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym[agents]' ({error})") from None
-    policy, config = load_sb3_policy(path, dream, str(dream.device))
-    if config.observation == "all" and dream.world.inventory:
-        raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
-    return policy, config
