@@ -69,7 +69,7 @@ class Trainer:
         self.episodes = Episodes.of(episodes, self.device)
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
         self.model = WorldModel(run.model).to(self.device)
-        use_backend(self.model, chosen_backend(Backend(run.backend, run.attention), str(self.device)))
+        use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
         self.data = data or {}
