@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/check_*.py experiments/mpc.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/check_*.py experiments/mpc.py experiments/trials.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
@@ -45,8 +45,10 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/python experiments/sharpness.py --data $(DATA)/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 2 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	for k in 2 4; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --out $(SCORES)_reasoning_$$k.json; done
-	$(BIN)/lssvwm-gym benchmark --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
-	$(BIN)/lssvwm-gym benchmark --parts speed simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/lssvwm-gym benchmark --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
+	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json
+	$(BIN)/lssvwm-gym benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_simulators_compiled.json
 	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
 	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
 	$(BIN)/python -m experiments.benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media

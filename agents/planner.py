@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from agents.policies import Policy, policy_for
-from agents.results import check_positive
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, reward
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
@@ -47,7 +47,7 @@ class Planning:
     batch: int = 16  # futures in one batch: more are slower on a CPU, whose caches they leave
 
     def __post_init__(self) -> None:
-        check_positive(self, "futures", "horizon", "keep", "batch")
+        check_bounds(self, futures=1, horizon=1, keep=1, batch=1)
         for name in ("discount", "led"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, not {getattr(self, name)}")

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.banks import bank_before_rewards, bank_of_starts
-from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, config_in, draw, load_policy, observation_today, save_policy
+from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
 from agents.real import RealEnvs
-from agents.results import as_json, check_positive
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
@@ -154,7 +154,7 @@ def with_defaults(args: Args, device: str) -> Args:
         num_envs=(1024 if many else 16) if args.num_envs is None else args.num_envs,
         bank=(512 if many else 64) if args.bank is None else args.bank,
     )
-    check_positive(args, "num_envs", "bank", "episode_steps", "rollout_steps", "minibatches", "epochs", "save_every", "hidden")
+    check_bounds(args, num_envs=1, bank=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
     return args

@@ -29,11 +29,13 @@ import tyro
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import EXPERT, Agent, open_agent
 from agents.planner import Planning
-from agents.results import answers, as_json, check_positive, write_result
+from agents.policies import as_json
+from experiments.trials import answers, write_result
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
@@ -118,9 +120,7 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
-    check_positive(args, "episodes", "context", "steps", "batch", "workers")
-    if args.tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0, not {args.tolerance}")
+    check_bounds(args, episodes=1, context=1, steps=1, batch=1, workers=1, tolerance=0)
     dream = open_dream(args.world, args.profile, args.device, args.weights)
     if dream.world.real_id is None or dream.world.milestones or dream.weights.world_model.config.pose_size != 4:
         raise ValueError(f"{args.world} can't be replayed here: only worlds with a real environment that tells where the balls are")

@@ -32,12 +32,13 @@ import tyro
 
 from agents.agent import EXPERT, open_agent
 from agents.planner import Planning
-from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
+from agents.policies import as_json
+from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
@@ -119,9 +120,7 @@ def main(args: Args) -> None:
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
     dream = dream_of(args)
-    check_positive(args, "episodes", "steps", "batch", "workers")
-    if args.walked < 0:
-        raise ValueError(f"walked must be at least 0, not {args.walked}")
+    check_bounds(args, episodes=1, steps=1, batch=1, workers=1, walked=0)
     if args.walked and dream.world.name != "memory-maze":
         raise ValueError(f"the scripted explorer that walks first knows its way in memory-maze, not in {dream.world.name}")
     if (most := dream.world.max_episode_steps) < args.steps + args.walked:

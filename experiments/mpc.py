@@ -16,9 +16,10 @@ import tyro
 
 from agents.agent import PLANNER, open_agent
 from agents.planner import Planner, Planning
-from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
+from agents.policies import as_json
+from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 
 
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
-    check_positive(args, "episodes", "steps", "workers")
+    check_bounds(args, episodes=1, steps=1, workers=1)
     dream = open_dream(args.world, args.profile, args.device, args.weights)
     if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
         raise ValueError(f"name each agent beside the planner once, not {' '.join(args.beside)}")

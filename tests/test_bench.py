@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import mmap
 from dataclasses import replace
-from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from lssvwm_gym.benchmark import step
 from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, in_processes, memory_bytes, seconds_of
+from lssvwm_gym.benchmark.machine import Times, memory_bytes, seconds_of
 from lssvwm_gym.benchmark.run import bench
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import main
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.state import state_bytes
-from lssvwm_gym.real_envs import SimulatorUnavailable
 
 
 @pytest.fixture
@@ -90,44 +87,6 @@ def test_a_step_at_an_age_is_one_of_that_age(quick, monkeypatch):
     assert begun == [*range(6), 3, 6, 3, 6]
 
 
-def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypatch, capsys):
-    def missing(*args, **kwargs):
-        raise SimulatorUnavailable("pip install 'lssvwm_gym[memory-maze]'")
-
-    monkeypatch.setattr(step.gymnasium, "make", missing)
-    rows = bench(replace(quick, parts=("simulators",), processes=(1,)))["simulators"]
-    missing = {"id": "MemoryMaze9x9-Real-v0", "processes": 1, "skipped": "pip install 'lssvwm_gym[memory-maze]'"}
-    assert rows == [{**missing, "observation": observation} for observation in ("all", "features")]
-    assert "left out" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_dreams_are_measured_in_processes_beside_it(quick, monkeypatch, capsys):
-    monkeypatch.setattr(step, "_stepped", lambda real, row, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0})
-    rows = bench(replace(quick, parts=("simulators",), processes=(2,), many=3, steps=4))["simulators"]
-    assert [(row["id"], row["observation"], row["processes"], row.get("envs")) for row in rows] == [
-        ("MemoryMaze9x9-Real-v0", "all", 2, None),
-        ("LSSVWM-MemoryMaze-v0", "all", 2, 3),
-        ("MemoryMaze9x9-Real-v0", "features", 2, None),
-        ("LSSVWM-MemoryMaze-v0", "features", 2, 3),
-    ]
-    said = capsys.readouterr().out
-    for dreamed in rows[1::2]:
-        assert 0 < dreamed["ms_p10"] <= dreamed["ms"]
-        assert 0 < dreamed["steps_per_second"] <= 2 * 3 * 1000 / dreamed["ms_p10"]
-        assert f"{dreamed['steps_per_second'] / 0.5:.1f}" in said  # times the real one's
-
-
-@pytest.mark.simulator
-@pytest.mark.slow
-def test_the_real_maze_is_measured_in_processes(quick):
-    rows = bench(replace(quick, parts=("simulators",), processes=(2,)))["simulators"]
-    assert [row["observation"] for row in rows] == ["all", "features"]
-    for row in rows:
-        assert row["processes"] == 2
-        assert 0 < row["steps_per_second"] <= 2000 / row["ms_p10"]
-
-
 def test_times_are_medians_with_percentiles():
     times = Times.of(np.arange(101) / 1000)
     assert (times.ms, times.ms_p10, times.ms_p90) == (50, 10, 90)
@@ -138,12 +97,6 @@ def test_warm_up_is_not_counted():
     calls = []
     assert len(seconds_of(lambda: calls.append(1), 3, 2)) == 3
     assert len(calls) == 5
-
-
-def test_calls_are_made_in_processes_and_failures_are_reported():
-    assert in_processes([partial(divmod, 7, by) for by in (2, 3)], 1) == [(3, 1), (2, 1)]
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        in_processes([partial(divmod, 7, 0)], 1)
 
 
 def test_memory_of_the_process_is_what_it_holds_now():

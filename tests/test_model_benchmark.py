@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import builtins
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from experiments.benchmark import cache, kernels, training
+from experiments.benchmark import cache, kernels, simulators, training
 from experiments.benchmark.__main__ import bench
 from experiments.benchmark.config import ModelBenchmark
 from experiments.benchmark.models import random_episode
+from experiments.benchmark.processes import in_processes
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.real_envs import SimulatorUnavailable
 
 
 @pytest.fixture
 def quick(tiny_weights):
-    return ModelBenchmark(weights=tiny_weights, repeats=1)
+    return ModelBenchmark(weights=tiny_weights, repeats=1, steps=2, warm_up=0, many=0)
 
 
 def test_a_cache_that_grows_beside_a_state_that_does_not(quick, tmp_path):
@@ -163,6 +166,50 @@ def test_random_episodes_fit_any_world(quick):
     assert torch.allclose(episode.pose[:, 2:4].norm(dim=1), torch.ones(5))
     space = random_episode(replace(config, motion_scale=(0.1,) * 5), 5)
     assert space.pose.shape == (5, 6)
+
+
+def test_a_simulator_that_is_missing_is_left_out_with_the_reason(quick, monkeypatch, capsys):
+    def missing(*args, **kwargs):
+        raise SimulatorUnavailable("pip install 'lssvwm_gym[memory-maze]'")
+
+    monkeypatch.setattr(simulators.gymnasium, "make", missing)
+    rows = bench(replace(quick, parts=("simulators",), processes=(1,)))["simulators"]
+    missing = {"id": "MemoryMaze9x9-Real-v0", "processes": 1, "skipped": "pip install 'lssvwm_gym[memory-maze]'"}
+    assert rows == [{**missing, "observation": observation} for observation in ("all", "features")]
+    assert "left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_dreams_are_measured_in_processes_beside_it(quick, monkeypatch, capsys):
+    monkeypatch.setattr(simulators, "_stepped", lambda real, row, run: {"steps_per_second": 0.5, "ms": 1.0, "ms_p10": 1.0, "ms_p90": 1.0})
+    rows = bench(replace(quick, parts=("simulators",), processes=(2,), many=3, steps=4))["simulators"]
+    assert [(row["id"], row["observation"], row["processes"], row.get("envs")) for row in rows] == [
+        ("MemoryMaze9x9-Real-v0", "all", 2, None),
+        ("LSSVWM-MemoryMaze-v0", "all", 2, 3),
+        ("MemoryMaze9x9-Real-v0", "features", 2, None),
+        ("LSSVWM-MemoryMaze-v0", "features", 2, 3),
+    ]
+    said = capsys.readouterr().out
+    for dreamed in rows[1::2]:
+        assert 0 < dreamed["ms_p10"] <= dreamed["ms"]
+        assert 0 < dreamed["steps_per_second"] <= 2 * 3 * 1000 / dreamed["ms_p10"]
+        assert f"{dreamed['steps_per_second'] / 0.5:.1f}" in said  # times the real one's
+
+
+@pytest.mark.simulator
+@pytest.mark.slow
+def test_the_real_maze_is_measured_in_processes(quick):
+    rows = bench(replace(quick, parts=("simulators",), processes=(2,)))["simulators"]
+    assert [row["observation"] for row in rows] == ["all", "features"]
+    for row in rows:
+        assert row["processes"] == 2
+        assert 0 < row["steps_per_second"] <= 2000 / row["ms_p10"]
+
+
+def test_calls_are_made_in_processes_and_failures_are_reported():
+    assert in_processes([partial(divmod, 7, by) for by in (2, 3)], 1) == [(3, 1), (2, 1)]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        in_processes([partial(divmod, 7, 0)], 1)
 
 
 @pytest.mark.parametrize(

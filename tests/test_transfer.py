@@ -18,9 +18,8 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import open_agent
 from agents.policies import Policy, PolicyConfig, save_policy
-from agents.real import real_episode
-from agents.results import mean_and_error, summary
 from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
+from experiments.trials import mean_and_error, real_episode, summary
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.evaluation.metrics import correlation_of_returns

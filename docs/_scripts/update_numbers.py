@@ -94,7 +94,7 @@ BARS = (  # of what is carried: test, score, what it should reach
 
 PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
 BENCH = {  # part to file
-    "simulators": "bench_steps",
+    "simulators": "bench_simulators",
     "cache": "bench_cache",
     "training": "bench_training",
     "peak": "bench_arithmetic",
@@ -149,10 +149,13 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
 
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
-    tables |= {"speed": speed(_read("bench_steps.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
+    tables |= {
+        "speed": speed(_read("bench_steps.json"), _read("bench_simulators.json"), PROFILES),
+        "comparison": comparison("comparison", MAZE_COLUMNS),
+    }
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
     tables |= {"precision": precision({how: _read(f"{file}.json") for how, file in PRECISIONS.items()})}
-    tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
+    tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["sharp"] = sharp(_read("contrast.json"))
@@ -249,7 +252,7 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
+def speed(report: dict[str, Any], simulators: dict[str, Any], profiles: dict[str, str]) -> str:
     """One row a profile and number of environments, with what a dream of that profile is worth."""
     lines = [
         "| profile | denoising passes | envs | total steps/s | ms a step (median, 10 %, 90 %) | 576 context + 224 generated, PSNR |",
@@ -261,7 +264,7 @@ def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
     real = [
         f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}"
-        for r in report["simulators"]
+        for r in simulators["simulators"]
         if "envs" not in r and r["observation"] == "all"
     ]
     ages = ", ".join(f"{age['ms']:.1f} ms at step {age['age']:,}" for age in report["ages"])

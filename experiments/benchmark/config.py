@@ -11,7 +11,7 @@ from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 
-PARTS = ("cache", "training", "peak", "scan")
+PARTS = ("cache", "training", "peak", "scan", "simulators")
 OBJECTIVES = ("diffusion_forcing", "teacher_forcing", "self_rollout")  # of a training step
 
 
@@ -34,8 +34,14 @@ class ModelBenchmark:
     scan_rows: int = 4  # scan: sequences, of as many tokens as `scan_frames` have
     scan_frames: int = 80  # scan
     memory: float = 0.5  # of the free memory that a step of training may take; what would take more is left out
+    many: int = 16  # simulators: dreams in one batch; 0 for none
+    steps: int = 100  # simulators: measured a case
+    warm_up: int = 10  # simulators: steps before them
+    processes: tuple[int, ...] = (1, 2)  # simulators
     threads: int | None = None  # of torch; its own choice if not given
     device: str = "auto"
+    dtype: str = "auto"  # simulators: of dreams, as the environments take it: auto, float32, bfloat16
+    backend: str = "auto"  # likewise: auto, torch, mamba, compiled
     out: Path | None = None  # where to write the numbers as JSON
     plots: Path | None = None  # folder for pictures
 
@@ -52,6 +58,7 @@ class ModelBenchmark:
         check_names("objective", (self.objective,), OBJECTIVES)
         check_names("precision", (self.precision,), DTYPES)
         check_bounds(self, repeats=1, clips=2, frames_a_step=2, peak_frames=2, peak_size=16, cache_ages=1, scan_rows=1, scan_frames=1)
+        check_bounds(self, many=0, steps=1, warm_up=0, processes=1)
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory is a share of what is free, above 0 and at most 1, not {self.memory}")
         too_long = [clip for clip in self.clips if clip > self.frames_a_step]

@@ -63,6 +63,20 @@ def _scan(report: Mapping[str, Any]) -> Printed:
     return "beside transformers' plain PyTorch", columns, rows, said
 
 
+def _simulators(report: Mapping[str, Any]) -> Printed:
+    rows: list[Row] = []
+    measured = [r for r in report["simulators"] if "skipped" not in r]
+    said = [f"{r['id']} left out: {r['skipped']}" for r in report["simulators"] if "skipped" in r]
+    real = {(r["observation"], r["processes"]): r["steps_per_second"] for r in measured if "envs" not in r}
+    for r in measured:
+        name = f"{r['id']}, {r['envs']} of profile {r['profile']} each" if "envs" in r else r["id"]
+        beside = real.get((r["observation"], r["processes"]))
+        times = "-" if beside is None else f"{r['steps_per_second'] / beside:.1f}"
+        rows.append((name, r["observation"], str(r["processes"]), f"{r['steps_per_second']:.1f}", ms(r), times))
+    columns = ("environment", "observation", "processes", "steps/s in all", "ms a step", "times the real one's")
+    return "the real world", columns, rows, said
+
+
 def _draw_cache(rows: Rows) -> Any:
     figure, axes = new_figure(12, 4.2, 2)
     for model, own in _by(rows, "model"):
@@ -107,5 +121,11 @@ def _by(rows: Rows, key: str) -> list[tuple[str, Rows]]:
     return [(value, [row for row in rows if row[key] == value]) for value in dict.fromkeys(row[key] for row in rows)]
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], Printed]] = {"cache": _cache, "training": _training, "peak": _peak, "scan": _scan}
+TABLES: dict[str, Callable[[Mapping[str, Any]], Printed]] = {
+    "cache": _cache,
+    "training": _training,
+    "peak": _peak,
+    "scan": _scan,
+    "simulators": _simulators,
+}
 FIGURES: dict[str, Callable[[Any], Any]] = {"cache": _draw_cache, "training": _draw_training, "peak": _draw_account, "scan": _draw_scans}

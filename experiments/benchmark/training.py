@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmark.config import ModelBenchmark
 from experiments.benchmark.models import trainer_of, training_of
-from lssvwm_gym.benchmark.machine import Times, finish, free_bytes, in_processes, seconds_of
+from experiments.benchmark.processes import free_bytes, in_processes
+from lssvwm_gym.benchmark.machine import Times, finish, seconds_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig

@@ -11,7 +11,7 @@ from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.worlds import WORLDS
 
-PARTS = ("speed", "ages", "simulators")
+PARTS = ("speed", "ages")
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,13 @@ class Benchmark:
 
     world: str = "memory-maze"
     weights: Path | None = None  # folder of weights; the shipped ones if not given
-    parts: tuple[str, ...] = ("speed", "ages")  # of speed, ages, simulators; or all
+    parts: tuple[str, ...] = PARTS
     profiles: tuple[str, ...] = ("fast", "balanced", "quality")  # speed: measured with one environment each
-    many: int = 16  # speed, simulators: environments in one batch, measured at the profile fast; 0 for none
-    steps: int = 100  # speed, simulators: measured a case
-    warm_up: int = 10  # speed, simulators: steps before them
+    many: int = 16  # speed: environments in one batch, measured at the profile fast; 0 for none
+    steps: int = 100  # speed: measured a case
+    warm_up: int = 10  # speed: steps before them
     ages: tuple[int, ...] = (50, 1000)  # ages: steps since the reset at which a step of balanced is measured
     rounds: int = 25  # ages: steps at each age, measured in turns so that a busy minute hits all ages alike
-    processes: tuple[int, ...] = (1, 2)  # simulators
     threads: int | None = None  # of torch; its own choice if not given
     device: str = "auto"
     dtype: str = "auto"  # as the environments take it: auto, float32, bfloat16
@@ -46,7 +45,7 @@ class Benchmark:
         check_names("part", self.parts, (*PARTS, "all"))
         check_names("profile", self.profiles, SAMPLING_STEPS)
         check_names("dtype", (self.dtype,), DTYPES)
-        check_bounds(self, steps=1, rounds=1, processes=1, warm_up=0, many=0, ages=1)
+        check_bounds(self, steps=1, rounds=1, warm_up=0, many=0, ages=1)
         if "ages" in self.chosen and not self.ages:
             raise ValueError("there are no ages to measure a step at: name some, or other parts")
 

@@ -49,20 +49,6 @@ def ages_table(report: Mapping[str, Any]) -> Printed:
     return title, ("steps", "ms a step", "growth", "MiB of the process", "state KiB"), rows, []
 
 
-def simulators_table(report: Mapping[str, Any]) -> Printed:
-    rows: list[Row] = []
-    measured = [r for r in report["simulators"] if "skipped" not in r]
-    said = [f"{r['id']} left out: {r['skipped']}" for r in report["simulators"] if "skipped" in r]
-    real = {(r["observation"], r["processes"]): r["steps_per_second"] for r in measured if "envs" not in r}
-    for r in measured:
-        name = f"{r['id']}, {r['envs']} of profile {r['profile']} each" if "envs" in r else r["id"]
-        beside = real.get((r["observation"], r["processes"]))
-        times = "-" if beside is None else f"{r['steps_per_second'] / beside:.1f}"
-        rows.append((name, r["observation"], str(r["processes"]), f"{r['steps_per_second']:.1f}", ms(r), times))
-    columns = ("environment", "observation", "processes", "steps/s in all", "ms a step", "times the real one's")
-    return "the real world", columns, rows, said
-
-
 def ms(row: Mapping[str, Any]) -> str:
     return str(Times(row["ms"], row["ms_p10"], row["ms_p90"]))
 
@@ -93,5 +79,5 @@ def draw_times(axis: Any, rows: Rows, label: str) -> None:
     axis.legend(frameon=False)
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], Printed]] = {"speed": speeds_table, "ages": ages_table, "simulators": simulators_table}
+TABLES: dict[str, Callable[[Mapping[str, Any]], Printed]] = {"speed": speeds_table, "ages": ages_table}
 FIGURES: dict[str, Callable[[Any], Any]] = {"ages": draw_ages}

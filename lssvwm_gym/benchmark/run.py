@@ -1,15 +1,14 @@
-"""Measure the speed of a dream, and of the real world: `lssvwm-gym benchmark`. Tables, JSON, plots.
+"""Measure the speed of a dream: `lssvwm-gym benchmark`. Tables, JSON, plots.
 
 | part | what is measured |
 |---|---|
 | `speed` | steps a second of the environment, by profile and number of environments |
 | `ages` | what a step costs, and how much memory the process has, so many steps after the reset |
-| `simulators` | the real world, in one process and more |
 
     lssvwm-gym benchmark                                   # speed and ages, a minute
-    lssvwm-gym benchmark --parts all --ages 10 1000 10000 --out FILE --plots DIR
+    lssvwm-gym benchmark --ages 10 1000 10000 --out FILE --plots DIR
 
-What the model's parts cost, in dreams and in training, is measured by `python -m experiments.benchmark`.
+What a dream is compared with, and what the model's parts cost, is measured by `python -m experiments.benchmark`.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ import torch
 from lssvwm_gym.benchmark.config import Benchmark
 from lssvwm_gym.benchmark.machine import machine, peak_memory_bytes
 from lssvwm_gym.benchmark.report import FIGURES, TABLES, Printed, draw, print_part
-from lssvwm_gym.benchmark.step import measure_ages, measure_simulators, measure_speed
+from lssvwm_gym.benchmark.step import measure_ages, measure_speed
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
 
-MEASURES: dict[str, Callable[[Benchmark], Any]] = {"speed": measure_speed, "ages": measure_ages, "simulators": measure_simulators}
+MEASURES: dict[str, Callable[[Benchmark], Any]] = {"speed": measure_speed, "ages": measure_ages}
 
 
 def bench(run: Benchmark) -> dict[str, Any]:
