@@ -16,9 +16,9 @@ import torch
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents import planner as planning_module
-from agents.agent import open_agent
 from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from agents.policies import Policy, PolicyConfig, save_policy
+from experiments.agents_by_name import open_agent
 from experiments.mpc import Args, main
 from lssvwm_gym.envs.simulator import open_dream
 

@@ -16,8 +16,8 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.agent import open_agent
 from agents.policies import Policy, PolicyConfig, save_policy
+from experiments.agents_by_name import open_agent
 from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
 from experiments.trials import mean_and_error, real_episode, summary
 from lssvwm_gym.envs.simulator import open_dream
