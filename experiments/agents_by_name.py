@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from agents.agent import Agent, PolicyAgent
-from agents.planner import Planner, Planning
 from agents.policies import Policy, policy_for
+from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 

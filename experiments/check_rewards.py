@@ -28,9 +28,9 @@ import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import Agent
-from agents.planner import Planning
 from agents.policies import as_json
 from experiments.agents_by_name import EXPERT, open_agent
+from experiments.planner import Planning
 from experiments.trials import answers, write_result
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 import tyro
 
-from agents.planner import Planning
 from agents.policies import as_json
 from experiments.agents_by_name import EXPERT, open_agent
+from experiments.planner import Planning
 from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream

@@ -1,4 +1,4 @@
-"""The planner of `agents.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
+"""The planner of `experiments.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
 
 python -m experiments.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
 python -m experiments.mpc --planning.seconds 0.5 --video runs/plan.mp4
@@ -14,9 +14,9 @@ import gymnasium
 import numpy as np
 import tyro
 
-from agents.planner import Planner, Planning
 from agents.policies import as_json
 from experiments.agents_by_name import PLANNER, open_agent
+from experiments.planner import Planner, Planning
 from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.io.json_config import check_bounds

@@ -15,11 +15,11 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents import planner as planning_module
-from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from agents.policies import Policy, PolicyConfig, save_policy
+from experiments import planner as planning_module
 from experiments.agents_by_name import open_agent
 from experiments.mpc import Args, main
+from experiments.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from lssvwm_gym.envs.simulator import open_dream
 
 ROOT = Path(__file__).parent.parent
