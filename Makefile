@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/check_*.py experiments/mpc.py experiments/planner.py experiments/trials.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
@@ -49,13 +49,15 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/lssvwm-gym evaluate --data $(BLIND)/$$split --other-data $(BLIND)/train --steps $$k --tests imagination stability \
 	--out docs/scores/imagination_$${split}_$$k.json --figures docs/media/imagination/$${split}_$$k; \
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/$$split --steps $$k --tests known_places --out docs/scores/known_places_$${split}_$$k.json; done; done
-	$(BIN)/lssvwm-gym benchmark --parts speed simulators ages --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
-	$(BIN)/lssvwm-gym benchmark --parts speed simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/lssvwm-gym benchmark --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
+	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json
+	$(BIN)/lssvwm-gym benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_simulators_compiled.json
 	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
 	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
-	$(BIN)/lssvwm-gym benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
-	$(BIN)/lssvwm-gym benchmark --parts peak scan --out docs/scores/bench_arithmetic.json
-	$(BIN)/lssvwm-gym benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
+	$(BIN)/python -m experiments.benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
+	$(BIN)/python -m experiments.benchmark --parts peak scan --out docs/scores/bench_arithmetic.json
+	$(BIN)/python -m experiments.benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
 	$(BIN)/python experiments/compare_variants.py --data $(DATA)
 	$(BIN)/python experiments/compare_variants.py --short --data $(DATA)
 	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft

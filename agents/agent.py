@@ -1,28 +1,19 @@
-"""Agents by name: scripts, policies of `agents.policies` and of Stable-Baselines3, and the planner, all asked for actions in the same way.
+"""Agents: whoever acts in dreams and in the real world is asked for actions in the same way, a policy of `agents.policies` among them.
 
 lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze/policy.safetensors
 """
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.planner import Planner, Planning
 from agents.policies import Policy, policy_for
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.envs.wrappers import observed
-from lssvwm_gym.io.tensors import load_tensors
-from lssvwm_gym.play.policies import POLICIES as SCRIPTS
-
-EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
-SB3_KIND = "lssvwm_gym SB3 policy"  # in the header of files of `agents.sb3_policies`
 
 
 class Agent(Protocol):
@@ -32,91 +23,6 @@ class Agent(Protocol):
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         """Actions (B,) int64 for observations (B, ...); `info` is the real world's, of its one episode."""
-
-
-def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Planning | None = None) -> Agent:
-    """The agent of that name, or in that file, for `num_envs` episodes side by side; `planning` is the planner's.
-
-    `NAME@greedy` takes a file's most probable action, `NAME@0.3` a random action with that probability.
-
-    Raises `ValueError` for one that doesn't exist or acts in another world, `ImportError` where what it needs is missing.
-    """
-    name, modifier = _name_and_modifier(name)
-    if modifier not in ("", GREEDY):
-        if name == PLANNER:
-            raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
-        return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
-    if name.endswith(".safetensors"):
-        policy = policy_in(Path(name), dream)
-        kind = PolicyAgent if isinstance(policy, Policy) else SB3Agent
-        return kind(policy, dream, seed, modifier == GREEDY)
-    if modifier:
-        raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
-    if name == PLANNER:
-        return Planner(dream, num_envs, seed, planning)
-    if name == EXPERT:
-        return ExpertAgent(seed)
-    if name in SCRIPTS:
-        return ScriptedAgent(name, dream, num_envs, seed)
-    raise ValueError(f"a policy is {', '.join(SCRIPTS)}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
-
-
-def _name_and_modifier(name: str) -> tuple[str, str]:
-    if "@" not in name or name.endswith(".safetensors"):  # an @ in a file's own name
-        return name, ""
-    name, _, modifier = name.rpartition("@")
-    return name, modifier or "nothing"
-
-
-def _epsilon(name: str, modifier: str) -> float:
-    try:
-        epsilon = float(modifier)
-    except ValueError:
-        epsilon = -1.0
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"behind {name}@ comes {GREEDY}, or the probability of a random action from 0 to 1, not {modifier!r}")
-    return epsilon
-
-
-class EpsilonAgent:
-    """Another agent that takes a random action with probability epsilon, and so is of another skill."""
-
-    def __init__(self, agent: Agent, epsilon: float, actions: int, seed: int) -> None:
-        self.observation = agent.observation
-        self._agent, self._epsilon, self._actions, self._rng = agent, epsilon, actions, np.random.default_rng([seed, 1])
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        action = self._agent.act(observation, info)
-        return np.where(self._rng.random(action.shape) < self._epsilon, self._rng.integers(self._actions, size=action.shape), action)
-
-
-class ScriptedAgent:
-    """One of `lssvwm_gym.play.policies` in each episode; they look at nothing."""
-
-    observation = "image"
-
-    def __init__(self, name: str, dream: Dream, num_envs: int, seed: int) -> None:
-        seeds = np.random.default_rng(seed).integers(2**32, size=num_envs)
-        self._policies = [SCRIPTS[name](dream, None, int(one)) for one in seeds]
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        return np.array([policy(None) for policy in self._policies])  # type: ignore[arg-type] # they look at nothing
-
-
-class ExpertAgent:
-    """`lssvwm_gym.real_envs.experts.maze_explorer.MazeExplorer`, which has the map; one episode, in the real world."""
-
-    observation = "image"
-
-    def __init__(self, seed: int) -> None:
-        from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
-
-        self._explorer = MazeExplorer(np.random.default_rng(seed))
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        if info is None:
-            raise ValueError("the explorer needs the real world's info")
-        return np.array([self._explorer(observation[0].numpy(), info)])
 
 
 class PolicyAgent:
@@ -130,30 +36,11 @@ class PolicyAgent:
         return self._policy.act(observation, self._generator, self._greedy).cpu().numpy()
 
 
-class SB3Agent:
-    """A policy of `agents.sb3_policies`, with its LSTM where it has one; it sees the last few frames at once where it learned so."""
-
-    def __init__(self, policy: tuple[Any, Any], dream: Dream, seed: int, greedy: bool) -> None:
-        """A policy and its config, as `load_sb3_policy` returns them; it draws from torch's global generator, not by the seed."""
-        self._policy, config = policy
-        self.observation = "image" if needs_frame(config.observation) else config.observation
-        self._frames, self._greedy = config.frame_stack, greedy
-        self._past: list[np.ndarray] = []
-        self._memory: Any = None
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        now, first = observation.cpu().numpy(), np.full(len(observation), not self._past)
-        self._past = [*(self._past or [np.zeros_like(now)] * self._frames), now][-self._frames :]
-        stacked = np.concatenate(self._past, -1)
-        action, self._memory = self._policy.predict(stacked, self._memory, first, deterministic=self._greedy)
-        return np.asarray(action, np.int64)
-
-
 class GameAgent:
     """An agent that chooses the actions of a game of `lssvwm_gym.play`, and sees it as it saw the dreams it learned in."""
 
-    def __init__(self, dream: Dream, name: str, seed: int) -> None:
-        self._dream, self._agent = dream, open_agent(name, dream, 1, seed)
+    def __init__(self, dream: Dream, agent: Agent) -> None:
+        self._dream, self._agent = dream, agent
 
     def __call__(self, snapshot: Any) -> int:
         return int(self._agent.act(observed(self._dream, snapshot.state.dream, self._agent.observation), None)[0])
@@ -163,32 +50,4 @@ def from_file(dream: Dream, argument: str | None, seed: int) -> GameAgent:
     """The policy in a file, .safetensors, for a game. Raises `ValueError` for one that acts in another world or is none."""
     if argument is None:
         raise ValueError("agents.agent:from_file needs the policy's file behind it: agents.agent:from_file:policy.safetensors")
-    return GameAgent(dream, argument, seed)
-
-
-def policy_in(path: Path, dream: Dream) -> Any:
-    """What a file holds, on the dream's device: a `Policy`, or what `agents.sb3_policies.load_sb3_policy` returns.
-
-    Raises `ValueError` for one that acts in another world or sees something else, `ImportError` where Stable-Baselines3 is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return _policy_in(path, dream, path.stat().st_mtime_ns)  # a policy that is learning is loaded anew
-
-
-@functools.lru_cache(maxsize=16)
-def _policy_in(path: Path, dream: Dream, written: int) -> Any:
-    if load_tensors(path)[1].get("kind") == SB3_KIND:
-        return _sb3_policy_in(path, dream)
-    return policy_for(path, dream)
-
-
-def _sb3_policy_in(path: Path, dream: Dream) -> Any:
-    try:
-        from agents.sb3_policies import load_sb3_policy
-    except ImportError as error:
-        raise ImportError(f"{path}: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym[agents]' ({error})") from None
-    policy, config = load_sb3_policy(path, dream, str(dream.device))
-    if config.observation == "all" and dream.world.inventory:
-        raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
-    return policy, config
+    return GameAgent(dream, PolicyAgent(policy_for(argument, dream), dream, seed, greedy=False))

@@ -21,8 +21,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.policies import Policy, PolicyConfig, RunningNorm, observation_today, save_policy
-from agents.results import as_json
+from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, observation_today, save_policy
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of

@@ -6,6 +6,7 @@ action = policy.act(observation)                    # observation (B, ...) as `p
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +125,11 @@ def observation_today(name: str) -> str:
     if name in legacy.OBSERVATIONS:
         legacy.warn(f"observation {name}", legacy.OBSERVATIONS[name])
     return legacy.OBSERVATIONS.get(name, name)
+
+
+def as_json(settings: Any) -> Any:
+    """A dataclass of settings as JSON can hold it."""
+    return json.loads(json.dumps(asdict(settings), default=str))
 
 
 def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None:

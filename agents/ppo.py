@@ -4,7 +4,7 @@ python -m agents.ppo                                       learn, on a GPU if th
 python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
 python -m agents.ppo --real MemoryMaze9x9-Real-v0 --num-envs 8           in the real world, observed through the same model
-python -m agents.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
+python -m experiments.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
 `runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
 Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.banks import bank_before_rewards, bank_of_starts
-from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, config_in, draw, load_policy, observation_today, save_policy
+from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
 from agents.real import RealEnvs
-from agents.results import as_json, check_positive
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
@@ -62,14 +62,14 @@ class Args:
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
-    walk_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
-    least_context: int = 300  # frames that such a state remembers, if any does: a dream rewards balls that it has seen
+    context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
+    min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
     real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
     data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     rewarding: float = 0.75  # share of the bank that begins so
     lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
-    context: int = 600  # frames remembered before it
+    context: int = 600  # frames before it
     reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
 
     hidden: int = 256  # units of each of the two layers of actor and critic
@@ -154,7 +154,7 @@ def with_defaults(args: Args, device: str) -> Args:
         num_envs=(1024 if many else 16) if args.num_envs is None else args.num_envs,
         bank=(512 if many else 64) if args.bank is None else args.bank,
     )
-    check_positive(args, "num_envs", "bank", "episode_steps", "rollout_steps", "minibatches", "epochs", "save_every", "hidden")
+    check_bounds(args, num_envs=1, bank=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
     return args
@@ -163,11 +163,11 @@ def with_defaults(args: Args, device: str) -> Args:
 def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
     if args.data is None:
-        return bank_of_starts(dream, args.walk_every, most, args.seed, args.least_context)
+        return bank_of_starts(dream, args.context_every, most, args.seed, args.min_context)
     episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
     rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
     others = most - len(rewarding.seed)
-    return join_rows([rewarding, bank_of_starts(dream, args.walk_every, others, args.seed, args.least_context)]) if others else rewarding
+    return join_rows([rewarding, bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)]) if others else rewarding
 
 
 class Rollout(NamedTuple):

@@ -1,8 +1,8 @@
-"""The real world as agents meet it: one episode after the other, or many environments in tensors for `agents.ppo`."""
+"""Many real environments in tensors, for `agents.ppo`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -12,44 +12,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.agent import Agent
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.spaces import picture_of
-from lssvwm_gym.envs.wrappers import NUMBERS, WorldModelObservation, WorldModelObservationVec
+from lssvwm_gym.envs.wrappers import NUMBERS, WorldModelObservationVec
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
-
-
-def as_observed(env: gymnasium.Env, dream: Dream, observation: str) -> gymnasium.Env:
-    """A real environment, observed through the model but by those who want its images."""
-    return env if observation == "image" else WorldModelObservation(env, dream, observation)
-
-
-def real_episode(
-    env: gymnasium.Env, agent: Agent, seed: int, explored: int = 0, show: Callable[[np.ndarray], None] = lambda frame: None
-) -> float:
-    """An agent's return in one episode; `show` is given its frames (height, width, 3) uint8, the first one too.
-
-    Before the agent takes over, the scripted explorer acts for `explored` steps, the same ones whoever the agent is; they don't count.
-    """
-    torch.manual_seed(seed)  # some agents draw from it
-    observation, info = env.reset(seed=seed)
-    explorer = MazeExplorer(np.random.default_rng([seed, explored])) if explored else None
-    for _ in range(explored):
-        assert explorer is not None
-        observation, _, _, _, info = env.step(explorer(picture_of(observation), info))
-    earned, over = 0.0, False
-    show(_frame(env, observation))
-    while not over:
-        action = agent.act(torch.from_numpy(picture_of(observation)[None]), info)[0]
-        observation, reward, terminated, truncated, info = env.step(action)
-        earned, over = earned + float(reward), terminated or truncated
-        show(_frame(env, observation))
-    return earned
-
-
-def _frame(env: gymnasium.Env, observation: Any) -> np.ndarray:
-    return env.frame if isinstance(env, WorldModelObservation) else picture_of(observation)
 
 
 class RealEnvs:

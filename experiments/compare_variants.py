@@ -48,7 +48,7 @@ class Plan:
     measured: dict[str, Any]  # what differs from `Evaluation`'s
     pictured: tuple[str, str]  # test and its pictures, by which the variants are shown beside the truth
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    ship: dict[str, int] = field(default_factory=dict)  # what differs from `Packaging`'s
+    packaging: dict[str, int] = field(default_factory=dict)  # what differs from `Packaging`'s
     variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")  # if no others are asked for
 
 
@@ -69,7 +69,7 @@ PLANS = {
         training=dict(steps=200, frames_a_step=320, curriculum=(Stage(1.0, 80, 1),)),
         measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(40,), reasoning=(50, 30), memories=("own",), clips=2),
         pictured=("retrieval", "own memory"),
-        ship=dict(long_context_frames=100),
+        packaging=dict(long_context_frames=100),
         variants=("ours", "sliding-window", "full-causal"),
     ),
     "minecraft": Plan(
@@ -88,7 +88,7 @@ PLANS = {
         model=WorldModelConfig(
             actions=14, inventory_size=9, motion_scale=(0.5, 0.1, 0.25, 0.3, 0.15), memory_scales=((1.0, 0.25), (3.0, 0.5))
         ),
-        ship=dict(long_context_frames=100),
+        packaging=dict(long_context_frames=100),
     ),
 }
 
@@ -161,7 +161,7 @@ def trained(run: Comparison, name: str) -> Path:
 def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -> EvalContext:
     """Score a variant on the test episodes and write its JSON; returns its context, whose encoded episodes serve the next one, too."""
     plan, weights = run.plan, run.folder(name) / "weights"
-    package(Packaging(run.seeing, world, run.data / "val", weights, short_contexts=1, long_contexts=1, **plan.ship))
+    package(Packaging(run.seeing, world, run.data / "val", weights, short_contexts=1, long_contexts=1, **plan.packaging))
     evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
     context = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
     report = evaluate(evaluation, context)

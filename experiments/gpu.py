@@ -26,7 +26,7 @@ OUT = Path(__file__).parent.parent / "docs" / "scores" / "memory_maze_gpu.json"
 ROWS = (1, 16, 256, 1024)
 WALK = (1, 2, 4, 3, 5, 1)  # actions, over and over
 CONTEXT, STEPS, TIMED = 100, 40, 30
-MOST = 64  # rows that are remembered in one go
+MOST = 64  # rows that are prefilled in one call
 
 
 def main() -> None:

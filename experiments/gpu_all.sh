@@ -25,8 +25,9 @@ backends=(auto torch) # CUDA graphs are measured by experiments/gpu.py
 for backend in "${backends[@]}"; do
 	part "envs-$backend" run benchmark --parts speed --device cuda --backend "$backend" --many 256 --out "$out/envs_$backend.json"
 done
-part benchmark run benchmark --parts ages cache peak scan --device cuda --out "$out/benchmark.json" --plots "$out"
-part benchmark-training run benchmark --parts training --device cuda --clips 100 200 400 1000 --frames-a-step 4000 --out "$out/training.json"
+part benchmark-ages run benchmark --parts ages --device cuda --out "$out/ages.json" --plots "$out"
+part benchmark "$python" -m experiments.benchmark --parts cache peak scan --device cuda --out "$out/benchmark.json" --plots "$out"
+part benchmark-training "$python" -m experiments.benchmark --parts training --device cuda --clips 100 200 400 1000 --frames-a-step 4000 --out "$out/training.json"
 part autoencoder run train autoencoder --data "$data/train" --val "$data/val" --out "$out/autoencoder" --device cuda --steps 1000
 part world run train world --data "$data/train" --val "$data/val" --autoencoder lssvwm_gym/weights/memory_maze --out "$out/world" \
 	--device cuda --steps 300 --frames-a-step 1280

@@ -1,6 +1,6 @@
 """What a preset costs, counted from the code without running it: the tables of docs/scaling.md.
 
-    python experiments/scaling.py            # a minute of one core, whatever the size; prints Markdown
+    python -m experiments.scaling            # a minute of one core, whatever the size; prints Markdown
 
 Models are built of fake tensors, which have shapes and no numbers: PyTorch's own counter then sees every matrix product
 that a training step or a dream's step makes, and autograd says what it keeps for the backward pass.
@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssvwm_gym.benchmark.training import SavedForBackward, address, inputs_like
+from experiments.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
 from lssvwm_gym.models.state import ReadOnly, state_bytes
@@ -29,7 +29,11 @@ UTILISATION = 0.3  # assumed, of the peak, in what is bound by arithmetic
 ACHIEVED = 0.5  # assumed, of the bandwidth, in what is bound by memory
 PARTS = ("scan", "attention", "mlp")
 MEMORY = 80e9  # bytes, of an H100
-MEASURED_STEP = {"forcing": 0.055, "peeking": 0.12, "dreaming": 0.7}  # seconds a step of tiny, whose GPU four other runs shared
+MEASURED_STEP = {
+    "diffusion forcing": 0.055,
+    "teacher forcing": 0.12,
+    "self-rollout": 0.7,
+}  # seconds a step of tiny, whose GPU four other runs shared
 MEASURED = {"fast": 43_242, "balanced": 33_472}  # dream steps a second of 1,024 rows of tiny, CUDA graph, on an H200
 
 
@@ -98,20 +102,24 @@ def main() -> None:
     names = list(PRESETS)
     weights, states = zip(*(sizes(PRESETS[name]) for name in names), strict=True)
     forcing = [cost(PRESETS[name], FRAMES) for name in names]
-    peeking = [cost(PRESETS[name], 2 * FRAMES, (True, False) * FRAMES, 2) for name in names]
+    teacher_forcing = [cost(PRESETS[name], 2 * FRAMES, (True, False) * FRAMES, 2) for name in names]
     dreamed = [cost(PRESETS[name], 2, (False, True), 2).forward for name in names]
-    commit, peek = ([cost(PRESETS[name], 1, read_only).forward for name in names] for read_only in (None, (True,)))
+    commit, read_only_cost = ([cost(PRESETS[name], 1, read_only).forward for name in names] for read_only in (None, (True,)))
     parts = [[part, *(f"{c.parts[part] / 1e6:,.1f}" for c in forcing)] for part in (*PARTS, "rest")]
     total = ["together", *(f"{c.forward / 1e6:,.1f}" for c in forcing)]
     table("Forward pass of a clip of 80 frames, MFLOP a frame:", ["part", *names], *parts, total)
 
     run = WorldTraining(*[torch.__file__] * 3)  # type: ignore[arg-type]  # only its shares of steps are looked at
-    shares = {"forcing": 1 - run.teacher_forcing - run.self_rollout, "peeking": run.teacher_forcing, "dreaming": run.self_rollout}
+    shares = {
+        "diffusion forcing": 1 - run.teacher_forcing - run.self_rollout,
+        "teacher forcing": run.teacher_forcing,
+        "self-rollout": run.self_rollout,
+    }
     part_dreamed = sum(run.noising.self_rollout_from) / 2  # of a clip, in the mean
     ways = {
-        "forcing": [2 * f.forward + f.backward for f in forcing],  # the clean clip is committed in a call of its own
-        "peeking": [p.forward + p.backward for p in peeking],
-        "dreaming": [p.forward + p.backward + part_dreamed * d for p, d in zip(peeking, dreamed, strict=True)],
+        "diffusion forcing": [2 * f.forward + f.backward for f in forcing],  # the clean clip is committed in a call of its own
+        "teacher forcing": [p.forward + p.backward for p in teacher_forcing],
+        "self-rollout": [p.forward + p.backward + part_dreamed * d for p, d in zip(teacher_forcing, dreamed, strict=True)],
     }
     mean = [sum(shares[way] * flops[i] for way, flops in ways.items()) for i in range(len(names))]
     rows = [[f"{way}, {shares[way]:.0%} of the steps", *(f"{flops / 1e9:,.2f}" for flops in ways[way])] for way in ways]
@@ -120,7 +128,7 @@ def main() -> None:
     arithmetic = [SEEN * flops / (UTILISATION * PEAK) / 3600 for flops in mean]
     # dreamed frames go one by one, each reading and writing the state of its row
     memory = [SEEN * run.self_rollout * part_dreamed * 2 * size / (ACHIEVED * BANDWIDTH) / 3600 for size in states]
-    a_row = [c.kept * FRAMES + 3 * size for c, size in zip(peeking, states, strict=True)]
+    a_row = [c.kept * FRAMES + 3 * size for c, size in zip(teacher_forcing, states, strict=True)]
     fitting = [int((MEMORY - 7 * 4 * count - 2 * count) / row) for count, row in zip(weights, a_row, strict=True)]
     # where the GPU waits for Python, a step takes as long for few rows as for many, and longer for more layers
     step = sum(shares[way] * MEASURED_STEP[way] for way in ways) / len(PRESETS["tiny"].blocks)
@@ -141,15 +149,15 @@ def main() -> None:
         ["weights, their average, gradients, two moments, float32, GB", *(f"{5 * 4 * count / 1e9:,.2f}" for count in weights)],
         ["the exchange of gradients, GB more", *(f"{2 * 4 * count / 1e9:,.2f}" for count in weights)],
         ["state of a row, MB", *(f"{size / 1e6:,.1f}" for size in states)],
-        ["kept for the backward pass, forcing, MB a frame", *(f"{c.kept / 1e6:,.1f}" for c in forcing)],
-        ["kept for the backward pass, peeking, MB a frame", *(f"{c.kept / 1e6:,.1f}" for c in peeking)],
-        [f"a row of a clip of {FRAMES} frames in peeking, three states included, GB", *(f"{row / 1e9:,.2f}" for row in a_row)],
+        ["kept for the backward pass, diffusion forcing, MB a frame", *(f"{c.kept / 1e6:,.1f}" for c in forcing)],
+        ["kept for the backward pass, teacher forcing, MB a frame", *(f"{c.kept / 1e6:,.1f}" for c in teacher_forcing)],
+        [f"a row of a clip of {FRAMES} frames in teacher forcing, three states included, GB", *(f"{row / 1e9:,.2f}" for row in a_row)],
     )
     passes = {"fast": 1, "balanced": 2}
     rows = []
     for profile, count in passes.items():
-        flops = [count * p + c + decoder_flops() for p, c in zip(peek, commit, strict=True)]
-        traffic = [(count + 2) * size for size in states]  # each peek reads the state, the commit reads and writes it
+        flops = [count * p + c + decoder_flops() for p, c in zip(read_only_cost, commit, strict=True)]
+        traffic = [(count + 2) * size for size in states]  # each read-only pass reads the state, the commit reads and writes it
         gap = (1 / MEASURED[profile]) / (traffic[0] / MEASURED_BANDWIDTH)
         rows += [
             [f"{profile}: GFLOP a step, decoding included", *(f"{f / 1e9:,.2f}" for f in flops)],

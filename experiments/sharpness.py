@@ -3,7 +3,7 @@
     python experiments/sharpness.py --data DIR/test --out docs/scores/contrast.json --sheet docs/media/sharp.png
 
 After 100 frames of each episode, the next 100 as they were, as they are dreamed on the same actions, and on random ones: contrast and
-sharpness as in soak.py, by weights and profile; and a picture of those on the same actions. Without --data, of the walks that ship.
+sharpness as in soak.py, by weights and profile; and a picture of those on the same actions. Without --data, of the contexts that ship.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ def main() -> None:
     pictures: dict[str, Tensor] = {}
     for weights, profile in itertools.product(WEIGHTS, PROFILES):
         dream = open_dream("memory-maze", profile, "cpu", None if weights == "own" else weights)
-        walks = dream.weights.long_contexts if args.data is None else first_frames(dream, args.data, args.episodes)
-        actions = walks.action[:, SEEN : SEEN + AHEAD]
+        contexts = dream.weights.long_contexts if args.data is None else first_frames(dream, args.data, args.episodes)
+        actions = contexts.action[:, SEEN : SEEN + AHEAD]
         if not rows:
             with torch.no_grad():
                 pictures["real, decoded"] = torch.stack(
-                    [dream.weights.autoencoder.decode(one.float()) for one in walks.latent[:, SEEN : SEEN + AHEAD]]
+                    [dream.weights.autoencoder.decode(one.float()) for one in contexts.latent[:, SEEN : SEEN + AHEAD]]
                 )
             rows.append(report({"frames": "real, decoded"}, pictures["real, decoded"]))
         for name, taken in (("same actions", actions), ("random actions", wandering(actions))):
-            frames, known = dreamt(dream, after_walks(dream, walks), taken)
+            frames, known = dreamt(dream, after_contexts(dream, contexts), taken)
             rows.append(report({"frames": name, "weights": weights, "profile": profile}, frames, known))
             if name == "same actions" and f"{profile}, {weights}" in PICTURED:
                 pictures[f"{profile}, {weights}"] = frames
     if args.out:
-        args.out.write_text(json.dumps({"episodes": walks.batch, "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")
+        args.out.write_text(json.dumps({"episodes": contexts.batch, "seen": SEEN, "ahead": AHEAD, "rows": rows}, indent=2) + "\n")
     if args.sheet:
         sheet(args.sheet, {name: frames[:, list(SHOWN)] for name, frames in pictures.items()}, [f"frame {number + 1}" for number in SHOWN])
 
@@ -74,11 +74,11 @@ def first_frames(dream: Dream, data: Path, episodes: int) -> Segment:
 
 
 @torch.no_grad()
-def after_walks(dream: Dream, walks: Segment) -> DreamState:
-    """A row a walk, its first frames remembered."""
-    pose = relative_to(walks.pose, walks.pose[:, :1].expand_as(walks.pose))
-    past = (x[:, :SEEN] for x in (walks.latent.float(), walks.action, pose, walks.inventory))
-    return prefill(dream.weights.world_model, dream.empty(torch.arange(walks.batch)), *past).state
+def after_contexts(dream: Dream, contexts: Segment) -> DreamState:
+    """A row a context, after its first frames."""
+    pose = relative_to(contexts.pose, contexts.pose[:, :1].expand_as(contexts.pose))
+    past = (x[:, :SEEN] for x in (contexts.latent.float(), contexts.action, pose, contexts.inventory))
+    return prefill(dream.weights.world_model, dream.empty(torch.arange(contexts.batch)), *past).state
 
 
 def wandering(actions: Tensor) -> Tensor:

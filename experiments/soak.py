@@ -32,8 +32,8 @@ from lssvwm_gym.io.json_config import write_json
 
 LOOK_EVERY = 10  # steps between two frames that are measured
 REAL_FRAMES = 500
-MOST_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
-MOST_SLOWING = 1.5  # median processor time of a step, last part over second
+MAX_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
+MAX_SLOWING = 1.5  # median processor time of a step, last part over second
 NAMES = ("mean", "contrast", "sharpness")
 
 
@@ -138,10 +138,10 @@ def what_is_wrong(parts: list[dict[str, Any]], real: dict[str, list[float]]) -> 
     wrong = [f"step {part['step']}: numbers that are not finite" for part in parts if not part["finite"]]
     warm = parts[1:2] or parts
     growth = parts[-1]["rss_mib"] - warm[0]["rss_mib"]
-    if growth > MOST_GROWTH_MIB:
+    if growth > MAX_GROWTH_MIB:
         wrong.append(f"memory has grown by {growth:.0f} MiB since step {warm[0]['step']}")
     slowing = parts[-1]["cpu_seconds_a_step"] / warm[0]["cpu_seconds_a_step"]
-    if slowing > MOST_SLOWING:
+    if slowing > MAX_SLOWING:
         wrong.append(f"a step takes {slowing:.2f} times as long as at step {warm[0]['step']}")
     for name in NAMES[:2]:
         low, high = real[name]

@@ -20,6 +20,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import even_frames, frames_a_second
 from lssvwm_gym.data.episode import read_arrays
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
@@ -35,6 +36,7 @@ CANDIDATES = 32  # actions at most among which the one that led to a frame is lo
 BATCH = 100  # frames that the autoencoder encodes or decodes in one call
 
 
+@legacy.keywords(legacy.GENERATING)
 @dataclass(frozen=True)
 class Generating:
     """Which clip to continue, and how."""
@@ -44,11 +46,11 @@ class Generating:
     frames: int = 200  # to dream
     world: str = ""  # whose model dreams; what the weights say if not given, else memory-maze
     weights: Path | None = None  # folder of weights; the shipped ones if not given
-    remember: int = 0  # frames of the clip that are the context, its first ones; 0: all
+    context_frames: int = 0  # of the clip, its first ones, that the dream is conditioned on; 0: all
     actions: Literal["auto", "random", "unknown"] = "auto"  # of the dream: drawn from the clip's, where those can be inferred; any; none
     sticky: float = 0.8  # chance that a random action is kept for another frame
     steps: int = 4  # denoising passes a frame, or a chunk
-    beside: bool = False  # the clip at the left, its reconstruction and the dream at the right
+    side_by_side: bool = False  # the clip at the left, its reconstruction and the dream at the right
     crop: bool = False  # take the middle square of the clip's frames; otherwise all of it is squeezed into the square
     scale: int = 4  # pixels a side of one pixel of the dream
     fps: int = 0  # of the film; 0: the clip's own
@@ -56,7 +58,7 @@ class Generating:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, frames=1, remember=0, steps=1, scale=1, fps=0, seed=0)
+        check_bounds(self, frames=1, context_frames=0, steps=1, scale=1, fps=0, seed=0)
         if not 0 <= self.sticky < 1:
             raise ValueError(f"sticky is a chance from 0 to below 1, got {self.sticky}")
         check_movie(self.out)
@@ -64,7 +66,7 @@ class Generating:
 
 @torch.no_grad()
 def generate(run: Generating) -> np.ndarray:
-    """Write the film and return its frames, uint8 (T, side, side, 3), or (T, side, 2 * side, 3) with `beside`, before they are enlarged.
+    """Write the film; returns its frames, uint8 (T, side, side, 3), twice as wide with `side_by_side`, before they are enlarged.
 
     Raises:
         ValueError: settings or a world that there aren't, or a clip too short; `EpisodeError` for what is no video.
@@ -75,13 +77,13 @@ def generate(run: Generating) -> np.ndarray:
     if model.config.action_size and run.actions == "random":
         raise ValueError(f"actions of {world.name} are numbers, of which none are drawn: leave out --actions random")
     clip = read_clip(run, side)
-    past = clip[: run.remember or None]
-    least = max(model.config.chunk, run.remember)
+    past = clip[: run.context_frames or None]
+    least = max(model.config.chunk, run.context_frames)
     if len(past) < least:
-        raise ValueError(f"{run.clip}: {len(past)} frames are too few: at least {least} are to be remembered")
+        raise ValueError(f"{run.clip}: {len(past)} frames are too few: at least {least} of context are needed")
     latents = torch.cat([weights.autoencoder.encode(part.to(_device(model))) for part in torch.from_numpy(past).split(BATCH)])
     film = dreamed = continued(weights, latents, run)
-    if run.beside:
+    if run.side_by_side:
         seen = np.concatenate([decoded(weights, latents), dreamed])
         real = np.concatenate([clip, np.zeros_like(seen)])[: len(seen)]
         film = np.concatenate([real, seen], 2)
@@ -109,8 +111,8 @@ def continued(weights: Weights, latents: Tensor, run: Generating) -> np.ndarray:
     if model.config.chunk > 1:
         after = by_chunks(model, latents, run.frames, run.steps, run.seed)
     else:
-        stepped = prepack(weights, FLOAT32).world_model if _device(model).type == "cpu" else model
-        after = by_frames(stepped, latents, run)
+        prepacked = prepack(weights, FLOAT32).world_model if _device(model).type == "cpu" else model
+        after = by_frames(prepacked, latents, run)
     return decoded(weights, after[: run.frames])
 
 

@@ -122,7 +122,8 @@ def make_dreams(
     from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 
     world = _world(weights)
-    return DreamVectorEnv(world, num_envs, max_episode_steps or world.max_episode_steps, weights=weights, **kwargs)
+    limit = world.max_episode_steps if max_episode_steps is None else max_episode_steps
+    return DreamVectorEnv(world, num_envs, limit, weights=weights, **kwargs)
 
 
 def _world(weights: str | Path | None) -> WorldSpec:

@@ -119,13 +119,13 @@ def in_float16():
 def in_parts():
     """As where a batch has more rows than a CUDA grid."""
     given = arguments(3, 20, 1, 16, 1, 8)
-    whole, most = mamba_scan(chunk=16, **given), mamba_ssm.MOST_PROGRAMS
+    whole, most = mamba_scan(chunk=16, **given), mamba_ssm.MAX_PROGRAMS
     one = {name: tensor[:, :1] if name in ("x", "dt", "B", "C") else tensor for name, tensor in given.items()}
     whole_step = mamba_scan(chunk=16, **one)
-    mamba_ssm.MOST_PROGRAMS = 4  # of two chunks each: two rows at once
+    mamba_ssm.MAX_PROGRAMS = 4  # of two chunks each: two rows at once
     parts, steps = mamba_scan(chunk=16, **given), mamba_scan(chunk=16, **one)
     without = mamba_scan(chunk=16, **{name: tensor for name, tensor in given.items() if name != "initial_state"})
-    mamba_ssm.MOST_PROGRAMS = most
+    mamba_ssm.MAX_PROGRAMS = most
     given["initial_state"] = torch.zeros_like(given["initial_state"])
     return {"y, state": off(parts, whole), "step": off(steps, whole_step), "empty start": off(without, ssd_scan(chunk=16, **given))}
 

@@ -36,7 +36,7 @@ OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
     num_envs=ROWS,
     bank=6,
-    walk_every=0,
+    context_every=0,
     episode_steps=LIMIT,
     rollout_steps=8,
     minibatches=2,
@@ -301,7 +301,7 @@ def test_wrong_arguments_are_named(tiny_weights, tmp_path, wrong, said):
 def test_a_script_runs_by_its_name_and_by_its_path(how):
     done = subprocess.run([sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--least-context" in done.stdout
+    assert "--min-context" in done.stdout
 
 
 def test_the_device_decides_how_many_dreams_there_are():

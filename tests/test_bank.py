@@ -166,11 +166,20 @@ def test_milestones_are_rewarded_as_the_environment_does(tmp_path):
         ({"output": "jax"}, {}, "output must be one of numpy, torch"),
         ({}, {"options": {"start": "cold"}}, "take no options but reset_mask, not start"),
         ({}, {"seed": [1, 2, 3, 4]}, "have one seed, a whole number"),
+        ({}, {"seed": -1}, "not below 0, not -1"),
     ],
 )
 def test_what_a_bank_cannot_do_is_refused(dream, bank, settings, reset, message):
     with pytest.raises(ValueError, match=message):
         rows_of(dream, bank, **settings).reset(**reset)
+
+
+def test_a_bank_has_one_seed_and_rows_have_none(dream, bank):
+    envs = rows_of(dream, bank)
+    envs.reset(seed=1)
+    before = envs.clone_state().random
+    envs.reset(seed=2)
+    assert envs.clone_state().random == before
 
 
 def test_every_tensor_of_a_step_is_made_on_the_device_of_the_model(dream, bank):

@@ -64,6 +64,11 @@ def test_a_flag_of_before_is_understood(command, old, new, capsys):
         assert legacy.command_line([*command.split(), f"{old}=1"]) == [*command.split(), f"{new}=1"]
 
 
+def test_a_value_of_before_is_understood():
+    with pytest.warns(DeprecationWarning, match="opening is now called context"):
+        assert legacy.command_line(["play", "--start", "opening"]) == ["play", "--start", "context"]
+
+
 @pytest.mark.slow
 def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     """collect (here: written) -> train autoencoder -> train world -> package -> make."""

@@ -31,7 +31,7 @@ from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, WorldError, WorldSpec, read
 
 FULL = os.environ.get("LSSVWM_FUZZ") == "full"
 COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the fourteen families of files
-MOST_MIB = 1200  # that the process may grow by while it reads them: a gigabyte is the most that an episode may hold
+MAX_MIB = 1200  # that the process may grow by while it reads them: a gigabyte is the most that an episode may hold
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_hostile_file_loads_exactly_or_gives_one_clear_error(outcome):
 @pytest.mark.slow
 def test_no_code_runs_and_memory_has_bounds(outcome):
     assert not outcome["code_ran"]
-    assert outcome["grown_mib"] < MOST_MIB
+    assert outcome["grown_mib"] < MAX_MIB
 
 
 @pytest.mark.parametrize("where", range(0, 1200, 37))

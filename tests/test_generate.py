@@ -48,12 +48,18 @@ def test_a_clip_goes_on_by_one_command(clip, tiny_weights, tmp_path, capsys):
 
 
 def test_beside_shows_what_followed_in_the_clip(clip, tiny_weights, tmp_path):
-    run = Generating(clip, tmp_path / "more.gif", frames=5, weights=tiny_weights, remember=9, beside=True, steps=1, scale=1)
+    run = Generating(clip, tmp_path / "more.gif", frames=5, weights=tiny_weights, context_frames=9, side_by_side=True, steps=1, scale=1)
     film, real = generate(run), read_video(clip)
     assert film.shape == (14, 64, 128, 3)
     assert (film[:12, :, :64] == real).all()
     assert (film[12:, :, :64] == 0).all()
     assert run.out.exists()
+
+
+def test_settings_of_before_are_understood(clip):
+    with pytest.warns(DeprecationWarning, match="is now called"):
+        run = Generating(clip, remember=9, beside=True)
+    assert (run.context_frames, run.side_by_side) == (9, True)
 
 
 def test_the_same_seed_gives_the_same_film(clip, tiny_weights, tmp_path):
@@ -112,10 +118,10 @@ def test_what_is_no_clip_is_one_clear_error(clip, chunked, tiny_weights, tmp_pat
         generate(Generating(tmp_path / "text.mp4", tmp_path / "o.mp4", weights=tiny_weights))
     with pytest.raises(EpisodeError, match="no such file"):
         generate(Generating(tmp_path / "none.mp4", tmp_path / "o.mp4", weights=tiny_weights))
-    with pytest.raises(ValueError, match="12 frames are too few: at least 50 are to be remembered"):
-        generate(Generating(clip, tmp_path / "o.mp4", weights=tiny_weights, remember=50))
-    with pytest.raises(ValueError, match="3 frames are too few: at least 5 are"):
-        generate(Generating(clip, tmp_path / "o.mp4", weights=chunked, remember=3))
+    with pytest.raises(ValueError, match="12 frames are too few: at least 50 of context are needed"):
+        generate(Generating(clip, tmp_path / "o.mp4", weights=tiny_weights, context_frames=50))
+    with pytest.raises(ValueError, match="3 frames are too few: at least 5 of"):
+        generate(Generating(clip, tmp_path / "o.mp4", weights=chunked, context_frames=3))
     with pytest.raises(ValueError, match=r"ends in \.mp4 or \.gif"):
         Generating(clip, tmp_path / "o.avi")
     with pytest.raises(ValueError, match="frames must be at least 1, got 0"):

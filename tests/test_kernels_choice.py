@@ -15,13 +15,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, simulator
 from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
-from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference import backend
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_backend, on_backend
 from lssvwm_gym.models.inference.compile import Replay
-from lssvwm_gym.models.ops import flex_attention
 from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.rollout import first_state, frame_noise, step_of
@@ -50,9 +48,8 @@ def test_without_cuda_pytorch_computes(monkeypatch):
 def test_on_cuda_kernels_and_graphs_are_asked_for_by_name(monkeypatch, device):
     monkeypatch.setattr(backend, "kernels", lambda: None)
     assert chosen_backend("auto", device) == chosen_backend("torch", device) == PLAIN
-    assert chosen_backend("mamba", device) == Backend("mamba", "fold", "off", "off")
-    assert chosen_backend(Backend(graphs="on"), device) == Backend("torch", "fold", "on", "off")
-    assert chosen_backend(Backend("torch", "flex", "off"), device) == Backend("torch", "flex", "off", "off")
+    assert chosen_backend("mamba", device) == Backend("mamba", "off", "off")
+    assert chosen_backend(Backend(graphs="on"), device) == Backend("torch", "on", "off")
     monkeypatch.setattr(backend, "kernels", missing)
     assert chosen_backend("auto", device) == PLAIN
     with pytest.raises(ImportError, match="not installed"):
@@ -63,7 +60,6 @@ def test_on_cuda_kernels_and_graphs_are_asked_for_by_name(monkeypatch, device):
     ("wish", "said"),
     [
         ("mamba", "is for CUDA devices, not for cpu"),
-        (Backend(attention="flex"), "attention='flex' is for CUDA"),
         (Backend(graphs="on"), "graphs='on' is for CUDA"),
         ("triton", "backend must be one of auto, torch, mamba, compiled, not 'triton'"),
     ],
@@ -76,8 +72,8 @@ def test_what_cannot_be_used_is_refused(monkeypatch, tiny_weights, wish, said):
 
 
 def test_unknown_names_are_refused_where_they_are_given():
-    with pytest.raises(ValueError, match="attention must be one of auto, fold, flex, not 'full'"):
-        Backend(attention="full")
+    with pytest.raises(ValueError, match="graphs must be one of auto, on, off, not 'full'"):
+        Backend(graphs="full")
     with pytest.raises(ValueError, match="backend must be one of"):
         WorldTraining(data="", autoencoder="", out="", backend="jax")
 
@@ -98,57 +94,16 @@ def test_mamba_refuses_float64():
 def test_a_dream_says_what_computes_it(tiny_weights):
     opened = open_dream("memory-maze", device="cpu", weights=tiny_weights, backend="torch")
     assert repr(opened).endswith("backend='torch')")
-    assert str(Backend("mamba", "flex", "on")) == "mamba, flex, graphs"
+    assert str(Backend("mamba", "on")) == "mamba, graphs"
 
 
 def test_another_backend_shares_the_weights_and_leaves_the_model_as_it_is():
     model = WorldModel(WorldModelConfig(**SIZES))
-    other = on_backend(model, Backend("mamba", "flex", "off"))
+    other = on_backend(model, Backend("mamba", "off", "off"))
     assert on_backend(model, replace(PLAIN, graphs="on")) is model
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), other.parameters(), strict=True))
-    for owner, scan, flexes in ((model, ssd_scan, False), (other, mamba_scan, True)):
+    for owner, scan in ((model, ssd_scan), (other, mamba_scan)):
         assert {module.scan for module in owner.modules() if isinstance(module, BlockScan)} == {scan}
-        assert {module.flex for module in owner.modules() if isinstance(module, FrameAttention)} == {flexes}
-
-
-def attention(window, chunk):
-    layer = FrameAttention(32, 4, 2, window, chunk).requires_grad_(False)
-    layer.bias.add_(torch.randn_like(layer.bias))
-    return layer, layer(torch.randn(2, chunk, 4, 32), *layer.initial_state(2))[1:]
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(
-    ("window", "chunk", "frames", "read_only"),
-    [
-        (3, 1, 9, None),
-        (10, 1, 12, None),  # further than biases tell apart
-        (5, 5, 15, None),
-        (2, 3, 6, None),
-        (3, 1, 7, (False, True, False, True, True, False, False)),
-        (3, 1, 6, (True, False) * 3),
-        (3, 1, 3, (True,) * 3),
-    ],
-)
-def test_flex_attention_is_the_fold(window, chunk, frames, read_only):
-    layer, state = attention(window, chunk)
-    x = torch.randn(2, frames, 4, 32)
-    folded = layer(x, *state, read_only)
-    layer.flex = True
-    flexed = layer(x, *state, read_only)
-    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(flexed, folded, strict=True))
-    layer.bias.mul_(2)
-    assert not torch.allclose(layer(x, *state, read_only)[0], folded[0], atol=1e-3)
-
-
-@pytest.mark.slow
-def test_flex_attention_is_the_fold_when_compiled(monkeypatch):
-    monkeypatch.setattr(flex_attention, "_attention", lambda device: torch.compile(flex_attention.flex_attention))
-    layer, state = attention(3, 1)
-    x = torch.randn(2, 8, 4, 32)
-    folded = layer(x, *state)[0]
-    layer.flex = True
-    assert torch.allclose(layer(x, *state)[0], folded, atol=1e-5)
 
 
 class NoWaiting(TorchDispatchMode):

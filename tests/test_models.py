@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.checkpoints import build
@@ -104,6 +105,40 @@ def test_blocks_do_not_leak_into_each_other():
     touched = x.grad.abs().sum((0, 1, 3)) > 0
     assert touched[[0]].all()
     assert not touched[[2, 3, 6, 7, *range(8, 16)]].any()
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk", "frames", "read_only"),
+    [
+        (3, 1, 9, None),
+        (10, 1, 12, None),  # further than biases tell apart
+        (5, 5, 15, None),
+        (2, 3, 6, None),
+        (3, 1, 7, (False, True, False, True, True, False, False)),
+        (3, 1, 6, (True, False) * 3),
+        (3, 1, 3, (True,) * 3),
+    ],
+)
+@torch.no_grad()
+def test_attention_is_a_softmax_over_all_tokens_of_the_frames_that_are_seen(window, chunk, frames, read_only):
+    layer = FrameAttention(32, 4, 2, window, chunk)
+    layer.bias += torch.randn_like(layer.bias)
+    _, *state = layer(torch.randn(2, chunk, 4, 32), *layer.initial_state(2))
+    x = torch.randn(2, frames, 4, 32)
+    q, k, v = layer.qkv(x).unflatten(-1, (3, 2, 16)).permute(3, 0, 1, 4, 2, 5)  # (B, T, H, N, P)
+    q, k = F.layer_norm(q, (16,)) / 4 + 1, F.layer_norm(k, (16,))
+    committed = [(number - window, *pair) for number, pair in enumerate(zip(*(part.unbind(1) for part in state), strict=True))]
+    expected = []
+    for first in range(0, frames, chunk):
+        at, own = committed[-1][0] + 1, range(first, first + chunk)
+        seen = committed[-window:] + [(at + place, k[:, t], v[:, t]) for place, t in enumerate(own)]
+        for place, t in enumerate(own):
+            bias = [layer.bias[:, min(at + place - there + chunk - 1, layer.bias.shape[1] - 1)] for there, _, _ in seen]
+            keys, values = (torch.cat([each[part] for each in seen], 2) for part in (1, 2))
+            weights = (q[:, t] @ keys.transpose(-1, -2) + torch.cat(bias, -1)).softmax(-1)
+            expected.append((weights @ values).transpose(1, 2).flatten(2))
+        committed += [each for each, t in zip(seen[-chunk:], own, strict=True) if not (read_only and read_only[t])]
+    assert torch.allclose(layer(x, *state, read_only)[0], layer.out(torch.stack(expected, 1)), atol=1e-5)
 
 
 def test_attention_sees_its_window_and_chunk_only():

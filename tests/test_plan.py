@@ -15,11 +15,11 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents import planner as planning_module
-from agents.agent import open_agent
-from agents.mpc import Args, main
-from agents.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from agents.policies import Policy, PolicyConfig, save_policy
+from experiments import planner as planning_module
+from experiments.agents_by_name import open_agent
+from experiments.mpc import Args, main
+from experiments.planner import MANOEUVRES, Futures, Planner, Planning, manoeuvres, roll, scored
 from lssvwm_gym.envs.simulator import open_dream
 
 ROOT = Path(__file__).parent.parent
@@ -88,13 +88,12 @@ def test_manoeuvres_last():
     assert (drawn[:, 1:] == drawn[:, :-1]).mean() > 0.75
 
 
-@pytest.mark.parametrize("method", ["shooting", "cem"])
-def test_the_best_future_is_chosen(dream, monkeypatch, method):
+def test_the_best_future_is_chosen(dream, monkeypatch):
     monkeypatch.setattr(planning_module, "roll", paying(lambda action: (action == 3).float()))
-    player = Planner(dream, 1, 0, replace(ALONE, method=method, futures=240, horizon=8, segment=2))
+    player = Planner(dream, 1, 0, replace(ALONE, futures=240, horizon=8))
     plan = player.plan(player.state)
     assert plan.score == pytest.approx(float(scored(paying(lambda a: (a == 3).float())(None, None, plan.action[None], None), ALONE)[0]))
-    assert (plan.action == 3).sum() >= (8 if method == "cem" else 6)
+    assert (plan.action == 3).sum() >= 6
 
 
 def test_what_pays_once_only_is_not_believed(dream, monkeypatch):
@@ -211,12 +210,12 @@ def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
 def test_it_plans_in_the_real_maze(tiny_weights, tmp_path):
     out, video = tmp_path / "plan.json", tmp_path / "plan.mp4"
     planning = ["--planning.futures", 2, "--planning.horizon", 4, "--planning.keep", 3, "--planning.led", 0]
-    command = [sys.executable, "-m", "agents.mpc", "--episodes", 2, "--steps", 5, *planning, "--weights", tiny_weights]
+    command = [sys.executable, "-m", "experiments.mpc", "--episodes", 2, "--steps", 5, *planning, "--weights", tiny_weights]
     done = subprocess.run(list(map(str, [*command, "--out", out, "--video", video])), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert [len(result["players"][player]["returns"]) for player in ("planner", "random")] == [2, 2]
-    assert result["command"].startswith("python -m agents.mpc --episodes 2")
+    assert result["command"].startswith("python -m experiments.mpc --episodes 2")
     assert result["decisions"] >= 4
     from lssvwm_gym.data.episode import read_video
 

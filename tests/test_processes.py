@@ -18,7 +18,9 @@ from gymnasium.vector import AutoresetMode
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
+from lssvwm_gym.data.episode import Episode, write_episode
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
+from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.registry import DREAM_ID
 from lssvwm_gym.worlds import WORLDS, write_world
 
@@ -45,11 +47,9 @@ GLOBALS = """
 import sys
 import gymnasium, numpy as np, torch
 import lssvwm_gym
-torch.manual_seed(0)
-state = torch.get_rng_state()
-if sys.argv[2] == "other":
-    torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
+dtype, device = sys.argv[2:]
+torch.set_default_dtype(getattr(torch, dtype))
+torch.set_default_device(device)
 envs = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 2, weights=sys.argv[1], device="cpu", dtype="float32", observation="latent+features")
 for options in (None, {"context_frames": 9}, {"start": "cold"}):
     envs.reset(seed=1, options=options)
@@ -58,9 +58,16 @@ for options in (None, {"context_frames": 9}, {"start": "cold"}):
 env = gymnasium.make("LSSVWM-MemoryMaze-v0", weights=sys.argv[1], device="cpu", render_mode="rgb_array", dtype="float32")
 env.reset(seed=1)
 print(env.step(1)[0].sum(), env.unwrapped.branch(2).step(np.array([1, 2]))[0].sum())
-expected = (torch.float64, "meta") if sys.argv[2] == "other" else (torch.float32, "cpu")
-assert (torch.get_default_dtype(), torch.get_default_device().type) == expected
-torch.set_default_device("cpu")
+assert (torch.get_default_dtype(), torch.get_default_device().type) == (getattr(torch, dtype), device)
+"""
+DRAWS = """
+import sys
+import gymnasium, torch
+import lssvwm_gym
+torch.manual_seed(0)
+state = torch.get_rng_state()
+env = gymnasium.make("LSSVWM-MemoryMaze-v0", weights=sys.argv[1], device="cpu")
+env.reset(seed=1), env.step(1)
 assert torch.equal(torch.get_rng_state(), state), "drew from the global generator"
 """
 
@@ -87,47 +94,81 @@ def test_workers_of_sb3_that_are_forked_after_a_step_go_on():
     assert run(FORKED) == "(2, 64, 64, 3) (2, 64, 64, 3)\n"
 
 
-def test_a_dream_neither_touches_nor_needs_global_settings_of_torch(tiny_weights):
-    plain, other = (run(GLOBALS, tiny_weights, which) for which in ("plain", "other"))
+def test_the_first_dream_of_a_process_draws_from_no_global_generator(tiny_weights):
+    run(DRAWS, tiny_weights)
+
+
+@pytest.mark.parametrize("settings", [("float64", "cpu"), ("float32", "meta")])
+def test_a_dream_neither_touches_nor_needs_global_settings_of_torch(tiny_weights, settings):
+    plain, other = (run(GLOBALS, tiny_weights, *which) for which in (("float32", "cpu"), settings))
     assert plain.count("float32") == 3
     assert plain == other
 
 
-def test_new_weights_in_a_folder_are_read_anew(tmp_path, monkeypatch):
-    first, second = (write_tiny_weights(tmp_path / name, seed=seed) for name, seed in (("one", 1), ("two", 2)))
-    old = load_weights(first)
+@pytest.fixture
+def two_models(tmp_path):
+    """Folders of different weights."""
+    return write_tiny_weights(tmp_path / "one", seed=1), write_tiny_weights(tmp_path / "two", seed=2)
+
+
+def test_new_weights_in_a_folder_are_read_anew(two_models):
+    first, second = two_models
+    old, prepacked = load_weights(first), DreamEnv("memory-maze", weights=first, device="cpu").dream
     assert load_weights(first) is old
-    prepacked = DreamEnv("memory-maze", weights=first, device="cpu").dream
-    monkeypatch.chdir(first.parent / "one")
-    assert load_weights(first.__class__(".")) is old
-    monkeypatch.chdir(second)
-    new = load_weights(first.__class__("."))
-    assert not torch.equal(new.world_model.token_in.weight, old.world_model.token_in.weight)
-    for name in ("config.json", "model.safetensors", "contexts.safetensors"):
-        shutil.copy(second / name, first / name)
-    assert torch.equal(load_weights(first).world_model.token_in.weight, new.world_model.token_in.weight)
+    for path in second.iterdir():
+        shutil.copy(path, first)
+    assert torch.equal(load_weights(first).world_model.token_in.weight, load_weights(second).world_model.token_in.weight)
     assert DreamEnv("memory-maze", weights=first, device="cpu").dream.fingerprint != prepacked.fingerprint
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, tiny_weights, monkeypatch):
+def test_a_relative_path_is_of_the_current_folder(two_models, monkeypatch):
+    dreams = []
+    for folder in two_models:
+        (folder / "here").mkdir()
+        for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+            path.rename(folder / "here" / path.name)
+        monkeypatch.chdir(folder)
+        dreams.append(DreamEnv("memory-maze", weights="here", device="cpu").dream)
+    assert dreams[0].fingerprint != dreams[1].fingerprint
+    assert load_weights(Path("here")) is load_weights(two_models[1] / "here")
+
+
+@pytest.fixture
+def home(tmp_path, tiny_weights, monkeypatch):
+    """What `~` is, with weights of a world in it and another folder to work in."""
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_weights, tmp_path / "mine")
     write_world(tmp_path / "mine", WORLD)
-    env = gymnasium.make(DREAM_ID, weights="~/mine", device="cpu", profile="fast")
+    monkeypatch.chdir(tiny_weights)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [WORLD.id, DREAM_ID])
+def test_weights_under_a_tilde_are_those_of_the_home_folder(home, name):
+    assert gymnasium.make(name, weights="~/mine", device="cpu").reset(seed=1)[0].shape == (64, 64, 3)
+
+
+def test_states_under_a_tilde_are_in_the_home_folder(home, tiny_weights):
+    env = DreamEnv("memory-maze", weights=tiny_weights, device="cpu")
     env.reset(seed=1)
-    env.unwrapped.save_state("~/state.safetensors")
-    assert (tmp_path / "state.safetensors").exists()
-    env.unwrapped.load_state("~/state.safetensors")
-    with pytest.raises(ValueError, match="state"):
-        env.reset(options={"episode": "~/state.npz"})
+    env.save_state("~/state.safetensors")
+    assert (home / "state.safetensors").exists()
+    env.load_state("~/state.safetensors")
 
 
-def test_weights_written_under_a_tilde_leave_no_contexts_of_before(tmp_path, tiny_weights, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "starts.safetensors").touch()
+def test_episodes_and_films_under_a_tilde_are_in_the_home_folder(home, tiny_weights):
+    frames = np.zeros((9, 64, 64, 3), np.uint8)
+    write_episode("~/walk.npz", Episode(frames, np.ones(9, np.int64), np.zeros(9, np.float32), {}), fps=4)
+    assert (home / "walk.npz").exists()
+    DreamEnv("memory-maze", weights=tiny_weights, device="cpu").reset(options={"episode": "~/walk.npz"})
+    write_movie(Path("~/film.mp4"), frames, 4)
+    assert (home / "film.mp4").exists()
+
+
+def test_weights_written_under_a_tilde_leave_no_contexts_of_before(home, tiny_weights):
+    (home / "mine" / "starts.safetensors").touch()
     save_weights(Path("~/mine"), load_weights(tiny_weights))
-    assert not (tmp_path / "mine" / "starts.safetensors").exists()
+    assert not (home / "mine" / "starts.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +194,11 @@ def test_limits_are_those_that_were_asked_for(own, asked, ends, mode):
             break
         assert (env.step(1)[3], envs.step(np.ones(1, int))[3][0]) == (step == ends, step == ends)
     assert env.spec.max_episode_steps == ends
+
+
+def test_no_episode_has_zero_steps(own):
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1, not 0"):
+        gymnasium.make_vec(DREAM_ID, 1, weights=own, device="cpu", max_episode_steps=0)
 
 
 def test_a_registered_world_has_the_limit_that_was_asked_for(tiny_weights):
@@ -188,7 +234,7 @@ def test_what_recorders_read_is_there_as_in_cartpole(own):
     envs = DreamVectorEnv(WORLD, 2, weights=own)
     theirs = gymnasium.make_vec("CartPole-v1", 2)
     assert theirs.metadata.keys() <= envs.metadata.keys()
-    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is AutoresetMode.SAME_STEP  # TorchRL reads the latter
 
 
 def test_sb3_records_at_the_speed_of_the_world(own):

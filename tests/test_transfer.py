@@ -16,13 +16,11 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.agent import open_agent
-from agents.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
 from agents.policies import Policy, PolicyConfig, save_policy
-from agents.real import real_episode
-from agents.results import mean_and_error, summary
+from experiments.agents_by_name import open_agent
+from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
+from experiments.trials import mean_and_error, real_episode, summary
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.envs.spaces import action_space
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
@@ -30,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_transfer(*arguments):
-    command = [sys.executable, "-m", "agents.check_transfer", *arguments]
+    command = [sys.executable, "-m", "experiments.check_transfer", *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -56,7 +54,7 @@ def test_policies_are_tried_in_both_worlds(tiny_weights, policy_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "10 of 10 jobs" in done.stdout
     result = json.loads(out.read_text())
-    assert result["command"].startswith("python -m agents.check_transfer --policies random explorer")
+    assert result["command"].startswith("python -m experiments.check_transfer --policies random explorer")
     assert [entry["policy"] for entry in result["policies"]] == policies
     assert [len(entry["real"]["returns"]) for entry in result["policies"]] == [2, 2, 2]
     assert [len(entry["dream"]["returns"]) for entry in result["policies"]] == [2, 0, 2]
@@ -193,49 +191,6 @@ def test_a_policy_of_another_world_or_model_is_refused(dream, tmp_path):
         save_policy(path, Policy(config), {})
         with pytest.raises(ValueError, match=said):
             open_agent(str(path), dream, 1, 0)
-
-
-@pytest.fixture
-def saved_sb3(dream, tmp_path):
-    """Writes a policy of Stable-Baselines3 that has learned nothing; its file."""
-    pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
-    from agents import sb3_policies
-
-    def save(algorithm, observation, frames):
-        config = sb3_policies.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
-        space = sb3_policies._channels_first(sb3_policies.seen_space(dream, observation, frames))
-        kind = sb3_policies.algorithm_of(config).policy_aliases[sb3_policies.policy_name(config, space)]
-        policy = kind(space, action_space(dream.world), lambda _: 0.0, **sb3_policies.policy_arguments(config))
-        sb3_policies.save_sb3_policy(tmp_path / "sb3.safetensors", policy, config, {})
-        return tmp_path / "sb3.safetensors"
-
-    return save
-
-
-def test_a_policy_of_sb3_sees_the_last_frames(dream, saved_sb3):
-    player = open_agent(str(saved_sb3("ppo", "image", 2)), dream, 2, 0)
-    asked, predict = [], player._policy.predict
-    player._policy.predict = lambda seen, *rest, **how: (asked.append(seen), predict(seen, *rest, **how))[1]
-    frames = torch.randint(256, (3, 2, 64, 64, 3), dtype=torch.uint8)
-    for frame in frames:
-        assert player.act(frame, None).shape == (2,)
-    assert player.observation == "image"
-    assert np.array_equal(asked[0][..., 3:], frames[0])
-    assert not asked[0][..., :3].any()
-    assert np.array_equal(asked[2][..., :3], frames[1])
-
-
-def test_a_policy_of_sb3_remembers(dream, saved_sb3):
-    from agents.sb3_policies import load_sb3_policy
-
-    path = saved_sb3("recurrent_ppo", "features", 1)
-    policy, memory = load_sb3_policy(path, dream)[0], None
-    player = open_agent(f"{path}@greedy", dream, 2, 0)
-    for step, seen in enumerate(torch.randn(4, 2, 256)):
-        expected, memory = policy.predict(seen.numpy(), memory, np.full(2, step == 0), deterministic=True)
-        assert np.array_equal(player.act(seen, None), expected)
-        assert all(np.array_equal(a, b) for a, b in zip(player._memory, memory, strict=True))
-    assert player.observation == "features"
 
 
 @pytest.mark.parametrize("name", ["random", "wander"])

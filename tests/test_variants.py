@@ -9,6 +9,7 @@ import torch
 from test_training import RUN, signalling_episode
 
 from lssvwm_gym.evaluation.context import Evaluation
+from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
@@ -49,7 +50,7 @@ def test_every_variant_trains(name, episodes):
 def test_each_variant_lacks_what_it_says():
     models = {name: variant(name, TINY_PRESET).model for name in VARIANTS}
     assert [name for name, model in models.items() if not model.has_spatial_memory] == [
-        "no-places",
+        "no-spatial-memory",
         "sliding-window",
         "mamba",
         "mamba-attention",
@@ -60,7 +61,7 @@ def test_each_variant_lacks_what_it_says():
     assert set(models["mamba-attention"].blocks) == {(4, 4)}
     assert set(models["small-blocks"].blocks) == {(1, 1)}
     assert variant("no-long-context", TINY_PRESET).noising.noise.prefix == 0
-    assert {stage.clips for stage in variant("no-hand-over", TINY_PRESET).curriculum} == {1}
+    assert {stage.clips for stage in variant("no-carried-state", TINY_PRESET).curriculum} == {1}
 
 
 def test_what_is_compared_fits_its_world():
@@ -102,8 +103,14 @@ def test_a_scan_reaches_further_than_a_window():
 
 
 def test_an_unknown_variant_names_the_known_ones():
-    with pytest.raises(ValueError, match="no variant named 'lstm'; there are ours, no-places"):
+    with pytest.raises(ValueError, match="no variant named 'lstm'; there are ours, no-spatial-memory"):
         variant("lstm", TINY_PRESET)
+
+
+@pytest.mark.parametrize(("old", "new"), legacy.VARIANTS.items())
+def test_a_variant_of_before_is_understood(old, new):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+        assert variant(old, TINY_PRESET) == variant(new, TINY_PRESET)
 
 
 def test_a_run_begins_with_the_weights_of_another_where_they_fit(episodes, tmp_path):

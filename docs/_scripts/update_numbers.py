@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lssvwm_gym.benchmark.report import PRINTED
+from experiments.benchmark import report as model_report
+from lssvwm_gym.benchmark import report as step_report
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,13 +94,13 @@ BARS = (  # of what is carried: test, score, what it should reach
 
 PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
 BENCH = {  # part to file
-    "simulators": "bench_steps",
+    "simulators": "bench_simulators",
     "cache": "bench_cache",
     "training": "bench_training",
     "peak": "bench_arithmetic",
     "scan": "bench_arithmetic",
 }
-ARITHMETIC = {  # how steps were computed, and where that was measured
+PRECISIONS = {  # how steps were computed, and where that was measured
     "as it comes": "bench_steps",
     '`dtype="bfloat16"`': "bench_bfloat16",
     '`backend="compiled"`': "bench_compiled_float32",
@@ -208,17 +209,21 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
 
 def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
-    tables |= {"speed": speed(_read("bench_steps.json"), PROFILES), "comparison": comparison("comparison", MAZE_COLUMNS)}
+    tables |= {
+        "speed": speed(_read("bench_steps.json"), _read("bench_simulators.json"), PROFILES),
+        "comparison": comparison("comparison", MAZE_COLUMNS),
+    }
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
-    tables |= {"arithmetic": arithmetic({how: _read(f"{file}.json") for how, file in ARITHMETIC.items()})}
-    tables |= {"bench simulators compiled": bench("simulators", _read("bench_compiled.json"))}
+    tables |= {"precision": precision({how: _read(f"{file}.json") for how, file in PRECISIONS.items()})}
+    tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["sharp"] = sharp(_read("contrast.json"))
     tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
     tables |= {f"imagination {split}": imagined(split, (1, 4)) for split in ("test", "val")}
     tables["agents"] = agents(
-        _read(f"{name}.json") for name in ("transfer_openings", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
+        _read(f"{name}.json")
+        for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
     tables["agents walked"] = agents([_read("transfer_walked.json")])
     tables["planner"] = planner(_read("plan.json"))
@@ -274,7 +279,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
 
 
 def planner(report: dict[str, Any]) -> str:
-    """One row a player; what `agents/mpc.py` measured."""
+    """One row a player; what `experiments/mpc.py` measured."""
     settings = report["settings"]
     lines = [f"| player | return of {settings['steps']} steps in {settings['episodes']} real mazes |", "|---|---|"]
     for player, numbers in report["players"].items():
@@ -308,19 +313,19 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def speed(report: dict[str, Any], profiles: dict[str, str]) -> str:
+def speed(report: dict[str, Any], simulators: dict[str, Any], profiles: dict[str, str]) -> str:
     """One row a profile and number of environments, with what a dream of that profile is worth."""
     lines = [
         "| profile | denoising passes | envs | total steps/s | ms a step (median, 10 %, 90 %) | 576 context + 224 generated, PSNR |",
         "|---|---|---|---|---|---|",
     ]
-    for s in report["speeds"]:
+    for s in report["speed"]:
         worth = _mean(_read(f"{profiles[s['profile']]}.json")["scores"]["reasoning"][f"{REASONING}, true poses: PSNR"])
         times = f"{s['ms']:.1f} ({s['ms_p10']:.1f}, {s['ms_p90']:.1f})"
         lines.append(f"| {s['profile']} | {s['passes']} | {s['envs']} | {s['steps_per_second']:.0f} | {times} | {worth} |")
     real = [
         f"{r['steps_per_second']:.0f} in {r['processes']} process{'es' * (r['processes'] > 1)}"
-        for r in report["simulators"]
+        for r in simulators["simulators"]
         if "envs" not in r and r["observation"] == "all"
     ]
     ages = ", ".join(f"{age['ms']:.1f} ms at step {age['age']:,}" for age in report["ages"])
@@ -359,21 +364,21 @@ def imagined(split: str, steps: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
-def arithmetic(reports: dict[str, dict[str, Any]]) -> str:
-    """One row a profile and number of environments, with its steps a second in each arithmetic."""
+def precision(reports: dict[str, dict[str, Any]]) -> str:
+    """One row a profile and number of environments, with its steps a second in each precision."""
     lines = [
         f"| profile | envs | {' | '.join(f'{how}, steps/s' for how in reports)} | first step, from the compiler's cache |",
         "|---|---|" + "---|" * (len(reports) + 1),
     ]
-    for cases in zip(*(report["speeds"] for report in reports.values()), strict=True):
+    for cases in zip(*(report["speed"] for report in reports.values()), strict=True):
         rates = [f"{case['steps_per_second']:.0f}" for case in cases]
         lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
     return "\n".join([*lines, "", _machine(next(iter(reports.values())))])
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym benchmark` printed of a part."""
-    _, columns, rows, remarks = PRINTED[part](report)
+    """What `lssvwm-gym benchmark` or `python -m experiments.benchmark` printed of a part."""
+    _, columns, rows, remarks = {**step_report.TABLES, **model_report.TABLES}[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
 

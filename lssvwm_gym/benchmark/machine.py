@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from tqdm import tqdm
-
-from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 
 T = TypeVar("T")
 
@@ -65,36 +61,12 @@ def progress(items: Iterable[T], title: str) -> tqdm[T]:
     return tqdm(items, desc=title, leave=False, disable=None if title else True)
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """The work of a process that makes calls, each by its number."""
-
-    calls: Sequence[Callable[[], Any]]
-
-    def __call__(self, job: int, report: Callable[[int], None]) -> Any:
-        return self.calls[job]()
-
-    def close(self) -> None: ...
-
-
-def in_processes(calls: Sequence[Callable[[], T]], processes: int) -> list[T]:
-    """What picklable calls return, each made in one of so many new processes. Raises `RuntimeError` for the first that fails."""
-    answers: dict[int, T] = {}
-    with contextlib.closing(run_jobs(range(len(calls)), functools.partial(_Calls, calls), processes)) as messages:
-        for message in messages:
-            if isinstance(message, Failed):
-                raise RuntimeError(message.why)
-            if isinstance(message, Done):
-                answers[message.job] = message.answer
-    return [answers[job] for job in range(len(calls))]
-
-
 def machine(device: str = "auto") -> dict[str, Any]:
     """What the numbers were measured on."""
     on_gpu = torch.cuda.is_available() and device != "cpu"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "processor": _first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "processor": first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # processes that wanted a core, over the last minute
@@ -110,12 +82,6 @@ def memory_bytes() -> int | None:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
 
-def free_bytes() -> int | None:
-    """What processes could still take; None where the system doesn't tell."""
-    available = _first_value("/proc/meminfo", "MemAvailable")
-    return int(available.split()[0]) * 1024 if available else None
-
-
 def peak_memory_bytes() -> int | None:
     """The most memory that this process has had so far, shared libraries included; None where the system doesn't tell."""
     if sys.platform == "win32":
@@ -126,7 +92,7 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _first_value(file: str, key: str) -> str | None:
+def first_value(file: str, key: str) -> str | None:
     """The first value of a key in a file of /proc; None where there is none."""
     lines = Path(file).read_text().splitlines() if Path(file).exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

@@ -3,7 +3,8 @@
 envs = ConservativeRollouts(gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 8), max_steps=100, agree=True, start={"context_frames": 400})
 
 Short episodes from real pasts, as in MBPO (Janner et al., 2019), an end where the model is unsure, as in MOReL (Kidambi et al., 2020), and
-rewards that two dreams of the same actions have to agree on. `python -m agents.check_rewards` measures what each is worth in Memory Maze.
+rewards that two dreams of the same actions have to agree on.
+`python -m experiments.check_rewards` measures what each is worth in Memory Maze.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin: the sa
 
 
 class ConservativeRollouts(VectorWrapper):
-    """A `DreamVectorEnv` whose rows are cut short, and whose rewards need not all be believed.
+    """A `DreamVectorEnv` whose rows are cut short, and whose rewards need a second dream's where `agree` says so.
 
     A row that is cut is truncated, not terminated: what would have followed has a value. It begins anew within the same step, as
     a `DreamVectorEnv` does; its last frame and info are in `info["final_obs"]` and `info["final_info"]`.
@@ -59,7 +60,7 @@ class ConservativeRollouts(VectorWrapper):
         start: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(dreams := getattr(env, "unwrapped", None), DreamVectorEnv):
-            raise ValueError(f"ConservativeRollouts guards a DreamVectorEnv, not {env!r}")
+            raise ValueError(f"ConservativeRollouts wraps a DreamVectorEnv, not {env!r}")
         for name, value, least in (("max_steps", max_steps, 1), ("tolerance", tolerance, 0)):
             if value is not None and not (spaces.is_whole(value) and value >= least):
                 raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}")
@@ -73,7 +74,7 @@ class ConservativeRollouts(VectorWrapper):
         self._agreement = Agreement(self.num_envs, tolerance)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As `DreamVectorEnv.reset`. Raises `ValueError` where the dream doesn't tell how uncertain it is and the guard asks for it."""
+        """As `DreamVectorEnv.reset`. Raises `ValueError` where its infos lack what there is a limit for."""
         options = spaces.checked_options(options)
         mask = options.get("reset_mask", np.ones(self.num_envs, bool))
         observations, info = self.env.reset(seed=seed, options={**({} if options.keys() - {"reset_mask"} else self.start), **options})

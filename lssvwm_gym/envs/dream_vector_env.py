@@ -52,6 +52,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    autoreset_mode = AutoresetMode.SAME_STEP  # as Gymnasium's own batches have it
 
     def __init__(
         self,
@@ -148,9 +149,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """
         options = spaces.checked_options(options)
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        seeds = self._checked_seeds(seed)
-        if self._bank is not None:
-            self._seed_bank(seed, options)
+        seeds = self._checked_seeds(seed) if self._bank is None else self._seed_bank(seed, options)
         before = copy.deepcopy(self._random)
         try:
             for row in np.flatnonzero(mask):
@@ -250,13 +249,15 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self._steps[rows], self._begun[rows] = 0, True
         return fresh
 
-    def _seed_bank(self, seed: Any, options: dict[str, Any]) -> None:
+    def _seed_bank(self, seed: Any, options: dict[str, Any]) -> list[None]:
+        """Seed the one generator of rows from a bank; what is left for each row's own."""
         if options:
             raise ValueError(f"rows that begin with states of a bank take no options but reset_mask, not {', '.join(map(str, options))}")
         if seed is not None:
-            if not spaces.is_whole(seed):
-                raise ValueError(f"rows that begin with states of a bank have one seed, a whole number, not {seed!r}")
+            if not spaces.is_whole(seed) or seed < 0:
+                raise ValueError(f"rows that begin with states of a bank have one seed, a whole number, not below 0, not {seed!r}")
             self._generator.manual_seed(int(seed))
+        return [None] * self.num_envs
 
     def _noise(self) -> Tensor:
         """Noise for the next frame of all rows, by their seeds, drawn on the CPU and sent; with a bank in one draw on the device."""

@@ -34,8 +34,8 @@ register_pytree_node(Info, lambda info: (list(info.values()), list(info)), lambd
 
 OUTPUTS = ("numpy", "torch")
 OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
-MOST_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
-MOST_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
+MAX_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
+MAX_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
 
 def picture_of(observation: Any) -> Any:
@@ -57,7 +57,7 @@ def needs_frame(observation: str) -> bool:
 def observation_space(world: WorldSpec, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
     """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
     if not needs_frame(observation):
-        most = {"latent": (MOST_LATENT, model.tokens * model.latent_channels), "features": (MOST_FEATURE, FEATURES)}
+        most = {"latent": (MAX_LATENT, model.tokens * model.latent_channels), "features": (MAX_FEATURE, FEATURES)}
         high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(most.__getitem__, observation.split("+"))])
         return Box(-high, high, dtype=np.float32)
     image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
@@ -68,7 +68,7 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
     """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, and its features."""
-    parts = {"latent": state.latent.flatten(1).clamp(-MOST_LATENT, MOST_LATENT), "features": state.features}
+    parts = {"latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), "features": state.features}
     return torch.cat([parts[part] for part in observation.split("+")], -1)
 
 

@@ -23,8 +23,8 @@ from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
 FORMAT = "lssvwm_gym EnvState 1"
-MOST_STEPS = 2**53  # that a file can claim; every JSON reader knows numbers up to here
-MOST_COUNTED = 2**24  # floats count no further
+MAX_STEPS = 2**53  # that a file can claim; every JSON reader knows numbers up to here
+MAX_COUNTED = 2**24  # floats count no further
 HUGE = 2.0**24  # above all that a model ever computes; far from where sums of squares overflow
 
 
@@ -199,9 +199,9 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     state: DreamState = tree_unflatten([tensors[name] for name in named(blank)], tree_flatten_with_path(blank)[1])
     for name, number, most in (
         ("seed", state.seed, 2**32 - 1),
-        ("age", state.world.age, MOST_STEPS),
-        ("inventory", state.inventory, MOST_COUNTED),
-        ("inventory_peak", state.inventory_peak, MOST_COUNTED),
+        ("age", state.world.age, MAX_STEPS),
+        ("inventory", state.inventory, MAX_COUNTED),
+        ("inventory_peak", state.inventory_peak, MAX_COUNTED),
         ("pose_known", state.pose_known, 1),
         ("spatial_memory.explained", state.world.spatial_memory.explained.abs(), 2),  # 1 at most, but for rounding
     ):
@@ -223,7 +223,7 @@ def _counts_on(steps: Any, random: Any) -> bool:
         same = generator(random).bit_generator.state == random
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return False
-    return same and type(steps) is int and 0 <= steps <= MOST_STEPS
+    return same and type(steps) is int and 0 <= steps <= MAX_STEPS
 
 
 def _moderate(tensor: Tensor) -> bool:

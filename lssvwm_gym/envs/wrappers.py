@@ -96,7 +96,7 @@ class StateEstimator:
         if actions is not None:
             action[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=action.dtype, device=device)
         pixels = torch.from_numpy(np.ascontiguousarray(spaces.picture_of(seen))).to(device)
-        latent = self.dream.weights.autoencoder.encode(pixels).half().float()[:, None]  # rounded like a remembered past
+        latent = self.dream.weights.autoencoder.encode(pixels).half().float()[:, None]  # rounded as contexts are
         pose = None if poses is None else poses[:, None]
         if not isinstance(seen, dict):
             return prefill(model, state, latent, action[:, None], pose).state

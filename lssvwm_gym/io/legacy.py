@@ -53,10 +53,13 @@ OPTIONS = {"clip": "context_id"}  # options of reset
 POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
 OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
 PLAYING = {"beside": "side_by_side"}  # settings of `lssvwm-gym play`
+GENERATING = {**PLAYING, "remember": "context_frames"}  # of `lssvwm-gym generate`
 NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
 COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of lssvwm-gym
+SIDE_BY_SIDE = {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"}
 FLAGS = {  # of these commands, by the name of the command today
-    "play": {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"},
+    "play": SIDE_BY_SIDE,
+    "generate": {**SIDE_BY_SIDE, "--remember": "--context-frames"},
     "package": {
         "--near": "--length-scale",
         "--openings": "--short-contexts",
@@ -73,8 +76,10 @@ FLAGS = {  # of these commands, by the name of the command today
         "--noising.dreamed-from": "--noising.self-rollout-from",
     },
 }
+VALUES = {"play": {"opening": "context"}}  # of flags of these commands
 OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dreaming": "self_rollout"}  # of training
 MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
+VARIANTS = {"no-places": "no-spatial-memory", "no-hand-over": "no-carried-state"}  # of training
 
 
 def warn(old: str, new: str) -> None:
@@ -123,8 +128,9 @@ def keywords(names: Mapping[str, str]) -> Callable[[type[C]], type[C]]:
 def command_line(words: list[str]) -> list[str]:
     """Command and flags by their names of today; a `DeprecationWarning` for each of before."""
     words = words[:1] and [_replaced(words[0], COMMANDS), *words[1:]]
-    flags = next((names for command, names in FLAGS.items() if words[: len(command.split())] == command.split()), {})
-    return [_replaced(word, flags) for word in words]
+    command = next((name for name in FLAGS if words[: len(name.split())] == name.split()), "")
+    names = {**FLAGS.get(command, {}), **VALUES.get(command, {})}
+    return [_replaced(word, names) for word in words]
 
 
 def _replaced(word: str, names: Mapping[str, str]) -> str:

@@ -36,7 +36,7 @@ def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
         ValueError: no frames, or a name that ends in neither .mp4 nor .gif.
         ImportError: PyAV (for MP4) or Pillow (for GIF) is missing.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     check_movie(path)
     if len(frames) == 0:
         raise ValueError(f"{path}: there are no frames to write")

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lssvwm_gym.models.ops.flex_attention import attend
 from lssvwm_gym.models.state import ReadOnly, committed_before, committed_frames, constant
 
 
@@ -33,7 +32,6 @@ class FrameAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(heads, min(window, self.far) + 2 * chunk - 1, tokens, tokens))  # by distance, query, key
-        self.flex = False  # whether FlexAttention computes calls of several chunks; `backends` may say so
 
     def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
         """Hidden keys and zeros as values, (B, W, H, N, P)."""
@@ -50,14 +48,10 @@ class FrameAttention(nn.Module):
             raise ValueError(f"frames can be read only where attention's chunk is 1, not {self.chunk}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()  # (B, T, H, N, P)
         q, k = F.layer_norm(q, q.shape[-1:]) / math.sqrt(q.shape[-1]) + 1, F.layer_norm(k, k.shape[-1:])
-        past = keys, values
         if read_only is None or not all(read_only):
             kept = slice(None) if read_only is None else committed_frames(read_only, x.device)
             keys, values = torch.cat([keys, k[:, kept]], 1), torch.cat([values, v[:, kept]], 1)
-        if self.flex and frames > self.chunk:
-            k, v = (torch.cat(both, 1) for both in zip(past, (k, v), strict=True))
-            y = attend(q, k, v, self.bias, self.window, self.chunk, read_only)
-        elif self.window > self.kept and torch.is_grad_enabled():
+        if self.window > self.kept and torch.is_grad_enabled():
             y = checkpoint(self._folded, q, k, v, keys, values, read_only, use_reentrant=False)
         else:
             y = self._folded(q, k, v, keys, values, read_only)

@@ -184,7 +184,7 @@ class Game:
         """The dream after an action and the real frame that it led to; the pose is the dream's own estimate."""
         dream = self.env.dream
         model, autoencoder = dream.weights.world_model, dream.weights.autoencoder
-        latent = autoencoder.encode(torch.from_numpy(view.frame[None].copy()).to(dream.device)).half().float()  # as a remembered past
+        latent = autoencoder.encode(torch.from_numpy(view.frame[None].copy()).to(dream.device)).half().float()  # rounded as contexts are
         after = _with_inventory(prefill(model, before.dream, latent[:, None], torch.tensor([[action]], device=dream.device)).state, view)
         state = replace(before, dream=after, frame=autoencoder.decode(after.latent), steps=(before.steps[0] + 1,))
         self.real_frames_left = max(self.real_frames_left - 1, 0)

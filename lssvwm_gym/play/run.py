@@ -37,7 +37,7 @@ class Playing:
     profile: Literal["fast", "balanced", "quality"] = "balanced"  # how carefully each frame is dreamed; key f changes it
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     seed: int | None = None  # of the first dream; the same seed and keys, the same dream
-    start: Literal["opening", "cold"] = "opening"  # from a short real context, or from nothing
+    start: Literal["context", "cold"] = "context"  # from a short real context, or from nothing
     context_frames: int | None = None  # begin with so many frames of a long real context
     episode: Path | None = None  # begin with a recorded episode of your own instead, its first 32 or --context-frames frames
     side_by_side: bool = False  # the real world goes along on the same actions; the dream sees its first 32 or --context-frames frames

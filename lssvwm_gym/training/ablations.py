@@ -1,7 +1,7 @@
 """What the model is compared with: each variant is a configuration of the same code, of the same weights within 5 %.
 
 All are trained by the same trainer on the same clips and conditioned on the same poses. Sources: the baselines and ablations of
-arXiv 2505.20171 (tables 2 to 5); the spatial memory is ours, so the paper's own model is `no-places`.
+arXiv 2505.20171 (tables 2 to 5); the spatial memory is ours, so the paper's own model is `no-spatial-memory`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from lssvwm_gym.io import legacy
 
 if TYPE_CHECKING:
     from lssvwm_gym.training.config import WorldTraining
@@ -32,8 +34,8 @@ def _no_long_context(run: WorldTraining) -> WorldTraining:
 
 
 VARIANTS: dict[str, tuple[str, Callable[[WorldTraining], WorldTraining]]] = {  # name: (what it is, how a run becomes it)
-    "ours": ("block-wise scan, frame-local attention, memory of places", lambda run: run),
-    "no-places": ("without the memory of places: the paper's own model", lambda run: _sized(run, memory_features=0)),
+    "ours": ("block-wise scan, frame-local attention, spatial memory", lambda run: run),
+    "no-spatial-memory": ("without the spatial memory: the paper's own model", lambda run: _sized(run, memory_features=0)),
     "sliding-window": ("causal attention over the last 32 frames, no scan", lambda run: _attention_only(run, window=32)),
     "mamba": (
         "Mamba-2 alone, one scan over all tokens of a frame",
@@ -42,7 +44,7 @@ VARIANTS: dict[str, tuple[str, Callable[[WorldTraining], WorldTraining]]] = {  #
     "mamba-attention": ("the same with frame-local attention: no block-wise scan", lambda run: _one_block(run, memory_features=0)),
     "small-blocks": ("ours with blocks of one token everywhere", lambda run: _sized(run, blocks=((1, 1),) * len(run.model.blocks))),
     "no-long-context": ("ours without long-context training: diffusion forcing alone, no clean prefix", _no_long_context),
-    "no-hand-over": (
+    "no-carried-state": (
         "ours, each clip beginning with an empty state",
         lambda run: replace(run, curriculum=tuple(replace(stage, clips=1) for stage in run.curriculum)),
     ),
@@ -55,6 +57,9 @@ VARIANTS: dict[str, tuple[str, Callable[[WorldTraining], WorldTraining]]] = {  #
 
 def variant(name: str, run: WorldTraining) -> WorldTraining:
     """The run that trains a variant instead. Raises `ValueError` for a name that is none."""
+    if name in legacy.VARIANTS:
+        legacy.warn(f"variant {name}", legacy.VARIANTS[name])
+        name = legacy.VARIANTS[name]
     if name not in VARIANTS:
         raise ValueError(f"no variant named {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name][1](run)

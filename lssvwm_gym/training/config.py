@@ -60,7 +60,6 @@ class WorldTraining:
     precision: str = "auto"  # of matrix products: bfloat16 where the processor has it; or float32, bfloat16
     device: str = "auto"  # auto: cuda where there is one, else cpu
     backend: str = "auto"  # of scans: auto or torch; on CUDA also mamba, mamba-ssm's kernels
-    attention: str = "auto"  # fold; on CUDA also flex, FlexAttention; auto: fold
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
 
@@ -70,7 +69,7 @@ class WorldTraining:
             raise ValueError(
                 f"teacher_forcing and self_rollout are shares of the steps, together at most 1; got {shares[0]} and {shares[1]}"
             )
-        Backend(self.backend, self.attention)
+        Backend(self.backend)
 
     def stage(self, step: int) -> Stage:
         """The stage of the curriculum that a step belongs to."""

@@ -69,7 +69,7 @@ class Trainer:
         self.episodes = Episodes.of(episodes, self.device)
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
         self.model = WorldModel(run.model).to(self.device)
-        use_backend(self.model, chosen_backend(Backend(run.backend, run.attention), str(self.device)))
+        use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
         self.data = data or {}
@@ -287,4 +287,4 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
         raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
     if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
-        raise ValueError("the recordings tell no poses, and without those no places can be remembered: --variant no-places")
+        raise ValueError("the recordings have no poses, which a spatial memory needs: --variant no-spatial-memory")

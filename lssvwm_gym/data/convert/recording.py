@@ -25,7 +25,7 @@ from lssvwm_gym.io.video import write_video
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")  # folders of a public set that stay folders
-LEAST_SIDE, LEAST_PEAK = 16, 16  # pixels a side and brightness, below which an array shows codes and not a picture
+MIN_SIDE, MIN_PEAK = 16, 16  # pixels a side and brightness, below which an array shows codes and not a picture
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def note(message: str) -> None:
 
 def not_a_picture(frames: np.ndarray) -> str:
     """Why uint8 (..., height, width, 3) can't be a picture but holds codes, such as a map of what lies where; "" for a picture."""
-    if min(frames.shape[-3:-1]) < LEAST_SIDE:
+    if min(frames.shape[-3:-1]) < MIN_SIDE:
         return f"{frames.shape[-3]}x{frames.shape[-2]} is too small for a picture"
-    return "" if frames.max(initial=0) >= LEAST_PEAK else f"nothing in it is brighter than {frames.max(initial=0)} of 255"
+    return "" if frames.max(initial=0) >= MIN_PEAK else f"nothing in it is brighter than {frames.max(initial=0)} of 255"
 
 
 def named(files: dict[Path, Path]) -> list[Found]:

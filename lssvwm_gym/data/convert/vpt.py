@@ -36,7 +36,7 @@ ITEMS = (  # of the inventory vector; wood of every kind counts as log or planks
 )
 POSE = ("xpos", "ypos", "zpos", "yaw", "pitch")
 ATTACK = 0  # mouse button
-MOST_DEGREES = 180.0  # a tick
+MAX_DEGREES = 180.0  # a tick
 
 
 class Tick(NamedTuple):
@@ -141,7 +141,7 @@ def _degrees(steps: float) -> float:
     degrees = float(steps) * DEGREES_A_STEP
     if not math.isfinite(degrees):
         raise ValueError(f"the mouse moved by {steps}")
-    return degrees if abs(degrees) <= MOST_DEGREES else 0.0
+    return degrees if abs(degrees) <= MAX_DEGREES else 0.0
 
 
 def _slot(line: dict[str, Any]) -> int | None:

@@ -1,7 +1,7 @@
-"""What computes the scans and the attention of a model, in which precision, on which device, and whether its step is compiled.
+"""What computes the scans of a model, in which precision, on which device, and whether its step is compiled.
 
 PyTorch's own operations are the reference and run everywhere; what is quicker on CUDA has the same signature beside them
-(`ops.mamba_ssm`, `ops.flex_attention`); a whole step can be compiled or recorded (`compile`). See docs/backends.md.
+(`ops.mamba_ssm`); a whole step can be compiled or recorded (`compile`). See docs/backends.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.prepacked import multiplies_bfloat16
 from lssvwm_gym.models.ops.mamba_ssm import interpreted, kernels, mamba_scan
@@ -27,7 +26,6 @@ M = TypeVar("M", bound=nn.Module)
 SCANS = {"torch": ssd_scan, "mamba": mamba_scan}
 CHOICES = {
     "scan": ("auto", *SCANS),
-    "attention": ("auto", "fold", "flex"),
     "graphs": ("auto", "on", "off"),
     "compiled": ("auto", "on", "off"),
 }
@@ -44,7 +42,6 @@ class Backend:
     """What is requested, or what it came to: then nothing is `auto`, which is plain PyTorch everywhere. The rest is asked for by name."""
 
     scan: str = "auto"  # torch, or mamba: mamba-ssm's kernels, on CUDA
-    attention: str = "auto"  # fold: dense products of folded frames; flex: FlexAttention, on CUDA
     graphs: str = "auto"  # on: a dream's step is recorded as a CUDA graph; off
     compiled: str = "auto"  # on: a dream's step is compiled, on a CPU, which takes a minute and a C++ compiler; off
 
@@ -54,11 +51,11 @@ class Backend:
                 raise ValueError(f"{'backend' if name == 'scan' else name} must be one of {', '.join(choices)}, not {value!r}")
 
     def __str__(self) -> str:
-        said = {"flex": self.attention == "flex", "graphs": self.graphs == "on", "compiled": self.compiled == "on"}
+        said = {"graphs": self.graphs == "on", "compiled": self.compiled == "on"}
         return ", ".join([self.scan, *(name for name, is_so in said.items() if is_so)])
 
 
-PLAIN = Backend("torch", "fold", "off", "off")
+PLAIN = Backend("torch", "off", "off")
 COMPILED = Backend(compiled="on")
 RECORDED = replace(PLAIN, graphs="on")
 
@@ -74,10 +71,8 @@ def chosen_backend(backend: str | Backend, device: str) -> Backend:
     if not isinstance(backend, Backend) and backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
     requested = backend if isinstance(backend, Backend) else COMPILED if backend == "compiled" else Backend(scan=backend)
-    on_cuda = torch.device(device).type == "cuda"
-    for name, value in (("attention", "flex"), ("graphs", "on")):
-        if getattr(requested, name) == value and not on_cuda:
-            raise ValueError(f"{name}={value!r} is for CUDA devices, not for {device}: leave it at 'auto'")
+    if requested.graphs == "on" and torch.device(device).type != "cuda":
+        raise ValueError(f"graphs='on' is for CUDA devices, not for {device}: leave it at 'auto'")
     if requested.compiled == "on":
         if torch.device(device).type != "cpu":
             raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', for a GPU there is graphs='on'")
@@ -108,12 +103,10 @@ for tests: TRITON_INTERPRET=1)"
 
 
 def use_backend(model: nn.Module, backend: Backend) -> None:
-    """Have a model's scans and attention computed so from now on; `backend` is what `chosen_backend` gave."""
+    """Have a model's scans computed so from now on; `backend` is what `chosen_backend` gave."""
     for module in model.modules():
         if isinstance(module, BlockScan):
             module.scan = SCANS[backend.scan]
-        elif isinstance(module, FrameAttention):
-            module.flex = backend.attention == "flex"
 
 
 def on_backend(model: M, backend: Backend) -> M:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lssvwm_gym.models.ops.ssd import ssd_scan
 
-MOST_PROGRAMS = 65_535  # along the second axis of a CUDA grid: the kernels have a program there for each chunk of each sequence
+MAX_PROGRAMS = 65_535  # along the second axis of a CUDA grid: the kernels have a program there for each chunk of each sequence
 SHORTEST_CHUNK = 16  # tokens; the least that Triton multiplies
 
 
@@ -77,7 +77,7 @@ def mamba_scan(
         return ssd_scan(x, dt, A, B, C, chunk, D, initial_state)
     chunk = min(chunk, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))  # no longer than what there is
     run: Callable[..., tuple[Tensor, Tensor]] = _one_token if length == 1 else functools.partial(_many_tokens, chunk=chunk)
-    at_once = max(1, MOST_PROGRAMS // -(-length // chunk))
+    at_once = max(1, MAX_PROGRAMS // -(-length // chunk))
     if len(x) <= at_once:
         return run(x, dt, A, B, C, D, initial_state)
     state = x.new_zeros(len(x), *x.shape[2:], B.shape[-1], dtype=torch.float32) if initial_state is None else initial_state

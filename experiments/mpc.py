@@ -1,7 +1,7 @@
-"""The planner of `agents.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
+"""The planner of `experiments.planner` in real mazes, beside other agents: model-predictive control without having learned to act.
 
-python -m agents.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
-python -m agents.mpc --planning.method cem --video runs/plan.mp4
+python -m experiments.mpc                                       10 real episodes of 250 steps, and as many of the agents beside it
+python -m experiments.mpc --planning.seconds 0.5 --video runs/plan.mp4
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import gymnasium
 import numpy as np
 import tyro
 
-from agents.agent import PLANNER, open_agent
-from agents.planner import Planner, Planning
-from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
+from agents.policies import as_json
+from experiments.agents_by_name import PLANNER, open_agent
+from experiments.planner import Planner, Planning
+from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 
 
@@ -28,7 +29,7 @@ class Args:
 
     planning: Planning = field(default_factory=Planning)
     env: str = "MemoryMaze9x9-Real-v0"
-    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in agents/check_transfer.py
+    beside: tuple[str, ...] = ("random",)  # other agents in the same mazes, as in experiments/check_transfer.py
     episodes: int = 10
     steps: int = 250  # of an episode
     seed: int = 1_000_000  # of the first maze
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
-    check_positive(args, "episodes", "steps", "workers")
+    check_bounds(args, episodes=1, steps=1, workers=1)
     dream = open_dream(args.world, args.profile, args.device, args.weights)
     if PLANNER in args.beside or len(set(args.beside)) < len(args.beside):
         raise ValueError(f"name each agent beside the planner once, not {' '.join(args.beside)}")

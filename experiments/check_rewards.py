@@ -1,7 +1,7 @@
 """Are dreamed rewards real? Those of policies are checked in the real simulator, from the same start and on the same actions.
 
-python -m agents.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/rewards.png
-python -m agents.check_rewards --episodes 24 --workers 2
+python -m experiments.check_rewards --policies wander agents/policies/memory_maze.safetensors explorer --plot runs/rewards.png
+python -m experiments.check_rewards --episodes 24 --workers 2
 
 The explorer's first steps in a real maze are the context; from there a policy acts in the dream, and then the real simulator repeats
 those steps and takes the policy's actions. `explorer` needs the map: it acts in the real maze, and the dream is given its actions. A
@@ -9,7 +9,7 @@ dreamed reward is real where the maze gives one within `--tolerance` steps of it
 wanted, which no past tells: beside the precision of all dreamed rewards there is that of each dream's first one, and the share that was
 dreamed where some ball is.
 
-Counter-measures are tried on the same dreams: see `agents.check_rewards.COUNTER_MEASURES`, and
+Counter-measures are tried on the same dreams: see `experiments.check_rewards.COUNTER_MEASURES`, and
 `lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
 Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
@@ -27,13 +27,16 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.agent import EXPERT, Agent, open_agent
-from agents.planner import Planning
-from agents.results import answers, as_json, check_positive, write_result
+from agents.agent import Agent
+from agents.policies import as_json
+from experiments.agents_by_name import EXPERT, open_agent
+from experiments.planner import Planning
+from experiments.trials import answers, write_result
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
@@ -45,7 +48,7 @@ AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 class Args:
     """Whose dreams to check, and how many."""
 
-    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in agents/check_transfer.py
+    policies: tuple[str, ...] = ("wander", "agents/policies/memory_maze.safetensors", "explorer")  # as in experiments/check_transfer.py
     episodes: int = 12  # of each
     context: int = 100  # steps of the scripted explorer before
     steps: int = 200  # dreamed from there
@@ -118,9 +121,7 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
-    check_positive(args, "episodes", "context", "steps", "batch", "workers")
-    if args.tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0, not {args.tolerance}")
+    check_bounds(args, episodes=1, context=1, steps=1, batch=1, workers=1, tolerance=0)
     dream = open_dream(args.world, args.profile, args.device, args.weights)
     if dream.world.real_id is None or dream.world.milestones or dream.weights.world_model.config.pose_size != 4:
         raise ValueError(f"{args.world} can't be replayed here: only worlds with a real environment that tells where the balls are")

@@ -3,8 +3,7 @@
 It sees frames through the model: each is encoded and committed to a state, with an estimated pose. Futures are imagined from that state
 and never decoded. They are scored by the expected rewards, and by how little of the places they lead to is known, so that a maze without
 a ball in sight is explored. Proposals are series of manoeuvres (so many steps forward, so many of a turn), for a random walk over single
-actions stays where it is, and what a policy would do. `cem` is the cross-entropy method
-(Rubinstein, 1999) over the actions of equal segments; `shooting` takes the best of the proposals.
+actions stays where it is, and what a policy would do; the best of them is the plan (random shooting).
 """
 
 from __future__ import annotations
@@ -13,31 +12,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from agents.policies import Policy, policy_for
-from agents.results import check_positive
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream, reward
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import take_rows
 
-POLICIES = {"memory-maze": Path(__file__).parent / "policies" / "memory_maze.safetensors"}
+POLICIES = {"memory-maze": Path(__file__).parent.parent / "agents" / "policies" / "memory_maze.safetensors"}
 MANOEUVRES = {1: (0.5, 2, 10), 2: (0.15, 1, 8), 3: (0.15, 1, 8), 4: (0.1, 1, 4), 5: (0.1, 1, 4)}  # action: chance, fewest and most steps
-SMOOTHING = 0.3  # of the old distribution that stays in a round of the cross-entropy method
 
 
 @dataclass(frozen=True)
 class Planning:
     """How to plan."""
 
-    method: Literal["shooting", "cem"] = "shooting"
     futures: int = 64  # of one decision
     horizon: int = 24  # steps of each
     keep: int = 12  # actions taken of a plan before the next one; a reward ends it early
@@ -47,15 +43,12 @@ class Planning:
     policy: Path | None = None  # whose doings are among the proposals; the shipped one of this world if not given
     led: float = 0.25  # share of the futures that it leads
     confirm: int = 8  # of the best are rolled once more with other noise, and count as the worse of both
-    rounds: int = 3  # of the cross-entropy method
-    elites: float = 0.25  # share of a round that the next one is drawn from
-    segment: int = 4  # steps that the cross-entropy method repeats an action for
     seconds: float | None = None  # after which no more futures are begun; where it binds, a plan doesn't repeat
     batch: int = 16  # futures in one batch: more are slower on a CPU, whose caches they leave
 
     def __post_init__(self) -> None:
-        check_positive(self, "futures", "horizon", "keep", "rounds", "segment", "batch")
-        for name in ("discount", "led", "elites"):
+        check_bounds(self, futures=1, horizon=1, keep=1, batch=1)
+        for name in ("discount", "led"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, not {getattr(self, name)}")
         if self.keep > self.horizon:
@@ -173,7 +166,7 @@ class Planner:
     def plan(self, state: DreamState, left_over: Tensor | None = None) -> Plan:
         """The best future found for a state of one row. `left_over` (at most H,) is what an earlier plan had in mind for it."""
         deadline = None if self.planning.seconds is None else time.perf_counter() + self.planning.seconds
-        futures = (self._cross_entropy if self.planning.method == "cem" else self._shooting)(state, left_over, deadline)
+        futures = self._rolled(state, self._proposed(self.planning.futures, left_over), deadline)
         score = scored(futures, self.planning)
         best = score.topk(min(self.planning.confirm or 1, len(score))).indices
         score = score[best]
@@ -182,26 +175,6 @@ class Planner:
         chosen = best[score.argmax()]
         self.hoped.append(float(score.max()))
         return Plan(futures.action[chosen].cpu(), futures.latent[chosen], self.hoped[-1])
-
-    def _shooting(self, state: DreamState, left_over: Tensor | None, deadline: float | None) -> Futures:
-        return self._rolled(state, self._proposed(self.planning.futures, left_over), deadline)
-
-    def _cross_entropy(self, state: DreamState, left_over: Tensor | None, deadline: float | None) -> Futures:
-        planning, found = self.planning, list[Futures]()
-        size, chances = max(1, planning.futures // planning.rounds), _first_chances(self._dream, -(-planning.horizon // planning.segment))
-        for number in range(planning.rounds):
-            drawn = torch.multinomial(chances, size, replacement=True, generator=self._generator).T  # (size, segments)
-            proposed = drawn.cpu().repeat_interleave(planning.segment, 1)[:, : planning.horizon]
-            if number == 0:
-                others = round(planning.led * size) + (left_over is not None)
-                proposed = torch.cat([proposed, self._proposed(size, left_over)[:others]])
-            found.append(self._rolled(state, proposed, deadline))
-            score = scored(found[-1], planning)[:size]
-            best = score.topk(min(len(score), max(1, round(planning.elites * size)))).indices
-            chances = SMOOTHING * chances + (1 - SMOOTHING) * F.one_hot(drawn[best], chances.shape[1]).float().mean(0)
-            if _passed(deadline):
-                break
-        return Futures(*map(torch.cat, zip(*found, strict=True)))
 
     def _proposed(self, count: int, left_over: Tensor | None) -> Tensor:
         """Actions (count, H) int64: what is left over of the last plan, what the policy would do (-1), and manoeuvres."""
@@ -244,11 +217,3 @@ class Planner:
 
 def _passed(deadline: float | None) -> bool:
     return deadline is not None and time.perf_counter() > deadline
-
-
-def _first_chances(dream: Dream, segments: int) -> Tensor:
-    """Of each action in each segment, (segments, actions): those of the manoeuvres, and a little of everything."""
-    chances = torch.full((segments, len(dream.world.actions)), 0.02, device=dream.device)
-    for action, (chance, _, _) in MANOEUVRES.items():
-        chances[:, action] += chance
-    return chances / chances.sum(1, keepdim=True)

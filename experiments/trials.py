@@ -1,33 +1,63 @@
-"""Results of agents: jobs shared out to processes, and what came of them as means, JSON and films."""
+"""Trials of agents: episodes in the real world, jobs shared out to processes, and what came of them as means, JSON and films."""
 
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import gymnasium
 import numpy as np
 import torch
 
+import lssvwm_gym  # noqa: F401 - registers the ids
+from agents.agent import Agent
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.spaces import picture_of
+from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
 
-def check_positive(settings: Any, *names: str) -> None:
-    """Raises `ValueError` naming the first of these settings that is below 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(settings, name)}")
+def as_observed(env: gymnasium.Env, dream: Dream, observation: str) -> gymnasium.Env:
+    """A real environment, observed through the model but by those who want its images."""
+    return env if observation == "image" else WorldModelObservation(env, dream, observation)
+
+
+def real_episode(
+    env: gymnasium.Env, agent: Agent, seed: int, explored: int = 0, show: Callable[[np.ndarray], None] = lambda frame: None
+) -> float:
+    """An agent's return in one episode; `show` is given its frames (height, width, 3) uint8, the first one too.
+
+    Before the agent takes over, the scripted explorer acts for `explored` steps, the same ones whoever the agent is; they don't count.
+    """
+    torch.manual_seed(seed)  # some agents draw from it
+    observation, info = env.reset(seed=seed)
+    explorer = MazeExplorer(np.random.default_rng([seed, explored])) if explored else None
+    for _ in range(explored):
+        assert explorer is not None
+        observation, _, _, _, info = env.step(explorer(picture_of(observation), info))
+    earned, over = 0.0, False
+    show(_frame(env, observation))
+    while not over:
+        action = agent.act(torch.from_numpy(picture_of(observation)[None]), info)[0]
+        observation, reward, terminated, truncated, info = env.step(action)
+        earned, over = earned + float(reward), terminated or truncated
+        show(_frame(env, observation))
+    return earned
+
+
+def _frame(env: gymnasium.Env, observation: Any) -> np.ndarray:
+    return env.frame if isinstance(env, WorldModelObservation) else picture_of(observation)
 
 
 def answers(work: Callable[[Job], Answer], jobs: Sequence[Job], workers: int, steps: Sequence[int]) -> Iterator[tuple[int, Answer]]:
@@ -89,11 +119,6 @@ def command_line() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec is not None else [sys.argv[0]]
     return shlex.join(["python", *program, *sys.argv[1:]])
-
-
-def as_json(settings: Any) -> Any:
-    """A dataclass of settings as JSON can hold it."""
-    return json.loads(json.dumps(asdict(settings), default=str))
 
 
 def write_result(path: Path, result: Any) -> None:

@@ -15,7 +15,7 @@ from tiny_world import WALK_FRAMES, same
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
+from experiments.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 
@@ -127,7 +127,7 @@ def test_sb3_learns_behind_the_guard(arguments):
 def test_what_cannot_be_guarded_is_refused(arguments):
     import gymnasium
 
-    with pytest.raises(ValueError, match="guards a DreamVectorEnv"):
+    with pytest.raises(ValueError, match="wraps a DreamVectorEnv"):
         ConservativeRollouts(gymnasium.make_vec("CartPole-v1", 2))
     with pytest.raises(ValueError, match="max_steps must be a whole number, at least 1, not 0"):
         ConservativeRollouts(DreamVectorEnv(**arguments), max_steps=0)
@@ -203,12 +203,12 @@ def test_wrong_arguments_end_it_before_it_begins(tiny_weights, wrong, said):
 @pytest.mark.simulator
 def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
     pytest.importorskip("matplotlib", reason="needs lssvwm_gym[train]")
-    out, plot = tmp_path / "guard.json", tmp_path / "guard.png"
+    out, plot = tmp_path / "checks.json", tmp_path / "checks.png"
     small = ["--policies", "random", "explorer", "--episodes", 2, "--context", 3, "--steps", 6, "--ages", 0, 3]
     command = [
         sys.executable,
         "-m",
-        "agents.check_rewards",
+        "experiments.check_rewards",
         *small,
         "--weights",
         tiny_weights,
@@ -232,7 +232,7 @@ def test_dreams_are_checked_in_the_real_maze(tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_replay_repeats_the_walk():
-    from agents.check_rewards import MazeJob, play
+    from experiments.check_rewards import MazeJob, play
 
     first = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6))
     again = play(MazeJob("MemoryMaze9x9-Real-v0", 7, 6, first.action))

@@ -1,15 +1,15 @@
 """Does what was learned in a dream hold in the real world? Policies are tried in both, and their returns compared.
 
-python -m agents.check_transfer --policies random wander runs/ppo/memory-maze/policy.safetensors
-python -m agents.check_transfer --policies random runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safetensors --video runs/transfer.mp4
+python -m experiments.check_transfer --policies random wander runs/ppo/memory-maze/policy.safetensors
+python -m experiments.check_transfer --policies random agents/policies/memory_maze.safetensors --video runs/transfer.mp4
 
 A policy is one of
 
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
-planner           plans in the dream, see agents/mpc.py
-PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or agents/behavior_cloning.py
+planner           plans in the dream, see experiments/mpc.py
+PATH.safetensors  written by agents/ppo.py or agents/behavior_cloning.py
 
 Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
 know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
@@ -30,14 +30,15 @@ import numpy as np
 import torch
 import tyro
 
-from agents.agent import EXPERT, open_agent
-from agents.planner import Planning
-from agents.real import as_observed, real_episode
-from agents.results import answers, as_json, check_positive, mean_and_error, summary, write_film, write_result
+from agents.policies import as_json
+from experiments.agents_by_name import EXPERT, open_agent
+from experiments.planner import Planning
+from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import join_rows
@@ -56,7 +57,7 @@ class Args:
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
     data: Path | None = None  # folder of recorded episodes that dreams begin after, one each in turn; short contexts if not given
-    context: int = 500  # frames of such an episode that are remembered
+    context: int = 500  # frames of such an episode that the dream is conditioned on
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count
@@ -119,9 +120,7 @@ def main(args: Args) -> None:
 def check(args: Args) -> None:
     """Raises `ValueError` or `ImportError` for what is wrong with the command line, before anything takes time."""
     dream = dream_of(args)
-    check_positive(args, "episodes", "steps", "batch", "workers")
-    if args.walked < 0:
-        raise ValueError(f"walked must be at least 0, not {args.walked}")
+    check_bounds(args, episodes=1, steps=1, batch=1, workers=1, walked=0)
     if args.walked and dream.world.name != "memory-maze":
         raise ValueError(f"the scripted explorer that walks first knows its way in memory-maze, not in {dream.world.name}")
     if (most := dream.world.max_episode_steps) < args.steps + args.walked:

@@ -1,0 +1,109 @@
+"""Agents by name: scripts, policies from files, the scripted expert and the planner."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from agents.agent import Agent, PolicyAgent
+from agents.policies import Policy, policy_for
+from experiments.planner import Planner, Planning
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.play.policies import POLICIES as SCRIPTS
+
+EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
+
+
+def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Planning | None = None) -> Agent:
+    """The agent of that name, or in that file, for `num_envs` episodes side by side; `planning` is the planner's.
+
+    `NAME@greedy` takes a file's most probable action, `NAME@0.3` a random action with that probability.
+
+    Raises `ValueError` for one that doesn't exist or acts in another world.
+    """
+    name, modifier = _name_and_modifier(name)
+    if modifier not in ("", GREEDY):
+        if name == PLANNER:
+            raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
+        return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
+    if name.endswith(".safetensors"):
+        if not (path := Path(name)).is_file():
+            raise ValueError(f"{path}: no such file")
+        policy = _policy_in(path, dream, path.stat().st_mtime_ns)  # one that is learning is loaded anew
+        return PolicyAgent(policy, dream, seed, modifier == GREEDY)
+    if modifier:
+        raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
+    if name == PLANNER:
+        return Planner(dream, num_envs, seed, planning)
+    if name == EXPERT:
+        return ExpertAgent(seed)
+    if name in SCRIPTS:
+        return ScriptedAgent(name, dream, num_envs, seed)
+    raise ValueError(f"a policy is {', '.join(SCRIPTS)}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
+
+
+def _name_and_modifier(name: str) -> tuple[str, str]:
+    if "@" not in name or name.endswith(".safetensors"):  # an @ in a file's own name
+        return name, ""
+    name, _, modifier = name.rpartition("@")
+    return name, modifier or "nothing"
+
+
+def _epsilon(name: str, modifier: str) -> float:
+    try:
+        epsilon = float(modifier)
+    except ValueError:
+        epsilon = -1.0
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"behind {name}@ comes {GREEDY}, or the probability of a random action from 0 to 1, not {modifier!r}")
+    return epsilon
+
+
+@functools.lru_cache(maxsize=16)
+def _policy_in(path: Path, dream: Dream, written: int) -> Policy:
+    return policy_for(path, dream)
+
+
+class EpsilonAgent:
+    """Another agent that takes a random action with probability epsilon, and so is of another skill."""
+
+    def __init__(self, agent: Agent, epsilon: float, actions: int, seed: int) -> None:
+        self.observation = agent.observation
+        self._agent, self._epsilon, self._actions, self._rng = agent, epsilon, actions, np.random.default_rng([seed, 1])
+
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+        action = self._agent.act(observation, info)
+        return np.where(self._rng.random(action.shape) < self._epsilon, self._rng.integers(self._actions, size=action.shape), action)
+
+
+class ScriptedAgent:
+    """One of `lssvwm_gym.play.policies` in each episode; they look at nothing."""
+
+    observation = "image"
+
+    def __init__(self, name: str, dream: Dream, num_envs: int, seed: int) -> None:
+        seeds = np.random.default_rng(seed).integers(2**32, size=num_envs)
+        self._policies = [SCRIPTS[name](dream, None, int(one)) for one in seeds]
+
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+        return np.array([policy(None) for policy in self._policies])  # type: ignore[arg-type] # they look at nothing
+
+
+class ExpertAgent:
+    """`lssvwm_gym.real_envs.experts.maze_explorer.MazeExplorer`, which has the map; one episode, in the real world."""
+
+    observation = "image"
+
+    def __init__(self, seed: int) -> None:
+        from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
+
+        self._explorer = MazeExplorer(np.random.default_rng(seed))
+
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+        if info is None:
+            raise ValueError("the explorer needs the real world's info")
+        return np.array([self._explorer(observation[0].numpy(), info)])
