@@ -18,7 +18,7 @@ MARKS = "os^vDX"
 
 
 def main() -> None:
-    figure, (world, curves) = new_figure(13, 4.6, 2)
+    figure, (world, curves) = new_figure(14, 4.6, 2)
     draw_world(world)
     draw_curves(curves, read_scores())
     print(f"wrote {save_figure(figure, PICTURE)}")
@@ -37,14 +37,15 @@ def read_scores() -> dict[str, dict[int, list[float]]]:
 def draw_curves(axes: Any, scores: dict[str, dict[int, list[float]]]) -> None:
     for (variant, shares), mark in zip(scores.items(), MARKS, strict=False):
         since = sorted(since for since in shares if since)
-        mean, error = zip(*((np.mean(shares[s]), np.std(shares[s], ddof=1) / len(shares[s]) ** 0.5) for s in since), strict=True)
-        axes.errorbar(since, mean, error, marker=mark, markersize=5, capsize=3, label=variant)
+        seeds = np.array([shares[s] for s in since])
+        (line,) = axes.plot(since, seeds.mean(1), marker=mark, markersize=5, label=variant)
+        axes.plot(since, seeds, color=line.get_color(), linewidth=0.7, alpha=0.5)
     axes.axhline(1 / 8, color="0.4", linestyle=":", linewidth=1)
     axes.text(1, 1 / 8 + 0.01, "chance", color="0.4", fontsize="small")
     axes.set_xscale("log", base=2)
     axes.set_xticks(since, [str(s) for s in since])
     axes.set(xlabel="frames since the tile was last in view (a bin begins here)", ylabel="tiles of the right colour", ylim=(0, 1.04))
-    axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 0.14))
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_world(axes: Any) -> None:
