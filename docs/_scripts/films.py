@@ -1,7 +1,7 @@
 """The two films of the README: `python -m docs._scripts.films --data DIR/test`, with real episodes of Memory Maze.
 
 One dream is in a maze that it knows, after 600 frames of the first episode of the folder, along what the player did next. The other begins
-with nothing and makes its maze up, with a player that goes ahead until something stops it, and then turns. The seed is 0; nothing is chosen.
+with nothing and makes its maze up, with a player that goes ahead until something stops it and then turns. The seed is 0; nothing is chosen.
 """
 
 from __future__ import annotations
