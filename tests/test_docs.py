@@ -198,7 +198,8 @@ def _understand_command(words: list[str], whole: bool) -> None:
 
 def _understand_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     module = words[1] if words[0] == "-m" else None
-    path = ROOT / (module.replace(".", "/") + ".py" if module else words[0])
+    path = ROOT / (module.replace(".", "/") if module else words[0])
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     arguments = words[2:] if module else words[1:]
     code = path.read_text(encoding="utf-8")
     if "tyro.cli" not in code and "parse_args" not in code:  # reads them by itself
