@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lssvwm_gym.data.episode import read_episode
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.evaluation.metrics import psnr
 from lssvwm_gym.evaluation.rollouts import memory_of
 from lssvwm_gym.io.video import enlarged
@@ -31,7 +31,7 @@ class Probe:
     """Which context, and how long."""
 
     world: str = "memory-maze"
-    profile: str = "fast"  # one pass a frame: the mean of what is possible, and so the best PSNR
+    profile: str = "fast"  # one denoising step a frame, which has the best PSNR
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     episode: Path = Path(__file__).parent / "memory_maze_real.npz"  # of the real world, with poses
     frames: int = 100  # of the context; the reversed trajectory is as long
@@ -66,7 +66,7 @@ def main(run: Probe) -> None:
 @torch.no_grad()
 def seen_on(poses: Tensor, dream: Dream, state: DreamState) -> Tensor:
     """What is dreamed along poses (T, 4), seen from the first frame in memory: frames (T, height, width, 3) uint8."""
-    model, steps = dream.weights.world_model, SAMPLING_STEPS[dream.profile]
+    model, steps = dream.weights.world_model, dream.sampling_steps
     unknown = torch.tensor([model.config.actions])  # no action moves backwards
     frames = []
     for pose in poses:

@@ -27,7 +27,7 @@ from lssvwm_gym.io.json_config import parsed
 from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.io.video import write_video
-from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, WorldError, WorldSpec, read_world, write_world
+from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 
 FULL = os.environ.get("LSSVWM_FUZZ") == "full"
 COUNT, SEED = (300, 1) if FULL else (25, 0)  # of each of the fourteen families of files
@@ -90,9 +90,7 @@ def test_files_without_a_checksum_still_load(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors"])
-@pytest.mark.parametrize(
-    "weights", [*(world.weights for world in WORLDS.values()), *OTHER_WEIGHTS.values()], ids=lambda folder: folder.name
-)
+@pytest.mark.parametrize("weights", [world.weights for world in WORLDS.values()], ids=lambda folder: folder.name)
 def test_a_flipped_bit_of_shipped_weights_is_noticed(weights, name, tmp_path):
     for path in weights.iterdir():
         (tmp_path / path.name).symlink_to(path)

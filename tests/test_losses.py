@@ -8,7 +8,6 @@ from test_training import ACTIONS, RUN, TINY, signalling_episode
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
-from lssvwm_gym.models.diffusion import energy_score
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.distributed import ShardedRNG
 from lssvwm_gym.training.objectives import LOSSES, LossOptions, rolled_out
@@ -96,39 +95,3 @@ def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):
     for way in LOSSES.values():
         way(model, clip, model.initial_state(2), LossOptions(), metric, draws())
     assert all(torch.equal(a, b) for a, b in zip(before.parts().values(), clip.parts().values(), strict=True))
-
-
-def test_an_energy_score_prefers_samples_of_what_comes_to_its_mean():
-    draw = torch.Generator().manual_seed(0)
-    clean = torch.randint(0, 2, (1, 4000, 1, 1), generator=draw) * 2.0 - 1  # one of two frames
-    samples = tuple(torch.randint(0, 2, clean.shape, generator=draw) * 2.0 - 1 for _ in range(2))
-    counts, metric = torch.ones(1, 4000), torch.eye(1)
-    scores = [energy_score(pair, clean, counts, metric).item() for pair in (samples, (0 * clean, 0 * clean), (samples[0], samples[0]))]
-    assert scores[0] == pytest.approx(0.5, abs=0.05)  # either is right in half of the frames, and is 2 off in the others
-    assert scores[1] == pytest.approx(1.0, abs=0.01)
-    assert scores[2] == pytest.approx(1.0, abs=0.05)  # samples that are all alike are none
-
-
-def test_an_energy_score_is_of_the_frames_that_count_and_has_a_gradient_everywhere():
-    clean, other = torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, 4)
-    one = clean.clone().requires_grad_()
-    score = energy_score((one, one.detach() + other), clean, torch.tensor([[1.0, 0.0]]), torch.eye(12))
-    score.backward()
-    assert one.grad[:, 0].isfinite().all()
-    assert one.grad[:, 0].any()
-    assert not one.grad[:, 1].any()
-
-
-def test_at_pure_noise_the_energy_score_teaches_and_elsewhere_the_square_error(model, clip):
-    metric, losses = torch.eye(TINY.tokens * TINY.latent_channels), {}
-    for pure in (0.0, 1.0):
-        for energy in (0.0, 1.0, 2.0):
-            options = LossOptions(context_noise=0, pose_dropout=0, pure_noise=pure, energy=energy)
-            means, counts, state = LOSSES["teacher_forcing"](model, clip, model.initial_state(2), options, metric, draws())
-            assert counts == {"denoise": 2 * FRAMES, "reward": 2 * FRAMES, "pose": 2 * (FRAMES - 1)}
-            losses[pure, energy] = means["denoise"].item(), means["reward"].item(), state.age.tolist()
-    assert losses[0.0, 1.0] == losses[0.0, 2.0]
-    assert losses[1.0, 2.0][0] == pytest.approx(2 * losses[1.0, 1.0][0])
-    assert losses[1.0, 1.0][0] != pytest.approx(losses[1.0, 0.0][0], rel=0.01)
-    assert len({age for _, _, ages in losses.values() for age in ages}) == 1  # looking twice commits once
-    assert all(reward == pytest.approx(losses[0.0, 0.0][1], rel=1e-4) for _, reward, _ in losses.values())

@@ -1,14 +1,13 @@
 """Worlds are records; a new one from outside is registered by one call."""
 
 import dataclasses
-from pathlib import Path
 
 import gymnasium
 import pytest
 
 import lssvwm_gym
 from lssvwm_gym.io.tensors import TensorFileError
-from lssvwm_gym.worlds import OTHER_WEIGHTS, WORLDS, weights_of
+from lssvwm_gym.worlds import WORLDS, weights_of
 
 
 @pytest.fixture
@@ -39,12 +38,8 @@ def test_keys_and_rewards_fit_the_actions():
         assert 0.0 in world.reward_values
 
 
-def test_other_weights_that_ship_are_asked_for_by_name():
-    maze, blocks = WORLDS["memory-maze"], WORLDS["minecraft"]
-    sharp = OTHER_WEIGHTS["memory-maze", "sharp"]
-    assert weights_of(maze, None) == maze.weights != sharp == weights_of(maze, "sharp") == weights_of(maze, Path("sharp"))
-    assert weights_of(blocks, "sharp") == weights_of(blocks, Path("sharp")) == Path("sharp")
-    dreams = [gymnasium.make(maze.id, weights=weights).unwrapped.dream for weights in (None, "sharp")]
-    assert dreams[0].fingerprint != dreams[1].fingerprint
-    with pytest.raises(TensorFileError, match=r"dull.*no such file"):
-        gymnasium.make(maze.id, weights="dull")
+def test_other_weights_are_asked_for_by_their_folder(tiny_weights):
+    maze = WORLDS["memory-maze"]
+    assert weights_of(maze, None) == maze.weights != weights_of(maze, str(tiny_weights)) == tiny_weights
+    with pytest.raises(TensorFileError, match=r"sharp.*no such file"):
+        gymnasium.make(maze.id, weights="sharp")

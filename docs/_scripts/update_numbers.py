@@ -26,7 +26,7 @@ TARGETS = (
         ROOT / name
         for name in ("README.md", "docs/results.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md", "docs/small_world.md")
     ),
-    *(CARDS / world / "README.md" for world in ("memory_maze", "memory_maze_sharp", "minecraft")),
+    *(CARDS / world / "README.md" for world in ("memory_maze", "minecraft")),
 )
 
 
@@ -96,7 +96,7 @@ BARS = (  # of what is carried: test, score, what it should reach
 )
 
 
-PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_2", "quality": "memory_maze_reasoning_4"}
+PROFILES = {"fast": "memory_maze", "balanced": "memory_maze_reasoning_4", "quality": "memory_maze_reasoning_8"}
 BENCH = {  # part to file
     "simulators": "bench_simulators",
     "cache": "bench_cache",
@@ -110,24 +110,6 @@ PRECISIONS = {  # how steps were computed, and where that was measured
     '`backend="compiled"`': "bench_compiled_float32",
     "both": "bench_compiled",
 }
-SHARP = (  # what both weights of the maze are compared by: test, score, what it is called there
-    ("next_frame", "estimated motion PSNR", "next frame, PSNR"),
-    ("retrieval", "revisiting 100 frames, own memory: PSNR", "revisiting 100 frames, PSNR"),
-    ("reasoning", f"{REASONING}, true poses: PSNR", "576 context + 224 generated frames, PSNR"),
-    ("reasoning", f"{REASONING}, true poses: SSIM", "SSIM of the row above"),
-    ("identity", "dream: share of patches that keep their colour", "patches that keep their colour"),
-    (
-        "reward_ahead",
-        f"{REWARDS} rewards dreamed",
-        "recall of rewards 40 frames ahead, 600 context frames",
-    ),
-    (
-        "reward_ahead",
-        f"{REWARDS} dreamed rewards that are real",
-        "precision of these rewards",
-    ),
-    ("reward_ahead", "40 frames ahead: share of rewards dreamed", "recall of rewards 40 frames ahead, 100 context frames"),
-)
 IMAGINED = {  # file to what it measured: title, score of dreams, the same of real frames or the floor
     "imagination": (
         (
@@ -215,6 +197,7 @@ def main() -> None:
     tables = {name: quality(_read(f"{file}.json")) for name, file in (("quality", "memory_maze"), ("balanced", "memory_maze_balanced"))}
     tables |= {
         "speed": speed(_read("bench_steps.json"), _read("bench_simulators.json"), PROFILES),
+        "profiles": by_profile({profile: _read(f"{file}.json") for profile, file in PROFILES.items()}),
         "comparison": comparison("comparison", MAZE_COLUMNS),
     }
     tables |= {f"bench {part}": bench(part, _read(f"{file}.json")) for part, file in BENCH.items()}
@@ -222,8 +205,6 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables["sharp"] = sharp(_read("contrast.json"))
-    tables["sharp quality"] = quality(_read("memory_maze_sharp.json"))
     tables |= {f"imagination {split}": imagined(split, (1, 4)) for split in ("test", "val")}
     tables["agents"] = agents(
         _read(f"{name}.json")
@@ -357,18 +338,17 @@ def speed(report: dict[str, Any], simulators: dict[str, Any], profiles: dict[str
     )
 
 
-def sharp(looks: dict[str, Any]) -> str:
-    """What one pass of both weights of the maze is worth, beside four of its own, and how their pictures look."""
-    columns = {"memory_maze": ("own", "fast"), PROFILES["quality"]: ("own", "quality"), "memory_maze_sharp": ("sharp", "fast")}
-    lines = ["| | own weights, one pass | own weights, four passes | `sharp`, one pass | real, decoded |", "|---|---|---|---|---|"]
-    seen = {(row.get("weights"), row.get("profile")): row for row in looks["rows"] if row["frames"] != "random actions"}
-    for name in ("contrast", "sharpness"):
-        values = [f"{seen[column][name]:.1f}" for column in (*columns.values(), (None, None))]
-        lines.append(f"| {name} of 100 frames generated from 100 context frames | {' | '.join(values)} |")
-    for test, name, title in SHARP:
-        scores = [_read(f"{file}.json")["scores"].get(test, {}).get(name) for file in columns]
-        values = ["" if v is None else _mean(v) if isinstance(v, dict) else f"{v:.3f}" for v in scores]
-        lines.append(f"| {title} | {' | '.join(values)} | |")
+def by_profile(reports: dict[str, dict[str, Any]]) -> str:
+    """One row a score of frames generated after a long context, one column a profile."""
+    lines = [f"| | {' | '.join(f'`{profile}`' for profile in reports)} |", "|---|" + "---|" * len(reports)]
+    for title, name in (
+        ("true poses", "true poses: PSNR"),
+        ("of these, views seen in the context", "true poses: PSNR of frames seen before"),
+        ("of these, views not seen in the context", "true poses: PSNR of frames new"),
+        ("estimated poses", "estimated poses: PSNR"),
+    ):
+        scores = [_mean(report["scores"]["reasoning"][f"{REASONING}, {name}"]) for report in reports.values()]
+        lines.append(f"| {title} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
 

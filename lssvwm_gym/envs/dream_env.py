@@ -95,9 +95,10 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     |---------------|--------------|-----------------------------------------------------------------------------------------------|
     | `world`       |              | name of a world, or a `WorldSpec`; the registered ids set it                                      |
     | `render_mode` | `None`       | `None` or `"rgb_array"`                                                                       |
-    | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 2 or 4 denoising passes a frame                      |
+    | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 4 or 8 denoising steps a frame of the flow head, where  |
+    |               |              | the weights have one (`memory-maze`), else 1, 2 or 4 of the world model                       |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
-    | `weights`     | `None`       | another folder of weights; `"sharp"` of `memory-maze`: samples instead of means in one pass    |
+    | `weights`     | `None`       | another folder of weights                                                                     |
     | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
     | `backend`     | `"auto"`     | `"auto"` and `"torch"`: eager PyTorch; on CUDA also `"mamba"`, scans by mamba-ssm's kernels;      |

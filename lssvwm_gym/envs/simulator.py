@@ -229,7 +229,7 @@ def open_dream(
     dtype: str = "auto",
     backend: str | Backend = "auto",
 ) -> Dream:
-    """Load a world's weights, once a process, or those in another folder, or others that ship with it ("sharp" of memory-maze).
+    """Load a world's weights, once a process, or those in another folder.
 
     `dtype`, of products with weights on a CPU: "float32", "bfloat16", or "auto", which dreams in float32 and decodes pictures
     in bfloat16 where the processor multiplies in it. Weights are laid out for dreaming as they are now: to change them, write

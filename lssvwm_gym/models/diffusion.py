@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TINY = 1e-6
-
 
 @dataclass(frozen=True)
 class NoiseLevels:
@@ -51,24 +49,6 @@ def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tenso
     """Square error over frames that were noisy, measured in a metric (N * C, N * C); (B, T, N, C), levels (B, T)."""
     noisy = (level > 0).float()
     return (_square(estimate.float() - clean, metric) * noisy).sum() / noisy.sum().clamp(min=1)
-
-
-def energy_score(pair: tuple[Tensor, Tensor], clean: Tensor, counts: Tensor, metric: Tensor) -> Tensor:
-    """How good two independent samples are as ones of the distribution that the clean latents (B, T, N, C) are from; less is better.
-
-    Half the sum of the samples' distances from what came, less half their distance from each other: least, in the mean, where
-    samples are distributed as what comes is (Gneiting and Raftery 2007, doi 10.1198/016214506000001437), so that a blurred mean
-    scores no better. Distances are those of whole frames in a metric (N * C, N * C), and those of single tokens. Mean over the frames
-    that `counts` marks, float (B, T).
-    """
-    one, other = (sample.float() for sample in pair)
-    near, far = _distance(one - clean, metric) + _distance(other - clean, metric), _distance(one - other, metric)
-    return (0.5 * (near - far) * counts).sum() / counts.sum().clamp(min=1)
-
-
-def _distance(error: Tensor, metric: Tensor) -> Tensor:
-    """How long errors (B, T, N, C) are, in units of one number's: (B, T). Differentiable at 0."""
-    return 0.5 * ((_square(error, metric) + TINY).sqrt() + (error.square().mean(-1) + TINY).sqrt().mean(-1))
 
 
 def _square(error: Tensor, metric: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
-from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels, energy_score
+from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.heads import InventoryHead
 from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
@@ -41,7 +41,6 @@ class LossOptions:
     pure_noise: float = 0.6  # share of frames that are denoised from pure noise, which is where one-step sampling starts; others anywhere
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
-    energy: float = 0.0  # weight of the energy score, which from pure noise asks for one of the possible frames; 0: for their mean
     self_rollout_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is the model's own
 
 
@@ -126,19 +125,12 @@ def _denoising(
         past = rolled_out(model, past[:, :real], clip, known, state, rng)
     drawn = rng.uniform(2, *known.shape, axis=1)
     level = torch.where(drawn[0] < options.pure_noise, 1.0, drawn[1].clamp(min=1e-3))
-    samples = 2 if options.energy else 1  # of every frame; a second one is of the same level, so at pure noise an independent sample
     inputs = inputs_of(clip, torch.zeros_like(level), known)
-    noise = _in_turn([level] * samples + [inputs.noise])
-    all_of_them = FrameInputs(*(tensor.repeat_interleave(samples + 1, 1) for tensor in inputs))._replace(noise=noise)
-    noisy = [_noised(options, clip.latent, level, rng) for _ in range(samples)]
-    output = model(_in_turn([*noisy, past]), all_of_them, state, ((True,) * samples + (False,)) * level.shape[1])
-    estimates = [output.clean[:, sample :: samples + 1] for sample in range(samples)]
-    pure = (level == 1).float() * bool(options.energy)
-    denoise = denoising_loss(estimates[0], clip.latent, level * (1 - pure), metric)
-    if options.energy:
-        share = pure.mean()
-        denoise = (1 - share) * denoise + share * options.energy * energy_score((estimates[0], estimates[1]), clip.latent, pure, metric)
-    committed = output._replace(features=output.features[:, samples :: samples + 1])
+    twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
+    noisy = _noised(options, clip.latent, level, rng)
+    output = model(_in_turn(noisy, past), twice, state, (True, False) * level.shape[1])
+    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
+    committed = output._replace(features=output.features[:, 1::2])
     return Losses(*_losses(model, committed, clip, inputs.noise, denoise, (level > 0).sum()), output.state)
 
 
@@ -167,7 +159,7 @@ def _draw_known(options: LossOptions, clip: Segment, rng: ShardedRNG) -> Tensor:
     return (rng.uniform(len(clip.action), 1) >= options.pose_dropout).float() * clip.pose_known
 
 
-def _in_turn(parts: list[Tensor]) -> Tensor:
+def _in_turn(*parts: Tensor) -> Tensor:
     """K of (B, T, ...) to (B, K * T, ...), frame by frame."""
     return torch.stack(parts, 2).flatten(1, 2)
 

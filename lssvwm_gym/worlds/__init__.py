@@ -7,16 +7,13 @@ from pathlib import Path
 
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
-from lssvwm_gym.worlds.spec import WEIGHTS, WorldError, WorldSpec, has_record, read_world, write_world
+from lssvwm_gym.worlds.spec import WorldError, WorldSpec, has_record, read_world, write_world
 
 DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
 
-OTHER_WEIGHTS = {(MEMORY_MAZE.name, "sharp"): WEIGHTS / "memory_maze_sharp"}  # that ship besides a world's own, by world and name
-
 __all__ = [
     "DREAM_ID",
-    "OTHER_WEIGHTS",
     "WORLDS",
     "WorldError",
     "WorldSpec",
@@ -44,8 +41,8 @@ def chosen_world(name: str, weights: str | Path | None = None) -> WorldSpec:
 
 
 def weights_of(world: WorldSpec, wanted: str | Path | None) -> Path:
-    """The folder of a world's own weights (None), of others that ship by a name such as "sharp", or else of that path."""
-    return world.weights if wanted is None else OTHER_WEIGHTS.get((world.name, str(wanted)), Path(wanted).expanduser())
+    """The folder of a world's own weights (None), or that of a path."""
+    return world.weights if wanted is None else Path(wanted).expanduser()
 
 
 def world_of(weights: str | Path) -> WorldSpec:
