@@ -205,7 +205,7 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables |= {f"imagination {split}": imagined(split, (1, 4)) for split in ("test", "val")}
+    tables |= {"imagination test": imagined("test", (1, 4, 8)), "imagination val": imagined("val", (1, 4))}
     tables["agents"] = agents(
         _read(f"{name}.json")
         for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
