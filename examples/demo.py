@@ -149,18 +149,21 @@ def ground_of(layout: np.ndarray | None, paths: np.ndarray) -> Ground:
     return Ground(np.ones((1, 1)), (low + high - size) / 2, size)
 
 
-def map_of(ground: Ground, true: np.ndarray, estimated: np.ndarray, height: int) -> np.ndarray:
-    """The ground from above with the true path, the one estimated since the dream began, and both ends."""
+def map_of(ground: Ground, true: np.ndarray | None, estimated: np.ndarray, height: int) -> np.ndarray:
+    """The ground from above with the true path, if there is one, the one estimated since the dream began, and both ends."""
     side = height - HEADER
     image = Image.new("RGB", (side, height), DARK)
     cells = Image.fromarray(np.where(ground.cells[::-1, :, None] > 0, FLOOR, WALL).astype(np.uint8))
     image.paste(cells.resize((side, side), Image.Resampling.NEAREST), (0, HEADER))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for path, colour in ((true, TRUE), (estimated, ESTIMATED)):
+        if path is None:
+            continue
         points = [(x, HEADER + side - y) for x, y in ((path - ground.corner) * side / ground.size).tolist()]
         draw.line(points, colour, 2)
         draw.circle(points[-1], 4, colour)
-    draw.text((4, 4), "true path", TRUE, font)
+    if true is not None:
+        draw.text((4, 4), "true path", TRUE, font)
     draw.text((side - 4, 4), "estimated path", ESTIMATED, font, anchor="ra")
     return np.asarray(image)
 

@@ -11,6 +11,7 @@ no poses, and has no spatial memory. A token is a tile and a latent its pixels, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -24,6 +25,7 @@ import tyro
 from torch import Tensor
 
 from lssvwm_gym.malloc import keep_freed_memory
+from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
@@ -129,20 +131,20 @@ def draw_episodes(rng: np.random.Generator, batch: int, frames: int, columns: in
 def make_model(run: SmallWorld, variant: str) -> WorldModel:
     """A new model whose scans forget slowly, by half in 40 to 1,500 frames: Mamba-2's own decays are far too fast to learn from here."""
     model = WorldModel(model_config(run, variant))
-    for layer in model.layers:
-        if layer.scan is not None and variant != "fast-decay":
-            tokens = layer.scan.block[0] * layer.scan.block[1]  # a frame adds so many tokens to a block's sequence
-            layer.scan.A_log.data = (torch.logspace(-2.65, -1.05, layer.scan.heads) / tokens).log()
-            layer.scan.dt_bias.data.fill_(math.log(math.expm1(0.2)))
+    for scan in (module for module in model.modules() if isinstance(module, BlockScan) and variant != "fast-decay"):
+        tokens = scan.block[0] * scan.block[1]  # a frame adds so many tokens to a block's sequence
+        scan.A_log.data = (torch.logspace(-2.65, -1.05, scan.heads) / tokens).log()
+        scan.dt_bias.data.fill_(math.log(math.expm1(0.2)))
     return model
 
 
-def denoise(model: WorldModel, episodes: Episodes, noisy: Tensor, level: Tensor, read_only: tuple[bool, ...] | None, copies: int = 1) -> Tensor:
+def denoise(
+    model: WorldModel, episodes: Episodes, noisy: Tensor, level: Tensor, read_only: tuple[bool, ...] | None, copies: int = 1
+) -> Tensor:
     """The model's estimate of every frame of `noisy` (B, copies * T, 4, C) at levels of that many frames, from an empty state."""
     batch, frames = level.shape
-    unknown = [torch.zeros(batch, frames, size) for size in (4, 3)]
-    action = episodes.action.repeat_interleave(copies, 1)
-    inputs = FrameInputs(level, action, *unknown, torch.zeros(batch, frames), torch.zeros(batch, frames, 0))
+    action, none = episodes.action.repeat_interleave(copies, 1), torch.zeros(batch, frames, 4)
+    inputs = FrameInputs(level, action, pose=none, motion=none[..., :3], pose_known=none[..., 0], inventory=none[..., :0])
     with mixed_precision("auto"):
         return model(noisy, inputs, model.initial_state(batch), read_only).clean.float()
 
@@ -161,7 +163,7 @@ def training_loss(model: WorldModel, episodes: Episodes, generator: torch.Genera
     metric = torch.eye(clean[0, 0].numel())
     if long_context:
         return denoising_loss(predict(model, episodes, generator), clean, torch.ones(clean.shape[:2]), metric)
-    level = draw_noise_levels(*clean.shape[:2], NoiseLevels(prefix=0.0), generator)
+    level = draw_noise_levels(len(clean), clean.shape[1], NoiseLevels(prefix=0.0), generator)
     noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), level)
     return denoising_loss(denoise(model, episodes, noisy, level, None), clean, level, metric)
 
@@ -201,7 +203,7 @@ def recall(run: SmallWorld, model: WorldModel) -> dict[int, float]:
     estimate = predict(model, episodes, torch.Generator().manual_seed(10**6))[..., :COLOURS]
     right = (estimate.sign() == episodes.latent[..., :COLOURS]).all(-1)
     edges = (0, *SINCE, run.test_frames)
-    bins = {low: (episodes.since >= low) & (episodes.since < high) for low, high in zip(edges, edges[1:], strict=False)}
+    bins = {low: (episodes.since >= low) & (episodes.since < high) for low, high in itertools.pairwise(edges)}
     return {low: right[tiles].float().mean().item() for low, tiles in bins.items() if tiles.any()}
 
 
@@ -220,7 +222,9 @@ def main(run: SmallWorld) -> None:
                 path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
             scores = json.loads(path.read_text(encoding="utf-8"))
             line = "  ".join(f"{since}: {share:.0%}" for since, share in scores["recall"].items())
-            print(f"{variant}, seed {seed}, {scores['seconds']} s of processor time; colours right by frames since seen: {line}", flush=True)
+            print(
+                f"{variant}, seed {seed}, {scores['seconds']} s of processor time; colours right by frames since seen: {line}", flush=True
+            )
 
 
 if __name__ == "__main__":

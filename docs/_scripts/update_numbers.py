@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from experiments.benchmark import report as model_report
@@ -21,7 +22,10 @@ ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
 CARDS = ROOT / "lssvwm_gym" / "weights"
 TARGETS = (
-    *(ROOT / name for name in ("README.md", "docs/results.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "docs/results.md", "docs/minecraft.md", "docs/agents.md", "docs/performance.md", "docs/small_world.md")
+    ),
     *(CARDS / world / "README.md" for world in ("memory_maze", "minecraft")),
 )
 
@@ -201,7 +205,7 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables |= {f"imagination {split}": imagined(split, (1, 4)) for split in ("test", "val")}
+    tables |= {"imagination test": imagined("test", (1, 4, 8)), "imagination val": imagined("val", (1, 4))}
     tables["agents"] = agents(
         _read(f"{name}.json")
         for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
@@ -210,6 +214,7 @@ def main() -> None:
     tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
+    tables["small world"] = small_world()
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
         sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/_scripts/update_numbers.py")
@@ -291,6 +296,23 @@ def comparison(folder: str, columns: dict[str, tuple[str, str]]) -> str:
         size, minutes = f"{training['parameters'] / 1e6:.2f} M", f"{training['seconds'] / 60:.1f}"
         seen = f"{training['frames'] / 1000:,.0f} k"
         lines.append(f"| {training['variant']} | {training['about']} | {size} | {seen} | {minutes} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def small_world() -> str:
+    """One row a variant of examples/small_world.py, mean and standard error over seeds; the best after 32 frames and more first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((SCORES / "small_world").glob("*.json")):
+        report = _read(f"small_world/{path.name}")
+        found.setdefault(report["variant"], []).append(report)
+    bins = ["4", "16", "32", "64", "128", "256"]
+    titles = [f"{low} to {2 * int(low) - 1}" for low in bins[:-1]] + ["256 to 511"]
+    lines = [f"| variant | weights of the layers | seeds | processor time | {' | '.join(titles)} frames |", "|" + "---|" * (4 + len(bins))]
+    for variant, runs in sorted(found.items(), key=lambda item: -sum(fmean(run["recall"][low] for run in item[1]) for low in bins[2:])):
+        shares = [[100 * run["recall"][low] for run in runs] for low in bins]
+        cells = [f"{fmean(share):.0f}" + (f" ± {stdev(share) / len(share) ** 0.5:.0f}" if len(share) > 1 else "") for share in shares]
+        took = f"{fmean(run['seconds'] for run in runs):.0f} s"
+        lines.append(f"| {variant} | {runs[0]['weights']:,} | {len(runs)} | {took} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
