@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from lssvwm_gym.envs.simulator import FLOW_STEPS
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState, first_state
@@ -38,9 +39,9 @@ def main() -> None:
 
 
 def model_picture(config: WorldModelConfig) -> Any:
-    """How one frame is dreamed: read-only denoising, then a commit."""
-    figure, axes = canvas(12.4, 6.5)
-    box(axes, 0.1, 5.25, 12.2, 1.05, "", STATE)
+    """How one frame is dreamed: one read-only pass, steps of the flow head, then a commit."""
+    figure, axes = canvas(14.0, 6.5)
+    box(axes, 0.1, 5.25, 13.75, 1.05, "", STATE)
     axes.text(0.25, 6.1, "state: constant in size", weight="bold", va="top")
     for layer in range(len(config.blocks)):
         box(axes, 3.3 + 1.5 * layer, 5.4, 1.3, 0.5, f"scan state {layer + 1},\nlast {config.window} frames", "white", 7.5)
@@ -66,17 +67,24 @@ def model_picture(config: WorldModelConfig) -> Any:
     arrow(axes, (1.3, 1.42), (3.3, 1.5))
     for layer in range(len(config.blocks)):
         arrow(axes, (3.95 + 1.5 * layer, 1.8), (3.95 + 1.5 * layer, 2.2))
-    box(axes, 9.45, 3.35, 1.3, 0.75, "clean frame,\nestimated", PALE)
+    box(axes, 9.45, 3.35, 1.3, 0.75, "estimate:\nthe mean", PALE)
     arrow(axes, (9.1, 3.72), (9.45, 3.72))
-    box(axes, 11.0, 3.35, 1.3, 0.75, "decoder\n64×64×3", HEAD)
+    box(axes, 9.45, 2.0, 1.3, 0.75, "flow head:\na sample", HEAD)
+    arrow(axes, (10.1, 3.35), (10.1, 2.75))
+    box(axes, 11.0, 3.35, 1.3, 0.75, "next frame", PALE)
     arrow(axes, (10.75, 3.72), (11.0, 3.72))
-    box(axes, 11.0, 2.2, 1.3, 0.75, "heads: reward,\nmotion,\ninventory", HEAD, 8)
-    arrow(axes, (10.6, 3.35), (11.3, 2.95))
-    axes.plot([9.9, 9.9, -0.15, -0.15], [3.35, 0.85, 0.85, 3.72], color=AGAIN, linewidth=1.1)
-    arrow(axes, (-0.15, 3.72), (0.1, 3.72), "", AGAIN)
-    passes = "1, 2 or 4 denoising steps (fast, balanced, quality), which only read the state"
-    axes.text(5.3, 0.62, passes, ha="center", size=8.5, color=AGAIN)
-    arrow(axes, (10.1, 4.1), (10.1, 5.25), "commit: the finished frame\nis written to all of it", WRITE)
+    arrow(axes, (10.75, 2.5), (11.5, 3.35))
+    axes.text(10.88, 4.2, "where given frames\nhave shown the place", ha="center", size=7.3)
+    axes.text(11.3, 2.6, "where it\nis open", size=7.3)
+    box(axes, 12.55, 3.35, 1.3, 0.75, "decoder\n64×64×3", HEAD)
+    arrow(axes, (12.3, 3.72), (12.55, 3.72))
+    box(axes, 12.55, 2.2, 1.3, 0.75, "heads: reward,\nmotion,\ninventory", HEAD, 8)
+    arrow(axes, (12.1, 3.35), (12.85, 2.95))
+    axes.plot([10.4, 10.4, 9.8], [2.0, 1.6, 1.6], color=AGAIN, linewidth=1.1)
+    arrow(axes, (9.8, 1.6), (9.8, 2.0), "", AGAIN)
+    few = ", ".join(map(str, FLOW_STEPS.values())).replace(", 8", " or 8")
+    axes.text(9.25, 1.2, f"{few} denoising steps\n({', '.join(FLOW_STEPS)})", va="center", size=8.5, color=AGAIN)
+    arrow(axes, (11.75, 4.1), (11.75, 5.25), "commit: the finished frame\nis written to all of it", WRITE)
     return figure
 
 
@@ -93,14 +101,16 @@ def state_picture(config: WorldModelConfig) -> Any:
 
 def draw_parts(axes: Axes, state: DreamState) -> None:
     world, layers = state.world, state.world.layers
+    rest = [getattr(state, name) for name in state._fields[3:] if name != "observed"]
     parts = (
         ("spatial memory: explained", PLACE, world.spatial_memory.explained, f"{shape(world.spatial_memory.explained)} float32"),
         ("spatial memory: latents by key", PLACE, world.spatial_memory.latents, f"{shape(world.spatial_memory.latents)} float32"),
+        ("its explained part after the given frames", PLACE, state.observed, f"{shape(state.observed)} float32"),
         ("scan states of all layers", STATE, [layer.ssm for layer in layers], ", ".join(shape(layer.ssm) for layer in layers[:2]) + ", …"),
         ("keys and values of the last frames", STATE, [(layer.keys, layer.values) for layer in layers], f"{shape(layers[0].keys)} each"),
         ("last frame, as latent", HEAD, state.latent, shape(state.latent)),
         ("its features", HEAD, state.features, shape(state.features)),
-        ("pose, motion, inventory, age, seed, …", HEAD, (world.age, state[3:]), f"pose {shape(state.pose)}, seed {shape(state.seed)}"),
+        ("pose, motion, inventory, age, seed, …", HEAD, (world.age, rest), f"pose {shape(state.pose)}, seed {shape(state.seed)}"),
     )
     for row, (_, colour, tensors, shapes) in enumerate(parts):
         size = state_bytes(tensors)
