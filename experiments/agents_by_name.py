@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from agents.agent import Agent, PolicyAgent
-from agents.policies import Policy, policy_for
+from agents.agent import Agent, agent_in
 from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
@@ -23,7 +21,7 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
 
     `NAME@greedy` takes a file's most probable action, `NAME@0.3` a random action with that probability.
 
-    Raises `ValueError` for one that doesn't exist or acts in another world.
+    Raises `ValueError` for one that doesn't exist or acts in another world, `ImportError` where what it needs is missing.
     """
     name, modifier = _name_and_modifier(name)
     if modifier not in ("", GREEDY):
@@ -31,10 +29,7 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
     if name.endswith(".safetensors"):
-        if not (path := Path(name)).is_file():
-            raise ValueError(f"{path}: no such file")
-        policy = _policy_in(path, dream, path.stat().st_mtime_ns)  # one that is learning is loaded anew
-        return PolicyAgent(policy, dream, seed, modifier == GREEDY)
+        return agent_in(Path(name), dream, seed, modifier == GREEDY)
     if modifier:
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
@@ -61,11 +56,6 @@ def _epsilon(name: str, modifier: str) -> float:
     if not 0 <= epsilon <= 1:
         raise ValueError(f"behind {name}@ comes {GREEDY}, or the probability of a random action from 0 to 1, not {modifier!r}")
     return epsilon
-
-
-@functools.lru_cache(maxsize=16)
-def _policy_in(path: Path, dream: Dream, written: int) -> Policy:
-    return policy_for(path, dream)
 
 
 class EpsilonAgent:

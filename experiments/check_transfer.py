@@ -1,7 +1,7 @@
 """Does what was learned in a dream hold in the real world? Policies are tried in both, and their returns compared.
 
 python -m experiments.check_transfer --policies random wander runs/ppo/memory-maze/policy.safetensors
-python -m experiments.check_transfer --policies random agents/policies/memory_maze.safetensors --video runs/transfer.mp4
+python -m experiments.check_transfer --policies random runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safetensors --video runs/transfer.mp4
 
 A policy is one of
 
@@ -9,7 +9,7 @@ random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
 planner           plans in the dream, see experiments/mpc.py
-PATH.safetensors  written by agents/ppo.py or agents/behavior_cloning.py
+PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or agents/behavior_cloning.py
 
 Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
 know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
@@ -30,10 +30,11 @@ import numpy as np
 import torch
 import tyro
 
+from agents.agent import mean_and_error, summary
 from agents.policies import as_json
 from experiments.agents_by_name import EXPERT, open_agent
 from experiments.planner import Planning
-from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
+from experiments.trials import answers, as_observed, real_episode, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed

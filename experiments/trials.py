@@ -101,19 +101,6 @@ class _Work(Generic[Job, Answer]):
         """Nothing is open."""
 
 
-def summary(returns: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard error and all returns; None for what so few don't have."""
-    mean = float(np.mean(returns)) if returns else None
-    error = float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else None
-    return {"mean": mean, "standard_error": error, "returns": list(returns)}
-
-
-def mean_and_error(numbers: dict[str, Any]) -> str:
-    """A `summary` as mean ± standard error."""
-    mean, error = numbers["mean"], numbers["standard_error"]
-    return "-" if mean is None else f"{mean:.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
 def command_line() -> str:
     """The command that started this program, as one would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -16,11 +17,13 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
+from agents.agent import from_file, mean_and_error, summary
 from agents.policies import Policy, PolicyConfig, save_policy
 from experiments.agents_by_name import open_agent
 from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
-from experiments.trials import mean_and_error, real_episode, summary
+from experiments.trials import real_episode
 from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.envs.spaces import action_space
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
@@ -191,6 +194,63 @@ def test_a_policy_of_another_world_or_model_is_refused(dream, tmp_path):
         save_policy(path, Policy(config), {})
         with pytest.raises(ValueError, match=said):
             open_agent(str(path), dream, 1, 0)
+
+
+@pytest.fixture
+def saved_sb3(dream, tmp_path):
+    """Writes a policy of Stable-Baselines3 that has learned nothing; its file."""
+    pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
+    from agents import sb3_policies
+
+    def save(algorithm, observation, frames):
+        config = sb3_policies.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
+        space = sb3_policies._channels_first(sb3_policies.seen_space(dream, observation, frames))
+        kind = sb3_policies.algorithm_of(config).policy_aliases[sb3_policies.policy_name(config, space)]
+        policy = kind(space, action_space(dream.world), lambda _: 0.0, **sb3_policies.policy_arguments(config))
+        sb3_policies.save_sb3_policy(tmp_path / "sb3.safetensors", policy, config, {})
+        return tmp_path / "sb3.safetensors"
+
+    return save
+
+
+def test_a_policy_of_sb3_sees_the_last_frames(dream, saved_sb3):
+    player = open_agent(str(saved_sb3("ppo", "image", 2)), dream, 2, 0)
+    asked, predict = [], player._policy.predict
+    player._policy.predict = lambda seen, *rest, **how: (asked.append(seen), predict(seen, *rest, **how))[1]
+    frames = torch.randint(256, (3, 2, 64, 64, 3), dtype=torch.uint8)
+    for frame in frames:
+        assert player.act(frame, None).shape == (2,)
+    assert player.observation == "image"
+    assert np.array_equal(asked[0][..., 3:], frames[0])
+    assert not asked[0][..., :3].any()
+    assert np.array_equal(asked[2][..., :3], frames[1])
+
+
+def test_a_policy_of_sb3_remembers(dream, saved_sb3):
+    from agents.sb3_policies import load_sb3_policy
+
+    path = saved_sb3("recurrent_ppo", "features", 1)
+    policy, memory = load_sb3_policy(path, dream)[0], None
+    player = open_agent(f"{path}@greedy", dream, 2, 0)
+    for step, seen in enumerate(torch.randn(4, 2, 256)):
+        expected, memory = policy.predict(seen.numpy(), memory, np.full(2, step == 0), deterministic=True)
+        assert np.array_equal(player.act(seen, None), expected)
+        assert all(np.array_equal(a, b) for a, b in zip(player._memory, memory, strict=True))
+    assert player.observation == "features"
+
+
+@pytest.mark.parametrize(("algorithm", "observation"), [("ppo", "all"), ("recurrent_ppo", "features")])
+def test_a_policy_of_sb3_plays_a_game(dream, saved_sb3, algorithm, observation):
+    player = from_file(dream, str(saved_sb3(algorithm, observation, 2)), 0)
+    snapshot = SimpleNamespace(state=SimpleNamespace(dream=dream.reset(torch.tensor([0]))))
+    assert {player(snapshot) for _ in range(5)} <= set(range(6))
+
+
+def test_a_policy_of_sb3_where_that_is_missing_names_the_extra(dream, saved_sb3, monkeypatch):
+    path = saved_sb3("ppo", "features", 1)
+    monkeypatch.setitem(sys.modules, "agents.sb3_policies", None)
+    with pytest.raises(ImportError, match=r"sb3\.safetensors: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym\[agents\]'"):
+        from_file(dream, str(path), 0)
 
 
 @pytest.mark.parametrize("name", ["random", "wander"])

@@ -1,0 +1,341 @@
+"""Proximal policy optimisation of Stable-Baselines3, with or without an LSTM, in a dream or in the real world it was learned from.
+
+python -m agents.ppo_sb3                                       learn in a dream, try the policy there and in the real maze
+python -m agents.ppo_sb3 --algorithm recurrent_ppo             with a memory of its own, an LSTM (sb3-contrib)
+python -m agents.ppo_sb3 --env MemoryMaze9x9-Real-v0           learn in the real maze, observed through the same model
+python -m agents.ppo_sb3 --observation image --frame-stack 4   from images instead of the world model's features
+python -m agents.ppo_sb3 --resume --total-timesteps 1000000    go on where the last run stopped
+
+The folder `runs/ppo_sb3/ENV` (`runs/ppo_sb3/ENV-recurrent` with an LSTM) gets policy.safetensors (see `agents.sb3_policies`),
+checkpoint.safetensors, evaluation.json, films, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
+`pip install 'lssvwm_gym[agents]'`, and for the real maze `lssvwm_gym[memory-maze]`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import tyro
+from gymnasium.spaces import Discrete
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor
+
+import lssvwm_gym
+from agents.agent import mean_and_error, summary
+from agents.policies import SB3_KIND, as_json
+from agents.sb3_policies import (
+    SB3PolicyConfig,
+    algorithm_of,
+    config_in,
+    count,
+    has_counted,
+    policy_arguments,
+    policy_name,
+    save_sb3_policy,
+)
+from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
+from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
+from lssvwm_gym.envs.simulator import Dream, open_dream
+from lssvwm_gym.envs.spaces import action_space, checked_observation, needs_frame
+from lssvwm_gym.io.json_config import check_bounds, write_json
+from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.malloc import keep_freed_memory
+from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
+from lssvwm_gym.worlds import WorldSpec
+
+ELSEWHERE = 10_000  # added to the seed where a policy is tried: other mazes than those of the training
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to learn, where, and how."""
+
+    algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
+    env: str = "LSSVWM-MemoryMaze-v0"  # a dream, or a real environment such as MemoryMaze9x9-Real-v0
+    observation: str = "features"  # features, latent, latent+features, image, or all; the last two need no model of a real env
+    out: Path | None = None  # folder to write to; runs/ppo_sb3/ENV if not given
+    resume: bool = False  # go on from out/checkpoint.safetensors
+    total_timesteps: int = 50_000  # of all environments together
+    num_envs: int = 8  # dreams in one batch, or processes of the real environment
+    seed: int = 0
+
+    world: str | None = None  # name of the world that a real environment is seen as; found by its id if not given
+    profile: str = "balanced"  # of the dream: fast, balanced or quality
+    weights: Path | None = None  # of the dream; the shipped ones if not given
+    device: str = "auto"
+    episode_steps: int = 250  # of a dream or a real episode: the longer a dream is, the less it can be trusted
+    context_frames: int | None = None  # of the long context that a dream begins after; all of them if not given, 0 for short contexts
+    frame_stack: int | None = None  # observations that the policy sees at once; 4 pictures for one without memory, else 1
+
+    learning_rate: float = 2.5e-4
+    rollout_steps: int = 128  # of each environment between two updates
+    minibatch: int = 256
+    epochs: int = 4  # over each rollout
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    hidden: int = 256  # units of each of two layers of actor and critic
+    lstm: int = 256  # units of the memory of recurrent_ppo, and of its critic's
+
+    save_every: int = 20_000  # steps between two writings of policy and checkpoint
+    evaluate_in: tuple[str, ...] | None = None  # where the policy is tried at the end; the dream, and the real world if it is installed
+    evaluation_episodes: int = 8  # in each; 0 to leave the evaluation out
+    video_frames: int = 250  # of an episode more in each; 0 for none
+    video_fps: int = 12  # three times the pace of the maze
+
+    @property
+    def folder(self) -> Path:
+        name = id_of(self.env) + ("-recurrent" if self.algorithm == "recurrent_ppo" else "")
+        return self.out or Path("runs") / "ppo_sb3" / name
+
+
+def main(args: Args) -> None:
+    """Learn, and try what was learned. Ends the program with what is wrong with the command line."""
+    try:
+        check(args)
+        dream = open_dream(world_of(args), args.profile, args.device, args.weights)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    stack = (4 if needs_frame(args.observation) and args.algorithm == "ppo" else 1) if args.frame_stack is None else args.frame_stack
+    config = SB3PolicyConfig(dream.world.name, args.algorithm, args.observation, stack, args.hidden, args.lstm)
+    envs = open_envs(args, dream, args.env, args.num_envs, stack)
+    try:
+        model = open_model(args, config, dream, envs)
+        learn(args, config, dream, model)
+    finally:
+        envs.close()
+    if args.evaluation_episodes:
+        evaluate(args, config, dream, model)
+
+
+def id_of(env: str) -> str:
+    """An environment's id without the module that registers it."""
+    return env.removeprefix("lssvwm_gym:")
+
+
+def check(args: Args) -> None:
+    """Raises `ValueError` for what is wrong with the command line."""
+    check_bounds(
+        args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1, save_every=1
+    )
+    check_bounds(args, frame_stack=1, context_frames=0, evaluation_episodes=0, video_frames=0)
+    if args.num_envs * args.rollout_steps < 2 or args.minibatch < 2:
+        raise ValueError("an update needs two steps at least: more environments, rollout_steps or minibatch")
+    checked_observation(args.observation)
+    for env in (args.env, *(args.evaluate_in or ())):
+        try:
+            gymnasium.spec(id_of(env))
+        except gymnasium.error.Error as error:  # names the closest id
+            raise ValueError(str(error)) from None
+
+
+def world_of(args: Args) -> WorldSpec:
+    """The world that is learned in, or whose model the real one is seen through."""
+    id = id_of(args.env)
+    for world in lssvwm_gym.WORLDS.values():
+        if args.world == world.name or (args.world is None and id in (world.id, world.real_id)):
+            return world
+    raise ValueError(f"name the world that {id} is with --world, one of {', '.join(lssvwm_gym.WORLDS)}, not {args.world}")
+
+
+def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int, render_mode: str | None = None) -> VecEnv:
+    """Environments as SB3 wants them: one batch of dreams, or real ones, each in a process, that are seen through the model."""
+    id = id_of(id)
+    envs: VecEnv
+    rest: dict[str, Any] = {"max_episode_steps": args.episode_steps, "render_mode": render_mode}
+    if id == dream.world.id:
+        how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
+        envs = VecMonitor(after_long_contexts(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
+    else:
+        kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
+        envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
+        if not needs_frame(args.observation):
+            envs = WorldModelObservationVecEnv(envs, dream, args.observation)
+    return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
+
+
+def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
+    """Dreams whose every episode begins after a long context, where weights have any: a dream rewards balls that it has seen."""
+    contexts = dream.weights.long_contexts
+    frames = args.context_frames if args.context_frames is not None else len(contexts) if contexts.batch else 0
+    if not frames:
+        return envs
+    rollouts: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
+    return DreamVecEnv(rollouts)
+
+
+def open_model(args: Args, config: SB3PolicyConfig, dream: Dream, envs: VecEnv) -> PPO:
+    """A new policy and what improves it, or the saved ones."""
+    path = args.folder / "checkpoint.safetensors"
+    if path.exists() and not args.resume:
+        raise SystemExit(f"{path} is there already: add --resume to go on with it, or name another folder with --out")
+    if envs.action_space != action_space(dream.world) or not isinstance(envs.action_space, Discrete):
+        raise SystemExit(f"{args.env} has the actions {envs.action_space}; {dream.world.name} has {action_space(dream.world)}")
+    model = algorithm_of(config)(
+        policy_name(config, envs.observation_space),
+        envs,
+        learning_rate=args.learning_rate,
+        n_steps=args.rollout_steps,
+        batch_size=min(args.minibatch, args.num_envs * args.rollout_steps),
+        n_epochs=args.epochs,
+        gamma=args.gamma,
+        gae_lambda=args.gae_lambda,
+        clip_range=args.clip,
+        ent_coef=args.entropy,
+        policy_kwargs=policy_arguments(config),
+        seed=args.seed,
+        device=args.device,
+        tensorboard_log=str(args.folder),
+    )
+    if args.resume:
+        resume(args, config, dream, model, path)
+    return model
+
+
+def resume(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, path: Path) -> None:
+    """Take over policy, optimiser and number of steps; episodes begin anew. Ends the program where they are of another kind."""
+    tensors, header = load_tensors(path)
+    saved = config_in(header, path)
+    if saved != config or header.get("model") not in (dream.fingerprint, dream.fingerprint_before):
+        raise SystemExit(f"{path}: of another policy or world model: {saved} of {header.get('model')}, not {config} of {dream.fingerprint}")
+    load_strictly(model.policy, under("policy", tensors), path)
+    load_optimizer_tensors(model.policy.optimizer, under("optimizer", tensors), path)
+    model.num_timesteps, model._n_updates = int(header["about"]["steps"]), int(header["about"]["updates"])
+    model.set_random_seed(args.seed + model.num_timesteps)
+    print(f"{path}: {model.num_timesteps:,} steps so far")
+
+
+def learn(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
+    remaining = args.total_timesteps - model.num_timesteps
+    if remaining > 0:
+        progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
+        model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
+    save(args, config, dream, model)
+
+
+class ReportAndSave(BaseCallback):
+    """Says after each rollout how far it is, saves from time to time, and counts what is seen for the policy's norm."""
+
+    def __init__(self, total: int, save_every: int, save: Callable[[], None]) -> None:
+        super().__init__()
+        self.total, self.save_every, self.save = total, save_every, save
+        self.shown: np.ndarray | None = None  # in the last rollout; counted after the update, for both must see alike
+
+    def _on_training_start(self) -> None:
+        self.began, self.before = time.perf_counter(), self.num_timesteps
+        self.saved = self.num_timesteps
+        if not has_counted(self.model.policy):  # type: ignore[arg-type]
+            self.shown = np.asarray(self.model._last_obs)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.shown is not None:
+            count(self.model.policy, self.shown)  # type: ignore[arg-type]
+            self.shown = None
+
+    def _on_rollout_end(self) -> None:
+        seen = self.model.rollout_buffer.observations  # type: ignore[attr-defined]
+        self.shown = None if isinstance(seen, dict) or seen.ndim > 3 else seen.copy()
+        speed = (self.num_timesteps - self.before) / (time.perf_counter() - self.began)
+        left = max(0, self.total - self.num_timesteps) / speed
+        rewards = [episode["r"] for episode in self.model.ep_info_buffer or []]
+        earned = f"{np.mean(rewards):.2f} reward an episode" if rewards else "no episode has ended yet"
+        done = f"{self.num_timesteps:,} of {self.total:,} steps"
+        print(f"{done}  {speed:.0f} steps/s  {left / 60:.0f} min left  {earned}", flush=True)
+        if self.num_timesteps - self.saved >= self.save_every:
+            self.save()
+            self.saved = self.num_timesteps
+
+
+def save(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
+    """Write the policy, and all that a run needs to go on; each file whole or not at all."""
+    about = {"steps": model.num_timesteps, "updates": model._n_updates, "settings": as_json(args)}
+    save_sb3_policy(args.folder / "policy.safetensors", model.policy, config, about)
+    tensors = {**prefixed("policy", model.policy.state_dict()), **prefixed("optimizer", optimizer_tensors(model.policy.optimizer))}
+    header = {"kind": SB3_KIND, "config": asdict(config), "about": about, "model": dream.fingerprint}
+    save_tensors(args.folder / "checkpoint.safetensors", tensors, header)
+
+
+def evaluate(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
+    """Try the policy in the dream and in the real world, write down what it earns, and film an episode of each."""
+    model.set_random_seed(args.seed)
+    results = []
+    for id in args.evaluate_in or filter(None, (dream.world.id, dream.world.real_id)):
+        missing = why_not(id)
+        if missing is not None:
+            print(f"not tried in {id}: {missing}", flush=True)
+            continue
+        print(f"trying the policy in {id} ...", flush=True)
+        results.append({"env": id, "learned_in": args.env, "steps": model.num_timesteps, **tried(args, config, dream, model, id)})
+        if args.video_frames:
+            results[-1]["video"] = film(args, config, dream, model, id)
+        print(f"{mean_and_error(results[-1])} mean return of {args.evaluation_episodes} episodes in {id}", flush=True)
+    write_json(args.folder / "evaluation.json", results, allow_nan=False)
+
+
+def why_not(id: str) -> str | None:
+    """What an environment that can't run here lacks."""
+    if id_of(id) in {world.id for world in lssvwm_gym.WORLDS.values()}:
+        return None
+    try:
+        gymnasium.make(f"lssvwm_gym:{id_of(id)}").close()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def tried(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, id: str) -> dict[str, Any]:
+    """Returns of some episodes, their mean and standard error, and their lengths."""
+    num_envs = min(args.num_envs, args.evaluation_episodes)
+    num_envs = num_envs if id_of(id) == dream.world.id else min(num_envs, os.cpu_count() or 1)
+    envs = open_envs(args, dream, id, num_envs, config.frame_stack)
+    envs.seed(args.seed + ELSEWHERE)
+    try:
+        earned, lasted = evaluate_policy(model, envs, args.evaluation_episodes, deterministic=False, return_episode_rewards=True)
+    finally:
+        envs.close()
+    return {**summary([float(one) for one in earned]), "lengths": np.asarray(lasted).tolist()}  # type: ignore[union-attr]
+
+
+def film(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, id: str) -> str:
+    """The first frames of an episode, as they are rendered; the name of the film."""
+    path = args.folder / f"{id_of(id)}.mp4"
+    envs = open_envs(args, dream, id, 1, config.frame_stack, "rgb_array")
+    try:
+        envs.seed(args.seed + ELSEWHERE)
+        observation, memory, first, frames = envs.reset(), None, np.ones(1, bool), [picture(envs)]
+        while len(frames) < min(args.video_frames, args.episode_steps):
+            action, memory = model.predict(observation, memory, first)  # type: ignore[arg-type]
+            observation, _, first, _ = envs.step(action)
+            if first[0]:
+                break  # what is rendered now is already another episode's
+            frames.append(picture(envs))
+    finally:
+        envs.close()
+    write_movie(path, enlarged(np.stack(frames), 4), args.video_fps)
+    return str(path)
+
+
+def picture(envs: VecEnv) -> np.ndarray:
+    frame = envs.get_images()[0]
+    assert frame is not None
+    return frame
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Args, description=__doc__))
