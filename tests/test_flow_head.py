@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -323,3 +324,22 @@ def test_what_given_frames_have_shown_is_recalled_and_what_is_open_is_sampled(mo
 def test_states_of_before_count_all_that_they_remember_as_seen():
     explained = torch.rand(1, 3, 3)
     assert torch.equal(legacy.state({"world.place.known": explained})["observed"], explained)
+
+
+@torch.no_grad()
+def test_prefilling_frame_by_frame_keeps_no_state_but_the_last(monkeypatch):
+    """A state of the shipped maze takes megabytes a row: 600 of them, of twelve rows, took all memory of a machine."""
+    model, alive = random_model(), []
+    commit_given = rollout._commit_given
+
+    def watched(*arguments):
+        part = commit_given(*arguments)
+        alive.append(weakref.ref(part.state.world.spatial_memory.latents))
+        return part
+
+    monkeypatch.setattr(rollout, "_commit_given", watched)
+    latent = torch.randn(1, 12, 16, SIZES["latent_channels"])
+    kept = prefill(model, first_state(model, torch.zeros(1, dtype=torch.int64)), latent, torch.ones(1, 12, dtype=torch.int64))
+    assert len(alive) == 12
+    assert kept.features.shape[1] == 12
+    assert sum(one() is not None for one in alive) == 1

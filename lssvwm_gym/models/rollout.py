@@ -98,7 +98,7 @@ def prefill(
     """
     alone = pose is None or (inventory is None and model.inventory_head is not None)
     size = 1 if alone else PREFILL_FRAMES // model.config.chunk * model.config.chunk
-    parts = []
+    features, poses = [], []  # and not the states between, of megabytes each
     for t in range(0, latent.shape[1], size):
         frames = slice(t, t + size)
         given = None if inventory is None else inventory[:, frames]
@@ -110,8 +110,9 @@ def prefill(
             part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
             part = part._replace(state=part.state._replace(motion=motion))
         state = part.state._replace(observed=part.state.world.spatial_memory.explained)
-        parts.append(part)
-    return Prefilled(state, torch.cat([part.features for part in parts], 1), torch.cat([part.pose for part in parts], 1))
+        features.append(part.features)
+        poses.append(part.pose)
+    return Prefilled(state, torch.cat(features, 1), torch.cat(poses, 1))
 
 
 def _motion_seen(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor) -> Tensor:
