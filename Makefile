@@ -42,13 +42,13 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	BLIND=<mazes of players that do not look> BLOCKS=<block world>, folders with train, val and test" >&2; exit 1; }; done
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 4 --tests next_frame open_loop --out $(SCORES)_balanced.json
-	for k in 4 8; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --out $(SCORES)_reasoning_$$k.json; done
-	for k in 1 4 8; do for split in val test; do \
-	$(BIN)/lssvwm-gym evaluate --data $(BLIND)/$$split --other-data $(BLIND)/train --steps $$k --tests imagination stability \
-	--out docs/scores/imagination_$${split}_$$k.json $$([ $$split$$k = test4 ] && echo --figures docs/media); \
-	$(BIN)/lssvwm-gym evaluate --data $(DATA)/$$split --steps $$k --tests known_places --out docs/scores/known_places_$${split}_$$k.json; done; done
+	for k in 4 8; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --memories own --out $(SCORES)_reasoning_$$k.json; done
+	for k in 1 4 8; do \
+	$(BIN)/lssvwm-gym evaluate --data $(BLIND)/test --other-data $(BLIND)/train --steps $$k --tests imagination stability \
+	--out docs/scores/imagination_test_$$k.json $$([ $$k = 4 ] && echo --figures docs/media); \
+	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --steps $$k --tests known_places --out docs/scores/known_places_test_$$k.json; done
 	$(BIN)/python -m docs._scripts.films --data $(DATA)/test
-	$(BIN)/lssvwm-gym benchmark --steps 200 --ages 10 50 1000 10000 --rounds 100 --out docs/scores/bench_steps.json
+	$(BIN)/lssvwm-gym benchmark --steps 100 --ages 10 50 1000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json
 	$(BIN)/lssvwm-gym benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_simulators_compiled.json

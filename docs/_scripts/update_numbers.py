@@ -205,7 +205,7 @@ def main() -> None:
     tables |= {"bench simulators compiled": bench("simulators", _read("bench_simulators_compiled.json"))}
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
-    tables |= {"imagination test": imagined("test", (1, 4, 8)), "imagination val": imagined("val", (1, 4))}
+    tables["imagination test"] = imagined("test", (1, 4, 8))
     tables["imagination headline"] = imagination_headline(tables["imagination test"])
     tables["agents"] = agents(
         _read(f"{name}.json")
@@ -346,7 +346,6 @@ def by_profile(reports: dict[str, dict[str, Any]]) -> str:
         ("true poses", "true poses: PSNR"),
         ("of these, views seen in the context", "true poses: PSNR of frames seen before"),
         ("of these, views not seen in the context", "true poses: PSNR of frames new"),
-        ("estimated poses", "estimated poses: PSNR"),
     ):
         scores = [_mean(report["scores"]["reasoning"][f"{REASONING}, {name}"]) for report in reports.values()]
         lines.append(f"| {title} | {' | '.join(scores)} |")
