@@ -32,7 +32,7 @@ from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 
-MAMBA = Backend("mamba", "fold", "off")
+MAMBA = Backend("mamba", "off", "off")
 TINY = dict(latent_channels=4, grid=2, width=16, head_width=16, d_state=8, d_conv=4, heads=2, window=3, blocks=((2, 2), (1, 1)))
 TINY |= dict(memory_features=0, mlp=1)
 SCANS = {  # b, l, h, p, groups, n; length of a chunk, and what is left out
@@ -163,7 +163,7 @@ def layer():
     reference = theirs(x.flatten(1, 2)).view_as(x)
     (reference * weight).sum().backward()
     errors = {}
-    for name, backend in (("PyTorch", Backend("torch", "fold", "off")), ("kernels", MAMBA)):
+    for name, backend in (("PyTorch", Backend("torch", "off", "off")), ("kernels", MAMBA)):
         use_backend(ours, backend)
         ours.zero_grad()
         y, *_ = ours(x, *ours.initial_state(1))

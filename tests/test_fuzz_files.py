@@ -89,9 +89,10 @@ def test_files_without_a_checksum_still_load(tmp_path):
     assert (tensors["a"].tolist(), header) == ([0, 1, 2, 3], {"x": 1})
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "starts.safetensors"])
+@pytest.mark.parametrize("name", ["model", "contexts or starts"])
 @pytest.mark.parametrize("weights", [world.weights for world in WORLDS.values()], ids=lambda folder: folder.name)
 def test_a_flipped_bit_of_shipped_weights_is_noticed(weights, name, tmp_path):
+    (name,) = (path.name for path in weights.glob("*.safetensors") if path.stem in name)
     for path in weights.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / name).unlink()
