@@ -26,7 +26,7 @@ from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along, prefill_further, read_encoded
 from lssvwm_gym.models.geometry import motion_between
-from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, first_state, imagine, unknown_action
+from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, first_state, imagine, rounded, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 
@@ -185,9 +185,10 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     clips, world, model = walks.real, context.world, context.weights.world_model
     scale, frames = model.config.motion_scale[0], len(clips)
     results: dict[str, Any] = {}
+    kinds = [] if world.continuous else moving_actions(context.episodes, scale)[0]
+    ahead = torch.isin(clips.action, torch.tensor(kinds, dtype=clips.action.dtype))
     for name, motion, pose in (("real", clips.motion, clips.pose), ("dreamed", walks.dream.motion, walks.dream.pose)):
         if not world.continuous:
-            ahead = torch.isin(clips.action, torch.tensor(moving_actions(context.episodes, scale)[0], dtype=clips.action.dtype))
             blocked = (motion[..., 0] < BLOCKED * scale).float()
             for window, some in windows(frames):
                 share = masked_score(walks.by_episode(blocked, some), walks.by_episode(ahead, some))
@@ -234,8 +235,8 @@ def _pixels(context: EvalContext, latent: Tensor) -> Tensor:
 
 def _distances(context: EvalContext, walks: Walks) -> dict[str, Any]:
     """Of dreams to real frames, and of real frames of other places to these: the floor."""
-    run, frames = context.run, len(walks.real)
-    real, dreamed = (latent.unflatten(0, (walks.episodes, -1)) for latent in (_as_dreamed(walks.real.latent), walks.dream.latent))
+    run, frames = context.run, len(walks.real)  # real latents are rounded as dreamed ones are, so that this tells nothing
+    real, dreamed = (latent.unflatten(0, (walks.episodes, -1)) for latent in (rounded(walks.real.latent, LATENT_STEPS), walks.dream.latent))
     if run.other_data is None:
         count = walks.episodes // 2
         if count < 2:
@@ -270,11 +271,6 @@ def _compared(
     return results
 
 
-def _as_dreamed(latent: Tensor) -> Tensor:
-    """Real latents, rounded as dreamed ones are, so that this tells nothing."""
-    return (latent * LATENT_STEPS).round() / LATENT_STEPS
-
-
 def _other_latents(context: EvalContext, folder: Path, episodes: int, clips: int, frames: int) -> Tensor:
     """Latents of so many clips of so many other episodes, evenly spaced in a folder, after the context: (episodes, clips, T, N, C)."""
     paths = [path for path in episode_paths(folder) if len(read_arrays(path)["action"]) >= frames]
@@ -282,7 +278,7 @@ def _other_latents(context: EvalContext, folder: Path, episodes: int, clips: int
         raise ValueError(f"{folder} has {len(paths)} episodes of {frames} frames, and a floor for {episodes} needs as many")
     chosen = [paths[place] for place in np.linspace(0, len(paths) - 1, episodes).round().astype(int)]
     other = cut_clips(read_encoded(chosen, context.weights), frames, clips)[context.run.imagination[0] :]
-    return _as_dreamed(other.latent).unflatten(0, (episodes, clips))
+    return rounded(other.latent, LATENT_STEPS).unflatten(0, (episodes, clips))
 
 
 def _full_turn(context: EvalContext, walks: Walks) -> dict[str, Score]:

@@ -40,7 +40,7 @@ def draw_noise_levels(rows: int, frames: int, levels: NoiseLevels, generator: to
 
 
 def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """Mix latents (B, T, N, C) with noise of their shape at levels (B, T)."""
+    """Mix latents (..., N, C) with noise of their shape at levels (...)."""
     level = level[..., None, None]
     return (1 - level) * clean + level * noise
 

@@ -8,6 +8,7 @@ network (shortcut models, arXiv 2410.12557).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding, head, waves
 from lssvwm_gym.models.config import WorldModelConfig
+from lssvwm_gym.models.diffusion import sample
 
 LEAST_VARIANCE = 1e-3  # whose logarithm is still told apart
 FEW_STEPS = (4, 2, 1)  # numbers of denoising steps that the head is trained to take; more are steps of the flow itself
@@ -74,6 +76,10 @@ class FlowHead(nn.Module):
         """The context of passes that are all there are: so many."""
         stride = 1 + FEW_STEPS.index(steps) if steps in FEW_STEPS else 0
         return context._replace(vector=context.vector + self.stride.weight[stride])
+
+    def sample(self, evidence: FrameEvidence, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """A latent (B, N, C) from noise of that shape in so many steps, and how much was left open, as `diffusion.sample` says it."""
+        return sample(functools.partial(self, context=self.for_steps(self.context(evidence), steps)), noise, steps)
 
     def forward(self, x: Tensor, level: Tensor, context: HeadContext) -> Tensor:
         """x (B, N, C) at noise levels (B,); the estimate of the clean latent, (B, N, C). Without `for_steps` it is the flow's."""

@@ -211,12 +211,12 @@ def imagine(
     noise = frame_noise(state, model) if noise is None else noise
     latent, uncertainty = _sampled(model, state, inputs, frame_context, noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
-    return Imagined(_rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
+    return Imagined(rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
 
 
 def next_pose(state: DreamState, motion: Tensor) -> Tensor:
     """Where a motion (B, 3 or 5) leads, (B, 4 or 6)."""
-    return _rounded(integrate_motion(state.pose, motion), POSE_STEPS)
+    return rounded(integrate_motion(state.pose, motion), POSE_STEPS)
 
 
 def next_inputs(state: DreamState, action: Tensor, motion: Tensor, pose: Tensor) -> FrameInputs:
@@ -235,8 +235,7 @@ def _sampled(
     if model.flow_head is None:
         return sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps)
     evidence = frame_evidence(model, state, inputs, frame_context, noise.flip(1))  # noise of its own: that of other tokens will do
-    context = model.flow_head.for_steps(model.flow_head.context(evidence), steps)
-    latent, uncertainty = sample(functools.partial(model.flow_head, context=context), noise, steps)
+    latent, uncertainty = model.flow_head.sample(evidence, noise, steps)
     if model.pose_keys is None:
         return latent, uncertainty
     variance = 1 - state.pose_known * (1 - variance_at(model.pose_keys(inputs.pose), state.observed)[:, 0])
@@ -286,7 +285,8 @@ def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) ->
     return torch.stack(rows)
 
 
-def _rounded(x: Tensor, steps: int) -> Tensor:
+def rounded(x: Tensor, steps: int) -> Tensor:
+    """To the nearest of so many steps a unit."""
     return (x * steps).round() / steps
 
 

@@ -6,16 +6,16 @@ near the real one, or where the spatial memory is sure what is there.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
-from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.rollout import (
     LATENT_STEPS,
@@ -28,9 +28,11 @@ from lssvwm_gym.models.rollout import (
     next_inputs,
     next_pose,
     prefill,
+    rounded,
+    unknown_action,
 )
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.state import join_rows, take_rows
 from lssvwm_gym.models.world_model import WorldModel
 
 GAP = (6, 40)  # recorded frames between two dreams of a row
@@ -63,27 +65,22 @@ class Buffer:
     """The newest samples, in float16."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.parts, self.held = size, list[list[Tensor]](), 0
+        self.size, self.parts, self.held = size, list[Samples](), 0
 
     def add(self, samples: Samples) -> None:
         """Take samples in; the oldest go."""
-        self.parts.append([_half(leaf) for leaf in (*samples.evidence, *samples[1:])])
+        self.parts.append(tree_map(_half, samples))
         self.held += len(samples.latent)
-        while self.held - len(self.parts[0][0]) >= self.size:
-            self.held -= len(self.parts.pop(0)[0])
+        while self.held - len(self.parts[0].latent) >= self.size:
+            self.held -= len(self.parts.pop(0).latent)
 
     def draw(self, count: int, rng: np.random.Generator) -> Samples:
         """So many samples, drawn from a few rounds of dreams."""
-        rounds = rng.integers(len(self.parts), size=min(8, count))
-        drawn = [self._some(self.parts[index], -(-count // len(rounds)), rng) for index in rounds]
-        leaves = [torch.cat(parts)[:count] for parts in zip(*drawn, strict=True)]
-        leaves = [leaf.float() if leaf.is_floating_point() else leaf for leaf in leaves]
-        return Samples(FrameEvidence(*leaves[:6]), *leaves[6:])
-
-    @staticmethod
-    def _some(leaves: list[Tensor], count: int, rng: np.random.Generator) -> list[Tensor]:
-        index = torch.from_numpy(rng.integers(len(leaves[0]), size=count))
-        return [leaf[index] for leaf in leaves]
+        rounds = [self.parts[index] for index in rng.integers(len(self.parts), size=min(8, count))]
+        each = -(-count // len(rounds))
+        drawn = join_rows([take_rows(part, torch.from_numpy(rng.integers(len(part.latent), size=each))) for part in rounds])
+        some: Samples = tree_map(lambda leaf: leaf[:count].float() if leaf.is_floating_point() else leaf[:count], drawn)
+        return some
 
 
 def _half(x: Tensor) -> Tensor:
@@ -105,7 +102,7 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
     starts = [int(rng.integers(episodes.lengths[number] - shortest + 1)) for number in picked]
     segments = [SegmentIndex(int(number), start, shortest, shortest) for number, start in zip(picked, starts, strict=True)]
     clip = read_clip(episodes, segments, shortest, model.config.actions)
-    clip.action[:, 0] = model.config.actions if model.config.actions else torch.nan
+    clip.action[:, 0] = unknown_action(model, options.rows)
     generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
     first = int(rng.integers(GAP[0], max(GAP[0] + 1, (shortest - options.ahead) * 3 // 4)))  # so that much is well known
     state, at, parts = first_state(model, torch.arange(options.rows)), 0, list[Samples]()
@@ -116,8 +113,7 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
         state, at = _after_recorded(options, model, state, clip[at : at + gap], generator), at + gap
         parts += _dreams(options, model, state, clip[at - 1 : at + options.ahead], rng, generator)
         gap = int(rng.integers(*GAP))
-    leaves = [torch.cat(leaf) for leaf in zip(*([*part.evidence, *part[1:]] for part in parts), strict=True)]
-    return Samples(FrameEvidence(*leaves[:6]), *leaves[6:])
+    return join_rows(parts)
 
 
 def _after_recorded(options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, generator: torch.Generator) -> DreamState:
@@ -127,8 +123,8 @@ def _after_recorded(options: DreamOptions, model: WorldModel, state: DreamState,
 
 def with_noise(latent: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Latents (B, ..., N, C) with noise of a level of up to `most`, a row each."""
-    level = most * torch.rand(len(latent), *[1] * (latent.ndim - 1), generator=generator, device=latent.device)
-    return (1 - level) * latent + level * torch.randn(latent.shape, generator=generator, device=latent.device)
+    level = most * torch.rand(len(latent), *[1] * (latent.ndim - 3), generator=generator, device=latent.device)
+    return add_noise(latent, torch.randn(latent.shape, generator=generator, device=latent.device), level)
 
 
 def _dreams(
@@ -154,10 +150,9 @@ def _dreams(
             break
         samples = Samples(evidence, clip.latent[rows, t], state.motion, real, torch.full_like(rows, t))
         parts.append(take_rows(samples, counts))
-        context = model.flow_head.for_steps(model.flow_head.context(evidence), steps)
-        latent, _ = sample(functools.partial(model.flow_head, context=context), noise[1], steps)
+        latent, _ = model.flow_head.sample(evidence, noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
         latent = torch.where(dreams[rows, None, None], latent, recorded)
-        after = commit(model, state, action, Imagined((latent * LATENT_STEPS).round() / LATENT_STEPS, motion, torch.zeros_like(off)))
+        after = commit(model, state, action, Imagined(rounded(latent, LATENT_STEPS), motion, torch.zeros_like(off)))
         state, rows = take_rows(after, counts), rows[counts]
     return parts

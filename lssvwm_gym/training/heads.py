@@ -92,7 +92,7 @@ def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: tor
     drawn = torch.randn(len(clean), generator=generator, device=clean.device)
     level = torch.sigmoid(deviation * drawn + mean).clamp(1e-3, 1 - 1e-4)
     level = level.where(torch.rand(level.shape, generator=generator, device=clean.device) > pure, 1.0)
-    noisy = add_noise(clean[:, None], torch.randn(clean.shape, generator=generator, device=clean.device)[:, None], level[:, None])[:, 0]
+    noisy = add_noise(clean, torch.randn(clean.shape, generator=generator, device=clean.device), level)
     return _weighed(flow_head(noisy, level, context).float() - clean, level)
 
 
@@ -106,8 +106,7 @@ def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, gen
             continue
         evidence, clean = take_rows((samples.evidence, samples.latent), some)
         level = 1 - torch.randint(number, (len(clean),), generator=generator) / number  # where such a stride begins
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy = add_noise(clean[:, None], noise[:, None], level[:, None])[:, 0]
+        noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), level)
         with torch.no_grad():
             context, x = average.for_steps(average.context(evidence), 2 * number), noisy
             for half in (0.0, 0.5):
@@ -247,8 +246,9 @@ def head_errors(heads: Heads, samples: Samples, usual: Tensor) -> dict[str, floa
     generator, errors = torch.Generator().manual_seed(1), {}
     context, clean = heads.flow_head.context(samples.evidence), samples.latent
     for level in (1.0, 0.8, 0.5, 0.25):
-        noisy = torch.lerp(clean, torch.randn(clean.shape, generator=generator), level)
-        errors[f"error_{level}"] = (heads.flow_head(noisy, torch.full((len(clean),), level), context) - clean).square().mean().item()
+        levels = torch.full((len(clean),), level)
+        noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
+        errors[f"error_{level}"] = (heads.flow_head(noisy, levels, context) - clean).square().mean().item()
     said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
     truth = is_blocked(samples.motion, samples.evidence.action, usual)
     hits = (said & truth).sum()
