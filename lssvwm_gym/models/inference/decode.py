@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,16 @@ from lssvwm_gym.models.inference.prepacked import PrepackedDecoder, PrepackedLin
 from lssvwm_gym.models.state import LayerState, ReadOnly, WorldState
 from lssvwm_gym.models.world_model import Layer, WorldModel
 
+M = TypeVar("M", bound=nn.Module)
+
 SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are differences from 1
+
+
+def _sharing(kind: type[M], module: nn.Module) -> M:
+    """An object of a module's subclass that shares everything with it."""
+    wrapper = kind.__new__(kind)
+    wrapper.__dict__.update(copy.copy(module).__dict__)
+    return wrapper
 
 
 class PrepackedWorldModel(WorldModel):
@@ -36,8 +45,7 @@ class PrepackedWorldModel(WorldModel):
     @classmethod
     def of(cls, model: WorldModel, dtype: torch.dtype, samples: torch.dtype | None = None) -> PrepackedWorldModel:
         """`dtype`, of products with weights: float32 or bfloat16; `samples`, of those of the flow head, where another."""
-        wrapper = cls.__new__(cls)
-        wrapper.__dict__.update(copy.copy(model).__dict__)
+        wrapper = _sharing(cls, model)
         wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
         if model.flow_head is not None:
             wrapper._modules = {**model._modules, "flow_head": PrepackedFlowHead.of(model.flow_head, samples or dtype)}
@@ -57,8 +65,7 @@ class PrepackedFlowHead(FlowHead):
     @classmethod
     def of(cls, flow_head: FlowHead, dtype: torch.dtype) -> PrepackedFlowHead:
         """`dtype`, of products with weights: float32 or bfloat16."""
-        wrapper = cls.__new__(cls)
-        wrapper.__dict__.update(copy.copy(flow_head).__dict__)
+        wrapper = _sharing(cls, flow_head)
         wrapper.prepacked = PrepackedFlow(flow_head, dtype)
         return wrapper
 
@@ -76,8 +83,7 @@ class PrepackedAutoencoder(Autoencoder):
     @classmethod
     def of(cls, autoencoder: Autoencoder, dtype: torch.dtype) -> PrepackedAutoencoder:
         """`dtype`, of products with weights: float32 or bfloat16."""
-        wrapper = cls.__new__(cls)
-        wrapper.__dict__.update(copy.copy(autoencoder).__dict__)
+        wrapper = _sharing(cls, autoencoder)
         wrapper.prepacked = PrepackedDecoder(autoencoder.decoder, dtype, autoencoder.config.grid)
         return wrapper
 
@@ -119,7 +125,7 @@ class PrepackedFlow:
         offset = torch.tensor([0.0, 1, 1, 0, 1, 1] * len(blocks) + [0, 1], device=flow_head.position.device)
         width = flow_head.position.shape[1]
         self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(width)
-        self.one, self.zero = torch.ones_like(blocks[0].out.bias), torch.zeros_like(blocks[0].out.bias)
+        self.modulated = Modulated(blocks[0].out.bias)
         self.heads, self.bias = blocks[0].heads, [block.bias.unsqueeze(0).detach().clone() for block in blocks]
         self.blocks = [_of_block(block, dtype) for block in blocks]
 
@@ -129,13 +135,21 @@ class PrepackedFlow:
         x = self.token_in(x).float() + tokens
         for number, (qkv, out, into, back) in enumerate(self.blocks):
             shift1, scale1, gate1, shift2, scale2, gate2 = parts[6 * number : 6 * number + 6]
-            q, k, v = qkv(self._modulated(x, shift1, scale1)).float().unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+            q, k, v = qkv(self.modulated(x, shift1, scale1)).float().unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[number]).transpose(1, 2).flatten(2)
             x = torch.addcmul(x, out(y).float(), gate1)
-            x = torch.addcmul(x, back(F.silu(into(self._modulated(x, shift2, scale2)))).float(), gate2)
-        return self.token_out(self._modulated(x, shift, scale)).float()
+            x = torch.addcmul(x, back(F.silu(into(self.modulated(x, shift2, scale2)))).float(), gate2)
+        return self.token_out(self.modulated(x, shift, scale)).float()
 
-    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+
+class Modulated:
+    """A norm, scaled and shifted, of as many numbers as a bias has."""
+
+    def __init__(self, bias: Tensor) -> None:
+        self.one, self.zero = torch.ones_like(bias), torch.zeros_like(bias)
+
+    def __call__(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        # a norm that scales by 1 takes half the time of one that doesn't scale
         return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
 
 
@@ -149,7 +163,7 @@ class PrepackedLayer:
         self.scan = None if layer.scan is None else PrepackedScan(layer.scan, dtype)
         self.attention = None if layer.attention is None else PrepackedAttention(layer.attention, dtype)
         into, _, out = cast(list[nn.Linear], list(layer.mlp))
-        self.one, self.zero = torch.ones_like(out.bias), torch.zeros_like(out.bias)
+        self.modulated = Modulated(out.bias)
         self.into, self.out = PrepackedLinear(into.weight, into.bias, dtype), PrepackedLinear(out.weight, out.bias, dtype)
 
     def __call__(self, x: Tensor, modulation: Sequence[Tensor], state: LayerState, commits: bool) -> tuple[Tensor, LayerState]:
@@ -157,17 +171,13 @@ class PrepackedLayer:
         shift, scale, gate, shift2, scale2, gate2, shift3, scale3, gate3 = modulation
         ssm, conv, keys, values = state
         if self.scan is not None:
-            mixed, ssm, conv = self.scan(self._modulated(x, shift, scale), ssm, conv, commits)
+            mixed, ssm, conv = self.scan(self.modulated(x, shift, scale), ssm, conv, commits)
             x = torch.addcmul(x, mixed, gate)
         if self.attention is not None:
-            seen, keys, values = self.attention(self._modulated(x, shift2, scale2), keys, values, commits)
+            seen, keys, values = self.attention(self.modulated(x, shift2, scale2), keys, values, commits)
             x = torch.addcmul(x, seen, gate2)
-        x = torch.addcmul(x, self.out(F.silu(self.into(self._modulated(x, shift3, scale3)))).float(), gate3)
+        x = torch.addcmul(x, self.out(F.silu(self.into(self.modulated(x, shift3, scale3)))).float(), gate3)
         return x, LayerState(ssm, conv, keys, values)
-
-    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        # a norm that scales by 1 takes half the time of one that doesn't scale
-        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
 
 
 class PrepackedScan:
