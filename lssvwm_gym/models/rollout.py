@@ -236,9 +236,9 @@ def _sampled(
         return sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps)
     evidence = frame_evidence(model, state, inputs, frame_context, noise.flip(1))  # noise of its own: that of other tokens will do
     latent, uncertainty = model.flow_head.sample(evidence, noise, steps)
-    if model.pose_keys is None:
+    if frame_context.memory_query is None:
         return latent, uncertainty
-    variance = 1 - state.pose_known * (1 - variance_at(model.pose_keys(inputs.pose), state.observed)[:, 0])
+    variance = 1 - state.pose_known * (1 - variance_at(frame_context.memory_query.keys, state.observed)[:, 0])
     known, unknown = OPEN
     share = ((variance - known) / (unknown - known)).clamp(0, 1)
     return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share

@@ -81,6 +81,7 @@ class MemoryQuery(NamedTuple):
     query: Tensor  # (B, T, F) P k, for what the frames before have written
     posterior_variance: Tensor  # (B, T) posterior over prior variance: 1 where nothing is known, near 0 where it has been
     written: Tensor | None  # (B, T, F) the keys of what is written, zero for frames that leave no trace; None: none does
+    keys: Tensor  # (B, T, F) of the frames themselves
 
 
 def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: Tensor | None = None) -> tuple[MemoryQuery, Tensor]:
@@ -95,14 +96,14 @@ def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: 
     query = keys - _answers(keys, explained) if query is None else query
     prior = keys.square().sum(-1).clamp(min=1e-9)
     if writes is None:
-        return MemoryQuery(query, _posterior_variance(query, keys, prior), None), explained
+        return MemoryQuery(query, _posterior_variance(query, keys, prior), None, keys), explained
     written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
     identity = 1 if keys.shape[1] == 1 else torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     covariance = written @ solved.transpose(1, 2) + identity
     new = _whitened(covariance, solved)
     if keys.shape[1] > 1:
         query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
-    return MemoryQuery(query, _posterior_variance(query, keys, prior), written), _with_products(explained, new, new)
+    return MemoryQuery(query, _posterior_variance(query, keys, prior), written, keys), _with_products(explained, new, new)
 
 
 def variance_at(keys: Tensor, explained: Tensor) -> Tensor:
