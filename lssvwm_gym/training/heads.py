@@ -45,6 +45,7 @@ from lssvwm_gym.training.optim import (
     training_tensors,
     update_average,
 )
+from lssvwm_gym.training.world_model import LOG_EVERY, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
@@ -275,10 +276,8 @@ def train_heads(run: HeadTraining) -> Path:
     while trainer.step < run.steps:
         losses = trainer.train_step()
         progress.update()
-        if trainer.step % 20 == 0:
-            for name, value in losses.items():
-                writer.add_scalar(f"train/{name}", value.item(), trainer.step)
-            progress.set_postfix({name: f"{value.item():.4f}" for name, value in losses.items()}, refresh=False)
+        if trainer.step % LOG_EVERY == 0:
+            log_losses(losses, trainer.step, writer, progress)
         if trainer.step % run.save_every == 0 or trainer.step == run.steps:
             trainer.save(run.checkpoint)
             _score(trainer, val, writer)

@@ -43,6 +43,8 @@ from lssvwm_gym.training.optim import (
 )
 from lssvwm_gym.training.validation import Validation
 
+LOG_EVERY = 20  # steps
+
 
 class Trainer:
     """A training run in memory: weights, their average, optimiser, and the segments under way with their states.
@@ -258,16 +260,22 @@ def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
     while trainer.step < run.steps:
         losses = trainer.train_step()
         progress.update(run.frames_a_step)
-        if trainer.step % 20 == 0 and writer is not None:
-            for name, value in losses.items():
-                writer.add_scalar(f"train/{name}", value.item(), trainer.step)
-            progress.set_postfix({name: f"{value.item():.4f}" for name, value in losses.items()}, refresh=False)
+        if trainer.step % LOG_EVERY == 0 and writer is not None:
+            log_losses(losses, trainer.step, writer, progress)
         if trainer.step % run.save_every == 0 or trainer.step == run.steps:
             trainer.save(run.checkpoint)
             if validation is not None and writer is not None:
                 tqdm.write(validation.score(trainer.average, trainer.step, writer))
     if writer is not None:
         writer.close()
+
+
+def log_losses(losses: dict[str, Tensor], step: int, writer: SummaryWriter, progress: Any) -> None:
+    """To TensorBoard and beside the progress."""
+    values = {name: value.item() for name, value in losses.items()}
+    for name, value in values.items():
+        writer.add_scalar(f"train/{name}", value, step)
+    progress.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
 
 
 def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
