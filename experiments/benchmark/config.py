@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from lssvwm_gym.benchmark.config import check_names, chosen_parts
+from lssvwm_gym.benchmark.config import Settings, check_names
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.training.ablations import VARIANTS
-from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("cache", "training", "peak", "scan", "simulators")
 OBJECTIVES = ("diffusion_forcing", "teacher_forcing", "self_rollout")  # of a training step
 
 
 @dataclass(frozen=True)
-class ModelBenchmark:
-    """What to measure, and for how long."""
+class ModelBenchmark(Settings):
+    """What to measure, and for how long. Of weights the sizes of the model are taken, and for simulators the dreams."""
 
-    world: str = "memory-maze"
-    weights: Path | None = None  # folder of weights, whose model's sizes are taken; the shipped ones if not given
+    all_parts = PARTS
+
     parts: tuple[str, ...] = PARTS
     repeats: int = 10  # measured calls a case
     cache_ages: tuple[int, ...] = (10, 100, 300, 1000)  # cache: frames in memory; 3000 take attention 2 GB, 10000 take it 5
@@ -38,22 +36,9 @@ class ModelBenchmark:
     steps: int = 100  # simulators: measured a case
     warm_up: int = 10  # simulators: steps before them
     processes: tuple[int, ...] = (1, 2)  # simulators
-    threads: int | None = None  # of torch; its own choice if not given
-    device: str = "auto"
-    dtype: str = "auto"  # simulators: of dreams, as the environments take it: auto, float32, bfloat16
-    backend: str = "auto"  # likewise: auto, torch, mamba, compiled
-    out: Path | None = None  # where to write the numbers as JSON
-    plots: Path | None = None  # folder for pictures
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The parts to measure, in their order."""
-        return chosen_parts(PARTS, self.parts)
 
     def check(self) -> None:
-        """Raises `ValueError` for unknown names, and for numbers with which nothing can be measured."""
-        check_names("world", (self.world,), WORLDS)
-        check_names("part", self.parts, (*PARTS, "all"))
+        super().check()
         check_names("variant", self.variants, VARIANTS)
         check_names("objective", (self.objective,), OBJECTIVES)
         check_names("precision", (self.precision,), DTYPES)

@@ -16,17 +16,19 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from lssvwm_gym.benchmark.config import Benchmark
+from lssvwm_gym.benchmark.config import Benchmark, Settings
 from lssvwm_gym.benchmark.machine import machine, peak_memory_bytes
 from lssvwm_gym.benchmark.report import FIGURES, TABLES, Printed, draw, print_part
 from lssvwm_gym.benchmark.step import measure_ages, measure_speed
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.worlds import WORLDS
+
+S = TypeVar("S", bound=Settings)
 
 MEASURES: dict[str, Callable[[Benchmark], Any]] = {"speed": measure_speed, "ages": measure_ages}
 
@@ -41,12 +43,12 @@ def bench(run: Benchmark) -> dict[str, Any]:
 
 
 def measure(
-    run: Any,
-    measures: Mapping[str, Callable[[Any], Any]],
+    run: S,
+    measures: Mapping[str, Callable[[S], Any]],
     tables: Mapping[str, Callable[[Mapping[str, Any]], Printed]],
     figures: Mapping[str, Callable[[Any], Any]],
 ) -> dict[str, Any]:
-    """The parts that settings like `Benchmark` choose, each measured, printed and drawn by what has its name."""
+    """The parts that settings choose, each measured, printed and drawn by what has its name."""
     run.check()
     chosen_device(run.device)
     if run.threads is not None:
