@@ -24,6 +24,7 @@ from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorld
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training import heads
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples
 from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, is_blocked, usual_ways, with_heads
 
@@ -284,7 +285,6 @@ def test_heads_learn_walls_and_go_on_where_they_stopped(tmp_path):
 
 def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_path, monkeypatch):
     from lssvwm_gym.checkpoints.package import load_world_model
-    from lssvwm_gym.training import heads
 
     folder = write_tiny_weights(tmp_path / "w")
     monkeypatch.setattr(heads, "latent_episodes", lambda *_: walled_episodes())
@@ -298,6 +298,19 @@ def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_p
     assert model.flow_head is not None
     assert trained["step"] == 6
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_recordings_that_teach_no_motion_or_are_of_another_world_are_refused(tmp_path, monkeypatch):
+    folder, episodes = write_tiny_weights(tmp_path / "w"), walled_episodes(2)
+    run = heads.HeadTraining(folder, (Path("train"),), tmp_path / "out")
+    monkeypatch.setattr(heads, "latent_episodes", lambda *_: episodes)
+    episodes[0].action[5] = 7
+    with pytest.raises(ValueError, match="actions up to 7, but the model knows 6"):
+        heads.train_heads(run)
+    for episode in episodes:
+        episode.pose[3] = torch.nan
+    with pytest.raises(ValueError, match="tell no poses"):
+        heads.train_heads(run)
 
 
 @torch.no_grad()

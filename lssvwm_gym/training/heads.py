@@ -45,7 +45,7 @@ from lssvwm_gym.training.optim import (
     training_tensors,
     update_average,
 )
-from lssvwm_gym.training.world_model import LOG_EVERY, log_losses
+from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
@@ -263,10 +263,11 @@ def train_heads(run: HeadTraining) -> Path:
     weights = read_weights(run.weights)
     autoencoder = weights.autoencoder
     episodes = _episodes(run, run.data, autoencoder)
-    if run.augmentation:
-        episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]
     if not any(bool(episode.pose.isfinite().all()) for episode in episodes):
         raise ValueError("the recordings tell no poses, and without those no motion can be learned")
+    check_data(weights.world_model.config, episodes)
+    if run.augmentation:
+        episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]
     trainer = HeadTrainer(run, weights, episodes, {f"{folder.parent.name}/{folder.name}": fingerprint(folder) for folder in run.data})
     if run.checkpoint.exists():
         trainer.load(run.checkpoint)
