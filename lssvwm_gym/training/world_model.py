@@ -30,6 +30,7 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
+from lssvwm_gym.training.fitting import fitted
 from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes, latent_metric
 from lssvwm_gym.training.objectives import LOSSES, train_odometry
 from lssvwm_gym.training.optim import (
@@ -231,6 +232,7 @@ def train_world(run: WorldTraining) -> Path:
 def _prepared(run: WorldTraining, autoencoder: Autoencoder, group: ProcessGroup) -> Trainer:
     """A trainer with all episodes, where the run's last checkpoint was."""
     episodes = latent_episodes(run.data, autoencoder, run.out / "latents", group)
+    run = replace(run, model=fitted(run.model, run.data, episodes))
     check_data(run.model, episodes)
     metric = None
     if run.picture_weight:
