@@ -11,6 +11,7 @@ from lssvwm_gym.io.worker_pool import WorkerPoolError
 from lssvwm_gym.malloc import keep_freed_memory
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
+    "dream": ("lssvwm_gym.own_world", "OwnWorld", "dream", "from an environment to a dream of it: all of what follows, in the time given"),
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
     "convert": (
@@ -30,7 +31,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
 
-FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what may stand without its name
+FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "generate": "--clip"}  # what may stand without its name
 
 
 def main(arguments: list[str] | None = None) -> None:

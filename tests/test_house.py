@@ -35,6 +35,7 @@ FLOORS = (
     "evaluation",
     "benchmark",
     "play",
+    "own_world",
     "cli",
 )
 FREE = {"malloc"}  # parts that know of no other

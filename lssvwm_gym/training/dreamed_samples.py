@@ -93,7 +93,7 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
 
     Half the rows keep the recorded poses, the others estimate theirs. Raises `ValueError` where no episode is long enough.
     """
-    lengths, most = np.array(episodes.lengths), options.ahead + GAP[1]
+    lengths, most = np.array(episodes.lengths), options.ahead + GAP[0]
     if lengths.max() <= most:
         raise ValueError(f"no episode has the {most + 1} frames of a recorded past and a dream: choose a smaller --dreams.ahead")
     weights = lengths * (lengths > most)
