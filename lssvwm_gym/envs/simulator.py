@@ -27,7 +27,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import DreamState, chance_of, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.models.world_model import WorldModel
@@ -115,9 +115,11 @@ class Dream:
         """
         model, step = self.weights.world_model, step_of(self.sampling_steps)
         step = compile_step(step, model, self.backend)
-        after, reward_logits = step(model, state, action.to(self.device), frame_noise(state, model) if noise is None else noise)
-        head = model.termination_head
-        terminated = torch.zeros_like(after.seed, dtype=torch.bool) if head is None else head(after.features)[:, 0] > 0
+        noise = frame_noise(state, model) if noise is None else noise
+        after, reward_logits = step(model, state, action.to(self.device), noise)
+        terminated = torch.zeros_like(after.seed, dtype=torch.bool)
+        if model.termination_head is not None:
+            terminated = chance_of(noise) < model.termination_head(after.features)[:, 0].sigmoid()
         return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
 
     @functools.cached_property
@@ -155,7 +157,8 @@ class Dream:
         tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
         this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
         this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass. `inventory`: int32 (B, V), the world's counts, where it has any.
+        profiles of more than one pass. `termination_probability`: float32, that the episode ends with this frame, where a model has
+        learned that episodes end; a step ends it by a draw. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
         logits = self.weights.world_model.reward_head(state.features) if reward_logits is None else reward_logits
         rewarding = _table(tuple(float(value != 0) for value in self.world.reward_values), logits.device, logits.dtype)
@@ -165,6 +168,8 @@ class Dream:
             numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
             numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
+        if (ends := self.weights.world_model.termination_head) is not None:
+            numbers["termination_probability"] = ends(state.features)[:, 0].sigmoid()
         if self.sampling_steps > 1:
             numbers["uncertainty"] = state.uncertainty
         return {name: number.clone() for name, number in numbers.items()}
