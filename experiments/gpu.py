@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
+from lssvwm_gym.envs.profiles import PROFILES
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.rollout import DreamState, commit, imagine
 from lssvwm_gym.models.world_model import WorldModel
@@ -34,7 +35,7 @@ def main() -> None:
         raise SystemExit("no CUDA device here")
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     speeds: list[dict[str, Any]] = []
-    for profile in SAMPLING_STEPS:
+    for profile in PROFILES:
         for rows in ROWS:
             speeds.append({"profile": profile, "envs": rows} | speed(profile, rows))
             print(speeds[-1], flush=True)

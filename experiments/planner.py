@@ -20,7 +20,8 @@ from torch import Tensor
 
 from agents.policies import Policy, policy_for
 from lssvwm_gym.envs import spaces
-from lssvwm_gym.envs.simulator import Dream, reward
+from lssvwm_gym.envs.rewards import reward
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState

@@ -151,7 +151,7 @@ def test_milestones_are_learned_from_as_they_are_rewarded(tmp_path, monkeypatch)
     """Planks from two logs: the first time they are rewarded, in each of the episodes of two steps."""
     from tiny_minecraft import PLANKS, WORLD, recipes_are_followed, write_tiny_minecraft
 
-    from lssvwm_gym.models.heads import InventoryHead
+    from lssvwm_gym.models.inventory_head import InventoryHead
 
     monkeypatch.setattr(InventoryHead, "after", recipes_are_followed)
     dream = open_dream("minecraft", "fast", "cpu", write_tiny_minecraft(tmp_path))

@@ -10,7 +10,8 @@ from tiny_world import write_tiny_weights
 from torch.utils._pytree import tree_leaves
 
 from lssvwm_gym.envs import DreamVectorEnv, open_dream
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, reward
+from lssvwm_gym.envs.profiles import PROFILES
+from lssvwm_gym.envs.rewards import reward
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.rollout import commit, imagine
 from lssvwm_gym.models.state import join_rows, take_rows
@@ -51,7 +52,7 @@ def test_a_step_is_what_the_models_functions_say(dream, bank):
     generator.set_state(envs.state_dict()["generator"])
     seen, rewards, terminated, truncated, info = envs.step(actions(3))
     noise = torch.randn(before.latent.shape, generator=generator)
-    after = commit(model, before, actions(3), imagine(model, before, actions(3), SAMPLING_STEPS["fast"], noise=noise))
+    after = commit(model, before, actions(3), imagine(model, before, actions(3), PROFILES["fast"].model_steps, noise=noise))
     assert same_leaves(envs.clone_state().dream, after)
     assert torch.equal(rewards, model.reward_head(after.features).argmax(-1).float())
     assert torch.equal(seen, after.features)

@@ -29,7 +29,7 @@ from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
 from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, prefill_further, prefill_without_poses
-from lssvwm_gym.models.heads import InventoryHead
+from lssvwm_gym.models.inventory_head import InventoryHead
 from lssvwm_gym.models.segment import Segment
 
 FRAMES, AHEAD = 40, 10

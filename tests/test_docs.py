@@ -30,7 +30,7 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.envs.contexts import COMBINATIONS, EPISODE_FRAMES
-from lssvwm_gym.envs.simulator import FLOW_STEPS, SAMPLING_STEPS, sampling_steps
+from lssvwm_gym.envs.profiles import PROFILES, sampling_steps
 from lssvwm_gym.worlds import WORLDS, WorldSpec, write_world
 
 if sys.version_info >= (3, 11):
@@ -329,7 +329,7 @@ def test_a_specification_tells_the_arguments(specified):
     expected = [[f"`{p.name}`", f"`{p.default!r}`".replace("'", '"')] for p in parameters]
     assert [row[:2] for row in rows_of(page, "Arguments")] == expected
     model = load_weights(world.weights).world_model
-    fast, balanced, quality = (sampling_steps(model, profile) for profile in SAMPLING_STEPS)
+    fast, balanced, quality = (sampling_steps(model, profile) for profile in PROFILES)
     whose = "denoising steps a frame" if model.flow_head is None else "denoising steps of the flow head a frame"
     assert f"{fast}, {balanced} or {quality} {whose}" in rows_of(page, "Arguments")[1][2]
 
@@ -359,8 +359,8 @@ def test_every_world_has_a_specification():
 
 def test_profiles_are_told_as_they_are():
     text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    for name, steps in SAMPLING_STEPS.items():
-        assert re.search(rf"^\| `{name}`.* \| {FLOW_STEPS[name]} \| {steps} \|$", text, re.MULTILINE), name
+    for name, steps in PROFILES.items():
+        assert re.search(rf"^\| `{name}`.* \| {steps.flow_steps} \| {steps.model_steps} \|$", text, re.MULTILINE), name
 
 
 def test_files_and_names_to_change_exist():

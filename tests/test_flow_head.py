@@ -15,9 +15,10 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.envs.simulator import FLOW_STEPS
+from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models import rollout
+from lssvwm_gym.models.collisions import is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
@@ -26,7 +27,7 @@ from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training import heads
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples
-from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, is_blocked, usual_ways, with_heads
+from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, with_heads
 
 FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
 STEPS = (1, 2, 4, 8)
@@ -148,9 +149,9 @@ def test_the_motion_head_sees_the_frame_and_not_the_features():
 
 def test_environments_dream_with_a_flow_head(tmp_path):
     folder = write_tiny_weights(tmp_path / "w", **FLOW)
-    for profile, steps in FLOW_STEPS.items():
+    for profile, steps in PROFILES.items():
         env = DreamEnv("memory-maze", weights=folder, profile=profile)
-        assert env.dream.sampling_steps == steps
+        assert env.dream.sampling_steps == steps.flow_steps
         first, _ = env.reset(seed=1)
         frames = [env.step(1)[0] for _ in range(3)]
         again, _ = env.reset(seed=1)
@@ -186,14 +187,11 @@ def test_heads_are_added_to_a_model_that_has_none():
 
 
 def test_forward_is_what_goes_ahead_and_a_wall_is_what_blocks_it():
-    episodes = Episodes.of(walled_episodes())
-    usual = usual_ways(episodes, 6)
-    assert usual[1] == pytest.approx(0.25, abs=1e-3)
-    assert usual[2] == 0
-    assert usual[6] == 0
+    ahead, _ = moving_actions(walled_episodes(), 0.15)
+    assert ahead == [1]
     motion, action = torch.tensor([[0.25, 0, 0], [0.0, 0, 0], [0.0, 0, 3]]), torch.tensor([1, 1, 2])
-    assert is_blocked(motion, action, usual).tolist() == [False, True, False]
-    assert not is_blocked(motion, torch.randn(3, 2), usual).any()  # continuous actions
+    assert is_blocked(motion, action, ahead, 0.15).tolist() == [False, True, False]
+    assert not is_blocked(motion, torch.randn(3, 2), ahead, 0.15).any()  # continuous actions
 
 
 def test_a_buffer_keeps_the_newest():
@@ -300,17 +298,32 @@ def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_p
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
-def test_recordings_that_teach_no_motion_or_are_of_another_world_are_refused(tmp_path, monkeypatch):
+def test_recordings_of_another_world_are_refused(tmp_path, monkeypatch):
     folder, episodes = write_tiny_weights(tmp_path / "w"), walled_episodes(2)
     run = heads.HeadTraining(folder, (Path("train"),), tmp_path / "out")
     monkeypatch.setattr(heads, "latent_episodes", lambda *_: episodes)
     episodes[0].action[5] = 7
     with pytest.raises(ValueError, match="actions up to 7, but the model knows 6"):
         heads.train_heads(run)
+    episodes[0].action[5] = 0
     for episode in episodes:
-        episode.pose[3] = torch.nan
-    with pytest.raises(ValueError, match="tell no poses"):
+        episode.pose[:] = torch.nan
+    with pytest.raises(ValueError, match="no poses, which a spatial memory needs"):
         heads.train_heads(run)
+
+
+def test_without_poses_only_the_flow_head_is_trained(tmp_path):
+    write_tiny_weights(tmp_path / "w", **FLOW | {"collisions": False, "memory_features": 0})
+    weights, episodes = read_weights(tmp_path / "w"), walled_episodes()
+    for episode in episodes:
+        episode.pose[:] = torch.nan
+    before = {name: tensor.clone() for name, tensor in weights.world_model.state_dict().items()}
+    run = HeadTraining(tmp_path / "w", (), tmp_path / "out", steps=4, contexts=8, warmup=1, dreams=DreamOptions(rows=4, ahead=8))
+    trainer = HeadTrainer(run, weights, episodes)
+    assert all("motion" not in trainer.train_step() for _ in range(4))
+    after = trainer.model.state_dict()
+    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {"flow_head"}
+    assert all(step.evidence.tokens.isfinite().all() for step in trainer.buffer.parts)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from real_walks import write_real_walks
 from lssvwm_gym.evaluation import distributions as sets
 from lssvwm_gym.evaluation import imagination as tests
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
+from lssvwm_gym.models.collisions import moving_actions
 from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import MotionHead
@@ -126,8 +127,8 @@ def test_actions_that_lead_ahead_are_found_by_what_they_did():
         return Segment(torch.zeros(len(pose), 1, 1), torch.tensor([0, *action]), pose=torch.cat(pose))
 
     motion = [(0, 0), (0, 0), (0.25, 0), (0.2, 0.3), (0, 0.3), (0, 0.3), (0, -0.1), (0, -0.1)]  # blocked, then ahead; a turn coasts once
-    assert tests.moving_actions([along([1, 1, 1, 2, 2, 2, 3, 3], motion)], 0.15) == ([1], 2)
-    assert tests.moving_actions([along([1, 1, 1, 1, 1, 1, 1, 1], motion)], 0.15) == ([1], None)
+    assert moving_actions([along([1, 1, 1, 2, 2, 2, 3, 3], motion)], 0.15) == ([1], 2)
+    assert moving_actions([along([1, 1, 1, 1, 1, 1, 1, 1], motion)], 0.15) == ([1], None)
 
 
 def test_cells_are_counted_once():

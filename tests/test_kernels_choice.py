@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv, simulator
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, open_dream
+from lssvwm_gym.envs.profiles import PROFILES
+from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference import backend
@@ -215,6 +216,6 @@ def test_a_recorded_step_takes_its_noise_from_outside(tiny_weights):
     model = load_weights(tiny_weights).world_model
     state = first_state(model, torch.tensor([1, 2]))
     first, second = (frame_noise(state._replace(world=state.world._replace(age=state.world.age + age)), model) for age in (0, 1))
-    action, step = torch.zeros(2, dtype=torch.int64), step_of(SAMPLING_STEPS["fast"])
+    action, step = torch.zeros(2, dtype=torch.int64), step_of(PROFILES["fast"].model_steps)
     with torch.no_grad():
         assert not torch.equal(step(model, state, action, first)[0].latent, step(model, state, action, second)[0].latent)

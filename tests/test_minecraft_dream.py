@@ -24,7 +24,7 @@ from tiny_minecraft import (
 from tiny_world import same
 
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.models.heads import InventoryHead
+from lssvwm_gym.models.inventory_head import InventoryHead
 
 ID = WORLD.id
 SCRIPT = [PLANKS, STICKS, WOODEN]

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from lssvwm_gym.envs.simulator import FLOW_STEPS
+from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState, first_state
@@ -82,8 +82,8 @@ def model_picture(config: WorldModelConfig) -> Any:
     arrow(axes, (12.1, 3.35), (12.85, 2.95))
     axes.plot([10.4, 10.4, 9.8], [2.0, 1.6, 1.6], color=AGAIN, linewidth=1.1)
     arrow(axes, (9.8, 1.6), (9.8, 2.0), "", AGAIN)
-    few = ", ".join(map(str, FLOW_STEPS.values())).replace(", 8", " or 8")
-    axes.text(9.25, 1.2, f"{few} denoising steps\n({', '.join(FLOW_STEPS)})", va="center", size=8.5, color=AGAIN)
+    few = ", ".join(str(profile.flow_steps) for profile in PROFILES.values()).replace(", 8", " or 8")
+    axes.text(9.25, 1.2, f"{few} denoising steps\n({', '.join(PROFILES)})", va="center", size=8.5, color=AGAIN)
     arrow(axes, (11.75, 4.1), (11.75, 5.25), "commit: the finished frame\nis written to all of it", WRITE)
     return figure
 

@@ -13,7 +13,7 @@ from experiments.benchmark.config import ModelBenchmark
 from experiments.benchmark.models import config_of, dreaming_model, random_episode, training_of
 from lssvwm_gym.benchmark.machine import Times, progress, seconds_of
 from lssvwm_gym.benchmark.step import AGED
-from lssvwm_gym.envs.simulator import sampling_steps
+from lssvwm_gym.envs.profiles import sampling_steps
 from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine
 from lssvwm_gym.models.state import state_bytes

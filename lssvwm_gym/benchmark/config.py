@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS
+from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
 from lssvwm_gym.worlds import WORLDS
@@ -58,7 +58,7 @@ class Benchmark(Settings):
 
     def check(self) -> None:
         super().check()
-        check_names("profile", self.profiles, SAMPLING_STEPS)
+        check_names("profile", self.profiles, PROFILES)
         check_names("dtype", (self.dtype,), DTYPES)
         check_bounds(self, steps=1, rounds=1, warm_up=0, many=0, ages=1)
         if "ages" in self.chosen and not self.ages:

@@ -2,8 +2,8 @@
 
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.saved_state import EnvState
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.state_io import EnvState
 from lssvwm_gym.envs.wrappers import WorldModelObservation, WorldModelObservationVec
 from lssvwm_gym.io import legacy
 

@@ -13,8 +13,8 @@ from gymnasium.spaces import Space
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
+from lssvwm_gym.envs.saved_state import Resumable
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.envs.state_io import Resumable
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.worlds import WorldSpec

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure, tree_unflatten
 
 from lssvwm_gym.envs import spaces
+from lssvwm_gym.envs.saved_state import EnvState, Resumable, named
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.state_io import EnvState, Resumable, named
 from lssvwm_gym.io.tensors import TensorFileError, independent
 from lssvwm_gym.models.inference.backend import Backend
 from lssvwm_gym.models.rollout import DreamState, drawn_noise

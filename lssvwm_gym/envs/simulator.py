@@ -22,19 +22,18 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
+from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
+from lssvwm_gym.envs.rewards import reward, reward_probability, terminated, termination_probability
 from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import DreamState, chance_of, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
 
-SAMPLING_STEPS = {"fast": 1, "balanced": 2, "quality": 4}  # denoising steps a frame, by profile, where the world model takes them
-FLOW_STEPS = {"fast": 1, "balanced": 4, "quality": 8}  # where a flow head does
 CONTEXTS_KEPT = 16  # states of some MB
 
 log = logging.getLogger("lssvwm_gym")
@@ -117,10 +116,7 @@ class Dream:
         step = compile_step(step, model, self.backend)
         noise = frame_noise(state, model) if noise is None else noise
         after, reward_logits = step(model, state, action.to(self.device), noise)
-        terminated = torch.zeros_like(after.seed, dtype=torch.bool)
-        if model.termination_head is not None:
-            terminated = chance_of(noise) < model.termination_head(after.features)[:, 0].sigmoid()
-        return Step(after, reward(self.world, state, after, reward_logits), terminated, reward_logits)
+        return Step(after, reward(self.world, state, after, reward_logits), terminated(model, after, noise), reward_logits)
 
     @functools.cached_property
     def _after_context(self) -> Callable[[int, int], DreamState]:
@@ -161,15 +157,14 @@ class Dream:
         learned that episodes end; a step ends it by a draw. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
         logits = self.weights.world_model.reward_head(state.features) if reward_logits is None else reward_logits
-        rewarding = _table(tuple(float(value != 0) for value in self.world.reward_values), logits.device, logits.dtype)
-        numbers = {"age": state.world.age, "reward_probability": logits.softmax(-1) @ rewarding}
+        numbers = {"age": state.world.age, "reward_probability": reward_probability(self.world, logits)}
         if self.weights.world_model.config.has_spatial_memory:
             numbers["estimated_pose"] = state.pose
             numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
             numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
-        if (ends := self.weights.world_model.termination_head) is not None:
-            numbers["termination_probability"] = ends(state.features)[:, 0].sigmoid()
+        if self.weights.world_model.termination_head is not None:
+            numbers["termination_probability"] = termination_probability(self.weights.world_model, state)
         if self.sampling_steps > 1:
             numbers["uncertainty"] = state.uncertainty
         return {name: number.clone() for name, number in numbers.items()}
@@ -199,36 +194,10 @@ class Dream:
         return f"Dream({', '.join(f'{name}={str(value)!r}' for name, value in how.items())})"
 
 
-def sampling_steps(model: WorldModel, profile: str) -> int:
-    """Denoising steps a frame, in a profile."""
-    return (SAMPLING_STEPS if model.flow_head is None else FLOW_STEPS)[profile]
-
-
-def reward(world: WorldSpec, before: DreamState, after: DreamState, logits: Tensor, expected: bool = False) -> Tensor:
-    """The reward (B,) float64 of a step from one state to the next; `logits` (B, K) are those of the world's reward values.
-
-    The most probable of these values, or with `expected` their mean. In a world with milestones, what those counts are worth that
-    have risen above 0 for the first time.
-    """
-    if world.milestones:
-        worth = dict(world.milestones)
-        risen = (before.inventory_peak == 0) & (after.inventory_peak > 0)
-        values = _table(tuple(worth.get(name, 0.0) for name in world.inventory), logits.device)
-        return risen.to(values.dtype) @ values
-    values = _table(world.reward_values, logits.device)
-    return logits.softmax(-1).to(values.dtype) @ values if expected else values[logits.argmax(-1)]
-
-
-@functools.lru_cache(maxsize=64)
-def _table(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Copied to the device once: a copy makes a GPU wait."""
-    return torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else dtype, device=device)  # which has no float64
-
-
 @independent
 def open_dream(
     world: str | WorldSpec,
-    profile: str = "balanced",
+    profile: str = DEFAULT,
     device: str = "auto",
     weights: str | Path | None = None,
     dtype: str = "auto",
@@ -247,8 +216,7 @@ def open_dream(
         if world not in WORLDS:
             raise ValueError(f"world must be one of {', '.join(WORLDS)} or a WorldSpec, not {world!r}")
         world = WORLDS[world]
-    if profile not in SAMPLING_STEPS:
-        raise ValueError(f"profile must be one of {', '.join(SAMPLING_STEPS)}, not {profile!r}")
+    checked_profile(profile)
     chosen = chosen_device(device)
     folder = weights_of(world, weights)
     precision, computed = chosen_precision(dtype, chosen), chosen_backend(backend, chosen)

@@ -20,11 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.envs.simulator import reward
+from lssvwm_gym.envs.rewards import reward
 from lssvwm_gym.evaluation import distributions as sets
 from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along, prefill_further, read_encoded
+from lssvwm_gym.models.collisions import is_blocked, moving_actions
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, first_state, imagine, rounded, unknown_action
 from lssvwm_gym.models.segment import Segment
@@ -35,7 +36,6 @@ WINDOWS = (50, 200, 500, 1000)  # last frames of the windows in which drift show
 ROWS = 24  # dreams at a time
 STACK = 8  # frames that are told apart together; a later window of fewer is left out
 SHOWN, MOMENTS = 16, 8  # of the contact sheet
-BLOCKED = 1 / 3  # of the world's scale of motion: a forward action that moves less is blocked
 CELL = 4  # length scales of the world a side
 FOLLOWED = 20  # frames on which recorded and other actions are compared
 CHANGE = 25  # of 255: a pixel that differs more from the last frame has changed
@@ -146,20 +146,6 @@ def windows(frames: int) -> Iterator[tuple[str, slice]]:
         yield f"all {frames} frames", slice(0, frames)
 
 
-def moving_actions(episodes: list[Segment], scale: float) -> tuple[list[int], int | None]:
-    """The discrete actions that lead ahead, by more than `scale` in one of ten steps at least, and the one of the others that turns most.
-
-    Only steps after the same action count: others may coast.
-    """
-    action = torch.cat([one.action[2:] for one in episodes])
-    again = action == torch.cat([one.action[1:-1] for one in episodes])
-    motion = torch.cat([motion_between(one.pose[1:-1], one.pose[2:]) for one in episodes])
-    steps = {kind: motion[again & (action == kind)] for kind in action[again].unique().tolist()}
-    ahead = [kind for kind, moved in steps.items() if moved[:, 0].quantile(0.9) > scale]
-    turns = {kind: abs(moved[:, 2].mean().item()) for kind, moved in steps.items() if kind not in ahead}
-    return ahead, max(turns, key=lambda kind: turns[kind], default=None)
-
-
 def cells_visited(pose: Tensor, side: float) -> Tensor:
     """Squares of this side in which poses (B, T, 4 or 6) have been, (B,)."""
     return torch.tensor([len(path.unique(dim=0)) for path in (pose[..., :2] / side).floor()])
@@ -185,11 +171,11 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     clips, world, model = walks.real, context.world, context.weights.world_model
     scale, frames = model.config.motion_scale[0], len(clips)
     results: dict[str, Any] = {}
-    kinds = [] if world.continuous else moving_actions(context.episodes, scale)[0]
+    kinds = moving_actions(context.episodes, scale)[0]
     ahead = torch.isin(clips.action, torch.tensor(kinds, dtype=clips.action.dtype))
     for name, motion, pose in (("real", clips.motion, clips.pose), ("dreamed", walks.dream.motion, walks.dream.pose)):
         if not world.continuous:
-            blocked = (motion[..., 0] < BLOCKED * scale).float()
+            blocked = is_blocked(motion, clips.action, kinds, scale).float()
             for window, some in windows(frames):
                 share = masked_score(walks.by_episode(blocked, some), walks.by_episode(ahead, some))
                 results |= {} if share is None else {f"{name}, {window}: share of forward steps blocked": share}

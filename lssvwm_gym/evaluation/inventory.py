@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream, sampling_steps
+from lssvwm_gym.envs.profiles import PROFILES, sampling_steps
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_further
@@ -221,7 +222,7 @@ def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Segment]:
 
 def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
     """A script after one context: rewards given at each step, rewards due, whether the inventory followed the recipes."""
-    profiles = {sampling_steps(context.weights.world_model, name): name for name in SAMPLING_STEPS}
+    profiles = {sampling_steps(context.weights.world_model, name): name for name in PROFILES}
     if context.run.steps not in profiles:
         raise ValueError(f"milestones are tried in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
     world, dream = context.world, Dream(context.world, context.weights, profiles[context.run.steps])

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lssvwm_gym.models.collisions import CollisionMotionHead
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
-from lssvwm_gym.models.heads import CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import WorldState, constant
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 
 from lssvwm_gym.envs.dream_env import DreamEnv
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS
+from lssvwm_gym.envs.profiles import PROFILES
+from lssvwm_gym.envs.saved_state import EnvState
 from lssvwm_gym.envs.spaces import single
-from lssvwm_gym.envs.state_io import EnvState
 from lssvwm_gym.models.rollout import DreamState, prefill
 from lssvwm_gym.play.policies import GamePolicy
 from lssvwm_gym.play.save import load_game, save_game
 from lssvwm_gym.play.side_by_side import RealWorld
 from lssvwm_gym.play.snapshot import Move, RealView, Ring, Snapshot
 
-PROFILES = tuple(SAMPLING_STEPS)
 MARKS = 8  # snapshots that can be marked at once
 
 
@@ -149,7 +148,8 @@ class Game:
         self.env.dream = self._dreams[profile]
 
     def next_profile(self) -> None:
-        self.choose_profile(PROFILES[(PROFILES.index(self.profile) + 1) % len(PROFILES)])
+        names = list(PROFILES)
+        self.choose_profile(names[(names.index(self.profile) + 1) % len(names)])
 
     @property
     def goes_along(self) -> bool:

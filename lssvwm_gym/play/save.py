@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lssvwm_gym.envs.simulator import SAMPLING_STEPS, Dream
+from lssvwm_gym.envs.profiles import PROFILES
+from lssvwm_gym.envs.saved_state import load_state, save_state
+from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import single
-from lssvwm_gym.envs.state_io import load_state, save_state
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.play.snapshot import Move, Snapshot
@@ -84,7 +85,7 @@ def _story(path: Path, dream: Dream) -> tuple[tuple[Move, ...], float, tuple[np.
         trail = tuple(np.asarray(pose, np.float32) for pose in story["trail"])
         earned = float(story["return"])
         actions = range(len(dream.world.actions))
-        if not all(type(move.action) is int and move.action in actions and move.profile in SAMPLING_STEPS for move in moves):
+        if not all(type(move.action) is int and move.action in actions and move.profile in PROFILES for move in moves):
             raise ValueError("moves that this world doesn't have")
         if not math.isfinite(earned) or not all(pose.ndim == 1 and np.isfinite(pose).all() for pose in trail):
             raise ValueError("numbers that are none")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils._pytree import tree_leaves
 
-from lssvwm_gym.envs.state_io import EnvState
+from lssvwm_gym.envs.saved_state import EnvState
 
 
 class Move(NamedTuple):

@@ -4,7 +4,8 @@
 head; what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the heads learn:
 the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
 places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
-it is near the real one, or where the spatial memory is sure what is there.
+it is near the real one, or where the spatial memory is sure what is there. Where the recordings tell no poses there is nothing to learn of
+motion, and only the flow head is trained.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.data.segments import Episodes, flipped
 from lssvwm_gym.io.tensors import check_header, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.collisions import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
-from lssvwm_gym.models.geometry import motion_between
-from lssvwm_gym.models.heads import CollisionMotionHead
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
@@ -49,7 +49,6 @@ from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
-AHEAD, BLOCKED = 0.75, 0.2  # an action goes ahead if its usual way is so much of the longest one, and is blocked below so much of its own
 
 
 @dataclass(frozen=True)
@@ -125,47 +124,25 @@ def _weighed(error: Tensor, level: Tensor) -> Tensor:
     return (error.square().mean((1, 2)) / level.clamp(min=VELOCITY).square()).mean()
 
 
-def motion_loss(motion_head: CollisionMotionHead, samples: Samples, usual: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+def motion_loss(motion_head: CollisionMotionHead, samples: Samples, ahead: list[int], noise: float, generator: torch.Generator) -> Tensor:
     """Whether each step was blocked, and the motion of the case that came."""
     latent = with_noise(samples.evidence.last, noise, generator)
     logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
-    truth = is_blocked(samples.motion, samples.evidence.action, usual)
-    expected = torch.where(truth[:, None], motions[:, 1], motions[:, 0])
     scale = motion_head.motion_scale
+    truth = is_blocked(samples.motion, samples.evidence.action, ahead, scale[0])
+    expected = torch.where(truth[:, None], motions[:, 1], motions[:, 0])
     regression = F.smooth_l1_loss(expected / scale, samples.motion / scale, beta=0.1)
     return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
 
 
-def usual_ways(episodes: Episodes, actions: int) -> Tensor:
-    """How far ahead each discrete action usually leads in a frame, (actions + 1,), the ninth decile; 0 for actions that don't go ahead."""
-    whole, usual = episodes.whole, torch.zeros(actions + 1)
-    if not actions:
-        return usual
-    last = torch.from_numpy(episodes.start + np.array(episodes.lengths) - 1)
-    inside = torch.ones(len(whole.action), dtype=torch.bool).index_fill(0, last, False)[:-1]
-    ahead = motion_between(whole.pose[:-1], whole.pose[1:])[:, 0]
-    inside = inside & ahead.isfinite()
-    for action in range(actions):
-        ways = ahead[inside & (whole.action[1:] == action)][:100_000]
-        usual[action] = ways.quantile(0.9) if len(ways) else 0.0
-    return usual
-
-
-def is_blocked(motion: Tensor, action: Tensor, usual: Tensor) -> Tensor:
-    """Which steps (K,) came less far ahead than a fifth of what their action usually does; none of continuous actions."""
-    if action.is_floating_point():
-        return torch.zeros(len(action), dtype=torch.bool, device=action.device)
-    way = usual[action]
-    return (way > AHEAD * usual.max()) & (motion[:, 0] < BLOCKED * way)
-
-
-def with_heads(model: WorldModel, flow_width: int) -> WorldModel:
-    """The same model with a flow head and a collision motion head; itself where it has both."""
-    if model.flow_head is not None and model.config.collisions:
+def with_heads(model: WorldModel, flow_width: int, collisions: bool = True) -> WorldModel:
+    """The same model with a flow head and, where it is to have one, a collision motion head; itself where it has them."""
+    collisions = collisions or model.config.collisions
+    if model.flow_head is not None and model.config.collisions == collisions:
         return model
-    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=True)
-    grown = WorldModel(config)
-    taken = {name: tensor for name, tensor in model.state_dict().items() if model.config.collisions or not name.startswith("motion_head.")}
+    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=collisions)
+    grown, same = WorldModel(config), model.config.collisions == collisions
+    taken = {name: tensor for name, tensor in model.state_dict().items() if same or not name.startswith("motion_head.")}
     grown.load_state_dict(grown.state_dict() | taken)
     return grown.eval()
 
@@ -173,16 +150,16 @@ def with_heads(model: WorldModel, flow_width: int) -> WorldModel:
 class Heads(nn.Module):
     """What is trained."""
 
-    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead) -> None:
+    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None) -> None:
         super().__init__()
         self.flow_head, self.motion_head = flow_head, motion_head
 
     @classmethod
     def of(cls, model: WorldModel) -> Heads:
-        """Those of a model that has both."""
-        if model.flow_head is None or not isinstance(model.motion_head, CollisionMotionHead):
-            raise ValueError("the world model lacks a flow head or a collision motion head")
-        return cls(model.flow_head, model.motion_head)
+        """Those of a model that has a flow head."""
+        if model.flow_head is None:
+            raise ValueError("the world model lacks a flow head")
+        return cls(model.flow_head, model.motion_head if isinstance(model.motion_head, CollisionMotionHead) else None)
 
 
 class HeadTrainer:
@@ -191,9 +168,10 @@ class HeadTrainer:
     def __init__(self, run: HeadTraining, weights: Weights, episodes: list[Segment], data: dict[str, Any] | None = None) -> None:
         torch.manual_seed(run.seed)
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
-        self.model = with_heads(weights.world_model, run.flow_width).requires_grad_(False)
         self.episodes = Episodes.of(episodes)
-        self.usual = usual_ways(self.episodes, self.model.config.actions)
+        self.poses = bool(self.episodes.whole.pose.isfinite().all(1).any())
+        self.model = with_heads(weights.world_model, run.flow_width, collisions=self.poses).requires_grad_(False)
+        self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
@@ -214,7 +192,8 @@ class HeadTrainer:
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
-        losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.usual, run.motion_noise, generator)
+        if self.poses and self.heads.motion_head is not None:
+            losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.ahead, run.motion_noise, generator)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
@@ -242,7 +221,7 @@ class HeadTrainer:
 
 
 @torch.no_grad()
-def head_errors(heads: Heads, samples: Samples, usual: Tensor) -> dict[str, float]:
+def head_errors(heads: Heads, samples: Samples, ahead: list[int]) -> dict[str, float]:
     """Mean square error of the estimate at some noise levels; recall and precision of blocked steps."""
     generator, errors = torch.Generator().manual_seed(1), {}
     context, clean = heads.flow_head.context(samples.evidence), samples.latent
@@ -250,8 +229,10 @@ def head_errors(heads: Heads, samples: Samples, usual: Tensor) -> dict[str, floa
         levels = torch.full((len(clean),), level)
         noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
         errors[f"error_{level}"] = (heads.flow_head(noisy, levels, context) - clean).square().mean().item()
+    if heads.motion_head is None:
+        return errors
     said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
-    truth = is_blocked(samples.motion, samples.evidence.action, usual)
+    truth = is_blocked(samples.motion, samples.evidence.action, ahead, heads.motion_head.motion_scale[0])
     hits = (said & truth).sum()
     return errors | {"blocked_recall": float(hits / truth.sum().clamp(min=1)), "blocked_precision": float(hits / said.sum().clamp(min=1))}
 
@@ -263,8 +244,6 @@ def train_heads(run: HeadTraining) -> Path:
     weights = read_weights(run.weights)
     autoencoder = weights.autoencoder
     episodes = _episodes(run, run.data, autoencoder)
-    if not any(bool(episode.pose.isfinite().all()) for episode in episodes):
-        raise ValueError("the recordings tell no poses, and without those no motion can be learned")
     check_data(weights.world_model.config, episodes)
     if run.augmentation:
         episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]
@@ -305,7 +284,7 @@ def _validation_samples(run: HeadTraining, trainer: HeadTrainer, episodes: list[
 
 def _score(trainer: HeadTrainer, val: dict[str, Samples], writer: SummaryWriter) -> None:
     for kind, samples in val.items():
-        errors = head_errors(trainer.average, samples, trainer.usual)
+        errors = head_errors(trainer.average, samples, trainer.ahead)
         for name, value in errors.items():
             writer.add_scalar(f"val_{kind}/{name}", value, trainer.step)
         said = "  ".join(f"{name} {value:.4f}" for name, value in errors.items())

@@ -20,7 +20,6 @@ from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
 from lssvwm_gym.models.geometry import motion_between
-from lssvwm_gym.models.heads import InventoryHead
 from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.segment import Segment
@@ -150,7 +149,8 @@ def _losses(
         means["termination"] = _termination_loss(model.termination_head, output, clip, known, options.end_weight)
         counts["termination"] = known.sum()
     if model.inventory_head is not None:
-        means["inventory"], counts["inventory"] = _inventory_loss(model.inventory_head, output, clip, known), known.sum()
+        means["inventory"] = model.inventory_head.loss(output.features, clip.before, clip.action, clip.inventory, known)
+        counts["inventory"] = known.sum()
     return means, counts
 
 
@@ -194,14 +194,6 @@ def _pose_loss(model: WorldModel, output: WorldOutput, clip: Segment, weight: Te
     predicted = model.motion_head(output.features[:, :-1], clip.motion[:, :-1], clip.action[:, 1:])
     scale = model.motion_head.motion_scale
     loss = F.smooth_l1_loss(predicted / scale, clip.motion[:, 1:] / scale, beta=0.1, reduction="none").mean(-1)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _inventory_loss(head: InventoryHead, output: WorldOutput, clip: Segment, weight: Tensor) -> Tensor:
-    """Every count's change; a sum over the counts, of which few change at once."""
-    change = (clip.inventory - clip.before).long() + head.most
-    logits = head(output.features, clip.before, clip.action)
-    loss = F.cross_entropy(logits.flatten(0, 2), change.clamp(0, 2 * head.most).flatten(), reduction="none").view(change.shape).sum(-1)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
