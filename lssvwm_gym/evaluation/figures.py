@@ -25,7 +25,7 @@ def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Pat
     """Write a picture of everything that the tests have left in `context.kept`; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = context.kept
-    written = [_sheet_of_steps(folder / f"{n}.png", kept[n]) for n in ("reasoning", "interruption", "cold_start") if n in kept]
+    written = [_sheet_of_steps(folder / f"{n}.png", kept[n]) for n in ("open_loop", "reasoning", "interruption", "cold_start") if n in kept]
     if "retrieval" in kept:
         dreamed = {name: frames for name, frames in kept["retrieval"].items() if name != "truth"}
         written.append(retrieval_sheet(folder / "retrieval.png", kept["retrieval"]["truth"], dreamed))

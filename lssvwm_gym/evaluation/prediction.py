@@ -74,7 +74,9 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
     state = context.prefilled(clips[: run.context])
     future = clips[run.context :]
     dream, end = dream_along(model, state, future, run.steps, true_motion=False)
-    dreamed = context.quality(decode_clips(context.weights, dream.latent), future.frames)
+    frames = decode_clips(context.weights, dream.latent)
+    context.keep("open_loop", {"real": future.frames, "dreamed": frames})
+    dreamed = context.quality(frames, future.frames)
     repeated = psnr(clips.frames[:, run.context - 1 : run.context].expand_as(future.frames), future.frames, context.world.border)
     results: dict[str, Any] = {}
     for horizon in sorted({1, 2, 5, 10, 20, 30, 40, run.ahead}):

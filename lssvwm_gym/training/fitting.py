@@ -20,9 +20,9 @@ LEAST_WAY, LEAST_TURN = 0.1, 0.02  # of the typical way in any direction; radian
 
 
 def fitted(config: WorldModelConfig, data: Path, episodes: list[Segment]) -> WorldModelConfig:
-    """The sizes for the episodes of a folder: where `collecting.json` says how many actions there are, and whether they are numbers, so many.
+    """The sizes for the episodes of a folder, with the actions that `collecting.json` tells.
 
-    Elsewhere actions are numbers, or more than the default, where recorded ones are. Without any pose there is no spatial memory.
+    Without it actions are numbers, or more than the default, where recorded ones are. Without any pose there is no spatial memory.
     The typical motion is that of the recordings, in folders that `collect gym` has written.
     """
     collection = read_collection(data)

@@ -1,0 +1,208 @@
+"""How much of everything fits the time: an environment is played a little, each network trained a little, and the time shared out."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lssvwm_gym.checkpoints.checkpoint import Weights
+from lssvwm_gym.data.collect import Source, record
+from lssvwm_gym.data.collect_gym import make
+from lssvwm_gym.data.convert.recording import keep_settings, read_settings
+from lssvwm_gym.data.episode import write_episode
+from lssvwm_gym.io.json_config import write_json
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.config import WorldModelConfig
+from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.own_world.settings import (
+    NETWORKS,
+    ROWS,
+    STICKY,
+    Network,
+    OwnWorld,
+    Plan,
+    autoencoder_training,
+    head_training,
+    world_training,
+)
+from lssvwm_gym.real_envs.experts.maze_players import Sticky
+from lssvwm_gym.training.autoencoder import reconstruction_loss
+from lssvwm_gym.training.distributed import ShardedRNG
+from lssvwm_gym.training.dreamed_samples import GAP
+from lssvwm_gym.training.heads import HeadTrainer
+from lssvwm_gym.training.world_model import Trainer
+
+ASKED, PLAN = "dream.json", "plan.json"
+FOLDERS = ("data", "autoencoder", "world", "heads", "without_flow_head", "weights")  # of what is made
+SHARES = {"collect": 0.12, "between": 0.025, "autoencoder": 0.2, "world": 0.42, "heads": 0.16}  # of the time, a stage
+MOST_FRAMES = 100_000  # that are collected; in memory they take 1.2 GB
+TRIED_SECONDS, TRIED_EPISODES = 0.02, 20  # of the time, at most so many for each: episodes that are played to plan by
+LONGEST_CLIP, LONGEST_SEGMENT = 32, 10  # frames; clips
+
+
+class Tried(NamedTuple):
+    """Some episodes of an environment."""
+
+    sticky: float
+    lengths: list[int]  # frames
+    seconds: float  # a frame
+    actions: int  # Discrete ones, 0 where they are numbers
+    action_size: int
+
+
+class Costs(NamedTuple):
+    """Seconds that a step of each training takes, and encoding a frame."""
+
+    autoencoder: float
+    world: float
+    heads: float
+    encoding: float
+
+    def steps(self, seconds: float, frames: int) -> tuple[float, float, float]:
+        """How many steps of each training so many seconds are in all, where the last two begin by encoding the frames."""
+        encoding = self.encoding * frames
+        return (
+            SHARES["autoencoder"] * seconds / self.autoencoder,
+            max(0.0, SHARES["world"] * seconds - encoding) / self.world,
+            max(0.0, SHARES["heads"] * seconds - encoding) / self.heads,
+        )
+
+
+def planned(run: OwnWorld) -> Plan:
+    """The plan that a folder has, made if there is none. Raises `ValueError` for a folder of another command line, and as `dream` does."""
+    run.out.mkdir(parents=True, exist_ok=True)
+    asked = json.loads(json.dumps({name: value for name, value in asdict(run).items() if name not in ("out", "workers", "threads")}))
+    if (run.out / ASKED).exists():
+        keep_settings(run.out / ASKED, asked, "dream")
+    elif taken := [name for name in (*FOLDERS, PLAN) if (run.out / name).exists()]:
+        raise ValueError(f"{run.out} has {', '.join(taken)}, but no {ASKED} that says of which world: choose another folder")
+    plan = read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")
+    if plan is None:
+        plan = made_plan(run)
+        keep_settings(run.out / ASKED, asked, "dream")
+        write_json(run.out / PLAN, asdict(plan))
+    print(
+        f"{run.out / PLAN}: {plan.episodes} episodes, a {plan.network} network, {plan.autoencoder_steps} steps of its autoencoder, "
+        f"{plan.world_steps} of the world model, {plan.head_steps} of its flow head"
+    )
+    return plan
+
+
+def made_plan(run: OwnWorld) -> Plan:
+    """Play a little, train a little, and share the time."""
+    began, whole = time.monotonic(), 60 * run.minutes
+    tried = tried_out(run)
+    length, (short, middle, long) = statistics.mean(tried.lengths), np.quantile(tried.lengths, (0.25, 0.5, 0.75)).astype(int).tolist()
+    if long <= GAP[0] + 1:
+        raise ValueError(f"{run.env} ends after {middle} frames, of {len(tried.lengths)} episodes: too early to dream on from anything")
+    affordable = min(MOST_FRAMES, SHARES["collect"] * whole * run.workers / tried.seconds) / length
+    episodes = run.episodes or max(8, int(affordable))
+    plan = Plan(
+        network=run.network,
+        episodes=episodes,
+        test_episodes=max(4, episodes // 20),
+        sticky=tried.sticky,
+        frames=max(4, min(LONGEST_CLIP, long)),
+        clips=max(1, min(LONGEST_SEGMENT, middle // LONGEST_CLIP)),
+        ahead=max(1, min(LONGEST_CLIP, (long - GAP[0]) // 2)),
+        context_frames=max(1, min(16, short // 4)),
+        autoencoder_steps=1,
+        world_steps=4,
+        head_steps=4,
+        seconds={},
+    )
+    for name in ("medium", "small") if run.network == "auto" else (run.network,):
+        costs = measured(run, NETWORKS[name], plan, tried)
+        left = whole - (time.monotonic() - began)
+        counts = costs.steps(left, min(MOST_FRAMES, int(episodes * length)))
+        wanting = max(least / max(count, 1e-3) for least, count in zip(NETWORKS[name].least, counts, strict=True))
+        if wanting <= 1:
+            break
+    else:
+        said = ", ".join(f"{count:.0f} of {least}" for count, least in zip(counts, NETWORKS[name].least, strict=True))
+        raise ValueError(
+            f"{run.minutes:g} minutes are too few: of the steps that autoencoder, world model and flow head need at least, "
+            f"this machine would make {said}. Try --minutes {math.ceil(run.minutes * wanting)}"
+        )
+    steps = {f"{trained}_steps": int(count) for trained, count in zip(("autoencoder", "world", "head"), counts, strict=True)}
+    return replace(plan, network=name, seconds={stage: round(share * left, 1) for stage, share in SHARES.items()}, **steps)
+
+
+def tried_out(run: OwnWorld) -> Tried:
+    """Play some episodes. Raises `ValueError` for environments that can't be made or have neither pictures nor such actions."""
+    env = make(run.collecting)
+    try:
+        tries = [_tried(run, env, sticky) for sticky in (STICKY if run.sticky is None else (run.sticky,))]
+    finally:
+        env.close()
+    return max(tries, key=lambda tried: statistics.mean(tried.lengths))  # the first of those that are as long
+
+
+def _tried(run: OwnWorld, env: Any, sticky: float) -> Tried:
+    source = Source(lambda _: env, lambda rng: Sticky(env.action_space, run.odds, sticky, rng), env.fps)
+    began, lengths = time.monotonic(), list[int]()
+    with tempfile.TemporaryDirectory() as folder:
+        while len(lengths) < 2 or (len(lengths) < TRIED_EPISODES and time.monotonic() - began < TRIED_SECONDS * 60 * run.minutes):
+            policy = source.make_policy(np.random.default_rng([run.seed, len(lengths), 1]))
+            episode = record(env, policy, source, run.seed + len(lengths), run.steps)
+            write_episode(Path(folder) / "tried", episode, source.fps)
+            lengths.append(len(episode))
+    seconds, space = (time.monotonic() - began) / sum(lengths), env.action_space
+    size = 0 if space.shape == () else int(np.prod(space.shape))
+    return Tried(sticky, lengths, seconds, 0 if size else int(space.n), size)
+
+
+def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs:
+    """What a few steps of each training cost, on noise."""
+    training = autoencoder_training(run, network, 1)
+    autoencoder, rng = Autoencoder(training.model).to(memory_format=torch.channels_last), ShardedRNG(torch.Generator(), 0, 1)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(autoencoder.parameters())
+    frames = torch.randint(256, (training.batch, run.size, run.size, 3), dtype=torch.uint8)
+
+    def learn() -> None:
+        optimizer.zero_grad()
+        reconstruction_loss(autoencoder, frames, rng)[0].backward()
+        optimizer.step()
+
+    world = world_training(run, network, plan)
+    model = replace(world.model, actions=tried.actions, action_size=tried.action_size)
+    model = model if run.position else replace(model, memory_features=0)
+    length = max(plan.frames, GAP[0] + plan.ahead) + 2
+    episode = _noise_episode(model, length, bool(run.position))
+    trainer = Trainer(replace(world, model=model, steps=100), [episode] * ROWS)
+    heads = head_training(run, network, plan)
+    head_trainer = HeadTrainer(heads, Weights(autoencoder, WorldModel(model).eval(), episode, episode, {}), [episode] * ROWS)
+    with_dreams = _seconds(head_trainer.train_step, 1, 0)
+    with torch.no_grad():
+        encoding = _seconds(lambda: autoencoder.encode(frames), 2) / len(frames)
+    head = _seconds(head_trainer.train_step, 3)
+    return Costs(_seconds(learn), _seconds(trainer.train_step), head + max(0.0, with_dreams - head) / heads.refresh, encoding)
+
+
+def _noise_episode(model: WorldModelConfig, frames: int, poses: bool) -> Segment:
+    numbers = model.action_size
+    action = torch.rand(frames, numbers) if numbers else torch.randint(model.actions, (frames,))
+    pose = torch.tensor([0.0, 0, 1, 0]).repeat(frames, 1) if poses else torch.full((frames, 4), torch.nan)
+    latent = torch.randn(frames, model.tokens, model.latent_channels)
+    return Segment(latent.half(), action, torch.zeros(frames), pose, torch.zeros(frames, 0), terminated=torch.arange(frames) == frames - 1)
+
+
+def _seconds(step: Callable[[], Any], times: int = 3, before: int = 1) -> float:
+    """The median time of a step, after some."""
+    took = []
+    for _ in range(before + times):
+        began = time.perf_counter()
+        step()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[before:])

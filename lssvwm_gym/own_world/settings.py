@@ -1,0 +1,148 @@
+"""What is asked for, what was decided, and the settings of each training that follow from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lssvwm_gym.data.collect_gym import GymCollecting
+from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.models.autoencoder import AutoencoderConfig
+from lssvwm_gym.models.config import WorldModelConfig
+from lssvwm_gym.training.autoencoder import AutoencoderTraining
+from lssvwm_gym.training.config import CURRICULUM, WorldTraining
+from lssvwm_gym.training.dreamed_samples import DreamOptions
+from lssvwm_gym.training.heads import HeadTraining
+
+STICKY = (0.75, 0.0)  # of these the one with longer episodes, where they end early
+ROWS = 8  # clips a step
+PATCHES = 16  # a side of a picture, so that there are always as many tokens
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of the models, and the fewest steps in which they learn anything: of autoencoder, world model and flow head."""
+
+    widths: tuple[int, ...]
+    model: WorldModelConfig
+    flow_width: int
+    least: tuple[int, int, int]
+
+
+SMALL = WorldModelConfig(latent_channels=16, width=96, heads=3, head_width=32, d_state=16, memory_features=256)
+LEAST = WorldModelConfig(latent_channels=8, width=32, heads=2, head_width=16, d_state=8, memory_features=32)
+NETWORKS = {  # the first one that gets its steps in the time is taken; tiny only where it is asked for
+    "medium": Network((32, 64, 128), WorldModelConfig(), 160, (2000, 1500, 2000)),
+    "small": Network((16, 32, 64), SMALL, 80, (200, 60, 60)),
+    "tiny": Network((8, 8, 16), LEAST, 20, (1, 1, 1)),
+}
+
+
+@dataclass(frozen=True)
+class OwnWorld:
+    """Which environment to dream of, and how long that may take. The same command line goes on where it was stopped."""
+
+    env: str  # its id
+    out: Path  # folder for all that is made; the dream is in its folder `weights`
+    minutes: float = 60.0  # for all stages together, on this machine
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules that register environments, such as miniworld
+    kwargs: str = "{}"  # JSON object, for gymnasium.make
+    episodes: int = 0  # to learn from; 0: as many as the time allows
+    steps: int = 250  # an episode at most
+    sticky: float | None = None  # chance that an action is taken again; if not given 0.75, or 0 where episodes are longer then
+    odds: tuple[float, ...] = ()  # how often each Discrete action is drawn beside the others
+    pixels: Literal["auto", "observation", "render"] = "auto"  # what is recorded, as in `collect gym`
+    size: int = 64  # pixels a side of the square frames, a multiple of 16
+    crop: bool = False  # take the middle square of a frame
+    fps: int = 0  # frames a second of world time; 0: what the environment says
+    position: str = ""  # where the agent is, as in `collect gym`; then the dream has a spatial memory
+    plane: tuple[int, int] = (1, 2)
+    angle: str = ""  # where it looks
+    unit: Literal["radians", "degrees", "quarters"] = "radians"  # of the angle
+    network: Literal["auto", "medium", "small", "tiny"] = "auto"  # sizes of the models; tiny shows the way and learns nothing
+    workers: int = 1  # processes that collect
+    seed: int = 0
+    threads: int = 0  # 0: leave it to torch
+
+    def __post_init__(self) -> None:
+        check_bounds(self, episodes=0, workers=1, size=32)
+        if not self.minutes > 0 or self.size % 16:
+            raise ValueError(f"minutes must be above 0 and size a multiple of 16, got {self.minutes} and {self.size}")
+        _ = self.collecting
+
+    @property
+    def collecting(self) -> GymCollecting:
+        """What is collected, as far as it is given."""
+        names = {field.name for field in fields(GymCollecting)} & {field.name for field in fields(self)} - {"out", "episodes", "sticky"}
+        given = {name: getattr(self, name) for name in names}
+        return GymCollecting(**given, out=self.out / "data" / "train", least=3, sticky=STICKY[0] if self.sticky is None else self.sticky)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided for a folder, and the seconds that each stage should take."""
+
+    network: str
+    episodes: int  # to learn from
+    test_episodes: int  # to evaluate on
+    sticky: float
+    frames: int  # of a training clip
+    clips: int  # of the longest segment
+    ahead: int  # frames that the flow head dreams while it learns
+    context_frames: int  # of real past that a dream goes on from
+    autoencoder_steps: int
+    world_steps: int
+    head_steps: int
+    seconds: dict[str, float]
+
+
+def autoencoder_training(run: OwnWorld, network: Network, steps: int) -> AutoencoderTraining:
+    model = AutoencoderConfig(run.size, run.size // PATCHES, network.widths, latent_channels=network.model.latent_channels)
+    every = max(1, steps // 5)
+    return AutoencoderTraining(
+        run.collecting.out, run.out / "autoencoder", model=model, steps=steps, save_every=every, seed=run.seed, threads=run.threads
+    )
+
+
+def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining:
+    """Mostly as in a dream: from a clean past. The flow head samples anyway, so only little of it is the model's own rollout."""
+    stages = tuple(
+        replace(stage, frames=plan.frames, clips=clips)
+        for stage, clips in zip(CURRICULUM, (1, min(3, plan.clips), plan.clips), strict=True)
+    )
+    return WorldTraining(
+        run.collecting.out,
+        run.out / "autoencoder" / "autoencoder.safetensors",
+        run.out / "world",
+        model=network.model,
+        curriculum=stages,
+        steps=plan.world_steps,
+        frames_a_step=ROWS * plan.frames,
+        warmup=max(1, min(100, plan.world_steps // 10)),
+        teacher_forcing=0.8,
+        self_rollout=0.1,
+        back=0.4 if run.position else 0.0,
+        odometry_updates=4 if run.position else 0,
+        save_every=max(1, plan.world_steps // 10),
+        seed=run.seed,
+        threads=run.threads,
+    )
+
+
+def head_training(run: OwnWorld, network: Network, plan: Plan) -> HeadTraining:
+    return HeadTraining(
+        run.out / "without_flow_head",
+        (run.collecting.out,),
+        run.out / "heads",
+        steps=plan.head_steps,
+        warmup=max(1, min(300, plan.head_steps // 10)),
+        flow_width=network.flow_width,
+        dreams=DreamOptions(ahead=plan.ahead),
+        refresh=50,
+        save_every=max(1, plan.head_steps // 5),
+        seed=run.seed,
+        threads=run.threads,
+    )
