@@ -7,6 +7,6 @@ it was stopped.
 
 from lssvwm_gym.own_world.plan import planned
 from lssvwm_gym.own_world.settings import OwnWorld, Plan
-from lssvwm_gym.own_world.stages import command_line, dream
+from lssvwm_gym.own_world.stages import command_line, dream, stages
 
-__all__ = ["OwnWorld", "Plan", "command_line", "dream", "planned"]
+__all__ = ["OwnWorld", "Plan", "command_line", "dream", "planned", "stages"]

@@ -48,7 +48,7 @@ FOLDERS = ("data", "autoencoder", "world", "heads", "without_flow_head", "weight
 SHARES = {"collect": 0.12, "between": 0.025, "autoencoder": 0.2, "world": 0.42, "heads": 0.16}  # of the time, a stage
 MOST_FRAMES = 100_000  # that are collected; in memory they take 1.2 GB
 TRIED_SECONDS, TRIED_EPISODES = 0.02, 20  # of the time, at most so many for each: episodes that are played to plan by
-LONGEST_CLIP, LONGEST_SEGMENT = 32, 10  # frames; clips
+LONGEST_CLIP, LONGEST_SEGMENT, LONGEST_DREAM = 32, 10, 16  # frames; clips; frames that the flow head dreams while it learns
 
 
 class Tried(NamedTuple):
@@ -71,12 +71,16 @@ class Costs(NamedTuple):
 
     def steps(self, seconds: float, frames: int) -> tuple[float, float, float]:
         """How many steps of each training so many seconds are in all, where the last two begin by encoding the frames."""
-        encoding = self.encoding * frames
-        return (
-            SHARES["autoencoder"] * seconds / self.autoencoder,
-            max(0.0, SHARES["world"] * seconds - encoding) / self.world,
-            max(0.0, SHARES["heads"] * seconds - encoding) / self.heads,
-        )
+        one, two, three = ((SHARES[name] * seconds - extra) / cost for name, cost, extra in self._each(frames))
+        return one, two, three
+
+    def seconds(self, steps: tuple[int, int, int], frames: int) -> float:
+        """In how many seconds in all each training makes so many steps."""
+        return max((count * cost + extra) / SHARES[name] for count, (name, cost, extra) in zip(steps, self._each(frames), strict=True))
+
+    def _each(self, frames: int) -> tuple[tuple[str, float, float], ...]:
+        extra = self.encoding * frames
+        return ("autoencoder", self.autoencoder, 0.0), ("world", self.world, extra), ("heads", self.heads, extra)
 
 
 def planned(run: OwnWorld) -> Plan:
@@ -115,28 +119,31 @@ def made_plan(run: OwnWorld) -> Plan:
         sticky=tried.sticky,
         frames=max(4, min(LONGEST_CLIP, long)),
         clips=max(1, min(LONGEST_SEGMENT, middle // LONGEST_CLIP)),
-        ahead=max(1, min(LONGEST_CLIP, (long - GAP[0]) // 2)),
+        ahead=max(1, min(LONGEST_DREAM, (long - GAP[0]) // 2)),
         context_frames=max(1, min(16, short // 4)),
         autoencoder_steps=1,
         world_steps=4,
         head_steps=4,
         seconds={},
     )
+    if run.network == "tiny":
+        return with_steps(plan, "tiny", NETWORKS["tiny"].least, whole)
     for name in ("medium", "small") if run.network == "auto" else (run.network,):
-        costs = measured(run, NETWORKS[name], plan, tried)
-        left = whole - (time.monotonic() - began)
-        counts = costs.steps(left, min(MOST_FRAMES, int(episodes * length)))
-        wanting = max(least / max(count, 1e-3) for least, count in zip(NETWORKS[name].least, counts, strict=True))
-        if wanting <= 1:
-            break
-    else:
-        said = ", ".join(f"{count:.0f} of {least}" for count, least in zip(counts, NETWORKS[name].least, strict=True))
-        raise ValueError(
-            f"{run.minutes:g} minutes are too few: of the steps that autoencoder, world model and flow head need at least, "
-            f"this machine would make {said}. Try --minutes {math.ceil(run.minutes * wanting)}"
-        )
+        costs, frames, least = measured(run, NETWORKS[name], plan, tried), min(MOST_FRAMES, int(episodes * length)), NETWORKS[name].least
+        gone = time.monotonic() - began
+        counts = costs.steps(whole - gone, frames)
+        if all(count >= needed for count, needed in zip(counts, least, strict=True)):
+            return with_steps(plan, name, counts, whole - gone)
+    raise ValueError(
+        f"{run.minutes:g} minutes are too few: at least {least} steps of autoencoder, world model and flow head take "
+        f"{math.ceil((gone + costs.seconds(least, frames)) / 60)} on this machine"
+    )
+
+
+def with_steps(plan: Plan, network: str, counts: tuple[float, ...], left: float) -> Plan:
+    """A plan with steps of the three trainings, and what each stage has of the seconds that are left."""
     steps = {f"{trained}_steps": int(count) for trained, count in zip(("autoencoder", "world", "head"), counts, strict=True)}
-    return replace(plan, network=name, seconds={stage: round(share * left, 1) for stage, share in SHARES.items()}, **steps)
+    return replace(plan, network=network, seconds={stage: round(share * left, 1) for stage, share in SHARES.items()}, **steps)
 
 
 def tried_out(run: OwnWorld) -> Tried:
@@ -178,7 +185,7 @@ def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs
     world = world_training(run, network, plan)
     model = replace(world.model, actions=tried.actions, action_size=tried.action_size)
     model = model if run.position else replace(model, memory_features=0)
-    length = max(plan.frames, GAP[0] + plan.ahead) + 2
+    length = max(plan.frames + 2, min(GAP[0] + 6 * GAP[1], int(np.median(tried.lengths))), GAP[0] + plan.ahead + 2)
     episode = _noise_episode(model, length, bool(run.position))
     trainer = Trainer(replace(world, model=model, steps=100), [episode] * ROWS)
     heads = head_training(run, network, plan)

@@ -34,10 +34,10 @@ class Network:
 
 SMALL = WorldModelConfig(latent_channels=16, width=96, heads=3, head_width=32, d_state=16, memory_features=256)
 LEAST = WorldModelConfig(latent_channels=8, width=32, heads=2, head_width=16, d_state=8, memory_features=32)
-NETWORKS = {  # the first one that gets its steps in the time is taken; tiny only where it is asked for
+NETWORKS = {  # the first one that gets its steps in the time is taken; tiny, where it is asked for, makes no more
     "medium": Network((32, 64, 128), WorldModelConfig(), 160, (2000, 1500, 2000)),
     "small": Network((16, 32, 64), SMALL, 80, (200, 60, 60)),
-    "tiny": Network((8, 8, 16), LEAST, 20, (1, 1, 1)),
+    "tiny": Network((8, 8, 16), LEAST, 20, (8, 8, 8)),
 }
 
 
@@ -62,7 +62,9 @@ class OwnWorld:
     plane: tuple[int, int] = (1, 2)
     angle: str = ""  # where it looks
     unit: Literal["radians", "degrees", "quarters"] = "radians"  # of the angle
-    network: Literal["auto", "medium", "small", "tiny"] = "auto"  # sizes of the models; tiny shows the way and learns nothing
+    network: Literal["auto", "medium", "small", "tiny"] = (
+        "auto"  # sizes of the models; tiny shows the way and learns nothing, in a few steps whatever the time
+    )
     workers: int = 1  # processes that collect
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
@@ -140,8 +142,8 @@ def head_training(run: OwnWorld, network: Network, plan: Plan) -> HeadTraining:
         steps=plan.head_steps,
         warmup=max(1, min(300, plan.head_steps // 10)),
         flow_width=network.flow_width,
-        dreams=DreamOptions(ahead=plan.ahead),
-        refresh=50,
+        dreams=DreamOptions(rows=16, ahead=plan.ahead),
+        refresh=100,
         save_every=max(1, plan.head_steps // 5),
         seed=run.seed,
         threads=run.threads,
