@@ -78,11 +78,16 @@ def _with_contexts_from(run: Packaging, data: Path, autoencoder: Autoencoder) ->
     paths = episode_paths(data)
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
-    lengths = {path: len(read_arrays(path)["action"]) for path in paths}
+    lengths = {path: _frames_to_begin_with(read_arrays(path)) for path in paths}
     short = _contexts(paths, lengths, run.short_contexts, run.short_context_frames, autoencoder, rng)
     frames = min(run.long_context_frames, max(lengths.values()))
     long = _contexts(paths[::-1], lengths, run.long_contexts, frames, autoencoder, rng)
     return Weights(autoencoder, world_model, short, long, {"training": trained, "starts_from": fingerprint(data)})
+
+
+def _frames_to_begin_with(arrays: dict[str, np.ndarray]) -> int:
+    """Frames of an episode without that which ends it: no dream begins there."""
+    return len(arrays["action"]) - int(np.any(arrays.get("terminated", False)))
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
@@ -105,6 +110,6 @@ def _contexts(
     pieces = []
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])
-        start = int(rng.integers(len(episode) - frames + 1))
-        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT))
+        start = int(rng.integers(lengths[paths[number % len(paths)]] - frames + 1))
+        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT, terminated=ABSENT))
     return joined(pieces)
