@@ -177,7 +177,7 @@ def test_classes_keep_their_values_in_files_and_name_the_world(swing, tmp_path):
     write_episode(tmp_path / "data/0", Episode(np.zeros((5, 64, 64, 3), np.uint8), np.zeros(5, np.uint8), np.zeros(5, np.float32)), 4)
     assert described(Naming(name="signed"), tmp_path / "data", weights).reward_values == (0.0, -1.0, 2.5)
     assert described(Naming(name="swing"), tmp_path / "data", load_weights(swing)).reward_values == ()
-    with pytest.raises(ValueError, match="--reward 2.0 is for weights that tell one reward from none"):
+    with pytest.raises(ValueError, match=r"--reward 2\.0 is for weights that tell one reward from none"):
         described(Naming(name="swing", reward=2.0), tmp_path / "data", load_weights(swing))
     save_weights(tmp_path / "again", weights)
     assert load_weights(tmp_path / "again").world_model.config == weights.world_model.config
@@ -185,7 +185,7 @@ def test_classes_keep_their_values_in_files_and_name_the_world(swing, tmp_path):
 
 @pytest.mark.parametrize("sizes", [{"reward_bins": 4}, {"class_rewards": (0.0,)}, {"class_rewards": (0.0, 0.0)}])
 def test_sizes_that_contradict_each_other_are_refused(sizes):
-    with pytest.raises(ValueError, match="odd number|each its own"):
+    with pytest.raises(ValueError, match=r"odd number|each its own"):
         WorldModelConfig(**sizes)
 
 
