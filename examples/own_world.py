@@ -26,13 +26,13 @@ class OwnWorld:
     actions: str = "--model.actions 2"  # settings of `train world` about actions and poses
     out: Path = Path("demo/own_world")
     episodes: int = 6
-    frames: int = 12  # of a training clip; episodes have more
+    frames: int = 12  # of a training clip; shorter episodes fill a part of one
     steps: int = 20  # of each training
 
 
 def main(run: OwnWorld) -> None:
     out = run.out
-    command(f"collect gym --env {run.env} --out {out}/data --episodes {run.episodes} --workers 1 --least {run.frames + 1} {run.collect}")
+    command(f"collect gym --env {run.env} --out {out}/data --episodes {run.episodes} --workers 1 {run.collect}")
     encoder = "--model.widths 8 16 16 --model.latent-channels 8 --batch 8"
     command(f"train autoencoder --data {out}/data --out {out}/autoencoder --steps {run.steps} {encoder}")
     model = "--variant no-spatial-memory --model.latent-channels 8 --model.width 32 --model.head-width 16 --model.heads 2 --model.d-state 8"
@@ -49,7 +49,9 @@ def main(run: OwnWorld) -> None:
     env = lssvwm_gym.load(out / "weights")  # or gymnasium.make("LSSVWM-Dream-v0", weights=...)
     observation, _ = env.reset(seed=0)
     for _ in range(10):
-        observation, *_ = env.step(env.action_space.sample())
+        observation, _, terminated, *_ = env.step(env.action_space.sample())
+        if terminated:  # as the episodes do that it has learned from
+            observation, _ = env.reset()
     world = env.unwrapped.dream.world  # type: ignore[attr-defined]
     print(f"a dream of {world.name}: {observation.shape}, {env.action_space}, {', '.join(world.actions)}")
 

@@ -26,7 +26,7 @@ from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.own_world import OwnWorld, Plan, command_line, dream, planned, stages
 from lssvwm_gym.own_world import plan as planning
 from lssvwm_gym.own_world.plan import SHARES, Costs, made_plan, tried_out
-from lssvwm_gym.training.fitting import fitted, typical_motion
+from lssvwm_gym.training.from_data import fitted, typical_motion
 
 
 class Stairs(gym.Env[Any, Any]):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_world import write_tiny_weights
 
+from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.data.collect import Source, record
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, inputs_of, read_clip
@@ -173,3 +174,27 @@ def test_dreams_end_by_the_rows_own_draw_whoever_dreams_them(tmp_path):
     tensors = DreamVectorEnv("memory-maze", 8, output="torch", **how)
     tensors.reset(seed=0)
     assert [tensors.step(torch.ones(8, dtype=torch.int64))[2].tolist() for _ in range(5)] == ended[:5].tolist()
+
+
+def test_stable_baselines_hears_of_ends_and_not_of_a_time_limit(tmp_path):
+    sb3 = pytest.importorskip("lssvwm_gym.envs.sb3")
+    envs = sb3.make_sb3_vec_env("memory-maze", 2, weights=write_tiny_weights(tmp_path, termination=True), profile="fast", device="cpu")
+    envs.envs.dream.weights.world_model.termination_head[-1].bias.data.fill_(50)
+    envs.reset()
+    seen, _, done, infos = envs.step(np.zeros(2, int))
+    assert done.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [False, False]
+    assert [info["terminal_observation"].shape for info in infos] == [seen.shape[1:]] * 2
+
+
+@pytest.mark.parametrize(("contexts", "first"), [("auto", {0}), ("start", {0}), ("anywhere", set(range(5)))])
+def test_dreams_begin_where_episodes_do_and_never_at_their_end(tmp_path, contexts, first):
+    """Actions count the frames. A recording of 8 frames that ends by itself has 7 to begin with."""
+    weights = write_tiny_weights(tmp_path / "weights", actions=9, termination=True)
+    frames, ends = np.zeros((8, 64, 64, 3), np.uint8), {"terminated": np.arange(8) == 7}
+    for name in "ab":
+        write_episode(tmp_path / "data" / name, Episode(frames, np.arange(8, dtype=np.uint8), np.zeros(8, np.float32), ends), 5)
+    how = dict(short_contexts=60, short_context_frames=3, long_contexts=1, contexts=contexts)
+    packaged = package(Packaging(weights, weights, tmp_path / "out", tmp_path / "data", **how))
+    assert set(packaged.short_contexts.action[:, 0].tolist()) == first
+    assert packaged.long_contexts.action.tolist() == [list(range(7))]

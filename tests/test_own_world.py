@@ -89,7 +89,6 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         ({"actions": "ab"}, "actions is no list"),
         ({"keys": {"w": 2}}, r"keys \['w'\] stand for none"),
         ({"keys": ["w"]}, "keys is no object"),
-        ({"reward_values": []}, "no reward_values"),
         ({"reward_values": [float("nan")]}, "reward_values is nan"),
         ({"length_scale": float("inf")}, "length_scale is inf"),
         ({"milestones": [["log"]]}, "has 1 entries where 2 belong"),

@@ -22,14 +22,18 @@ M = TypeVar("M", bound=nn.Module)
 LARGEST_STATE = 2**27  # numbers that one dream remembers; preset paper: 2**26
 BESIDE = 10_000  # numbers that a model holds beside its weights
 LARGEST_SIZE = 2**16  # of any number in a configuration
-MAY_BE_ZERO = ("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change", "flow_width")
+MAY_BE_ZERO = (
+    *("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change"),
+    *("flow_width", "reward_bins"),
+)
 SIZES = Bounds(
     numbers=(0, LARGEST_SIZE),
     most=128,
     whole={"residual_blocks": (0, 128), **dict.fromkeys(MAY_BE_ZERO, (0, LARGEST_SIZE))},
     any_whole=(1, LARGEST_SIZE),
     as_written=True,  # states know the model by how its sizes are written
-    above_zero=frozenset({"motion_scale", "memory_scales", "memory_noise"}),  # what others are divided by
+    above_zero=frozenset({"motion_scale", "memory_scales", "memory_noise", "reward_limit"}),  # what others are divided by
+    signed=frozenset({"class_rewards"}),
 )
 MAKERS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty}
 

@@ -13,6 +13,7 @@ from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.collect_gym import Collection, read_collection
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.io import legacy
+from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec
 
 FPS = 15
@@ -76,13 +77,24 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         actions=actions,
         keys={} if model.action_size else naming.keys or _keys(actions),
         fps=naming.fps or (collection.fps if collection else FPS),
-        reward_values=(0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values],
+        reward_values=_reward_values(naming, arrays, model),
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
         length_scale=naming.length_scale,
         low=low,
         high=high,
     )
+
+
+def _reward_values(naming: Naming, arrays: list[dict[str, np.ndarray]], model: WorldModelConfig) -> tuple[float, ...]:
+    """What the reward head has learned to tell; none where it predicts numbers."""
+    if naming.reward and (model.reward_bins or model.reward_values != 2):
+        raise ValueError(f"--reward {naming.reward} is for weights that tell one reward from none, and these know others: leave it out")
+    if model.reward_bins:
+        return ()
+    if model.class_rewards and not naming.reward:
+        return model.class_rewards
+    return (0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values]
 
 
 def _reward(arrays: list[dict[str, np.ndarray]]) -> float:

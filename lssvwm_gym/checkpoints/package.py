@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -41,6 +41,7 @@ class Packaging:
     short_context_frames: int = 16
     long_contexts: int = 4
     long_context_frames: int = 500  # fewer where no recording is as long
+    contexts: Literal["auto", "anywhere", "start"] = "auto"  # of a recording; auto: its start, as after a reset, where any ends by itself
     seed: int = 0
     naming: Annotated[Naming, tyro.conf.arg(name="")] = field(default_factory=Naming)
 
@@ -78,11 +79,17 @@ def _with_contexts_from(run: Packaging, data: Path, autoencoder: Autoencoder) ->
     paths = episode_paths(data)
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
-    lengths = {path: len(read_arrays(path)["action"]) for path in paths}
-    short = _contexts(paths, lengths, run.short_contexts, run.short_context_frames, autoencoder, rng)
+    lengths = {path: _frames_to_begin_with(read_arrays(path)) for path in paths}
+    anywhere = run.contexts == "anywhere" or (run.contexts == "auto" and world_model.termination_head is None)
+    short = _contexts(paths, lengths, run.short_contexts, run.short_context_frames, autoencoder, anywhere, rng)
     frames = min(run.long_context_frames, max(lengths.values()))
-    long = _contexts(paths[::-1], lengths, run.long_contexts, frames, autoencoder, rng)
+    long = _contexts(paths[::-1], lengths, run.long_contexts, frames, autoencoder, anywhere, rng)
     return Weights(autoencoder, world_model, short, long, {"training": trained, "starts_from": fingerprint(data)})
+
+
+def _frames_to_begin_with(arrays: dict[str, np.ndarray]) -> int:
+    """Frames of an episode without that which ends it: no dream begins there."""
+    return len(arrays["action"]) - int(np.any(arrays.get("terminated", False)))
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
@@ -96,15 +103,21 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
 
 
 def _contexts(
-    paths: list[Path], lengths: dict[Path, int], count: int, frames: int, autoencoder: Autoencoder, rng: np.random.Generator
+    paths: list[Path],
+    lengths: dict[Path, int],
+    count: int,
+    frames: int,
+    autoencoder: Autoencoder,
+    anywhere: bool,
+    rng: np.random.Generator,
 ) -> Segment:
-    """`count` pieces of `frames` frames at random places, one an episode as far as they go, of those that are long enough."""
+    """`count` pieces of `frames` frames, at random places or from the start, one an episode as far as they go, of those long enough."""
     paths = [path for path in paths if lengths[path] >= frames]
     if not paths:
         raise ValueError(f"no episode has the {frames} frames of a context: choose fewer with --short-context-frames")
     pieces = []
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])
-        start = int(rng.integers(len(episode) - frames + 1))
+        start = int(rng.integers(lengths[paths[number % len(paths)]] - frames + 1)) if anywhere else 0
         pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT, terminated=ABSENT))
     return joined(pieces)

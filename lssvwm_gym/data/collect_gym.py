@@ -49,7 +49,7 @@ class GymCollecting:
     workers: int = 2  # processes
     first_seed: int = 0  # the seeds are first_seed, first_seed + 1, ...
     steps: int = 250  # an episode at most, which has one frame more
-    least: int = 81  # frames of an episode; shorter ones are played anew with another seed. Training needs more than its clips have: 80
+    least: int = 2  # frames of an episode; shorter ones are played anew with another seed, so that how episodes end early is not learned
     sticky: float = 0.75  # chance that an action is taken again
     odds: tuple[float, ...] = ()  # how often each Discrete action is drawn beside the others; all alike if not given
     pixels: Literal["auto", "observation", "render"] = "auto"  # auto: observations where they are pictures
@@ -162,7 +162,7 @@ class GymRecorder:
             longest = max(longest, len(episode))
         raise EpisodeError(
             f"{run.env} ends early: of {TRIES} episodes the longest has {longest} frames, not {run.least}. Choose a smaller --least, "
-            "and then clips that are shorter still in `train world` (--curriculum.0.frames and so on), or other --odds and --sticky"
+            "for training takes episodes of any length, or other --odds and --sticky"
         )
 
     def close(self) -> None:

@@ -168,7 +168,8 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     whole = episode.action.dtype.kind in "iu"
     numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.inventory)
     terminated = torch.from_numpy(episode.terminated[part])
-    return Segment(latent.half(), *(torch.from_numpy(array[part]) for array in numbers), terminated=terminated)
+    action, reward, where, counts = (torch.from_numpy(array[part]) for array in numbers)
+    return Segment(latent.half(), action, reward, where, counts, terminated=terminated)
 
 
 @torch.no_grad()

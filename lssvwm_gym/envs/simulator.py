@@ -45,7 +45,7 @@ class Step(NamedTuple):
     state: DreamState
     reward: Tensor  # (B,) float64
     terminated: Tensor  # (B,) bool
-    reward_logits: Tensor  # (B, K) of the world's reward values
+    reward_logits: Tensor  # (B, K) of the world's reward values, or of the world model's bins
 
 
 @legacy.keywords(legacy.DREAM)
@@ -116,7 +116,8 @@ class Dream:
         step = compile_step(step, model, self.backend)
         noise = frame_noise(state, model) if noise is None else noise
         after, reward_logits = step(model, state, action.to(self.device), noise)
-        return Step(after, reward(self.world, state, after, reward_logits), terminated(model, after, noise), reward_logits)
+        paid = reward(self.world, state, after, reward_logits, bins=model.reward_bins)
+        return Step(after, paid, terminated(model, after, noise), reward_logits)
 
     @functools.cached_property
     def _after_context(self) -> Callable[[int, int], DreamState]:
@@ -231,7 +232,7 @@ def _check_fit(dream: Dream, folder: Path) -> None:
     actions = model.action_size if world.continuous else model.actions
     for what, found, needed in (
         ("numbers an action" if world.continuous else "actions", actions, len(world.actions)),
-        ("reward values", model.reward_values, len(world.reward_values)),
+        ("reward values", 0 if model.reward_bins else model.reward_values, len(world.reward_values)),
         ("pixels a side", image.image_size, world.image_size),
         ("tokens a frame in the world model", model.tokens, image.tokens),
         ("latent channels in the world model", model.latent_channels, image.latent_channels),

@@ -30,7 +30,7 @@ MEMORIES = {  # variants of retrieval, and their names in a report
     "estimated_motions": "estimated motions",
 }
 IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *INVENTORY, "interruption", "cold_start")
-OTHER_WORLDS: dict[str, Any] = {"tests": PREDICTION + MEMORY + INVENTORY, "retrieval": (100,), "reasoning": (100, 50)}
+OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY, *INVENTORY), "retrieval": (100,), "reasoning": (100, 50)}
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
     "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
     "minecraft": OTHER_WORLDS | {"tests": IN_BLOCKS},

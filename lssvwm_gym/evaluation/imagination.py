@@ -183,7 +183,8 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
         results[f"{name}: distance covered in 100 steps (world units)"] = score(100 * walks.by_episode(motion[..., :2].norm(dim=-1)))
         results[f"{name}: cells visited in {min(frames, 100)} steps"] = score(walks.by_episode(cells))
     if not world.milestones:
-        dreamed = reward(world, walks.state, walks.state, model.reward_head(walks.dream.features))  # states matter to milestones only
+        logits = model.reward_head(walks.dream.features)
+        dreamed = reward(world, walks.state, walks.state, logits, bins=model.reward_bins)  # states matter to milestones only
         results["real: rewards in 1,000 steps"] = score(1000 * walks.by_episode(clips.reward))
         results["dreamed: rewards in 1,000 steps"] = score(1000 * walks.by_episode(dreamed))
     return results

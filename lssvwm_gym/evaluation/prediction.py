@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation
-from lssvwm_gym.evaluation.metrics import Score, masked_score, precision_recall_f1, psnr, rank_correlation, score
+from lssvwm_gym.evaluation.ends import check_reward_head
+from lssvwm_gym.evaluation.metrics import Score, masked_score, psnr, rank_correlation, score
 from lssvwm_gym.evaluation.rollouts import (
     clips_at,
     cut_clips,
@@ -88,23 +89,6 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
     return results | _uncertainty_correlation(run, dream.uncertainty, dreamed)
 
 
-def reward(context: EvalContext) -> dict[str, Any]:
-    """The reward head on real frames: precision, recall, F1 over all frames of all episodes. Not where milestones give the rewards."""
-    _check_reward_head(context)
-    model = context.weights.world_model
-    frames = min(len(episode.frames) for episode in context.episodes)
-    clips = cut_clips(context.episodes, frames, 1)
-    features = prefill_further(model, context.prefilled(clips[:1]), clips[1:]).features
-    predicted = model.reward_head(features).argmax(-1) > 0
-    precision, recall, f1 = precision_recall_f1(predicted, clips.reward[:, 1:] > 0)
-    return {"precision": precision, "recall": recall, "F1": f1, "rewards": int((clips.reward[:, 1:] > 0).sum())}
-
-
-def _check_reward_head(context: EvalContext) -> None:
-    if context.world.milestones:
-        raise DoesNotApply("milestones give this world's rewards, not the reward head: see the test milestones")
-
-
 def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
     """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
     if run.steps == 1:
@@ -121,7 +105,9 @@ def reward_ahead(context: EvalContext) -> dict[str, Any]:
     that long, after 600: what was never seen can't be predicted, and after so many most of a maze has been. Rewards with fewer
     frames before them don't count.
     """
-    _check_reward_head(context)
+    check_reward_head(context)
+    if min(context.world.reward_values, default=-1.0) < 0:
+        raise DoesNotApply("it looks for rewards among frames without any, and this world has negative ones or all kinds")
     frames, results = context.run.context, rewards_ahead(context, context.run.context)
     if not results:
         raise DoesNotApply(f"no reward has {frames + LEADS[-1]} frames before it")

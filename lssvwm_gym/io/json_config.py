@@ -82,6 +82,7 @@ class Bounds:
     any_whole: tuple[int, int] | None = None  # whole numbers of other fields
     as_written: bool = False  # a whole number stays one where a float belongs
     above_zero: frozenset[str] = frozenset()  # fields of floats that are not 0
+    signed: frozenset[str] = frozenset()  # fields of floats that may be as far below 0 as above
 
 
 def fields_of(subject: type, values: Any, bounds: Bounds) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def _value(kind: Any, value: Any, name: str, bounds: Bounds) -> Any:
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), value, name, bounds)
     if kind is float and type(value) in (int, float):
-        if not bounds.numbers[0] <= value <= bounds.numbers[1] or not math.isfinite(value) or (value == 0 and name in bounds.above_zero):
+        lowest = -bounds.numbers[1] if name in bounds.signed else bounds.numbers[0]
+        if not lowest <= value <= bounds.numbers[1] or not math.isfinite(value) or (value == 0 and name in bounds.above_zero):
             raise ValueError(f"{name} is {in_short(value)}, not finite or out of all proportion")
         return value if bounds.as_written else float(value)
     if type(value) is not kind:

@@ -32,7 +32,7 @@ class WorldModelConfig:
     motion_scale: tuple[float, ...] = (0.15, 0.05, 0.25)  # typical forward, left, turn a frame; in space also rise and tilt
     actions: int = 6  # number of discrete actions; 0 for continuous ones
     action_size: int = 0  # length of a continuous action
-    reward_values: int = 2  # classes of the reward head
+    reward_values: int = 2  # classes of the reward head, where it has no bins
     termination: bool = False  # whether frames can end the episode
     inventory_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
     max_inventory_change: int = 4  # the most that a count changes by in a frame
@@ -41,12 +41,21 @@ class WorldModelConfig:
     flow_layers: int = field(default=3, repr=False)
     flow_heads: int = field(default=5, repr=False)  # of its attention
     collisions: bool = field(default=False, repr=False)  # whether the motion head looks at the last frame for what blocks a step
+    class_rewards: tuple[float, ...] = field(default=(), repr=False)  # what each class of the reward head stands for; none: 0 and 1
+    reward_bins: int = field(default=0, repr=False)  # of the reward head, an odd number, for rewards of any size; 0: classes
+    reward_limit: float = field(default=20.0, repr=False)  # symlog of the largest reward, and of minus the smallest, that bins tell
 
     def __post_init__(self) -> None:
         if len(self.motion_scale) not in (3, 5):
             raise ValueError(f"motion_scale has 3 numbers in the plane or 5 in space, not {len(self.motion_scale)}")
         if self.flow_width % self.flow_heads:
             raise ValueError(f"flow_width {self.flow_width} is not a multiple of flow_heads {self.flow_heads}")
+        if self.class_rewards and len(set(self.class_rewards)) != self.reward_values:
+            raise ValueError(
+                f"class_rewards are {self.reward_values} rewards, each its own, as many as reward_values; got {self.class_rewards}"
+            )
+        if self.reward_bins and not self.reward_bins % 2:
+            raise ValueError(f"reward_bins is an odd number, for one of them stands for 0; got {self.reward_bins}")
         if bool(self.actions) == bool(self.action_size):
             raise ValueError(f"either actions or action_size must be set, got {self.actions} and {self.action_size}")
 

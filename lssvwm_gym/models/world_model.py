@@ -23,6 +23,7 @@ from lssvwm_gym.models.inventory_head import InventoryHead
 from lssvwm_gym.models.motion_heads import MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask
+from lssvwm_gym.models.symlog import bin_values
 
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 
@@ -64,7 +65,9 @@ class WorldModel(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.token_out = nn.Linear(width, config.latent_channels)
         self.summary = nn.Linear(width, FEATURES // config.tokens)
-        self.reward_head = head(FEATURES, config.reward_values)
+        self.reward_head = head(FEATURES, config.reward_bins or config.reward_values)
+        self.reward_bins: Tensor | None
+        self.register_buffer("reward_bins", bin_values(config.reward_bins, config.reward_limit) if config.reward_bins else None, False)
         self.motion_head = CollisionMotionHead(config) if config.collisions else MotionHead(config)
         self.odometry_head = OdometryHead(config)
         self.termination_head = head(FEATURES, 1) if config.termination else None

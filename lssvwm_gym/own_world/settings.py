@@ -80,7 +80,7 @@ class OwnWorld:
         """What is collected, as far as it is given."""
         names = {field.name for field in fields(GymCollecting)} & {field.name for field in fields(self)} - {"out", "episodes", "sticky"}
         given = {name: getattr(self, name) for name in names}
-        return GymCollecting(**given, out=self.out / "data" / "train", least=3, sticky=STICKY[0] if self.sticky is None else self.sticky)
+        return GymCollecting(**given, out=self.out / "data" / "train", sticky=STICKY[0] if self.sticky is None else self.sticky)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
 from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState
+from lssvwm_gym.models.symlog import two_hot_loss
 from lssvwm_gym.models.world_model import WorldModel, WorldOutput
 from lssvwm_gym.training.distributed import ALONE, ProcessGroup, ShardedRNG
 
@@ -173,7 +174,12 @@ def _in_turn(*parts: Tensor) -> Tensor:
 
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Segment, weight: Tensor) -> Tensor:
     logits = model.reward_head(output.features)
-    loss = F.cross_entropy(logits.flatten(0, 1), (clip.reward > 0.5).long().flatten(), reduction="none").view_as(weight)
+    if model.reward_bins is not None:
+        loss = two_hot_loss(logits, clip.reward, model.reward_bins)
+    else:
+        values = clip.reward.new_tensor(model.config.class_rewards or (0.0, 1.0))
+        nearest = (clip.reward.unsqueeze(-1) - values).abs().argmin(-1)
+        loss = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").view_as(weight)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 

@@ -20,6 +20,7 @@ from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.latents import latent_episodes
 
 CONTEXT, AHEAD = 100, 24  # frames
+LEAST = 250  # of an episode
 
 
 @dataclass
@@ -33,7 +34,12 @@ class Validation:
     device: torch.device | str = "cpu"  # of the model; pictures are decoded where the autoencoder is
 
     def __post_init__(self) -> None:
-        episodes = Episodes.of(latent_episodes(self.val, self.autoencoder, self.out / "latents"), self.device)
+        """Raises `ValueError` where no episode is long enough; shorter ones are left out."""
+        all_of_them = latent_episodes(self.val, self.autoencoder, self.out / "latents")
+        if not (long := [episode for episode in all_of_them if len(episode) >= LEAST]):
+            longest = max(map(len, all_of_them))
+            raise ValueError(f"{self.val}: validation takes episodes of {LEAST} frames, and the longest has {longest}: leave out --val")
+        episodes = Episodes.of(long, self.device)
         unknown = self.unknown_action
         frames = CONTEXT + AHEAD
         self.forward = read_clip(

@@ -31,7 +31,7 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
-from lssvwm_gym.training.fitting import fitted
+from lssvwm_gym.training.from_data import fitted, known_config, settings_from_data
 from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes, latent_metric
 from lssvwm_gym.training.objectives import LOSSES, train_odometry
 from lssvwm_gym.training.optim import (
@@ -199,6 +199,7 @@ class Trainer:
         """Go on from what `save` wrote, in any number of processes. Raises `TensorFileError` if it belongs to another model or seed."""
         tensors, header = load_tensors(path)
         header = legacy.renamed(header, legacy.CHECKPOINT)
+        header["config"] = known_config(header.get("config"))
         check_header(path, header, config=asdict(self.run.model), seed=self.run.seed)
         try:
             self._take(path, tensors, header)
@@ -239,7 +240,7 @@ def train_world(run: WorldTraining) -> Path:
 def _prepared(run: WorldTraining, autoencoder: Autoencoder, group: ProcessGroup) -> Trainer:
     """A trainer with all episodes, where the run's last checkpoint was."""
     episodes = latent_episodes(run.data, autoencoder, run.out / "latents", group)
-    run = replace(run, model=fitted(run.model, run.data, episodes))
+    run = replace(run, model=settings_from_data(fitted(run.model, run.data, episodes), episodes, run.checkpoint))
     check_data(run.model, episodes)
     metric = None
     if run.picture_weight:
@@ -290,6 +291,8 @@ def log_losses(losses: dict[str, Tensor], step: int, writer: SummaryWriter, prog
 def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     """Raise `ValueError` for episodes whose actions, poses or counts are not those of the model, with the setting that would do."""
     first = episodes[0]
+    if short := [number for number, episode in enumerate(episodes) if len(episode) < 2]:
+        raise ValueError(f"an episode has at least 2 frames, but number {short[0]} of {len(episodes)} (by name, from 0) has 1: remove it")
     shapes = {(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.inventory.shape[1]) for e in episodes}
     if len(shapes) > 1:
         raise ValueError("the episodes are of several worlds: they differ in their actions, poses or counts")

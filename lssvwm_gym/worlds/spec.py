@@ -39,7 +39,7 @@ class WorldSpec:
     actions: tuple[str, ...]  # names of the discrete actions; of the numbers of an action, where it is a Box
     keys: dict[str, int]  # keyboard key to action, as gymnasium.utils.play wants it
     fps: int  # frames a second of world time
-    reward_values: tuple[float, ...]  # of the classes of the reward head
+    reward_values: tuple[float, ...]  # of the classes of the reward head; none where rewards are real numbers
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, contexts.safetensors
     inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
@@ -139,8 +139,6 @@ def _world(text: str, path: Path) -> WorldSpec:
             raise ValueError(f"id is {values['id'][:40]!r}, not letters, numbers and hyphens that end in -v and a number")
         if not NAME.fullmatch(values["name"]):
             raise ValueError(f"name is {values['name'][:40]!r}, not small letters, numbers and hyphens")
-        if not values["reward_values"]:
-            raise ValueError("no reward_values")
         return WorldSpec(**values, weights=path.parent)
     except (ValueError, TypeError, RecursionError) as error:
         raise WorldError(f"{path}: {in_short(error)}") from None
