@@ -139,7 +139,7 @@ def test_branches_part_on_one_sheet(tiny_weights, tmp_path, monkeypatch, capsys)
 
 
 def test_own_world_goes_from_an_environment_to_a_dream(tmp_path, monkeypatch, capsys):
-    """CartPole: collect, train, ship, make, by the commands of the command line."""
-    run(monkeypatch, "own_world", "--out", tmp_path, "--episodes", 3, "--steps", 2)
+    """CartPole: collect, train, package, evaluate, make, by one command."""
+    run(monkeypatch, "own_world", "--out", tmp_path, "--episodes", 3, "--threads", 1)
     assert "a dream of cartpole: (64, 64, 3), Discrete(2), 0, 1" in capsys.readouterr().out
     assert (tmp_path / "weights" / "world.json").exists()

@@ -1,5 +1,8 @@
-"""Settings of a training of the world model that its episodes tell: actions, whether there are poses, how far a step leads, whether episodes
-end by themselves, and which rewards there are. What is given stays as it is: a size counts as given where it is not the default."""
+"""Settings of a training of the world model that its episodes tell: actions, whether there are poses, how far a step leads, whether
+episodes end by themselves, and which rewards there are.
+
+What is given stays as it is: a size counts as given where it is not the default.
+"""
 
 from __future__ import annotations
 
