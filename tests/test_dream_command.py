@@ -151,9 +151,9 @@ def test_what_ends_early_is_played_the_way_it_lasts(tmp_path):
 
 def test_the_time_is_shared_out(tmp_path, monkeypatch):
     """By what a step costs, with the larger network where there is time for it."""
-    for seconds, network in ((0.001, "medium"), (0.1, "small")):
+    for seconds, network in ((0.001, "large"), (0.01, "medium"), (0.1, "small")):
         monkeypatch.setattr(planning, "measured", lambda *_, cost=seconds: Costs(cost, 2 * cost, cost / 2, 1e-6))
-        plan = made_plan(asked(tmp_path, network="auto", minutes=2))
+        plan = made_plan(asked(tmp_path, network="auto", minutes=3))
         assert plan.network == network
         spent = {"autoencoder": plan.autoencoder_steps, "world": 2 * plan.world_steps, "heads": plan.head_steps / 2}
         assert {name: seconds * steps for name, steps in spent.items()} == pytest.approx(

@@ -45,7 +45,7 @@ from lssvwm_gym.training.world_model import Trainer
 
 ASKED, PLAN = "dream.json", "plan.json"
 FOLDERS = ("data", "autoencoder", "world", "heads", "without_flow_head", "weights")  # of what is made
-SHARES = {"collect": 0.12, "between": 0.025, "autoencoder": 0.2, "world": 0.42, "heads": 0.16}  # of the time, a stage
+SHARES = {"collect": 0.12, "between": 0.025, "autoencoder": 0.14, "world": 0.46, "heads": 0.18}  # of the time, a stage
 MOST_FRAMES = 100_000  # that are collected; in memory they take 1.2 GB
 TRIED_SECONDS, TRIED_EPISODES = 0.02, 20  # of the time, at most so many for each: episodes that are played to plan by
 LONGEST_CLIP, LONGEST_SEGMENT, LONGEST_DREAM = 32, 10, 16  # frames; clips; frames that the flow head dreams while it learns
@@ -128,16 +128,20 @@ def made_plan(run: OwnWorld) -> Plan:
     )
     if run.network == "tiny":
         return with_steps(plan, "tiny", NETWORKS["tiny"].least, whole)
-    for name in ("medium", "small") if run.network == "auto" else (run.network,):
-        costs, frames, least = measured(run, NETWORKS[name], plan, tried), min(MOST_FRAMES, int(episodes * length)), NETWORKS[name].least
-        gone = time.monotonic() - began
-        counts = costs.steps(whole - gone, frames)
-        if all(count >= needed for count, needed in zip(counts, least, strict=True)):
-            return with_steps(plan, name, counts, whole - gone)
-    raise ValueError(
-        f"{run.minutes:g} minutes are too few: at least {least} steps of autoencoder, world model and flow head take "
-        f"{math.ceil((gone + costs.seconds(least, frames)) / 60)} on this machine"
-    )
+    chosen, frames = None, min(MOST_FRAMES, int(episodes * length))
+    for name in [name for name in NETWORKS if name != "tiny"] if run.network == "auto" else [run.network]:
+        costs, least = measured(run, NETWORKS[name], plan, tried), NETWORKS[name].least
+        left = whole - (time.monotonic() - began)
+        counts = costs.steps(left, frames)
+        if not all(count >= needed for count, needed in zip(counts, least, strict=True)):
+            break
+        chosen = with_steps(plan, name, counts, left)
+    if chosen is None:
+        raise ValueError(
+            f"{run.minutes:g} minutes are too few: at least {least} steps of autoencoder, world model and flow head take "
+            f"{math.ceil((whole - left + costs.seconds(least, frames)) / 60)} on this machine"
+        )
+    return chosen
 
 
 def with_steps(plan: Plan, network: str, counts: tuple[float, ...], left: float) -> Plan:

@@ -32,12 +32,14 @@ class Network:
     least: tuple[int, int, int]
 
 
-SMALL = WorldModelConfig(latent_channels=16, width=96, heads=3, head_width=32, d_state=16, memory_features=256)
-LEAST = WorldModelConfig(latent_channels=8, width=32, heads=2, head_width=16, d_state=8, memory_features=32)
-NETWORKS = {  # the first one that gets its steps in the time is taken; tiny, where it is asked for, makes no more
-    "medium": Network((32, 64, 128), WorldModelConfig(), 160, (2000, 1500, 2000)),
+MEDIUM = WorldModelConfig(latent_channels=16, width=96, heads=3, head_width=32, d_state=16, memory_features=256)
+SMALL = replace(MEDIUM, width=64, heads=2)
+TINY = replace(SMALL, latent_channels=8, width=32, head_width=16, d_state=8, memory_features=32)
+NETWORKS = {  # from small to large; the last that gets its steps in the time is taken, tiny where it is asked for
+    "tiny": Network((8, 8, 16), TINY, 20, (8, 8, 8)),
     "small": Network((16, 32, 64), SMALL, 80, (200, 60, 60)),
-    "tiny": Network((8, 8, 16), LEAST, 20, (8, 8, 8)),
+    "medium": Network((16, 32, 64), MEDIUM, 80, (1000, 600, 600)),
+    "large": Network((32, 64, 128), WorldModelConfig(), 160, (3000, 2500, 2000)),
 }
 
 
@@ -62,7 +64,7 @@ class OwnWorld:
     plane: tuple[int, int] = (1, 2)
     angle: str = ""  # where it looks
     unit: Literal["radians", "degrees", "quarters"] = "radians"  # of the angle
-    network: Literal["auto", "medium", "small", "tiny"] = (
+    network: Literal["auto", "tiny", "small", "medium", "large"] = (
         "auto"  # sizes of the models; tiny shows the way and learns nothing, in a few steps whatever the time
     )
     workers: int = 1  # processes that collect
