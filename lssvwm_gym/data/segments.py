@@ -78,6 +78,11 @@ class Episodes:
         """How many of them end by themselves."""
         return 0 if self.whole.terminated is None else int(self.whole.terminated.sum())
 
+    @functools.cached_property
+    def posed(self) -> bool:
+        """Whether a pose was recorded anywhere."""
+        return bool(self.whole.pose.isfinite().all(1).any())
+
     @property
     def device(self) -> torch.device:
         return self.whole.latent.device

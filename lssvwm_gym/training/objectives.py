@@ -211,9 +211,9 @@ def train_odometry(
     rng: np.random.Generator,
     group: ProcessGroup = ALONE,
 ) -> Tensor:
-    """Some updates of the odometry head, each by a few hundred pairs of frames; returns the mean loss."""
+    """Some updates of the odometry head, each by a few hundred pairs of frames, or none without poses; returns the mean loss."""
     losses = torch.zeros(max(1, updates), device=episodes.device)
-    for update in range(updates):
+    for update in range(updates if episodes.posed else 0):
         optimizer.zero_grad()
         loss = odometry_loss(model, episodes, PAIRS, rng, group)
         loss.backward()
