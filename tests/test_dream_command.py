@@ -85,7 +85,7 @@ def test_what_was_stopped_goes_on_and_its_dream_is_an_environment(tmp_path, monk
     assert f"[3/8] {finished} is there already" in said
     assert "all that is left" in said
     assert load_tensors(run.out / "world" / "world.safetensors")[1]["config"]["action_size"] == 1
-    assert json.loads((run.out / "evaluation.json").read_text())["scores"].keys() == {"next_frame", "open_loop", "reward"}
+    assert json.loads((run.out / "evaluation.json").read_text())["scores"].keys() >= {"next_frame", "open_loop", "reward"}
     assert (run.out / "pictures" / "open_loop.png").exists()
     env = lssvwm_gym.load(weights)
     with pytest.warns(UserWarning, match="symmetric"):

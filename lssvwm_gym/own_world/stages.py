@@ -90,7 +90,7 @@ def _evaluation(run: OwnWorld, data: Path) -> Evaluation:
     length = int(statistics.median_high(len(read_arrays(path)["action"]) for path in episode_paths(data)))
     context = max(2, min(20, length // 3))
     ahead = max(1, min(50, length - context))
-    tests = ("next_frame", "open_loop", "reward", *(("imagination",) if run.position else ()))
+    tests = ("next_frame", "open_loop", "reward", "ends", *(("imagination",) if run.position else ()))
     return Evaluation(
         data,
         weights=run.out / "weights",

@@ -37,7 +37,7 @@ class WorldTraining:
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
     variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.ablations`
     start: Path | None = None  # world, checkpoint or packaged model.safetensors to begin with, where names and shapes agree
-    model: WorldModelConfig = field(default_factory=WorldModelConfig)  # actions, poses and motion are the recordings' where not given
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)  # actions, poses and motion are those of the recordings unless given
     curriculum: tuple[Stage, ...] = CURRICULUM
     steps: int = 6000
     frames_a_step: int = 320  # rows times frames of a clip, of all processes together
