@@ -25,7 +25,7 @@ from lssvwm_gym.training.world_model import train_world
 ORDER = ("collect", "between", "autoencoder", "world", "between", "heads", "between", "between")  # of the stages
 
 
-class Stage(NamedTuple):
+class DreamStage(NamedTuple):
     """A command, the function behind it, and what is there once it is done."""
 
     command: str
@@ -59,30 +59,30 @@ def dream(run: OwnWorld) -> Path:
     return run.out / "weights"
 
 
-def stages(run: OwnWorld, plan: Plan) -> Iterator[Stage]:
+def stages(run: OwnWorld, plan: Plan) -> Iterator[DreamStage]:
     """One after the other; those before have been done when the next is asked for."""
     out, train = run.out, run.collecting.out
     network = NETWORKS[plan.network]
     collecting = replace(run.collecting, episodes=plan.episodes, sticky=plan.sticky, workers=run.workers, first_seed=run.seed)
-    yield Stage("collect gym", collecting, _collected)
+    yield DreamStage("collect gym", collecting, _collected)
     test = replace(collecting, out=out / "data" / "test", episodes=plan.test_episodes, first_seed=run.seed + plan.episodes)
-    yield Stage("collect gym", test, _collected)
+    yield DreamStage("collect gym", test, _collected)
     autoencoder, world, heads = (
         out / name for name in ("autoencoder/autoencoder.safetensors", "world/world.safetensors", "heads/world.safetensors")
     )
-    yield Stage(
+    yield DreamStage(
         "train autoencoder",
         replace(autoencoder_training(run, network, plan.autoencoder_steps), val=test.out),
         train_autoencoder,
         autoencoder,
     )
-    yield Stage("train world", world_training(run, network, plan), train_world, world)
+    yield DreamStage("train world", world_training(run, network, plan), train_world, world)
     packaging = Packaging(autoencoder, world, out / "without_flow_head", train, short_context_frames=plan.context_frames, seed=run.seed)
-    yield Stage("package", packaging, package, packaging.out / "config.json")
-    yield Stage("train heads", head_training(run, network, plan), train_heads, heads)
+    yield DreamStage("package", packaging, package, packaging.out / "config.json")
+    yield DreamStage("train heads", head_training(run, network, plan), train_heads, heads)
     packaging = replace(packaging, world_model=heads, out=out / "weights")
-    yield Stage("package", packaging, package, packaging.out / "config.json")
-    yield Stage("evaluate", _evaluation(run, test.out), evaluate)
+    yield DreamStage("package", packaging, package, packaging.out / "config.json")
+    yield DreamStage("evaluate", _evaluation(run, test.out), evaluate)
 
 
 def _evaluation(run: OwnWorld, data: Path) -> Evaluation:
