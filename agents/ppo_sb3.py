@@ -43,7 +43,6 @@ from agents.sb3_policies import (
     policy_name,
     save_sb3_policy,
 )
-from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import action_space, checked_observation, needs_frame
@@ -172,8 +171,7 @@ def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVec
     frames = args.context_frames if args.context_frames is not None else len(contexts) if contexts.batch else 0
     if not frames:
         return envs
-    rollouts: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
-    return DreamVecEnv(rollouts)
+    return DreamVecEnv(envs.envs, start={"context_frames": frames})
 
 
 def open_model(args: Args, config: SB3PolicyConfig, dream: Dream, envs: VecEnv) -> PPO:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lssvwm_gym.benchmark.machine import machine, memory_bytes
+from experiments.benchmark.machine import machine, memory_bytes
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of

@@ -23,7 +23,6 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),
     "train heads": ("lssvwm_gym.training.heads", "HeadTraining", "train_heads", "train what samples its frames and says what is blocked"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
-    "benchmark": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
     "package": ("lssvwm_gym.checkpoints.package", "Packaging", "package", "make a folder of weights from finished models"),
     "quantize": ("lssvwm_gym.checkpoints.quantize", "Quantizing", "quantize", "make a folder of weights smaller: 8 bits"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "continue a video whose actions are unknown"),

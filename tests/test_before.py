@@ -15,7 +15,6 @@ from lssvwm_gym.checkpoints.package import Packaging
 from lssvwm_gym.checkpoints.quantize import Quantizing
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs import DreamEnv
-from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.worlds import WORLDS, WorldSpec, read_world
@@ -118,8 +117,6 @@ def test_classes_and_their_keywords_of_before_are_still_there(tiny_weights):
     with pytest.warns(DeprecationWarning, match="WorldModelObservation"):
         assert envs.SeenThroughModel is envs.WorldModelObservation
     dreams = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 1, weights=tiny_weights, profile="fast", device="cpu")
-    with pytest.warns(DeprecationWarning, match="ConservativeRollouts: 'most_steps' is now called 'max_steps'"):
-        assert ConservativeRollouts(dreams, most_steps=3).max_steps == 3
     real = gymnasium.make("LSSVWM-MemoryMaze-v0", weights=tiny_weights, profile="fast", device="cpu")
     with pytest.warns(DeprecationWarning, match="WorldModelObservation: 'told_poses' is now called 'true_poses'"):
         assert envs.WorldModelObservation(real, dreams.dream, told_poses=True).true_poses

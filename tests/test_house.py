@@ -33,7 +33,6 @@ FLOORS = (
     "registry",
     "generate",
     "evaluation",
-    "benchmark",
     "play",
     "cli",
 )

@@ -47,7 +47,6 @@ SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
 POSES = {"told_poses": "true_poses"}  # `WorldModelObservation`
-ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
 POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
