@@ -24,7 +24,6 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "train heads": ("lssvwm_gym.training.heads", "HeadTraining", "train_heads", "train what samples its frames and says what is blocked"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
     "package": ("lssvwm_gym.checkpoints.package", "Packaging", "package", "make a folder of weights from finished models"),
-    "quantize": ("lssvwm_gym.checkpoints.quantize", "Quantizing", "quantize", "make a folder of weights smaller: 8 bits"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "continue a video whose actions are unknown"),
     "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
