@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.worker_pool import WorkerPoolError
 from lssvwm_gym.malloc import keep_freed_memory
 
@@ -34,9 +32,7 @@ FIRST = {"collect": "--world", "play": "--world", "generate": "--clip"}  # what 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     keep_freed_memory()
-    if arguments is None:
-        warnings.filterwarnings("default", "lssvwm-gym", DeprecationWarning)
-    words = legacy.command_line(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         asked_for_help = not words or words[0] in ("-h", "--help")

@@ -250,7 +250,6 @@ def test_an_unknown_world_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("world", "there_is"),
-    ("world", "there_is"),
     [("memory-maze", "explorer, wander, sticky, mixed"), ("luanti", "one without a name"), ("clock", "one without a name")],
 )
 def test_an_unknown_player_is_named_beside_those_there_are(tmp_path, world, there_is):

@@ -39,7 +39,7 @@ FLOORS = (
 FREE = {"malloc"}  # parts that know of no other
 SHORT = {"worlds", "examples"}  # folders of files that may be short
 SHORTEST_FILE = 40  # lines
-MOST_LINES = 18_250  # of the package and the agents together; 16,500 is the aim
+MOST_LINES = 16_500  # of the package and the agents together
 SCRIPTS = {"agents", "examples", "tests"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

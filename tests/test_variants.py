@@ -9,7 +9,6 @@ import torch
 from test_training import RUN, signalling_episode
 
 from lssvwm_gym.evaluation.context import Evaluation
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
@@ -105,12 +104,6 @@ def test_a_scan_reaches_further_than_a_window():
 def test_an_unknown_variant_names_the_known_ones():
     with pytest.raises(ValueError, match="no variant named 'lstm'; there are ours, no-spatial-memory"):
         variant("lstm", TINY_PRESET)
-
-
-@pytest.mark.parametrize(("old", "new"), legacy.VARIANTS.items())
-def test_a_variant_of_before_is_understood(old, new):
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
-        assert variant(old, TINY_PRESET) == variant(new, TINY_PRESET)
 
 
 def test_a_run_begins_with_the_weights_of_another_where_they_fit(episodes, tmp_path):

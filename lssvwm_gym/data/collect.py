@@ -70,7 +70,7 @@ class Source:
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
     steps: int = 1000  # an episode, where nothing else is asked for
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
-    start: Callable[[Any], dict[str, Any]] | None = None  # what options of reset a policy wants
+    start: Callable[[Any], dict[str, Any] | None] | None = None  # what options of reset a policy wants
     facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
     players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 

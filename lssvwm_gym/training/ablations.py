@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lssvwm_gym.io import legacy
-
 if TYPE_CHECKING:
     from lssvwm_gym.training.config import WorldTraining
 
@@ -57,9 +55,6 @@ VARIANTS: dict[str, tuple[str, Callable[[WorldTraining], WorldTraining]]] = {  #
 
 def variant(name: str, run: WorldTraining) -> WorldTraining:
     """The run that trains a variant instead. Raises `ValueError` for a name that is none."""
-    if name in legacy.VARIANTS:
-        legacy.warn(f"variant {name}", legacy.VARIANTS[name])
-        name = legacy.VARIANTS[name]
     if name not in VARIANTS:
         raise ValueError(f"no variant named {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name][1](run)
