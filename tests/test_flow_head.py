@@ -298,17 +298,32 @@ def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_p
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
-def test_recordings_that_teach_no_motion_or_are_of_another_world_are_refused(tmp_path, monkeypatch):
+def test_recordings_of_another_world_are_refused(tmp_path, monkeypatch):
     folder, episodes = write_tiny_weights(tmp_path / "w"), walled_episodes(2)
     run = heads.HeadTraining(folder, (Path("train"),), tmp_path / "out")
     monkeypatch.setattr(heads, "latent_episodes", lambda *_: episodes)
     episodes[0].action[5] = 7
     with pytest.raises(ValueError, match="actions up to 7, but the model knows 6"):
         heads.train_heads(run)
+    episodes[0].action[5] = 0
     for episode in episodes:
-        episode.pose[3] = torch.nan
-    with pytest.raises(ValueError, match="tell no poses"):
+        episode.pose[:] = torch.nan
+    with pytest.raises(ValueError, match="no poses, which a spatial memory needs"):
         heads.train_heads(run)
+
+
+def test_without_poses_only_the_flow_head_is_trained(tmp_path):
+    write_tiny_weights(tmp_path / "w", **FLOW | {"collisions": False, "memory_features": 0})
+    weights, episodes = read_weights(tmp_path / "w"), walled_episodes()
+    for episode in episodes:
+        episode.pose[:] = torch.nan
+    before = {name: tensor.clone() for name, tensor in weights.world_model.state_dict().items()}
+    run = HeadTraining(tmp_path / "w", (), tmp_path / "out", steps=4, contexts=8, warmup=1, dreams=DreamOptions(rows=4, ahead=8))
+    trainer = HeadTrainer(run, weights, episodes)
+    assert all("motion" not in trainer.train_step() for _ in range(4))
+    after = trainer.model.state_dict()
+    assert {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {"flow_head"}
+    assert all(step.evidence.tokens.isfinite().all() for step in trainer.buffer.parts)
 
 
 @torch.no_grad()

@@ -307,8 +307,3 @@ def test_the_sight_head_learns_motion_from_what_frames_show(episodes):
     assert seen == pytest.approx([0.1 * episode.action[t].item() for t in (10, 11, 12)], abs=0.08)
     blind = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]
     assert odometry_loss(model, Episodes.of(blind), 8, np.random.default_rng(0)) == 0
-
-
-def test_episodes_shorter_than_a_clip_are_refused(episodes):
-    with pytest.raises(ValueError, match="an episode of 200 frames has no clip of 200: choose shorter clips"):
-        draw_segment(Episodes.of(episodes), 200, 1, 0.5, np.random.default_rng(0))

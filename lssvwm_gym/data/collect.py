@@ -212,7 +212,7 @@ def record(
     """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new."""
     observation, info = env.reset(seed=seed, options=source.start(policy) if source.start else None)
     observations, actions, rewards, infos = [observation], [], [0.0], [info]
-    over = False
+    over = terminated = False
     while len(observations) <= steps and not over:
         actions.append(policy(observation, info))
         observation, reward, terminated, truncated, info = env.step(actions[-1])
@@ -226,6 +226,7 @@ def record(
     extras |= {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
     extras |= {key: np.asarray(infos[0][key]) for key in source.once}
     extras |= source.facts(policy) if source.facts else {}
+    extras["terminated"] = np.arange(len(frames)) == (len(frames) - 1 if terminated else -1)
     return Episode(frames, _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
 
 

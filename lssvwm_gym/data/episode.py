@@ -36,7 +36,7 @@ class Episode:
     frames: np.ndarray  # (T, height, width, 3) uint8
     action: np.ndarray  # (T,) integer, or (T, A) float; the action that led to frame t
     reward: np.ndarray  # (T,) float32, received on arriving at frame t
-    extras: dict[str, np.ndarray] = field(default_factory=dict)  # agent_pos, agent_dir, inventory, maze_layout, ...
+    extras: dict[str, np.ndarray] = field(default_factory=dict)  # agent_pos, agent_dir, inventory, terminated, maze_layout, ...
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
@@ -52,7 +52,8 @@ class Episode:
                     "so both have the same length and action[0] is a placeholder"
                 )
             if not np.isfinite(array).all():
-                raise EpisodeError(f"{name} has entries that are not finite")
+                where = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
+                raise EpisodeError(f"{name} has entries that are not finite, the first at frame {where}: {array[where]}")
         if self.reward.ndim != 1:
             raise EpisodeError(f"reward must be (T,), got {self.reward.shape}")
 
@@ -87,6 +88,14 @@ class Episode:
             raise EpisodeError("inventory has counts that are not finite or below 0")
         return counts
 
+    @property
+    def terminated(self) -> np.ndarray:
+        """Whether the episode ends at a frame by itself, `terminated`, (T,) bool; one that doesn't say so counts as cut.
+
+        Raises `EpisodeError` for an array of this name that is something else.
+        """
+        return self._numbers("terminated") != 0 if "terminated" in self.extras else np.zeros(len(self), bool)
+
     def _numbers(self, name: str, *axes: int | None) -> np.ndarray:
         """An extra of shape (T, *axes), None standing for any length, as float32."""
         array, shape = self.extras[name], (len(self), *axes)
@@ -108,7 +117,7 @@ def read_episode(path: str | Path) -> Episode:
         episode = Episode(frames, arrays.pop("action"), arrays.pop("reward"), arrays)
         with np.errstate(over="ignore"):
             episode = replace(episode, reward=episode.reward.astype(np.float32))  # looked at again: what was finite may no longer be
-        _ = episode.pose, episode.inventory  # raise where they can't be told
+        _ = episode.pose, episode.inventory, episode.terminated  # raise where they can't be told
         return episode
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from None

@@ -2,10 +2,14 @@
 
 A segment runs forward through an episode, and in most cases back again through the same frames: the poses say where it is, so
 that frames which are revisited can be known from memory alone. All that is drawn depends on (seed, step) only.
+
+Where episodes end by themselves, or are shorter than a clip, they are cut into pieces of about equal length, and one piece of all is drawn:
+so every frame is as likely as any other, the last ones too, and how often episodes end can be learned. A piece is filled up to whole clips.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,9 +36,13 @@ class SegmentIndex:
 
     def frames(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the next `count` frames in the episode, and whether each was reached by its recorded action."""
-        step = np.arange(self.at, self.at + count)
+        step = np.minimum(np.arange(self.at, self.at + count), self.length - 1)
         back = step >= self.turn
         return self.start + np.where(back, 2 * self.turn - 2 - step, step), ~back
+
+    def present(self, count: int) -> np.ndarray:
+        """Which of the next `count` frames are the segment's; after its end the last one stands again."""
+        return np.arange(self.at, self.at + count) < self.length
 
     @property
     def done(self) -> bool:
@@ -65,6 +73,11 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @functools.cached_property
+    def ends(self) -> int:
+        """How many of them end by themselves."""
+        return 0 if self.whole.terminated is None else int(self.whole.terminated.sum())
+
     @property
     def device(self) -> torch.device:
         return self.whole.latent.device
@@ -74,15 +87,12 @@ class Episodes:
 
 
 def draw_segment(episodes: Episodes, frames: int, clips: int, back: float, rng: np.random.Generator) -> SegmentIndex:
-    """A segment of up to `clips` clips of `frames` frames; `back` is the share of segments that run back.
-
-    Raises `ValueError` for an episode that has no whole clip.
-    """
+    """A segment of up to `clips` clips of `frames` frames; `back` is the share of segments that run back."""
     length = frames * int(rng.integers(1, clips + 1))
+    if episodes.ends or min(episodes.lengths) <= frames:
+        return _piece(episodes, length, back, rng)
     episode = int(rng.integers(len(episodes)))
     recorded = episodes.lengths[episode]
-    if recorded <= frames:
-        raise ValueError(f"an episode of {recorded} frames has no clip of {frames}: choose shorter clips in --curriculum")
     length = min(length, (recorded - 1) // frames * frames)
     if rng.random() < back:
         turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
@@ -91,10 +101,28 @@ def draw_segment(episodes: Episodes, frames: int, clips: int, back: float, rng: 
     return SegmentIndex(episode, int(rng.integers(recorded - turn + 1)), turn, length)
 
 
+def _piece(episodes: Episodes, longest: int, back: float, rng: np.random.Generator) -> SegmentIndex:
+    """One of the pieces of at most `longest` frames into which all episodes are cut, each as likely as any other."""
+    forward, runs_back = longest, rng.random() < back
+    if runs_back:
+        forward = min(longest, longest // 2 + 1 + int(rng.integers(max(1, longest // 4))))
+    counts = -(-np.array(episodes.lengths) // forward)
+    number = int(rng.integers(counts.sum()))
+    episode = int(np.searchsorted(counts.cumsum(), number, side="right"))
+    recorded, count = episodes.lengths[episode], int(counts[episode])
+    slack = np.sort(rng.integers(count * forward - recorded + 1, size=count - 1))  # the cuts are others every time
+    cuts = [0, *(np.arange(1, count) * forward - slack).tolist(), recorded]
+    number -= int(counts[:episode].sum())
+    turn = cuts[number + 1] - cuts[number]
+    return SegmentIndex(episode, cuts[number], turn, min(longest, 2 * turn - 1) if runs_back else turn)
+
+
 def read_clip(episodes: Episodes, segments: list[SegmentIndex], frames: int, unknown_action: int) -> Segment:
     """The next `frames` frames of each segment; poses are seen from the first frame of the whole segment."""
     offset = np.array([episodes.start[segment.episode] for segment in segments])[:, None]
     numbers, known = (np.stack(column) for column in zip(*(segment.frames(frames) for segment in segments), strict=True))
+    present = np.stack([segment.present(frames) for segment in segments])
+    known &= present
     last = np.stack([replace(segment, at=max(0, segment.at - 1)).frames(1)[0] for segment in segments])
     origin = np.array([[segment.start] for segment in segments])
     index, recorded = episodes.index(offset + numbers), episodes.index(known)
@@ -113,6 +141,8 @@ def read_clip(episodes: Episodes, segments: list[SegmentIndex], frames: int, unk
         motion=motion_between(pose[:, :-1], pose[:, 1:]),
         pose_known=pose_known.squeeze(2).float().expand(index.shape),
         recorded=recorded.float(),
+        terminated=torch.zeros_like(recorded) if whole.terminated is None else whole.terminated[index] & recorded,
+        present=episodes.index(present).float(),
     )
 
 
@@ -137,7 +167,8 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
     whole = episode.action.dtype.kind in "iu"
     numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.inventory)
-    return Segment(latent.half(), *(torch.from_numpy(array[part]) for array in numbers))
+    terminated = torch.from_numpy(episode.terminated[part])
+    return Segment(latent.half(), *(torch.from_numpy(array[part]) for array in numbers), terminated=terminated)
 
 
 @torch.no_grad()
@@ -157,4 +188,4 @@ def flipped(episode: Segment, autoencoder: Autoencoder, actions: tuple[int, ...]
     action = torch.tensor(actions)[episode.action]
     sign = torch.ones(episode.pose.shape[-1])
     sign[[1, 3]] = -1  # y and the sine of the heading
-    return Segment(latent.half(), action, episode.reward, episode.pose * sign, episode.inventory)
+    return replace(episode, latent=latent.half(), action=action, pose=episode.pose * sign)

@@ -64,6 +64,8 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
+    | `termination_probability` | float, 0..1   | that the episode ends with this frame, where the model has learned that    |
+    |                      |                    | episodes end                                                               |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
     keeps poses. `uncertainty` is the mean square difference of the first and the last estimate of the latent: 0 for real
@@ -87,7 +89,9 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `{"start": "cold"}`              | from nothing: the first frame is imagined too                                   |
 
     ## Episode End
-    Terminated where the model has learned that episodes end in this world; in `memory-maze` they never do. Truncated after
+    Terminated where the model has learned that episodes end in this world; in `memory-maze` they never do. It is drawn, with
+    `termination_probability`, from the row's own noise: so dreams end as often as episodes do, also where the model isn't sure, and
+    the same seed ends the same. Truncated after
     the world's `max_episode_steps` by Gymnasium's `TimeLimit`, which `gymnasium.make` puts around the environment.
 
     ## Arguments

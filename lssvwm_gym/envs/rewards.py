@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.rollout import DreamState, chance_of
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WorldSpec
 
@@ -32,11 +32,21 @@ def reward_probability(world: WorldSpec, logits: Tensor) -> Tensor:
     return logits.softmax(-1) @ _table(tuple(float(value != 0) for value in world.reward_values), logits.device, logits.dtype)
 
 
-def terminated(model: WorldModel, after: DreamState) -> Tensor:
-    """Whether the step to this state ended the episode, (B,) bool; never where the world model has no head for it."""
+def terminated(model: WorldModel, after: DreamState, noise: Tensor) -> Tensor:
+    """Whether the step to this state, with noise (B, N, C), ended the episode, (B,) bool; never where the world model has no head for it.
+
+    It is a draw and no threshold, or episodes whose end nobody foresees would never end.
+    """
     if model.termination_head is None:
         return torch.zeros_like(after.seed, dtype=torch.bool)
-    return model.termination_head(after.features)[:, 0] > 0
+    return chance_of(noise) < termination_probability(model, after)
+
+
+def termination_probability(model: WorldModel, state: DreamState) -> Tensor:
+    """How probable it is that the episode ends with the last frame, (B,); for models with a head for it."""
+    assert model.termination_head is not None
+    logit: Tensor = model.termination_head(state.features)[:, 0]
+    return logit.sigmoid()
 
 
 @functools.lru_cache(maxsize=64)

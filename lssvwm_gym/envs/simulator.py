@@ -23,7 +23,7 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
-from lssvwm_gym.envs.rewards import reward, reward_probability, terminated
+from lssvwm_gym.envs.rewards import reward, reward_probability, terminated, termination_probability
 from lssvwm_gym.envs.spaces import arrays
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
@@ -114,8 +114,9 @@ class Dream:
         """
         model, step = self.weights.world_model, step_of(self.sampling_steps)
         step = compile_step(step, model, self.backend)
-        after, reward_logits = step(model, state, action.to(self.device), frame_noise(state, model) if noise is None else noise)
-        return Step(after, reward(self.world, state, after, reward_logits), terminated(model, after), reward_logits)
+        noise = frame_noise(state, model) if noise is None else noise
+        after, reward_logits = step(model, state, action.to(self.device), noise)
+        return Step(after, reward(self.world, state, after, reward_logits), terminated(model, after, noise), reward_logits)
 
     @functools.cached_property
     def _after_context(self) -> Callable[[int, int], DreamState]:
@@ -152,7 +153,8 @@ class Dream:
         tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
         this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
         this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass. `inventory`: int32 (B, V), the world's counts, where it has any.
+        profiles of more than one pass. `termination_probability`: float32, that the episode ends with this frame, where a model has
+        learned that episodes end; a step ends it by a draw. `inventory`: int32 (B, V), the world's counts, where it has any.
         """
         logits = self.weights.world_model.reward_head(state.features) if reward_logits is None else reward_logits
         numbers = {"age": state.world.age, "reward_probability": reward_probability(self.world, logits)}
@@ -161,6 +163,8 @@ class Dream:
             numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
             numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
+        if self.weights.world_model.termination_head is not None:
+            numbers["termination_probability"] = termination_probability(self.weights.world_model, state)
         if self.sampling_steps > 1:
             numbers["uncertainty"] = state.uncertainty
         return {name: number.clone() for name, number in numbers.items()}

@@ -9,6 +9,7 @@ state, reward_logits = step_of(steps)(model, state, action, noise)              
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
 from lssvwm_gym.models.spatial_memory import variance_at
-from lssvwm_gym.models.state import WorldState
+from lssvwm_gym.models.state import WorldState, constant
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
 PREFILL_FRAMES = 128  # that go through the model in one call
@@ -283,6 +284,17 @@ def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) ->
         generator = torch.Generator().manual_seed((seed * 1_000_003 + age) % 2**63)
         rows.append(torch.randn(shape, generator=generator))
     return torch.stack(rows)
+
+
+def chance_of(noise: Tensor) -> Tensor:
+    """A number (B,) from 0 to 1 for each row of a frame's noise (B, N, C), uniform: what is drawn beside the frame itself.
+
+    It needs no other generator and waits for no device. Of hundreds of directions of the noise it is one, so that it hardly says anything
+    of the frame.
+    """
+    flat = noise.flatten(1)
+    signs = constant(tuple(range(flat.shape[1])), flat.device).square().cos().sign()
+    return torch.special.ndtr((flat * signs).sum(1) / math.sqrt(flat.shape[1]))
 
 
 def rounded(x: Tensor, steps: int) -> Tensor:

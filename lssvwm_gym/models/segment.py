@@ -29,6 +29,8 @@ class Segment:
     pose_known: Tensor = ABSENT  # (...) float; 0 where no pose was recorded, so that pose and motion mean nothing
     recorded: Tensor = ABSENT  # (...) float; 1 where action and reward are what was recorded, 0 where it runs backwards
     frames: Tensor = ABSENT  # (..., height, width, 3) uint8
+    terminated: Tensor = ABSENT  # (...) bool; whether the episode ends at the frame by itself
+    present: Tensor = ABSENT  # (...) float; 0 where a clip is longer than what it is of, and its last frame stands again
 
     @property
     def batch(self) -> int:

@@ -53,6 +53,7 @@ class WorldTraining:
     picture_weight: float = 0.75  # share of the denoising loss that weighs latent errors as they show in the picture
     reward_weight: float = 0.1
     pose_weight: float = 0.1
+    termination_weight: float = 0.1
     odometry_updates: int = 8  # a step, of the odometry head, which learns from pairs of frames apart from all else
     save_every: int = 250  # steps
     inventory_weight: float = 0.5

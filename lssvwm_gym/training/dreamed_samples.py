@@ -118,7 +118,7 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
 
 def _after_recorded(options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, generator: torch.Generator) -> DreamState:
     latent = with_noise(clip.latent, options.context_noise, generator)
-    return prefill(model, state, latent, clip.action, clip.pose, clip.inventory).state
+    return prefill(model, state._replace(pose_known=clip.pose_known[:, 0]), latent, clip.action, clip.pose, clip.inventory).state
 
 
 def with_noise(latent: Tensor, most: float, generator: torch.Generator) -> Tensor:
@@ -138,14 +138,15 @@ def _dreams(
     for t in range(1, len(clip)):
         action, real = clip.action[rows, t], clip.motion[rows, t]
         estimated = estimated_motion(model, state, action)
-        motion = torch.where((dreams & estimates)[rows, None], estimated, real)
+        posed = clip.pose_known[rows, t] > 0
+        motion = torch.where((dreams & estimates)[rows, None] & posed[:, None], estimated, real)
         pose = next_pose(state, motion)
         inputs = next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
         evidence = frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise[0])
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
-        counts = (astray < ASTRAY) & ((off < NEAR) | (evidence.posterior_variance < KNOWN)) & (clip.recorded[rows, t] > 0)
+        counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (evidence.posterior_variance < KNOWN)) & (clip.recorded[rows, t] > 0)
         if not counts.any():
             break
         samples = Samples(evidence, clip.latent[rows, t], state.motion, real, torch.full_like(rows, t))

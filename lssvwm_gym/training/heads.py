@@ -4,7 +4,8 @@
 head; what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the heads learn:
 the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
 places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
-it is near the real one, or where the spatial memory is sure what is there.
+it is near the real one, or where the spatial memory is sure what is there. Where the recordings tell no poses there is nothing to learn of
+motion, and only the flow head is trained.
 """
 
 from __future__ import annotations
@@ -134,13 +135,14 @@ def motion_loss(motion_head: CollisionMotionHead, samples: Samples, ahead: list[
     return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
 
 
-def with_heads(model: WorldModel, flow_width: int) -> WorldModel:
-    """The same model with a flow head and a collision motion head; itself where it has both."""
-    if model.flow_head is not None and model.config.collisions:
+def with_heads(model: WorldModel, flow_width: int, collisions: bool = True) -> WorldModel:
+    """The same model with a flow head and, where it is to have one, a collision motion head; itself where it has them."""
+    collisions = collisions or model.config.collisions
+    if model.flow_head is not None and model.config.collisions == collisions:
         return model
-    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=True)
-    grown = WorldModel(config)
-    taken = {name: tensor for name, tensor in model.state_dict().items() if model.config.collisions or not name.startswith("motion_head.")}
+    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=collisions)
+    grown, same = WorldModel(config), model.config.collisions == collisions
+    taken = {name: tensor for name, tensor in model.state_dict().items() if same or not name.startswith("motion_head.")}
     grown.load_state_dict(grown.state_dict() | taken)
     return grown.eval()
 
@@ -148,16 +150,16 @@ def with_heads(model: WorldModel, flow_width: int) -> WorldModel:
 class Heads(nn.Module):
     """What is trained."""
 
-    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead) -> None:
+    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None) -> None:
         super().__init__()
         self.flow_head, self.motion_head = flow_head, motion_head
 
     @classmethod
     def of(cls, model: WorldModel) -> Heads:
-        """Those of a model that has both."""
-        if model.flow_head is None or not isinstance(model.motion_head, CollisionMotionHead):
-            raise ValueError("the world model lacks a flow head or a collision motion head")
-        return cls(model.flow_head, model.motion_head)
+        """Those of a model that has a flow head."""
+        if model.flow_head is None:
+            raise ValueError("the world model lacks a flow head")
+        return cls(model.flow_head, model.motion_head if isinstance(model.motion_head, CollisionMotionHead) else None)
 
 
 class HeadTrainer:
@@ -166,8 +168,9 @@ class HeadTrainer:
     def __init__(self, run: HeadTraining, weights: Weights, episodes: list[Segment], data: dict[str, Any] | None = None) -> None:
         torch.manual_seed(run.seed)
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
-        self.model = with_heads(weights.world_model, run.flow_width).requires_grad_(False)
         self.episodes = Episodes.of(episodes)
+        self.poses = bool(self.episodes.whole.pose.isfinite().all(1).any())
+        self.model = with_heads(weights.world_model, run.flow_width, collisions=self.poses).requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
@@ -189,7 +192,8 @@ class HeadTrainer:
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
-        losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.ahead, run.motion_noise, generator)
+        if self.poses and self.heads.motion_head is not None:
+            losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.ahead, run.motion_noise, generator)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
@@ -225,6 +229,8 @@ def head_errors(heads: Heads, samples: Samples, ahead: list[int]) -> dict[str, f
         levels = torch.full((len(clean),), level)
         noisy = add_noise(clean, torch.randn(clean.shape, generator=generator), levels)
         errors[f"error_{level}"] = (heads.flow_head(noisy, levels, context) - clean).square().mean().item()
+    if heads.motion_head is None:
+        return errors
     said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, heads.motion_head.motion_scale[0])
     hits = (said & truth).sum()
@@ -238,8 +244,6 @@ def train_heads(run: HeadTraining) -> Path:
     weights = read_weights(run.weights)
     autoencoder = weights.autoencoder
     episodes = _episodes(run, run.data, autoencoder)
-    if not any(bool(episode.pose.isfinite().all()) for episode in episodes):
-        raise ValueError("the recordings tell no poses, and without those no motion can be learned")
     check_data(weights.world_model.config, episodes)
     if run.augmentation:
         episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]

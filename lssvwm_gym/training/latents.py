@@ -21,7 +21,7 @@ from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training.distributed import ALONE, ProcessGroup
 
-HOLDS = ("latent", "action", "reward", "pose", "inventory")  # of an episode
+HOLDS = ("latent", "action", "reward", "pose", "inventory", "terminated")  # of an episode
 STEP = 0.1  # of the finite differences, in latent units
 
 

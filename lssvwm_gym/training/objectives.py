@@ -7,13 +7,14 @@ Apart from those, visual odometry: the motion between two frames, learned from b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
@@ -41,6 +42,7 @@ class LossOptions:
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
     self_rollout_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is the model's own
+    end_weight: float = 0.0  # of a frame that ends an episode, beside others; 0: as many as there are for each, at most 100
 
 
 class Losses(NamedTuple):
@@ -59,8 +61,9 @@ def diffusion_forcing_losses(
     level = rng.shard(draw_noise_levels(rows * rng.num_processes, frames, options.noise, rng.generator))
     inputs = inputs_of(clip, level, _draw_known(options, clip, rng))
     output = model(_noised(options, clip.latent, level, rng), inputs, state)
-    denoise = denoising_loss(output.clean, clip.latent, level, metric)
-    return Losses(*_losses(model, output, clip, level, denoise, (level > 0).sum()), None)
+    noisy = level * clip.present
+    denoise = denoising_loss(output.clean, clip.latent, noisy, metric)
+    return Losses(*_losses(model, output, clip, level, options, denoise, (noisy > 0).sum()), None)
 
 
 def teacher_forcing_losses(
@@ -128,19 +131,23 @@ def _denoising(
     twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
     noisy = _noised(options, clip.latent, level, rng)
     output = model(_in_turn(noisy, past), twice, state, (True, False) * level.shape[1])
+    level = level * clip.present
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     committed = output._replace(features=output.features[:, 1::2])
-    return Losses(*_losses(model, committed, clip, inputs.noise, denoise, (level > 0).sum()), output.state)
+    return Losses(*_losses(model, committed, clip, inputs.noise, options, denoise, (level > 0).sum()), output.state)
 
 
 def _losses(
-    model: WorldModel, output: WorldOutput, clip: Segment, level: Tensor, denoise: Tensor, noisy: Tensor
+    model: WorldModel, output: WorldOutput, clip: Segment, level: Tensor, options: LossOptions, denoise: Tensor, noisy: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All losses and what each is a mean over; `denoise` is one over `noisy` frames."""
     committed = (level == 0).float()
     known, followed = committed * clip.recorded, committed[:, :-1] * (clip.recorded * clip.pose_known)[:, 1:]
     means = {"denoise": denoise, "reward": _reward_loss(model, output, clip, known), "pose": _pose_loss(model, output, clip, followed)}
     counts = {"denoise": noisy.float(), "reward": known.sum(), "pose": followed.sum()}
+    if model.termination_head is not None:
+        means["termination"] = _termination_loss(model.termination_head, output, clip, known, options.end_weight)
+        counts["termination"] = known.sum()
     if model.inventory_head is not None:
         means["inventory"] = model.inventory_head.loss(output.features, clip.before, clip.action, clip.inventory, known)
         counts["inventory"] = known.sum()
@@ -167,6 +174,18 @@ def _in_turn(*parts: Tensor) -> Tensor:
 def _reward_loss(model: WorldModel, output: WorldOutput, clip: Segment, weight: Tensor) -> Tensor:
     logits = model.reward_head(output.features)
     loss = F.cross_entropy(logits.flatten(0, 1), (clip.reward > 0.5).long().flatten(), reduction="none").view_as(weight)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _termination_loss(head: nn.Module, output: WorldOutput, clip: Segment, weight: Tensor, end_weight: float) -> Tensor:
+    """Cross entropy of the ends of episodes, which are rare, with more weight on them: else hardly a gradient would tell of them.
+
+    So weighed by w, p of ends look like w p / (w p + 1 - p), a logit that is log w too high. That is added here and nowhere else, so that
+    the head's own logit remains that of p: dreams end as often as episodes do.
+    """
+    logit = head(output.features)[..., 0] + math.log(end_weight)
+    pos_weight = logit.new_tensor(end_weight)
+    loss = F.binary_cross_entropy_with_logits(logit, clip.terminated.to(logit.dtype), reduction="none", pos_weight=pos_weight)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
@@ -203,8 +222,12 @@ def odometry_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.ran
 
     Each process takes its share of the pairs; their losses add up to that of all.
     """
-    number = rng.integers(len(episodes), size=pairs)
-    index = episodes.index(episodes.start[number] + rng.integers(2, np.array(episodes.lengths)[number]))
+    lengths = np.array(episodes.lengths)
+    enough = np.flatnonzero(lengths > 2)
+    if not len(enough):
+        return model.odometry_head.motion_scale.new_zeros((), requires_grad=True)
+    number = enough[rng.integers(len(enough), size=pairs)]
+    index = episodes.index(episodes.start[number] + rng.integers(2, lengths[number]))
     whole, generator = episodes.whole, torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
     poses = torch.stack([whole.pose[index - ago] for ago in (2, 1, 0)], 1)
     known = poses.isfinite().flatten(1).all(1, keepdim=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -71,6 +72,11 @@ class Trainer:
         self.episodes = Episodes.of(episodes, self.device)
         self.frames, self.seconds = 0, 0.0  # seen and spent so far, over all sessions of the run
         self.model = WorldModel(run.model).to(self.device)
+        self.options = run.noising
+        if self.model.termination_head is not None:
+            others = len(self.episodes.whole.action) / max(self.episodes.ends, 0.5) - 1  # frames that end nothing, for each that does
+            self.options = replace(run.noising, end_weight=run.noising.end_weight or min(others, 100.0))
+            cast(nn.Linear, self.model.termination_head[-1]).bias.data.fill_(-math.log(others))  # begins with how often episodes end
         use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
@@ -94,10 +100,11 @@ class Trainer:
         with mixed_precision(run.precision, self.device.type):
             sharded = ShardedRNG(generator, self.group.process_index, self.group.num_processes)
             means, counts, committed = LOSSES[rng.choice(list(LOSSES), p=shares)](
-                self.model, clip, self.state, run.noising, self.metric, sharded
+                self.model, clip, self.state, self.options, self.metric, sharded
             )
         losses = self._shares(means, counts)
         weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "inventory": run.inventory_weight}
+        weights["termination"] = run.termination_weight
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         total.backward()
         self.group.add_gradients(self.model.parameters())
