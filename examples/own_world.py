@@ -35,7 +35,7 @@ def main(run: OwnWorld) -> None:
     command(f"collect gym --env {run.env} --out {out}/data --episodes {run.episodes} --workers 1 --least {run.frames + 1} {run.collect}")
     encoder = "--model.widths 8 16 16 --model.latent-channels 8 --batch 8"
     command(f"train autoencoder --data {out}/data --out {out}/autoencoder --steps {run.steps} {encoder}")
-    model = "--variant no-spatial-memory --model.latent-channels 8 --model.width 32 --model.head-width 16 --model.heads 2 --model.d-state 8"
+    model = "--model.memory-features 0 --model.latent-channels 8 --model.width 32 --model.head-width 16 --model.heads 2 --model.d-state 8"
     clips = " ".join(f"--curriculum.{stage}.frames {run.frames} --curriculum.{stage}.clips 1" for stage in range(3))
     autoencoder = f"{out}/autoencoder/autoencoder.safetensors"
     command(

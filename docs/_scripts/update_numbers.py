@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.benchmark.report import TABLES
-from lssvwm_gym.evaluation.metrics import correlation_of_returns
+from experiments.trials import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.ablations import VARIANTS
 from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.inference.backend import DTYPES
-from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.worlds import WORLDS
 
 PARTS = ("speed", "ages", "cache", "training", "peak", "scan", "simulators")
@@ -39,7 +39,7 @@ class Benchmark:
     cache_ages: tuple[int, ...] = (10, 100, 300, 1000)  # cache: frames in memory; 3000 take attention 2 GB, 10000 take it 5
     clips: tuple[int, ...] = (100, 200, 400, 1000)  # training: frames of a clip
     frames_a_step: int = 1000  # training: frames of all clips of a step, the same for every length
-    variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `lssvwm_gym.training.ablations`
+    variants: tuple[str, ...] = ("ours", "full-causal")  # training: see `experiments.ablations`
     objective: str = "diffusion_forcing"  # training, peak: of every step; or teacher_forcing, self_rollout
     precision: str = "auto"  # training, peak, scan: of products: bfloat16 where the processor has it (in scan float32, too); or by name
     peak_frames: int = 320  # peak: frames of a step, in clips of 80

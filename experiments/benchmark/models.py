@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.ablations import variant
 from experiments.benchmark.config import Benchmark
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, weights_of

@@ -135,7 +135,7 @@ def collect_gym(run: GymCollecting) -> Collected:
     run = replace(run, pixels="observation" if collection.pixels == "observation" else "render")
     collected = gather(run.plain, partial(GymRecorder, run), run.steps + 1)
     sizes = f"--model.actions {len(collection.actions)}" + (f" --model.action-size {len(collection.low)}" if collection.low else "")
-    print(f"{run.out}: `train world` needs {sizes}{'' if collection.poses else ' --variant no-spatial-memory'}")
+    print(f"{run.out}: `train world` needs {sizes}{'' if collection.poses else ' --model.memory-features 0'}")
     return collected
 
 

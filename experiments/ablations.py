@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lssvwm_gym.training.config import WorldTraining
+from lssvwm_gym.training.config import WorldTraining
 
 
 def _sized(run: WorldTraining, **sizes: Any) -> WorldTraining:
