@@ -40,7 +40,7 @@ class Shot:
 
 SHOTS = (
     Shot("memory-maze", 4, ("forward",) * 6 + ("right",) * 22 + ("left",) * 12, (4, 12, 24)),
-    Shot("minecraft", 6, ("turn_right",) * 24 + ("forward",) * 6 + ("back",) * 6 + ("turn_left",) * 2, (6, 14, 30)),
+    Shot("minecraft", 12, ("turn_right",) * 24 + ("forward",) * 6 + ("back",) * 6 + ("turn_left",) * 2, (6, 14, 30)),
 )
 
 

@@ -104,5 +104,5 @@ def _contexts(
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])
         start = int(rng.integers(len(episode) - frames + 1))
-        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT))
+        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT, terminated=ABSENT))
     return joined(pieces)
