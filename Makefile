@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/check_*.py experiments/mpc.py experiments/planner.py experiments/trials.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/luanti_*.py experiments/mpc.py experiments/planner.py experiments/quantize.py experiments/trials.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
@@ -48,12 +48,12 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	--out docs/scores/imagination_test_$$k.json $$([ $$k = 4 ] && echo --figures docs/media); \
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --steps $$k --tests known_places --out docs/scores/known_places_test_$$k.json; done
 	$(BIN)/python -m docs._scripts.films --data $(DATA)/test
-	$(BIN)/lssvwm-gym benchmark --steps 100 --ages 10 50 1000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
+	$(BIN)/python -m experiments.benchmark --steps 100 --ages 10 50 1000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json
-	$(BIN)/lssvwm-gym benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_simulators_compiled.json
-	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
-	$(BIN)/lssvwm-gym benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
 	$(BIN)/python -m experiments.benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
 	$(BIN)/python -m experiments.benchmark --parts peak scan --out docs/scores/bench_arithmetic.json
 	$(BIN)/python -m experiments.benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media

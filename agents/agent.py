@@ -6,7 +6,6 @@ lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,16 +102,3 @@ def from_file(dream: Dream, argument: str | None, seed: int) -> GameAgent:
     if argument is None:
         raise ValueError("agents.agent:from_file needs the policy's file behind it: agents.agent:from_file:policy.safetensors")
     return GameAgent(dream, agent_in(Path(argument), dream, seed, greedy=False))
-
-
-def summary(returns: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard error and all returns; None for what so few don't have."""
-    mean = float(np.mean(returns)) if returns else None
-    error = float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else None
-    return {"mean": mean, "standard_error": error, "returns": list(returns)}
-
-
-def mean_and_error(numbers: dict[str, Any]) -> str:
-    """A `summary` as mean ± standard error."""
-    mean, error = numbers["mean"], numbers["standard_error"]
-    return "-" if mean is None else f"{mean:.2f}" + ("" if error is None else f" ± {error:.2f}")

@@ -48,7 +48,7 @@ class Args:
     world: str = "memory-maze"
     out: Path | None = None  # folder to write to; runs/ppo/WORLD if not given
     resume: bool = False  # go on from out/checkpoint.safetensors
-    start: Path | None = None  # policy.safetensors to begin with, such as that of `agents.behavior_cloning`
+    start: Path | None = None  # policy.safetensors to begin with, such as that of `experiments.behavior_cloning`
     total_steps: int = 10_000_000  # of all dreams together
     time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
     seed: int = 0

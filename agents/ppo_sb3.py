@@ -1,19 +1,18 @@
 """Proximal policy optimisation of Stable-Baselines3, with or without an LSTM, in a dream or in the real world it was learned from.
 
-python -m agents.ppo_sb3                                       learn in a dream, try the policy there and in the real maze
+python -m agents.ppo_sb3                                       learn in a dream
 python -m agents.ppo_sb3 --algorithm recurrent_ppo             with a memory of its own, an LSTM (sb3-contrib)
 python -m agents.ppo_sb3 --env MemoryMaze9x9-Real-v0           learn in the real maze, observed through the same model
 python -m agents.ppo_sb3 --observation image --frame-stack 4   from images instead of the world model's features
 python -m agents.ppo_sb3 --resume --total-timesteps 1000000    go on where the last run stopped
 
 The folder `runs/ppo_sb3/ENV` (`runs/ppo_sb3/ENV-recurrent` with an LSTM) gets policy.safetensors (see `agents.sb3_policies`),
-checkpoint.safetensors, evaluation.json, films, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
+checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
 `pip install 'lssvwm_gym[agents]'`, and for the real maze `lssvwm_gym[memory-maze]`.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,11 +26,9 @@ from gymnasium.spaces import Discrete
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor
 
 import lssvwm_gym
-from agents.agent import mean_and_error, summary
 from agents.policies import SB3_KIND, as_json
 from agents.sb3_policies import (
     SB3PolicyConfig,
@@ -43,18 +40,14 @@ from agents.sb3_policies import (
     policy_name,
     save_sb3_policy,
 )
-from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import action_space, checked_observation, needs_frame
-from lssvwm_gym.io.json_config import check_bounds, write_json
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import load_strictly, load_tensors, prefixed, save_tensors, under
-from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
 from lssvwm_gym.worlds import WorldSpec
-
-ELSEWHERE = 10_000  # added to the seed where a policy is tried: other mazes than those of the training
 
 
 @dataclass(frozen=True)
@@ -90,10 +83,6 @@ class Args:
     lstm: int = 256  # units of the memory of recurrent_ppo, and of its critic's
 
     save_every: int = 20_000  # steps between two writings of policy and checkpoint
-    evaluate_in: tuple[str, ...] | None = None  # where the policy is tried at the end; the dream, and the real world if it is installed
-    evaluation_episodes: int = 8  # in each; 0 to leave the evaluation out
-    video_frames: int = 250  # of an episode more in each; 0 for none
-    video_fps: int = 12  # three times the pace of the maze
 
     @property
     def folder(self) -> Path:
@@ -116,8 +105,7 @@ def main(args: Args) -> None:
         learn(args, config, dream, model)
     finally:
         envs.close()
-    if args.evaluation_episodes:
-        evaluate(args, config, dream, model)
+    print(f"try it: python -m experiments.check_transfer --policies random {args.folder / 'policy.safetensors'}")
 
 
 def id_of(env: str) -> str:
@@ -130,15 +118,14 @@ def check(args: Args) -> None:
     check_bounds(
         args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1, save_every=1
     )
-    check_bounds(args, frame_stack=1, context_frames=0, evaluation_episodes=0, video_frames=0)
+    check_bounds(args, frame_stack=1, context_frames=0)
     if args.num_envs * args.rollout_steps < 2 or args.minibatch < 2:
         raise ValueError("an update needs two steps at least: more environments, rollout_steps or minibatch")
     checked_observation(args.observation)
-    for env in (args.env, *(args.evaluate_in or ())):
-        try:
-            gymnasium.spec(id_of(env))
-        except gymnasium.error.Error as error:  # names the closest id
-            raise ValueError(str(error)) from None
+    try:
+        gymnasium.spec(id_of(args.env))
+    except gymnasium.error.Error as error:  # names the closest id
+        raise ValueError(str(error)) from None
 
 
 def world_of(args: Args) -> WorldSpec:
@@ -150,11 +137,11 @@ def world_of(args: Args) -> WorldSpec:
     raise ValueError(f"name the world that {id} is with --world, one of {', '.join(lssvwm_gym.WORLDS)}, not {args.world}")
 
 
-def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int, render_mode: str | None = None) -> VecEnv:
+def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int) -> VecEnv:
     """Environments as SB3 wants them: one batch of dreams, or real ones, each in a process, that are seen through the model."""
     id = id_of(id)
     envs: VecEnv
-    rest: dict[str, Any] = {"max_episode_steps": args.episode_steps, "render_mode": render_mode}
+    rest: dict[str, Any] = {"max_episode_steps": args.episode_steps}
     if id == dream.world.id:
         how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
         envs = VecMonitor(after_long_contexts(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
@@ -172,8 +159,7 @@ def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVec
     frames = args.context_frames if args.context_frames is not None else len(contexts) if contexts.batch else 0
     if not frames:
         return envs
-    rollouts: Any = ConservativeRollouts(envs.envs, start={"context_frames": frames})
-    return DreamVecEnv(rollouts)
+    return DreamVecEnv(envs.envs, start={"context_frames": frames})
 
 
 def open_model(args: Args, config: SB3PolicyConfig, dream: Dream, envs: VecEnv) -> PPO:
@@ -268,72 +254,6 @@ def save(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
     tensors = {**prefixed("policy", model.policy.state_dict()), **prefixed("optimizer", optimizer_tensors(model.policy.optimizer))}
     header = {"kind": SB3_KIND, "config": asdict(config), "about": about, "model": dream.fingerprint}
     save_tensors(args.folder / "checkpoint.safetensors", tensors, header)
-
-
-def evaluate(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
-    """Try the policy in the dream and in the real world, write down what it earns, and film an episode of each."""
-    model.set_random_seed(args.seed)
-    results = []
-    for id in args.evaluate_in or filter(None, (dream.world.id, dream.world.real_id)):
-        missing = why_not(id)
-        if missing is not None:
-            print(f"not tried in {id}: {missing}", flush=True)
-            continue
-        print(f"trying the policy in {id} ...", flush=True)
-        results.append({"env": id, "learned_in": args.env, "steps": model.num_timesteps, **tried(args, config, dream, model, id)})
-        if args.video_frames:
-            results[-1]["video"] = film(args, config, dream, model, id)
-        print(f"{mean_and_error(results[-1])} mean return of {args.evaluation_episodes} episodes in {id}", flush=True)
-    write_json(args.folder / "evaluation.json", results, allow_nan=False)
-
-
-def why_not(id: str) -> str | None:
-    """What an environment that can't run here lacks."""
-    if id_of(id) in {world.id for world in lssvwm_gym.WORLDS.values()}:
-        return None
-    try:
-        gymnasium.make(f"lssvwm_gym:{id_of(id)}").close()
-    except ImportError as error:
-        return str(error)
-    return None
-
-
-def tried(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, id: str) -> dict[str, Any]:
-    """Returns of some episodes, their mean and standard error, and their lengths."""
-    num_envs = min(args.num_envs, args.evaluation_episodes)
-    num_envs = num_envs if id_of(id) == dream.world.id else min(num_envs, os.cpu_count() or 1)
-    envs = open_envs(args, dream, id, num_envs, config.frame_stack)
-    envs.seed(args.seed + ELSEWHERE)
-    try:
-        earned, lasted = evaluate_policy(model, envs, args.evaluation_episodes, deterministic=False, return_episode_rewards=True)
-    finally:
-        envs.close()
-    return {**summary([float(one) for one in earned]), "lengths": np.asarray(lasted).tolist()}  # type: ignore[union-attr]
-
-
-def film(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, id: str) -> str:
-    """The first frames of an episode, as they are rendered; the name of the film."""
-    path = args.folder / f"{id_of(id)}.mp4"
-    envs = open_envs(args, dream, id, 1, config.frame_stack, "rgb_array")
-    try:
-        envs.seed(args.seed + ELSEWHERE)
-        observation, memory, first, frames = envs.reset(), None, np.ones(1, bool), [picture(envs)]
-        while len(frames) < min(args.video_frames, args.episode_steps):
-            action, memory = model.predict(observation, memory, first)  # type: ignore[arg-type]
-            observation, _, first, _ = envs.step(action)
-            if first[0]:
-                break  # what is rendered now is already another episode's
-            frames.append(picture(envs))
-    finally:
-        envs.close()
-    write_movie(path, enlarged(np.stack(frames), 4), args.video_fps)
-    return str(path)
-
-
-def picture(envs: VecEnv) -> np.ndarray:
-    frame = envs.get_images()[0]
-    assert frame is not None
-    return frame
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ wanted, which no past tells: beside the precision of all dreamed rewards there i
 dreamed where some ball is.
 
 Counter-measures are tried on the same dreams: see `experiments.check_rewards.COUNTER_MEASURES`, and
-`lssvwm_gym.envs.conservative_rollouts` for those that can be learned behind.
+`experiments.conservative_rollouts` for those that can be learned behind.
 Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
 """
 
@@ -30,9 +30,9 @@ import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import Agent
 from agents.policies import as_json
 from experiments.agents_by_name import EXPERT, open_agent
+from experiments.conservative_rollouts import OTHER_NOISE
 from experiments.planner import Planning
 from experiments.trials import answers, write_result
-from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE
 from lssvwm_gym.envs.contexts import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed

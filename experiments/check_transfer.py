@@ -9,7 +9,7 @@ random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
 planner           plans in the dream, see experiments/mpc.py
-PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or agents/behavior_cloning.py
+PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
 
 Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
 know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
@@ -30,15 +30,13 @@ import numpy as np
 import torch
 import tyro
 
-from agents.agent import mean_and_error, summary
 from agents.policies import as_json
 from experiments.agents_by_name import EXPERT, open_agent
 from experiments.planner import Planning
-from experiments.trials import answers, as_observed, real_episode, write_film, write_result
+from experiments.trials import answers, as_observed, correlation_of_returns, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
-from lssvwm_gym.evaluation.metrics import correlation_of_returns
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import tyro
 
+from experiments.ablations import VARIANTS, variant
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
@@ -27,7 +28,6 @@ from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.training.ablations import VARIANTS
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import train_world
 from lssvwm_gym.worlds import WORLDS
@@ -153,8 +153,9 @@ def trained(run: Comparison, name: str) -> Path:
     if not finished.exists():
         print(f"{name}: {VARIANTS[name][0]}")
         settings = dict(frames_a_step=1280) | run.plan.training | ({} if run.steps is None else {"steps": run.steps})
-        settings |= dict(data=run.data / "train", val=run.data / "val", autoencoder=run.seeing, out=finished.parent, variant=name)
-        train_world(WorldTraining(**settings, model=run.plan.model, odometry_updates=2, save_every=100, threads=run.threads))
+        settings |= dict(data=run.data / "train", val=run.data / "val", autoencoder=run.seeing, out=finished.parent)
+        training = WorldTraining(**settings, model=run.plan.model, odometry_updates=2, save_every=100, threads=run.threads)
+        train_world(variant(name, training))
     return finished
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
-from lssvwm_gym.real_envs.experts.luanti_expert import BURST_WEIGHTS
-from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
+from experiments.luanti_chopper import LuantiChopper
+from experiments.luanti_expert import BURST_WEIGHTS
+from experiments.luanti_explorer import LuantiExplorer
 from lssvwm_gym.real_envs.luanti.env import EPISODE_STEPS, LuantiEnv
 
 SHARES = BURST_WEIGHTS / BURST_WEIGHTS.sum()

@@ -14,11 +14,10 @@ import gymnasium
 import numpy as np
 import tyro
 
-from agents.agent import mean_and_error, summary
 from agents.policies import as_json
 from experiments.agents_by_name import PLANNER, open_agent
 from experiments.planner import Planner, Planning
-from experiments.trials import answers, as_observed, real_episode, write_film, write_result
+from experiments.trials import answers, as_observed, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lssvwm_gym.benchmark.machine import machine, memory_bytes
+from experiments.benchmark.machine import machine, memory_bytes
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
-from lssvwm_gym.evaluation.metrics import FAMILIAR, contrast_and_sharpness
+from lssvwm_gym.evaluation.metrics import FAMILIAR
 from lssvwm_gym.io.json_config import write_json
 
 LOOK_EVERY = 10  # steps between two frames that are measured
@@ -112,6 +112,14 @@ def soaked(envs: DreamVectorEnv, steps: int, actions: np.ndarray, rng: np.random
     }
     part |= {name: float(values.mean()) for name, values in measured.items()}
     return part | by_familiarity(measured["contrast"], np.concatenate(known)), actions
+
+
+def contrast_and_sharpness(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, contrast (standard deviation) and sharpness (mean difference of neighbours) of the pixels, 0..255, of each frame
+    (K, height, width, 3) uint8."""
+    pixels = frames.astype(np.float32)
+    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
+    return {"mean": pixels.mean((1, 2, 3)), "contrast": pixels.std((1, 2, 3)), "sharpness": sharpness}
 
 
 def by_familiarity(contrast: np.ndarray, known: np.ndarray) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from agents.agent import Agent
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import WorldModelObservation
+from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
@@ -26,6 +27,8 @@ from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+
+RESAMPLED = 1000  # times, for the interval of a correlation
 
 
 def as_observed(env: gymnasium.Env, dream: Dream, observation: str) -> gymnasium.Env:
@@ -117,3 +120,40 @@ def write_film(path: Path, frames: np.ndarray, fps: float) -> None:
     """Frames (T, height, width, 3) uint8, four times as large."""
     write_movie(path, enlarged(frames, 4), fps)
     print(f"film: {path}")
+
+
+def summary(returns: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard error and all returns; None for what so few don't have."""
+    mean = float(np.mean(returns)) if returns else None
+    error = float(np.std(returns, ddof=1) / len(returns) ** 0.5) if len(returns) > 1 else None
+    return {"mean": mean, "standard_error": error, "returns": list(returns)}
+
+
+def mean_and_error(numbers: dict[str, Any]) -> str:
+    """A `summary` as mean ± standard error."""
+    mean, error = numbers["mean"], numbers["standard_error"]
+    return "-" if mean is None else f"{mean:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def correlation_of_returns(policies: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+    """Of the mean returns in dream and real world over policies with returns in both; None where fewer than three differ.
+
+    `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
+    correlations of episodes drawn anew from those that were played (the bootstrap of Efron, 1979).
+    """
+
+    def correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+        return None if means.shape[1] < 3 or 0.0 in means.std(1) else round(measure(*means), 6)
+
+    def spearman(a: np.ndarray, b: np.ndarray) -> float:
+        return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
+
+    both = [pair for pair in policies if all(pair)]
+    means = np.array([[np.mean(returns) for returns in pair] for pair in both]).reshape(-1, 2).T
+    linear, rank, interval = correlated(means, lambda a, b: float(np.corrcoef(a, b)[0, 1])), correlated(means, spearman), None
+    if rank is not None:
+        rng = np.random.default_rng(0)
+        drawn = [np.array([[rng.choice(x, len(x)).mean() for x in pair] for pair in both]).T for _ in range(RESAMPLED)]
+        found = [value for value in (correlated(some, spearman) for some in drawn) if value is not None]
+        interval = np.quantile(found, (0.05, 0.95)).round(3).tolist() if found else None
+    return {"policies": len(both), "linear": linear, "rank": rank, "rank_interval": interval}

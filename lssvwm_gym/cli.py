@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.worker_pool import WorkerPoolError
 from lssvwm_gym.malloc import keep_freed_memory
 
@@ -24,9 +22,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),
     "train heads": ("lssvwm_gym.training.heads", "HeadTraining", "train_heads", "train what samples its frames and says what is blocked"),
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
-    "benchmark": ("lssvwm_gym.benchmark.run", "Benchmark", "bench", "measure the speed of a dream"),
     "package": ("lssvwm_gym.checkpoints.package", "Packaging", "package", "make a folder of weights from finished models"),
-    "quantize": ("lssvwm_gym.checkpoints.quantize", "Quantizing", "quantize", "make a folder of weights smaller: 8 bits"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "continue a video whose actions are unknown"),
     "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
@@ -37,9 +33,7 @@ FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "generate": 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     keep_freed_memory()
-    if arguments is None:
-        warnings.filterwarnings("default", "lssvwm-gym", DeprecationWarning)
-    words = legacy.command_line(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         asked_for_help = not words or words[0] in ("-h", "--help")

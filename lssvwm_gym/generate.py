@@ -20,7 +20,6 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights, prepack
 from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import even_frames, frames_a_second
 from lssvwm_gym.data.episode import read_arrays
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie, enlarged, write_movie
 from lssvwm_gym.models.diffusion import sample
@@ -36,7 +35,6 @@ CANDIDATES = 32  # actions at most among which the one that led to a frame is lo
 BATCH = 100  # frames that the autoencoder encodes or decodes in one call
 
 
-@legacy.keywords(legacy.GENERATING)
 @dataclass(frozen=True)
 class Generating:
     """Which clip to continue, and how."""

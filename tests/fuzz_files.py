@@ -33,8 +33,8 @@ from test_training import RUN, signalling_episode
 from tiny_minecraft import write_tiny_minecraft
 from tiny_world import write_tiny_weights
 
+from experiments.quantize import Quantizing, quantize
 from lssvwm_gym.checkpoints.checkpoint import read_weights
-from lssvwm_gym.checkpoints.quantize import Quantizing, quantize
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +16,14 @@ pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
 
 from agents.ppo_sb3 import Args, check, open_envs, open_model, world_of
 from agents.sb3_policies import SB3PolicyConfig, load_sb3_policy, policy_arguments, save_sb3_policy
-from lssvwm_gym.data.episode import read_video
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 
 ROOT = Path(__file__).parent.parent
 DREAM, REAL = "LSSVWM-MemoryMaze-v0", "MemoryMaze9x9-Real-v0"
 ALGORITHMS = ("ppo", "recurrent_ppo")
-SMALL = {"--num-envs": 2, "--rollout-steps": 8, "--minibatch": 8, "--epochs": 1, "--episode-steps": 6, "--evaluation-episodes": 3}
-SMALL |= {"--hidden": 16, "--lstm": 8, "--profile": "fast", "--video-frames": 5}
+SMALL = {"--num-envs": 2, "--rollout-steps": 8, "--minibatch": 8, "--epochs": 1, "--episode-steps": 6}
+SMALL |= {"--hidden": 16, "--lstm": 8, "--profile": "fast"}
 
 
 def run(algorithm, *arguments):
@@ -36,15 +34,12 @@ def run(algorithm, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_learns_in_a_dream_is_tried_and_goes_on(algorithm, tiny_weights, tmp_path):
-    here = "--weights", tiny_weights, "--out", tmp_path, "--evaluate-in", DREAM
+def test_learns_in_a_dream_and_goes_on(algorithm, tiny_weights, tmp_path):
+    here = "--weights", tiny_weights, "--out", tmp_path
     first = run(algorithm, *here, "--total-timesteps", 32, "--save-every", 16)
     assert first.returncode == 0, first.stderr
     assert "32 of 32 steps" in first.stdout
-    (tried,) = json.loads((tmp_path / "evaluation.json").read_text())
-    assert (tried["env"], tried["steps"], tried["lengths"]) == (DREAM, 32, [6, 6, 6])
-    assert f"{tried['mean']:.2f} ± {tried['standard_error']:.2f} mean return of 3 episodes in {DREAM}" in first.stdout
-    assert read_video(tmp_path / f"{DREAM}.mp4").shape == (5, 256, 256, 3)
+    assert f"check_transfer --policies random {tmp_path / 'policy.safetensors'}" in first.stdout
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     before, header = load_tensors(tmp_path / "checkpoint.safetensors")
     assert header["config"]["observation"] == "features"
@@ -54,7 +49,7 @@ def test_learns_in_a_dream_is_tried_and_goes_on(algorithm, tiny_weights, tmp_pat
     assert again.returncode != 0
     assert "--resume" in again.stderr
 
-    second = run(algorithm, *here, "--total-timesteps", 64, "--resume", "--evaluation-episodes", 0)
+    second = run(algorithm, *here, "--total-timesteps", 64, "--resume")
     assert second.returncode == 0, second.stderr
     assert "checkpoint.safetensors: 32 steps so far" in second.stdout
     assert "48 of 64 steps" in second.stdout
@@ -71,9 +66,7 @@ def test_learns_in_a_dream_is_tried_and_goes_on(algorithm, tiny_weights, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_pictures_are_learned_from_too(algorithm, tiny_weights, tmp_path):
-    done = run(
-        algorithm, "--weights", tiny_weights, "--out", tmp_path, "--total-timesteps", 16, "--evaluate-in", DREAM, "--observation", "image"
-    )
+    done = run(algorithm, "--weights", tiny_weights, "--out", tmp_path, "--total-timesteps", 16, "--observation", "image")
     assert done.returncode == 0, done.stderr
     policy, config = load_sb3_policy(tmp_path / "policy.safetensors", open_dream("memory-maze", "fast", "cpu", tiny_weights))
     assert config.frame_stack == (4 if algorithm == "ppo" else 1)
@@ -83,12 +76,10 @@ def test_pictures_are_learned_from_too(algorithm, tiny_weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_learns_in_the_real_maze_seen_through_the_model(tiny_weights, tmp_path):
-    few = "--total-timesteps", 16, "--evaluation-episodes", 1
-    done = run("ppo", "--env", REAL, "--weights", tiny_weights, "--out", tmp_path, *few)
+    done = run("ppo", "--env", REAL, "--weights", tiny_weights, "--out", tmp_path, "--total-timesteps", 16)
     assert done.returncode == 0, done.stderr
-    tried = json.loads((tmp_path / "evaluation.json").read_text())
-    assert [(one["env"], one["lengths"], one["standard_error"]) for one in tried] == [(DREAM, [6], None), (REAL, [6], None)]
-    assert read_video(tmp_path / f"{REAL}.mp4").shape == (5, 256, 256, 3)
+    policy, _ = load_sb3_policy(tmp_path / "policy.safetensors", open_dream("memory-maze", "fast", "cpu", tiny_weights))
+    assert policy.observation_space.shape == (256,)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +146,6 @@ def test_what_is_wrong_with_a_command_line_is_said_at_once():
         (dict(observation="smell"), "observation must be one of all, image, features"),
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(algorithm="recurrent_ppo", lstm=0), "lstm must be at least 1"),
-        (dict(evaluation_episodes=-1), "evaluation_episodes must be at least 0"),
         (dict(env="MemoryMaze9x9-Real-v7"), "MemoryMaze9x9-Real"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,12 +17,12 @@ from tiny_world import OPENINGS, WALK_FRAMES, WALKS
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents import behavior_cloning as imitation
 from agents.banks import bank_before_rewards, bank_of_starts
-from agents.behavior_cloning import leads_to_reward, watched
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
 from agents.real import RealEnvs
+from experiments import behavior_cloning as imitation
+from experiments.behavior_cloning import leads_to_reward, watched
 from lssvwm_gym.data.segments import Segment
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
@@ -533,7 +533,7 @@ def test_what_is_imitated_is_what_a_dream_would_show(dream):
 
 def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weights):
     """The action to come is told by the last one, which the features know of."""
-    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: [walked([12, 27]), walked([9], frames=40)])
+    monkeypatch.setattr("experiments.behavior_cloning.latent_episodes", lambda *_: [walked([12, 27]), walked([9], frames=40)])
     args = imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path, within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3)
     imitation.main(args)
     policy, about = load_policy(tmp_path / "policy.safetensors")
@@ -550,7 +550,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
     views = 5 * torch.randn(6, 16, 4, generator=torch.Generator().manual_seed(0))
     episodes = [walked([12, 27]), walked([]), walked([9], frames=40)]
     episodes = [replace(episode, latent=views[(episode.action + 1) % 6].half()) for episode in episodes]
-    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: episodes)
+    monkeypatch.setattr("experiments.behavior_cloning.latent_episodes", lambda *_: episodes)
     args = imitation.Args(
         tmp_path, weights=tiny_weights, out=tmp_path, observation="image", within=20, epochs=60, batch=16, hidden=32, learning_rate=3e-3
     )
@@ -568,7 +568,7 @@ def test_pictures_are_imitated_as_dreams_show_them(dream, monkeypatch, tmp_path,
 
 
 def test_nothing_to_imitate_is_refused(monkeypatch, tmp_path, tiny_weights):
-    monkeypatch.setattr("agents.behavior_cloning.latent_episodes", lambda *_: [walked([])])
+    monkeypatch.setattr("experiments.behavior_cloning.latent_episodes", lambda *_: [walked([])])
     with pytest.raises(SystemExit, match=r"no frame in .* is followed by a reward within 60: imitate all with --within 0"):
         imitation.main(imitation.Args(tmp_path, weights=tiny_weights, out=tmp_path))
 

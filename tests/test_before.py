@@ -11,11 +11,8 @@ import torch
 
 import lssvwm_gym
 from lssvwm_gym import envs
-from lssvwm_gym.checkpoints.package import Packaging
-from lssvwm_gym.checkpoints.quantize import Quantizing
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs import DreamEnv
-from lssvwm_gym.envs.conservative_rollouts import ConservativeRollouts
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.worlds import WORLDS, WorldSpec, read_world
@@ -118,15 +115,9 @@ def test_classes_and_their_keywords_of_before_are_still_there(tiny_weights):
     with pytest.warns(DeprecationWarning, match="WorldModelObservation"):
         assert envs.SeenThroughModel is envs.WorldModelObservation
     dreams = gymnasium.make_vec("LSSVWM-MemoryMaze-v0", 1, weights=tiny_weights, profile="fast", device="cpu")
-    with pytest.warns(DeprecationWarning, match="ConservativeRollouts: 'most_steps' is now called 'max_steps'"):
-        assert ConservativeRollouts(dreams, most_steps=3).max_steps == 3
     real = gymnasium.make("LSSVWM-MemoryMaze-v0", weights=tiny_weights, profile="fast", device="cpu")
     with pytest.warns(DeprecationWarning, match="WorldModelObservation: 'told_poses' is now called 'true_poses'"):
         assert envs.WorldModelObservation(real, dreams.dream, told_poses=True).true_poses
-    with pytest.warns(DeprecationWarning, match="Packaging: 'openings' is now called 'short_contexts'"):
-        assert Packaging(BEFORE, BEFORE, BEFORE, openings=3).short_contexts == 3
-    with pytest.warns(DeprecationWarning, match="Quantizing: 'walks' is now called 'long_contexts'"):
-        assert Quantizing(BEFORE, walks=2).long_contexts == 2
     sizes = dict(id="X-v0", name="x", image_size=16, actions=("a",), keys={}, fps=4, reward_values=(0.0,), max_episode_steps=9)
     with pytest.warns(DeprecationWarning, match="WorldSpec: '"):
         old = WorldSpec(**sizes, weights=BEFORE, counts=("log",), most_counted=9, near=0.5)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, memory_bytes, seconds_of
-from lssvwm_gym.benchmark.run import bench
+from experiments.benchmark.__main__ import bench
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, memory_bytes, seconds_of
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.cli import main
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.state import state_bytes
 
@@ -27,24 +26,7 @@ def quick(tiny_weights):
 
 def test_every_case_is_measured_and_written(tiny_weights, tmp_path, capsys):
     out = tmp_path / "new" / "speed.json"
-    main(
-        [
-            "benchmark",
-            "--weights",
-            str(tiny_weights),
-            "--steps",
-            "3",
-            "--warm-up",
-            "1",
-            "--many",
-            "4",
-            "--ages",
-            "2",
-            "5",
-            "--out",
-            str(out),
-        ]
-    )
+    bench(Benchmark(weights=tiny_weights, steps=3, warm_up=1, many=4, ages=(2, 5), out=out))
     report = json.loads(out.read_text())
     assert [(s["profile"], s["envs"], s["passes"]) for s in report["speed"]] == [
         ("fast", 1, 1),

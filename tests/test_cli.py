@@ -8,7 +8,6 @@ import pytest
 
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.io import legacy
 
 
 def test_without_words_it_lists_the_commands(capsys):
@@ -40,33 +39,6 @@ def test_every_command_exists_and_explains_itself(command, capsys):
 def test_bad_input_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"config.json: no such file; a folder of weights is written by"):
         main(["evaluate", "--data", str(tmp_path / "nowhere"), "--world", "memory-maze", "--weights", str(tmp_path)])
-
-
-@pytest.mark.parametrize("command", legacy.COMMANDS)
-def test_a_command_of_before_is_understood(command, capsys):
-    with (
-        pytest.warns(DeprecationWarning, match=f"{command} is now called {legacy.COMMANDS[command]}"),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        main([command, "--help"])
-    assert stopped.value.code == 0
-    assert f"lssvwm-gym {legacy.COMMANDS[command]}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "old", "new"), [(command, *names) for command, flags in legacy.FLAGS.items() for names in flags.items()]
-)
-def test_a_flag_of_before_is_understood(command, old, new, capsys):
-    with pytest.raises(SystemExit):
-        main([*command.split(), "--help"])
-    assert new.split(".")[-1].removeprefix("--").removeprefix("no-") in capsys.readouterr().out
-    with pytest.warns(DeprecationWarning, match=f"{old}.* is now called {new}"):
-        assert legacy.command_line([*command.split(), f"{old}=1"]) == [*command.split(), f"{new}=1"]
-
-
-def test_a_value_of_before_is_understood():
-    with pytest.warns(DeprecationWarning, match="opening is now called context"):
-        assert legacy.command_line(["play", "--start", "opening"]) == ["play", "--start", "context"]
 
 
 @pytest.mark.slow
@@ -110,12 +82,3 @@ def test_from_episodes_to_a_dream_by_commands_alone(tmp_path):
     env = gymnasium.make("lssvwm_gym:LSSVWM-MemoryMaze-v0", weights=f"{out}/weights")
     env.reset(seed=0)
     assert env.step(1)[0].shape == (64, 64, 3)
-
-
-def test_flags_of_before_are_understood_with_a_warning():
-    train = ["train", "world"]
-    with pytest.warns(DeprecationWarning, match="--peeking is now called --teacher-forcing"):
-        assert legacy.command_line([*train, "--peeking", "1", "--steps=3"]) == [*train, "--teacher-forcing", "1", "--steps=3"]
-    with pytest.warns(DeprecationWarning, match="--noising.dreamed-from"):
-        assert legacy.command_line([*train, "--noising.dreamed_from=0.2"]) == [*train, "--noising.self-rollout-from=0.2"]
-    assert legacy.command_line([*train, "--out", "peeking"]) == [*train, "--out", "peeking"]

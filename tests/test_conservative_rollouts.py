@@ -16,8 +16,8 @@ from tiny_world import WALK_FRAMES, same
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from experiments.check_rewards import COUNTER_MEASURES, Args, Dreams, ended_when_uncertain, likelier, main, pairs, rates, shorter
+from experiments.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 from lssvwm_gym.envs import DreamVectorEnv
-from lssvwm_gym.envs.conservative_rollouts import OTHER_NOISE, Agreement, ConservativeRollouts
 
 ROOT = Path(__file__).parent.parent
 ROWS = 3

@@ -196,11 +196,6 @@ def test_only_the_chosen_memories_are_measured(folder, tiny_weights):
     assert variants == {"own memory", "last frame repeated"}
 
 
-def test_memories_by_their_names_of_before_are_understood(folder):
-    with pytest.warns(DeprecationWarning, match="'untold' is now called 'estimated_motions'"):
-        assert Evaluation(folder, memories=("own", "untold")).memories == ("own", "estimated_motions")
-
-
 def test_a_stranger_must_be_of_another_episode(tiny_weights, tmp_path):
     run = Evaluation(write_real_walks(tmp_path, 1), weights=tiny_weights, tests=("retrieval",), retrieval=(10,), memories=("stranger",))
     with pytest.raises(ValueError, match="a stranger's memory needs two episodes"):

@@ -21,11 +21,11 @@ import pytest
 import torch
 from fuzz_files import MEMORY
 
+from experiments.quantize import in_eight_bits
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, read_video
 from lssvwm_gym.io.json_config import parsed
-from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
-from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, out_of_eight_bits, save_tensors
 from lssvwm_gym.io.video import write_video
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 

@@ -56,12 +56,6 @@ def test_beside_shows_what_followed_in_the_clip(clip, tiny_weights, tmp_path):
     assert run.out.exists()
 
 
-def test_settings_of_before_are_understood(clip):
-    with pytest.warns(DeprecationWarning, match="is now called"):
-        run = Generating(clip, remember=9, beside=True)
-    assert (run.context_frames, run.side_by_side) == (9, True)
-
-
 def test_the_same_seed_gives_the_same_film(clip, tiny_weights, tmp_path):
     run = Generating(clip, tmp_path / "more.mp4", frames=3, weights=tiny_weights, steps=2)
     first, again, other = (generate(dataclasses.replace(run, seed=seed)) for seed in (1, 1, 2))

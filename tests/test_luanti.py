@@ -23,13 +23,14 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import lssvwm_gym  # noqa: F401 - registers
-from lssvwm_gym.data.collect import SOURCES, Collecting, collect
+from experiments import luanti_expert
+from experiments.luanti_chopper import LuantiChopper
+from experiments.luanti_expert import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
+from experiments.luanti_explorer import LuantiExplorer
+from experiments.luanti_players import mixed
+from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable
-from lssvwm_gym.real_envs.experts import luanti_expert
-from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
-from lssvwm_gym.real_envs.experts.luanti_expert import BACK, DIG, DOWN, FORWARD, JUMP, LEFT, NOOP, PLACE, RIGHT, UP
-from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
 from lssvwm_gym.real_envs.luanti import LuantiEnv, programs
 from lssvwm_gym.real_envs.luanti.env import ACTIONS, ITEMS, REWARDS, shrink
 
@@ -273,7 +274,9 @@ def test_an_impossible_craft_changes_nothing(env):
 
 
 def test_episodes_are_collected_as_documented(luanti, tmp_path):
-    collected = collect(Collecting("luanti", tmp_path, episodes=1, workers=1, first_seed=5, steps=12))
+    collected = collect(
+        Collecting("luanti", tmp_path, episodes=1, workers=1, first_seed=5, steps=12, player="experiments.luanti_players:mixed")
+    )
     assert (collected.done, collected.failed) == ([5], {})
     episode = read_episode(tmp_path / "000005")
     frames = 13
@@ -378,7 +381,7 @@ def test_a_library_is_compiled_once_and_again_when_its_source_changes(tmp_path, 
 
 
 def test_importing_starts_and_loads_nothing_heavy():
-    code = "import sys, lssvwm_gym.real_envs.experts.luanti_chopper; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
+    code = "import sys, experiments.luanti_chopper; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 0
 
 
@@ -433,5 +436,5 @@ def test_players_repeat_themselves_under_their_seed():
 
 
 def test_both_players_collect():
-    players = {type(SOURCES["luanti"].make_policy(np.random.default_rng(seed))) for seed in range(20)}
+    players = {type(mixed(np.random.default_rng(seed))) for seed in range(20)}
     assert players == {LuantiExplorer, LuantiChopper}

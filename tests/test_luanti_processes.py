@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
+from experiments.luanti_expert import FORWARD, LEFT, NOOP, RIGHT
 from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorDied, SimulatorUnavailable
-from lssvwm_gym.real_envs.experts.luanti_expert import FORWARD, LEFT, NOOP, RIGHT
 from lssvwm_gym.real_envs.luanti import LuantiEnv
 from lssvwm_gym.real_envs.luanti.client import KeptFolder
 

@@ -11,7 +11,7 @@ import torch
 
 from experiments.benchmark import cache, kernels, simulators, training
 from experiments.benchmark.__main__ import bench
-from experiments.benchmark.config import ModelBenchmark
+from experiments.benchmark.config import Benchmark
 from experiments.benchmark.models import random_episode
 from experiments.benchmark.processes import in_processes
 from lssvwm_gym.checkpoints.checkpoint import load_weights
@@ -22,7 +22,7 @@ from lssvwm_gym.real_envs import SimulatorUnavailable
 
 @pytest.fixture
 def quick(tiny_weights):
-    return ModelBenchmark(weights=tiny_weights, repeats=1, steps=2, warm_up=0, many=0)
+    return Benchmark(weights=tiny_weights, repeats=1, steps=2, warm_up=0, many=0)
 
 
 def test_a_cache_that_grows_beside_a_state_that_does_not(quick, tmp_path):
@@ -215,7 +215,7 @@ def test_calls_are_made_in_processes_and_failures_are_reported():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"parts": ("everything",)}, "no part named 'everything'; there are cache"),
+        ({"parts": ("everything",)}, "no part named 'everything'; there are speed"),
         ({"variants": ("others",)}, "others"),
         ({"objective": "crawling"}, "no objective named"),
         ({"memory": 2.0}, "memory is a share"),
@@ -224,4 +224,4 @@ def test_calls_are_made_in_processes_and_failures_are_reported():
 )
 def test_nonsense_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
-        bench(ModelBenchmark(**wrong))
+        bench(Benchmark(**wrong))

@@ -338,7 +338,7 @@ def episode(action: torch.Tensor, told: bool = True) -> Segment:
         (WorldModelConfig(actions=2), [episode(torch.tensor([0, 2]))], "--model.actions 3 or more"),
         (WorldModelConfig(), [episode(torch.zeros(2, 3))], "--model.actions 0 --model.action-size 3"),
         (WorldModelConfig(actions=0, action_size=3), [episode(torch.tensor([0, 1]))], "--model.actions N --model.action-size 0"),
-        (WorldModelConfig(), [episode(torch.tensor([0, 1]), told=False)], "--variant no-spatial-memory"),
+        (WorldModelConfig(), [episode(torch.tensor([0, 1]), told=False)], "--model.memory-features 0"),
         (WorldModelConfig(), [episode(torch.tensor([0, 1])), episode(torch.zeros(2, 3))], "of several worlds"),
     ],
 )

@@ -25,7 +25,7 @@ from lssvwm_gym.play import Playing, play
 from lssvwm_gym.play import input as input_module
 from lssvwm_gym.play import run as run_module
 from lssvwm_gym.play.game import Game
-from lssvwm_gym.play.input import COMMANDS, MARK_KEYS, POLICY, SIDE_BY_SIDE, Controls, Keyboard, Pace, chosen_action, meaning
+from lssvwm_gym.play.input import COMMANDS, MARK_KEYS, POLICY, Controls, Keyboard, Pace, chosen_action, meaning
 from lssvwm_gym.play.run import open_game
 from lssvwm_gym.play.view import on_map
 from lssvwm_gym.play.window import Window
@@ -148,7 +148,7 @@ def test_a_tap_between_two_steps_is_not_lost():
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: world.name)
 def test_commands_leave_the_keys_of_every_world_alone(world):
-    assert not set("".join(world.keys)) & {*COMMANDS, *SIDE_BY_SIDE, *POLICY, *MARK_KEYS}
+    assert not set("".join(world.keys)) & {*COMMANDS, *POLICY, *MARK_KEYS}
     assert all(key in COMMANDS or len(meaning(key, world.keys)) == 1 for key in ("space", "up", "escape", "return", "."))
 
 
@@ -692,25 +692,13 @@ def test_minecraft_shows_what_is_carried(run, tiny_minecraft):
         {"fps": 0.0},
         {"scale": 0},
         {"rewind_mb": -1},
-        {"side_by_side": True, "start": "cold"},
-        {"side_by_side": True, "context_frames": 0},
         {"load": Path("a"), "replay": Path("b")},
     ],
 )
 def test_what_can_not_be_played_is_refused_first(wrong):
     name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match="both" if name == "load" else "real" if name == "side_by_side" else str(value)):
+    with pytest.raises(ValueError, match="both" if name == "load" else str(value)):
         play(Playing(**wrong))
-
-
-def test_the_setting_of_before_is_understood(capsys):
-    with pytest.warns(DeprecationWarning, match="'beside' is now called 'side_by_side'"):
-        assert Playing(beside=True).side_by_side
-    with pytest.warns(DeprecationWarning, match="beside"), pytest.raises(ValueError, match="two names"):
-        Playing(beside=True, side_by_side=True)
-    with pytest.warns(DeprecationWarning, match="--beside is now called --side-by-side"), pytest.raises(SystemExit, match="2"):
-        main(["play", "memory-maze", "--beside", "--start", "cold"])
-    assert "side by side with the real world" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*matplotlib is not installed")  # its plots are not used here

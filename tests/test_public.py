@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lssvwm_gym.data.convert import Converting, agent_centric, convert, from_one_hot, read_public, to_one_hot, write_public
+from lssvwm_gym.data.convert import Converting, convert, read_public
 from lssvwm_gym.data.episode import EpisodeError, read_episode
 
 LENGTH, BALLS = 8, 3
@@ -31,7 +31,7 @@ def public_arrays(length: int = LENGTH) -> dict[str, np.ndarray]:
     }
     arrays["action"][0] = 0  # nothing led to the first image
     arrays["target_pos"] = arrays["targets_pos"][:, 1]
-    return arrays | agent_centric(*(arrays[name] for name in ("agent_pos", "agent_dir", "target_pos", "targets_pos")))
+    return arrays | {"target_vec": np.zeros((length, 2)), "targets_vec": np.zeros((length, BALLS, 2))}
 
 
 @pytest.fixture
@@ -70,17 +70,6 @@ def test_action_and_reward_stay_at_their_frame(source):
     np.testing.assert_array_equal(episode.reward, np.arange(8))
 
 
-def test_there_and_back_gives_the_set_again(source, tmp_path):
-    assert convert(Converting(source, tmp_path / "ours", crf=0)) == 2
-    assert convert(Converting(tmp_path / "ours", tmp_path / "again", to="public")) == 2
-    again, there = dict(np.load(tmp_path / "again" / "a.npz")), public_arrays()
-    there["action"][0, 0] = 1  # the placeholder is noop
-    assert again.keys() == there.keys()
-    for name, array in there.items():
-        assert again[name].shape == array.shape, name
-        np.testing.assert_allclose(again[name], array, atol=2e-6, err_msg=name)
-
-
 def test_converting_goes_on_where_it_was(source, tmp_path):
     out = tmp_path / "ours"
     convert(Converting(source, out))
@@ -98,13 +87,6 @@ def test_one_broken_file_does_not_stop_the_others(source, tmp_path):
     assert len(read_episode(tmp_path / "ours/b")) == LENGTH
     assert convert(Converting(source, tmp_path / "ours", skip_broken=True)) == 0
     assert not list((tmp_path / "ours").glob("a.*"))
-
-
-def test_vectors_are_right_and_ahead():
-    here, north, east_of_here = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]]), np.array([[3.0, 1.0]])
-    inventories = agent_centric(here, north, east_of_here, np.array([[[1.0, 5.0], [0.0, 1.0]]]))
-    np.testing.assert_allclose(inventories["target_vec"], [[2, 0]])  # to the right
-    np.testing.assert_allclose(inventories["targets_vec"], [[[0, 4], [-1, 0]]])  # ahead; to the left
 
 
 @pytest.mark.parametrize(
@@ -128,21 +110,6 @@ def test_what_is_not_of_the_set_is_refused(source, changed, says):
     with pytest.raises(EpisodeError, match=says) as caught:
         read_public(source / "a.npz")
     assert "a.npz" in str(caught.value)
-
-
-def test_only_whole_maze_episodes_are_written(source, tmp_path):
-    episode = read_public(source / "a.npz")
-    del episode.extras["agent_dir"]
-    with pytest.raises(EpisodeError, match="needs agent_dir"):
-        write_public(tmp_path / "0", episode)
-    with pytest.raises(EpisodeError, match="got 1 to 6"):
-        to_one_hot(np.array([1, 6]))
-    assert not (tmp_path / "0.npz").exists()
-
-
-def test_one_hot_there_and_back():
-    action = np.array([0, 5, 3, 1], np.uint8)
-    np.testing.assert_array_equal(from_one_hot(to_one_hot(action)), action)
 
 
 def test_folders_must_differ_and_hold_something(source, tmp_path):

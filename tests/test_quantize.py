@@ -10,11 +10,9 @@ import pytest
 import torch
 from tiny_world import write_tiny_weights
 
+from experiments.quantize import Quantizing, in_eight_bits, quantize
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.checkpoints.quantize import Quantizing, quantize
-from lssvwm_gym.cli import main
-from lssvwm_gym.io.quantize import in_eight_bits, out_of_eight_bits
-from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, load_tensors, out_of_eight_bits, save_tensors
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -22,7 +20,7 @@ WORLD = WORLDS["memory-maze"]
 
 @pytest.fixture
 def folder(tiny_weights, tmp_path):
-    main(["quantize", "--weights", str(tiny_weights), "--out", str(tmp_path / "small"), "--bits", "8"])
+    quantize(Quantizing(tmp_path / "small", weights=tiny_weights))
     return tmp_path / "small"
 
 

@@ -255,7 +255,6 @@ def test_the_output_lies_outside_of_the_source(marsh, tmp_path):
         ({"frame_skip": 0}, "frame_skip must be at least 1"),
         ({"crf": 52}, "crf must be"),
         ({"index": Path("index.json")}, "index can't be set with the layout teco-minecraft"),
-        ({"to": "public"}, "to can't be set"),
         ({"layout": "minari", "cut": True, "frame_skip": 2}, "cut, frame_skip can't be set with the layout minari"),
     ],
 )

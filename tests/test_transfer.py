@@ -17,15 +17,14 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from agents.agent import from_file, mean_and_error, summary
+from agents.agent import from_file
 from agents.policies import Policy, PolicyConfig, save_policy
 from experiments.agents_by_name import open_agent
 from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
-from experiments.trials import real_episode
+from experiments.trials import correlation_of_returns, mean_and_error, real_episode, summary
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.spaces import action_space
 from lssvwm_gym.envs.wrappers import observed
-from lssvwm_gym.evaluation.metrics import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from test_training import RUN, signalling_episode
 
+from experiments.ablations import VARIANTS, variant
 from lssvwm_gym.evaluation.context import Evaluation
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.models.config import preset
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
-from lssvwm_gym.training.ablations import VARIANTS, variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS
@@ -38,9 +37,7 @@ def test_variants_have_as_many_weights_as_ours(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains(name, episodes):
-    run = variant(
-        name, replace(RUN, variant=name, teacher_forcing=0.5, self_rollout=0.0, odometry_updates=1, curriculum=(Stage(1.0, 8, 2),))
-    )
+    run = variant(name, replace(RUN, teacher_forcing=0.5, self_rollout=0.0, odometry_updates=1, curriculum=(Stage(1.0, 8, 2),)))
     trainer = Trainer(run, episodes)
     for _ in range(2):
         losses = trainer.train_step()
@@ -105,12 +102,6 @@ def test_a_scan_reaches_further_than_a_window():
 def test_an_unknown_variant_names_the_known_ones():
     with pytest.raises(ValueError, match="no variant named 'lstm'; there are ours, no-spatial-memory"):
         variant("lstm", TINY_PRESET)
-
-
-@pytest.mark.parametrize(("old", "new"), legacy.VARIANTS.items())
-def test_a_variant_of_before_is_understood(old, new):
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
-        assert variant(old, TINY_PRESET) == variant(new, TINY_PRESET)
 
 
 def test_a_run_begins_with_the_weights_of_another_where_they_fit(episodes, tmp_path):

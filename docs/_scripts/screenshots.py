@@ -1,6 +1,6 @@
-"""Pictures of `lssvwm-gym play` for the documentation: `python docs/_scripts/screenshots.py`. Needs no screen, but both simulators.
+"""Pictures of `lssvwm-gym play` for the documentation: `python docs/_scripts/screenshots.py`. Needs no screen.
 
-In each world the dream is shown a look around in the real world; then it sees no more of it and both look around once more.
+Each dream begins after a short real context and looks around.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class Shot:
     world: str
     seed: int
     actions: tuple[str, ...]
-    watched: int  # real frames seen before the dream goes on by itself
     marks: tuple[int, ...]  # steps after which a moment is marked
 
     @property
@@ -40,8 +39,8 @@ class Shot:
 
 
 SHOTS = (
-    Shot("memory-maze", 4, ("forward",) * 6 + ("right",) * 22 + ("left",) * 12, 29, (4, 12, 24)),
-    Shot("minecraft", 3, ("turn_right",) * 24 + ("forward",) * 6 + ("back",) * 6 + ("turn_left",) * 2, 31, (6, 14, 30)),
+    Shot("memory-maze", 4, ("forward",) * 6 + ("right",) * 22 + ("left",) * 12, (4, 12, 24)),
+    Shot("minecraft", 12, ("turn_right",) * 24 + ("forward",) * 6 + ("back",) * 6 + ("turn_left",) * 2, (6, 14, 30)),
 )
 
 
@@ -54,7 +53,7 @@ def main() -> None:
 def take(shot: Shot) -> None:
     """Play the actions at the world's own pace and keep what the window shows at their end."""
     world = WORLDS[shot.world]
-    game = open_game(Playing(world=shot.world, seed=shot.seed, side_by_side=True, context_frames=shot.watched))
+    game = open_game(Playing(world=shot.world, seed=shot.seed))
     try:
         controls = Controls(game, world.fps, Path("runs/play"))
         window = Window(game)

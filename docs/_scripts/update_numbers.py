@@ -1,6 +1,6 @@
 """Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
-Reads the JSON that `lssvwm-gym evaluate --out` and `lssvwm-gym benchmark --out` left in docs/scores/, and replaces what
+Reads the JSON that `lssvwm-gym evaluate --out` and `python -m experiments.benchmark --out` left in docs/scores/, and replaces what
 stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
 """
 
@@ -14,9 +14,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from experiments.benchmark import report as model_report
-from lssvwm_gym.benchmark import report as step_report
-from lssvwm_gym.evaluation.metrics import correlation_of_returns
+from experiments.benchmark.report import TABLES
+from experiments.trials import correlation_of_returns
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ROOT / "docs" / "scores"
@@ -394,8 +393,8 @@ def precision(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
-    """What `lssvwm-gym benchmark` or `python -m experiments.benchmark` printed of a part."""
-    _, columns, rows, remarks = {**step_report.TABLES, **model_report.TABLES}[part](report)
+    """What `python -m experiments.benchmark` printed of a part."""
+    _, columns, rows, remarks = TABLES[part](report)
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"{remark}.  " for remark in dict.fromkeys(remarks)), _machine(report)])
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.benchmark.config import ModelBenchmark
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, progress, seconds_of
 from experiments.benchmark.models import config_of, dreaming_model, random_episode, training_of
-from lssvwm_gym.benchmark.machine import Times, progress, seconds_of
-from lssvwm_gym.benchmark.step import AGED
+from experiments.benchmark.steps import AGED
 from lssvwm_gym.envs.profiles import sampling_steps
 from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine
@@ -23,7 +23,7 @@ OURS, CAUSAL = "ours", "full-causal"
 
 
 @torch.no_grad()
-def measure_cache(run: ModelBenchmark) -> list[dict[str, Any]]:
+def measure_cache(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of model, age, milliseconds and bytes of the state."""
     config = config_of(run)
     ours, rows = dreaming_model(config, run.device), []
@@ -63,7 +63,7 @@ def _states_at(model: WorldModel, ages: list[int]) -> list[tuple[int, DreamState
     return states
 
 
-def _row(name: str, model: WorldModel, state: DreamState, age: int, run: ModelBenchmark) -> dict[str, Any]:
+def _row(name: str, model: WorldModel, state: DreamState, age: int, run: Benchmark) -> dict[str, Any]:
     """What a step from this state costs, taken again and again."""
     config, device = model.config, model.token_in.weight.device
     action = torch.ones(1, dtype=torch.int64, device=device) if config.actions else torch.zeros(1, config.action_size, device=device)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmark.config import ModelBenchmark
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, seconds_of
 from experiments.benchmark.models import config_of
-from lssvwm_gym.benchmark.machine import Times, seconds_of
 from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.ops.ssd import ssd_scan
@@ -33,7 +33,7 @@ OURS, THEIRS = "ours", "transformers"
 Scan = Callable[..., Tensor]
 
 
-def measure_scans(run: ModelBenchmark) -> list[dict[str, Any]]:
+def measure_scans(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of what, shape, implementation, chunk, milliseconds forward and with backward, and how far off ours; or the reason alone."""
     try:
         from transformers import logging
@@ -85,12 +85,12 @@ def _chunks(tokens: int) -> list[int]:
     return list(dict.fromkeys(min(chunk, tokens) for chunk in CHUNKS))
 
 
-def _shape(config: WorldModelConfig, block: tuple[int, int], run: ModelBenchmark) -> tuple[int, int, int, int, int]:
+def _shape(config: WorldModelConfig, block: tuple[int, int], run: Benchmark) -> tuple[int, int, int, int, int]:
     size, heads = block[0] * block[1], 2 * config.width // config.head_width
     return run.scan_rows * config.tokens // size, run.scan_frames * size, heads, config.head_width, config.d_state
 
 
-def _layers(config: WorldModelConfig, run: ModelBenchmark, device: str) -> list[dict[str, Any]]:
+def _layers(config: WorldModelConfig, run: Benchmark, device: str) -> list[dict[str, Any]]:
     """A whole layer of one block and a short convolution, with the same weights."""
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -119,7 +119,7 @@ def _compared(
     shape: tuple[int, ...],
     calls: dict[tuple[str, int], tuple[Scan, tuple[Any, ...]]],
     learned: tuple[Tensor, ...],
-    run: ModelBenchmark,
+    run: Benchmark,
     device: str,
 ) -> list[dict[str, Any]]:
     """A row a call; the first is ours, from which the others' outputs and gradients are so far, relative to the largest number."""

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.benchmark.config import ModelBenchmark
+from experiments.ablations import variant
+from experiments.benchmark.config import Benchmark
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.world_model import Trainer
 from lssvwm_gym.worlds import WORLDS, weights_of
@@ -22,12 +22,12 @@ from lssvwm_gym.worlds import WORLDS, weights_of
 NOWHERE = Path()  # a run that reads and writes no files
 
 
-def config_of(run: ModelBenchmark) -> WorldModelConfig:
+def config_of(run: Benchmark) -> WorldModelConfig:
     """The sizes of the world model that is measured."""
     return load_weights(weights_of(WORLDS[run.world], run.weights)).world_model.config
 
 
-def training_of(run: ModelBenchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
+def training_of(run: Benchmark, name: str, frames: int, frames_a_step: int) -> WorldTraining:
     """How a variant is trained on clips of so many frames, every step with the objective that is asked for."""
     settings: dict[str, Any] = {} if run.threads is None else {"threads": run.threads}
     settings |= {objective: float(run.objective == objective) for objective in ("teacher_forcing", "self_rollout")}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lssvwm_gym.benchmark.machine import first_value
+from experiments.benchmark.machine import first_value
 from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 
 T = TypeVar("T")

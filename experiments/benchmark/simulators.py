@@ -13,10 +13,10 @@ import gymnasium
 import numpy as np
 import torch
 
-from experiments.benchmark.config import ModelBenchmark
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, seconds_of
 from experiments.benchmark.processes import in_processes
-from lssvwm_gym.benchmark.machine import Times, seconds_of
-from lssvwm_gym.benchmark.step import opened
+from experiments.benchmark.steps import opened
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import WorldModelObservationVec
 from lssvwm_gym.models.inference.backend import chosen_device
@@ -28,7 +28,7 @@ OBSERVED = (AS_IT_IS, "features")
 DREAMED = "fast"  # the profile that is measured beside the real world
 
 
-def measure_simulators(run: ModelBenchmark) -> list[dict[str, Any]]:
+def measure_simulators(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of id, what is observed, processes, steps a second of all together and milliseconds a step; or `skipped`, the reason.
 
     Rows of the dream have `envs`, dreams a process. There are none with `many` 0, and none on a GPU.
@@ -48,7 +48,7 @@ def measure_simulators(run: ModelBenchmark) -> list[dict[str, Any]]:
     return rows
 
 
-def _dreamed(row: dict[str, Any], run: ModelBenchmark) -> dict[str, Any]:
+def _dreamed(row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
     processes = row["processes"]
     together = get_context("spawn").Barrier(processes)
     seconds = in_processes([partial(_dream, run, row["observation"], together)] * processes, processes)
@@ -56,7 +56,7 @@ def _dreamed(row: dict[str, Any], run: ModelBenchmark) -> dict[str, Any]:
     return {"envs": run.many, "profile": DREAMED, "steps_per_second": float(rate), **asdict(Times.of(np.concatenate(seconds)))}
 
 
-def _dream(run: ModelBenchmark, observation: str, together: Barrier) -> np.ndarray:
+def _dream(run: Benchmark, observation: str, together: Barrier) -> np.ndarray:
     torch.set_num_threads(1)
     env, step = opened(run, DREAMED, run.many, observation=observation)
     together.wait()
@@ -66,7 +66,7 @@ def _dream(run: ModelBenchmark, observation: str, together: Barrier) -> np.ndarr
     return seconds
 
 
-def _stepped(real: str, row: dict[str, Any], run: ModelBenchmark) -> dict[str, Any]:
+def _stepped(real: str, row: dict[str, Any], run: Benchmark) -> dict[str, Any]:
     gymnasium.make(real).close()  # says here, and clearly, what is missing
     processes = row["processes"]
     envs: Any = gymnasium.make_vec(real, processes, vectorization_mode="async", vector_kwargs={"context": "spawn"})

@@ -16,10 +16,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmark.config import ModelBenchmark
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, finish, seconds_of
 from experiments.benchmark.models import trainer_of, training_of
 from experiments.benchmark.processes import free_bytes, in_processes
-from lssvwm_gym.benchmark.machine import Times, finish, seconds_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.inference.backend import chosen_device
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
@@ -47,7 +47,7 @@ CLASSES = {  # of operators, by what their names begin with; the first that fits
 }
 
 
-def measure_training(run: ModelBenchmark) -> list[dict[str, Any]]:
+def measure_training(run: Benchmark) -> list[dict[str, Any]]:
     """Rows of variant, frames of a clip, frames a second, milliseconds a step, and bytes kept for the backward pass.
 
     A length whose step would not fit into memory has `skipped`, the reason, instead of times.
@@ -81,7 +81,7 @@ def kept_bytes(training: WorldTraining, objective: str) -> int:
     return sum(kept.sizes.values())
 
 
-def _length(run: ModelBenchmark, name: str, frames: int, kept: int) -> dict[str, Any]:
+def _length(run: Benchmark, name: str, frames: int, kept: int) -> dict[str, Any]:
     training = training_of(run, name, frames, run.frames_a_step)
     clips, free = training.rows(training.curriculum[0]), free_bytes()
     row: dict[str, Any] = {"variant": name, "clip": frames, "clips": clips, "frames": clips * frames, "kept_bytes": kept}
@@ -93,7 +93,7 @@ def _length(run: ModelBenchmark, name: str, frames: int, kept: int) -> dict[str,
     return row | asdict(times) | {"frames_per_second": row["frames"] / (times.ms / 1000)}
 
 
-def measure_peak(run: ModelBenchmark) -> dict[str, Any]:
+def measure_peak(run: Benchmark) -> dict[str, Any]:
     """The peak, a training step's arithmetic and time, the share of the peak, and the account of its time by class of operators."""
     device = chosen_device(run.device)
     dtype = product_dtype(run.precision, device)

@@ -22,7 +22,6 @@ from lssvwm_gym.checkpoints.build import built_autoencoder, built_world_model
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
-from lssvwm_gym.io.quantize import in_eight_bits
 from lssvwm_gym.io.tensors import TensorFileError, independent, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
@@ -49,15 +48,13 @@ class Weights:
         return legacy.attribute(self, name, legacy.WEIGHTS)
 
 
-def save_weights(folder: Path, weights: Weights, eight_bits: bool = False) -> None:
-    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16, or of products' weights to 8 bits.
+def save_weights(folder: Path, weights: Weights) -> None:
+    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16.
 
     If that fails, what was in the folder stays. Its files are replaced together: a folder with a config.json is of one model.
     """
     models: dict[str, nn.Module] = {"autoencoder": weights.autoencoder, "world_model": weights.world_model}
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, _halved(model)).items()}
-    if eight_bits:
-        tensors = in_eight_bits(tensors, [f"{name}.{weight}" for name, model in models.items() for weight in _multiplied(model)])
     contexts = {"short": weights.short_contexts, "long": weights.long_contexts}
     config = {
         "autoencoder": asdict(weights.autoencoder.config),
@@ -117,11 +114,6 @@ def load_autoencoder(path: Path) -> Autoencoder:
     tensors, header = load_tensors(path)
     model = built_autoencoder(header.get("config"), tensors, path, path)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _multiplied(model: nn.Module) -> list[str]:
-    """Names of the weights of products and convolutions, whose first axis is the output channel."""
-    return [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
 
 
 def _halved(model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ import numpy as np
 from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.collect_gym import Collection, read_collection
 from lssvwm_gym.data.episode import episode_paths, read_arrays
-from lssvwm_gym.io import legacy
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.worlds import WORLDS, WorldSpec
 
@@ -28,7 +27,6 @@ WRITTEN = "<!-- written by lssvwm-gym "  # a card without these words is never r
 CARD = WRITTEN + "package; a card without this line is never replaced -->"
 
 
-@legacy.keywords(legacy.NAMING)
 @dataclass(frozen=True)
 class Naming:
     """The world's record; what is not given is taken from `collecting.json` of the episodes, or from the episodes."""

@@ -19,7 +19,6 @@ from lssvwm_gym.checkpoints.checkpoint import Weights, load_autoencoder, read_we
 from lssvwm_gym.checkpoints.model_card import Naming, card, described, write_card
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_arrays, read_episode
 from lssvwm_gym.data.segments import encoded
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import checksum, load_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import ABSENT, Segment, joined
@@ -28,7 +27,6 @@ from lssvwm_gym.worlds import write_world
 from lssvwm_gym.worlds.spec import RECORD, has_record, read_world
 
 
-@legacy.keywords(legacy.PACKAGING)
 @dataclass(frozen=True)
 class Packaging:
     """What goes into a folder of weights."""

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import Episode, is_whole, write_episode
 from lssvwm_gym.io.atomic import discard
-from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.io.json_config import check_bounds, imported
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
 from lssvwm_gym.real_envs.experts import maze_players
@@ -45,7 +44,7 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    player: str | None = None  # in Memory Maze: explorer (the same as none), wander, sticky or mixed
+    player: str | None = None  # in Memory Maze explorer (the same as none), wander, sticky or mixed; or your own, module:attribute
 
     def __post_init__(self) -> None:
         check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
@@ -71,7 +70,7 @@ class Source:
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
     steps: int = 1000  # an episode, where nothing else is asked for
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
-    start: Callable[[Any], dict[str, Any]] | None = None  # what options of reset a policy wants
+    start: Callable[[Any], dict[str, Any] | None] | None = None  # what options of reset a policy wants
     facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
     players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 
@@ -99,12 +98,9 @@ def make_luanti(collecting: Collecting) -> gym.Env:
     return LuantiEnv(max_episode_steps=collecting.steps or MINECRAFT.max_episode_steps, senses=True)
 
 
-def make_player(rng: np.random.Generator) -> Policy:
-    """Two explorers for every three choppers."""
-    from lssvwm_gym.real_envs.experts.luanti_chopper import LuantiChopper
-    from lssvwm_gym.real_envs.experts.luanti_explorer import LuantiExplorer
-
-    return LuantiExplorer(rng) if rng.random() < 0.4 else LuantiChopper(rng)
+def start_of(policy: Any) -> dict[str, Any] | None:
+    """Options of reset with which a player wants its episode to begin."""
+    return getattr(policy, "start", None)
 
 
 SOURCES = {
@@ -119,15 +115,14 @@ SOURCES = {
     ),
     "luanti": Source(
         make_luanti,
-        make_player,
+        partial(maze_players.Sticky, gym.spaces.Discrete(len(MINECRAFT.actions)), (), maze_players.STICKY_SHARE),
         fps=MINECRAFT.fps,
         every_frame=("pos", "yaw", "pitch", "hp"),
         once=("seed", "biome"),
         steps=MINECRAFT.max_episode_steps,
         frame="image",
-        start=attrgetter("start"),
-        facts=attrgetter("facts"),
-        players={"mixed": make_player},
+        start=start_of,
+        facts=maze_players.facts,
     ),
 }
 
@@ -148,11 +143,18 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
     if collecting.player is not None:
-        if collecting.player not in source.players:
-            there_is = ", ".join(source.players) or "one without a name"
-            raise ValueError(f"no player named {collecting.player!r} in {collecting.world}; there is {there_is}")
-        source = replace(source, make_policy=source.players[collecting.player])
+        source = replace(source, make_policy=player_named(collecting.player, collecting.world, source))
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
+
+
+def player_named(name: str, world: str, source: Source) -> Callable[[np.random.Generator], Policy]:
+    """One of the world's players, or `module:attribute`, importable by name, which makes one of an episode's random generator."""
+    if name in source.players:
+        return source.players[name]
+    if ":" not in name:
+        there_is = ", ".join(source.players) or "one without a name"
+        raise ValueError(f"no player named {name!r} in {world}; there is {there_is}, and module:attribute of your own")
+    return imported(name)
 
 
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:

@@ -172,9 +172,8 @@ def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None
     pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
     whole = episode.action.dtype.kind in "iu"
     numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.inventory)
-    terminated = torch.from_numpy(episode.terminated[part])
-    action, reward, where, counts = (torch.from_numpy(array[part]) for array in numbers)
-    return Segment(latent.half(), action, reward, where, counts, terminated=terminated)
+    action, reward, place, inventory, terminated = (torch.from_numpy(array[part]) for array in (*numbers, episode.terminated))
+    return Segment(latent.half(), action, reward, place, inventory, terminated=terminated)
 
 
 @torch.no_grad()

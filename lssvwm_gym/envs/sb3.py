@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -16,6 +16,7 @@ except ImportError:
 
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.envs.wrappers import StateEstimator
 from lssvwm_gym.worlds import WORLDS, WorldSpec
 
@@ -43,10 +44,11 @@ def make_sb3_vec_env(world: str | WorldSpec, num_envs: int = 1, **kwargs: Any) -
 class DreamVecEnv(VecEnv):
     """A `DreamVectorEnv` as SB3's `VecEnv`. The rows share one batch, so attributes are read and set for all of them alike."""
 
-    def __init__(self, envs: DreamVectorEnv) -> None:
-        if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind `lssvwm_gym.envs.conservative_rollouts`
+    def __init__(self, envs: DreamVectorEnv, start: Mapping[str, Any] | None = None) -> None:
+        """`start`: options of `reset` for every episode, such as {"context_frames": 400}; those of `set_options` go first."""
+        if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind wrappers
             raise ValueError(f"DreamVecEnv adapts a DreamVectorEnv, not {envs!r}")
-        self.envs = envs
+        self.envs, self.start = envs, checked_options(start)
         self._actions = np.zeros(envs.num_envs, np.int64)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.metadata = envs.metadata
@@ -54,7 +56,7 @@ class DreamVecEnv(VecEnv):
     def reset(self) -> Any:
         """Begin all rows anew, with the seeds of `seed` and the options of `set_options`, which are then used up."""
         for options, mask in self._groups_of_options():
-            observations, info = self.envs.reset(seed=self._seeds, options={**options, "reset_mask": mask})
+            observations, info = self.envs.reset(seed=self._seeds, options={**self.start, **options, "reset_mask": mask})
             for row in np.flatnonzero(mask):
                 self.reset_infos[row] = _row(info, row)
         self._reset_seeds()
@@ -68,11 +70,14 @@ class DreamVecEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.envs.step(self._actions)
         done = terminated | truncated
         infos = [_row(info["final_info"] if ended else info, row) for row, ended in enumerate(done)]
+        begun = info
+        if self.start and done.any():  # the batch has begun episodes of its own
+            observations, begun = self.envs.reset(options={**self.start, "reset_mask": done})
         for row in range(self.num_envs):
             infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             if done[row]:
                 infos[row]["terminal_observation"] = info["final_obs"][row]
-                self.reset_infos[row] = _row(info, row)
+                self.reset_infos[row] = _row(begun, row)
         return observations, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:

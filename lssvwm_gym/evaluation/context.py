@@ -11,7 +11,6 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_real_episodes
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
@@ -70,9 +69,7 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        memories = legacy.renamed_with_warning(dict.fromkeys(self.memories), legacy.MEMORIES, "memories")
-        object.__setattr__(self, "memories", tuple(memories))
-        unknown = memories.keys() - MEMORIES.keys()
+        unknown = set(self.memories) - MEMORIES.keys()
         if unknown:
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
         named = self.world or chosen_world("", self.weights).name

@@ -1,18 +1,15 @@
-"""Scores of frames and returns: PSNR, SSIM (torchmetrics), mean and standard error over clips, correlations."""
+"""Scores of frames: PSNR, SSIM (torchmetrics), mean and standard error over clips, correlations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
-RESAMPLED = 1000  # times, for the interval of a correlation
 
 
 @dataclass(frozen=True)
@@ -76,38 +73,6 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     from torchmetrics.functional import spearman_corrcoef
 
     return spearman_corrcoef(a.float().flatten(), b.float().flatten()).item()
-
-
-def contrast_and_sharpness(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, contrast (standard deviation) and sharpness (mean difference of neighbours) of the pixels, 0..255, of each frame
-    (K, height, width, 3) uint8."""
-    pixels = frames.astype(np.float32)
-    sharpness = (np.abs(np.diff(pixels, axis=1)).mean((1, 2, 3)) + np.abs(np.diff(pixels, axis=2)).mean((1, 2, 3))) / 2
-    return {"mean": pixels.mean((1, 2, 3)), "contrast": pixels.std((1, 2, 3)), "sharpness": sharpness}
-
-
-def correlation_of_returns(policies: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
-    """Of the mean returns in dream and real world over policies with returns in both; None where fewer than three differ.
-
-    `linear` is Pearson's, `rank` Spearman's, which asks for the order only; `rank_interval` holds nine tenths of the rank
-    correlations of episodes drawn anew from those that were played (the bootstrap of Efron, 1979).
-    """
-
-    def correlated(means: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-        return None if means.shape[1] < 3 or 0.0 in means.std(1) else round(measure(*means), 6)
-
-    def spearman(a: np.ndarray, b: np.ndarray) -> float:
-        return rank_correlation(torch.from_numpy(a), torch.from_numpy(b))
-
-    both = [pair for pair in policies if all(pair)]
-    means = np.array([[np.mean(returns) for returns in pair] for pair in both]).reshape(-1, 2).T
-    linear, rank, interval = correlated(means, lambda a, b: float(np.corrcoef(a, b)[0, 1])), correlated(means, spearman), None
-    if rank is not None:
-        rng = np.random.default_rng(0)
-        drawn = [np.array([[rng.choice(x, len(x)).mean() for x in pair] for pair in both]).T for _ in range(RESAMPLED)]
-        found = [value for value in (correlated(some, spearman) for some in drawn) if value is not None]
-        interval = np.quantile(found, (0.05, 0.95)).round(3).tolist() if found else None
-    return {"policies": len(both), "linear": linear, "rank": rank, "rank_interval": interval}
 
 
 def inner(frames: Tensor, border: int) -> Tensor:

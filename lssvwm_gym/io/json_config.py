@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pkgutil
+import sys
 import types
 from collections import Counter
 from collections.abc import Mapping
@@ -55,6 +57,19 @@ def check_bounds(settings: Any, **least: float) -> None:
         value = getattr(settings, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=bound) < bound:
             raise ValueError(f"{name} must be at least {bound}, got {value}")
+
+
+def imported(name: str) -> Any:
+    """What `module:attribute` names; modules of the current folder are found, too. Raises `ValueError` for a name that leads to nothing."""
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")  # a console script doesn't look into the current folder by itself
+    try:
+        return pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name}: no module named {error.name!r}; looked in the current folder too") from None
+    except AttributeError:
+        module, _, attribute = name.partition(":")
+        raise ValueError(f"{name}: {module} has no {attribute!r}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

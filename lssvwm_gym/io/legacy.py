@@ -38,8 +38,7 @@ STATES = {  # leaves of `DreamState`
     "unknown": "posterior_variance",
 }
 DREAM = {"begin": "reset", "remember": "prefill", "arithmetic": "precision"}  # methods and an attribute of `Dream`
-WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`, settings of `lssvwm-gym quantize`
-PACKAGING = {**WEIGHTS, "opening_frames": "short_context_frames", "walk_frames": "long_context_frames"}  # of `lssvwm-gym package`
+WEIGHTS = {"openings": "short_contexts", "walks": "long_contexts"}  # attributes of `Weights`
 CONTEXTS_FILE = "starts.safetensors"  # in a folder of weights, for contexts.safetensors
 CONTEXTS = {"openings": "short", "walks": "long"}  # prefixes of its tensors
 SEGMENTS = {"vector": "inventory"}  # tensors of recorded frames
@@ -47,39 +46,10 @@ SPEC = {"counts": "inventory", "most_counted": "max_inventory", "near": "length_
 INFO = {"believed_pose": "estimated_pose"}  # keys of an environment's info
 ENVS = {"SeenThroughModel": "WorldModelObservation", "SeenThroughModelVec": "WorldModelObservationVec"}  # names of `lssvwm_gym.envs`
 POSES = {"told_poses": "true_poses"}  # `WorldModelObservation`
-ROLLOUTS = {"most_steps": "max_steps", "most_uncertain": "max_uncertainty", "least_familiar": "min_familiarity"}  # `ConservativeRollouts`
 CHECKPOINT = {"walks": "segments"}  # fields of the header of a training checkpoint
 OPTIONS = {"clip": "context_id"}  # options of reset
 POLICY_PARAMETERS = {"eyes.": "encoder."}  # prefixes of the names of parameters of policies of `agents`
 OBSERVATIONS = {"pixels": "image"}  # what such a policy sees
-PLAYING = {"beside": "side_by_side"}  # settings of `lssvwm-gym play`
-GENERATING = {**PLAYING, "remember": "context_frames"}  # of `lssvwm-gym generate`
-NAMING = {"near": "length_scale"}  # settings of `lssvwm-gym package`
-COMMANDS = {"ship": "package", "export": "quantize", "bench": "benchmark"}  # of lssvwm-gym
-SIDE_BY_SIDE = {"--beside": "--side-by-side", "--no-beside": "--no-side-by-side"}
-FLAGS = {  # of these commands, by the name of the command today
-    "play": SIDE_BY_SIDE,
-    "generate": {**SIDE_BY_SIDE, "--remember": "--context-frames"},
-    "package": {
-        "--near": "--length-scale",
-        "--openings": "--short-contexts",
-        "--opening-frames": "--short-context-frames",
-        "--walks": "--long-contexts",
-        "--walk-frames": "--long-context-frames",
-    },
-    "quantize": {"--openings": "--short-contexts", "--walks": "--long-contexts"},
-    "train world": {
-        "--peeking": "--teacher-forcing",
-        "--dreaming": "--self-rollout",
-        "--mirror": "--augmentation",
-        "--noising.peeked-pure": "--noising.pure-noise",
-        "--noising.dreamed-from": "--noising.self-rollout-from",
-    },
-}
-VALUES = {"play": {"opening": "context"}}  # of flags of these commands
-OBJECTIVES = {"forcing": "diffusion_forcing", "peeking": "teacher_forcing", "dreaming": "self_rollout"}  # of training
-MEMORIES = {"believed": "estimated_poses", "untold": "estimated_motions"}  # variants of the test of retrieval
-VARIANTS = {"no-places": "no-spatial-memory", "no-hand-over": "no-carried-state"}  # of training
 
 
 def warn(old: str, new: str) -> None:
@@ -123,23 +93,6 @@ def keywords(names: Mapping[str, str]) -> Callable[[type[C]], type[C]]:
         return cls
 
     return accepting
-
-
-def command_line(words: list[str]) -> list[str]:
-    """Command and flags by their names of today; a `DeprecationWarning` for each of before."""
-    words = words[:1] and [_replaced(words[0], COMMANDS), *words[1:]]
-    command = next((name for name in FLAGS if words[: len(name.split())] == name.split()), "")
-    names = {**FLAGS.get(command, {}), **VALUES.get(command, {})}
-    return [_replaced(word, names) for word in words]
-
-
-def _replaced(word: str, names: Mapping[str, str]) -> str:
-    name, equals, value = word.partition("=")
-    name = name.replace("_", "-")
-    if name not in names:
-        return word
-    warnings.warn(f"lssvwm-gym: {name} is now called {names[name]}", DeprecationWarning, stacklevel=4)
-    return names[name] + equals + value
 
 
 def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:

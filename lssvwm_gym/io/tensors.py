@@ -21,12 +21,14 @@ from torch.utils._pytree import tree_leaves
 
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import in_short, parsed
-from lssvwm_gym.io.quantize import out_of_eight_bits
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # what is ever written; others can't be compared, moved or checked on every device
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
+
+
+SCALE = "_scale"  # behind the name of the tensor in 8 bits that it belongs to
 
 
 class TensorFileError(ValueError):
@@ -47,7 +49,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
 
-    What was stored in 8 bits, `lssvwm_gym.io.quantize`, is float32 again.
+    What was stored in 8 bits, as by `experiments/quantize.py`, is float32 again.
 
     Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
@@ -94,6 +96,24 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("sha256", expected := checksum(tensors, metadata["header"])) != expected:
         raise ValueError("its contents have changed since it was written")
     return out_of_eight_bits(tensors), header
+
+
+def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which int8 ones and their scales beside them, one an output channel, become float32, all others stay as they are.
+
+    Raises:
+        ValueError: an int8 tensor without a scale a channel, or scales that are not finite and above 0.
+    """
+    whole = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+    scales = {name: tensors[name + SCALE] for name in whole if name + SCALE in tensors}
+    for name, number in whole.items():
+        scale = scales.get(name)
+        if scale is None or number.ndim < 2 or scale.dtype != torch.float32 or scale.shape != number.shape[:1]:
+            raise ValueError(f"{name} is in 8 bits, but beside it is no {name + SCALE} of one float32 a channel")
+        if not (scale.isfinite() & (scale > 0)).all():
+            raise ValueError(f"{name + SCALE} has scales that are not finite and above 0")
+    plain = {name: tensor for name, tensor in tensors.items() if name.removesuffix(SCALE) not in scales or not name.endswith(SCALE)}
+    return plain | {name: number.float() * scales[name].view(-1, *[1] * (number.ndim - 1)) for name, number in whole.items()}
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

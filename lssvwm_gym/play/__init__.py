@@ -6,7 +6,6 @@ run.py            settings, and the loop
 input.py          keys, and what each does
 window.py         the window; view.py its panel, theme.py colours and text
 policies.py       policies that choose actions
-side_by_side.py   the real world on the same actions
 save.py           a game on disk
 """
 

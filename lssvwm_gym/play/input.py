@@ -40,10 +40,6 @@ COMMANDS = {  # key: (short, what it does)
     "h": ("help", "show or hide all keys"),
     "q": ("quit", "quit"),
 }
-SIDE_BY_SIDE = {
-    "tab": ("swap", "show the dream first, or the real world"),
-    "e": ("real frames", "whether the dream sees the real frames, or dreams by itself"),
-}
 POLICY = {"t": ("policy", "let the policy act, or stop it")}
 MARK_KEYS = tuple(f"f{number}" for number in range(1, MARKS + 1))
 SLOWEST, FASTEST = 0.5, 1000.0  # steps a second
@@ -83,7 +79,7 @@ class Controls:
     def __init__(self, game: Game, fps: float, saves: Path) -> None:
         self.game, self.saves, self.pace = game, saves, Pace(fps)
         self.keyboard = Keyboard()
-        self.paused = self.shows_help = self.real_first = self.quits = False
+        self.paused = self.shows_help = self.quits = False
         self.message, self.is_error, self.said_at = "", False, 0.0
         self.film: list[np.ndarray] | None = None
         self.commands: dict[str, Callable[[], None]] = {
@@ -102,8 +98,6 @@ class Controls:
             "f10": lambda: self._try(self._load_latest),
         }
         self.commands |= {key: lambda number=number: self._return_to(number) for number, key in enumerate(MARK_KEYS)}  # type: ignore[misc]
-        if game.real is not None:
-            self.commands |= {"tab": lambda: setattr(self, "real_first", not self.real_first), "e": game.toggle_real_frames}
         if game.policy is not None:
             self.commands["t"] = lambda: setattr(game, "policy_acts", not game.policy_acts)
 
@@ -181,10 +175,7 @@ class Controls:
         self.paused = True
 
     def _begin_anew(self) -> None:
-        try:
-            self.game.begin()
-        except RuntimeError as error:  # the real world doesn't begin, `SimulatorDied` included; the dream is still there
-            self.say(f"{error}: r tries again", is_error=True)
+        self.game.begin()
         self.pace.step_times.clear()
 
     def _mark(self) -> None:

@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.io.json_config import imported
 from lssvwm_gym.play.snapshot import Snapshot
 
 FORWARD, KEEP = 0.7, 0.8  # probabilities of going forward, and of the same action once more, in `Wander`
@@ -70,18 +69,7 @@ def open_policy(name: str, dream: Dream, seed: int) -> GamePolicy:
     attribute, _, argument = rest.partition(":")
     if not separator or not attribute:
         raise ValueError(f"a policy is {', '.join(POLICIES)}, or module:attribute[:argument] that opens one, not {name!r}")
-    policy = _imported(module, attribute, name)(dream, argument or None, seed)
+    policy = imported(f"{module}:{attribute}")(dream, argument or None, seed)
     if not callable(policy):
         raise ValueError(f"{name} opened {policy!r}, which is no function from a snapshot to an action")
     return policy
-
-
-def _imported(module: str, attribute: str, name: str) -> PolicyOpener:
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # a console script doesn't look into the current folder by itself
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"policy {name}: no module named {error.name!r}; looked in the current folder too") from None
-    except AttributeError:
-        raise ValueError(f"policy {name}: {module} has no {attribute!r}") from None

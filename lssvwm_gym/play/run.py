@@ -15,20 +15,16 @@ from typing import Literal
 import pygame
 
 from lssvwm_gym.envs.dream_env import DreamEnv
-from lssvwm_gym.io import legacy
 from lssvwm_gym.io.video import check_movie
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.input import FASTEST, SLOWEST, Controls, write_film
 from lssvwm_gym.play.policies import open_policy
-from lssvwm_gym.play.side_by_side import RealWorld
 from lssvwm_gym.play.window import Window, open_display
 from lssvwm_gym.worlds import chosen_world
 
 REDRAWS = 30  # a second at least, so that keys are read in time between two steps
-CONTEXT_FRAMES = 32  # real frames that a dream side by side with the real world is given
 
 
-@legacy.keywords(legacy.PLAYING)
 @dataclass(frozen=True)
 class Playing:
     """Which dream to play in, and how it is shown."""
@@ -40,12 +36,11 @@ class Playing:
     start: Literal["context", "cold"] = "context"  # from a short real context, or from nothing
     context_frames: int | None = None  # begin with so many frames of a long real context
     episode: Path | None = None  # begin with a recorded episode of your own instead, its first 32 or --context-frames frames
-    side_by_side: bool = False  # the real world goes along on the same actions; the dream sees its first 32 or --context-frames frames
     policy: str | None = None  # acts while you hold no key: random, wander or module:attribute[:argument]
     load: Path | None = None  # begin with this saved game or state
     replay: Path | None = None  # begin where this saved game began, and see its moves again
     fps: float | None = None  # steps a second at most; those of the world if not given
-    scale: int | None = None  # screen pixels a side of one pixel of the dream; 9, or 7 of two pictures
+    scale: int | None = None  # screen pixels a side of one pixel of the dream; 9 if not given
     rewind_mb: int = 800  # memory for going back; a step takes about 4 MB, so that is 50 seconds of Memory Maze
     saves: Path = Path("runs/play")  # folder of games and films
     record: Path | None = None  # MP4 or GIF of the whole game, written however it ends
@@ -57,12 +52,6 @@ class Playing:
             raise ValueError(f"scale must be at least 1, not {self.scale}")
         if self.rewind_mb < 0:
             raise ValueError(f"rewind_mb must be 0 or more, not {self.rewind_mb}")
-        if self.side_by_side and (self.start == "cold" or self.episode):
-            raise ValueError("side by side with the real world a dream begins with its frames: leave out --start cold and --episode")
-        if self.side_by_side and self.context_frames is not None and self.context_frames < 1:
-            raise ValueError(
-                f"side by side with the real world a dream sees its first frame: context_frames can't be {self.context_frames}"
-            )
         if self.load and self.replay:
             raise ValueError("one of --load and --replay, not both")
 
@@ -75,7 +64,6 @@ def play(run: Playing) -> Game:
     Raises:
         ValueError: an unknown world, a policy, game or recording that can't be what it is said to be, or options that don't fit.
         OSError: there is no screen, and no invisible one was asked for by `SDL_VIDEODRIVER`.
-        SimulatorUnavailable: `side_by_side` where the real world can't run; the message says what to install.
     """
     world = chosen_world(run.world, run.weights)
     if world.continuous:
@@ -104,19 +92,13 @@ def open_game(run: Playing) -> Game:
     world = chosen_world(run.world, run.weights)
     env = DreamEnv(world, profile=run.profile, weights=run.weights)
     options = {"start": "cold" if run.start == "cold" else None, "context_frames": run.context_frames, "episode": run.episode}
-    real = RealWorld(world) if run.side_by_side else None
-    try:
-        game = Game(env, options, run.rewind_mb * 10**6, real, run.context_frames or CONTEXT_FRAMES, run.seed)
-        if run.policy:
-            game.policy, game.policy_acts = open_policy(run.policy, env.dream, run.seed or 0), True
-        if run.load:
-            game.load(run.load)
-        if run.replay:
-            game.replay(run.replay)
-    except BaseException:
-        if real is not None:
-            real.close()
-        raise
+    game = Game(env, options, run.rewind_mb * 10**6, run.seed)
+    if run.policy:
+        game.policy, game.policy_acts = open_policy(run.policy, env.dream, run.seed or 0), True
+    if run.load:
+        game.load(run.load)
+    if run.replay:
+        game.replay(run.replay)
     return game
 
 

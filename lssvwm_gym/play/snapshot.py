@@ -19,17 +19,6 @@ class Move(NamedTuple):
     profile: str
 
 
-@dataclass(frozen=True)
-class RealView:
-    """The real world at one frame."""
-
-    frame: np.ndarray  # (height, width, 3) uint8
-    inventory: np.ndarray | None  # (V,) in worlds with an inventory
-    trail: tuple[np.ndarray, ...]  # poses (4 or 6,) since the game began, relative to the first; empty where the world has none
-    earned: float = 0.0  # return since the game began
-    over: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """A game at one frame. Nothing in it is ever written to, so going back is picking an older one."""
@@ -41,7 +30,6 @@ class Snapshot:
     trail: tuple[np.ndarray, ...] = ()  # estimated poses (4 or 6,) from the first frame shown to this one
     earned: float = 0.0  # return so far
     over: str = ""  # why the episode ended; empty if it didn't
-    real: RealView | None = None  # the real world at this frame, if one goes along
 
     @property
     def frame(self) -> np.ndarray:

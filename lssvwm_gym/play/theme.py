@@ -11,7 +11,6 @@ FAINT: Colour = (32, 35, 44)
 DIM: Colour = (138, 144, 158)
 LIGHT: Colour = (232, 234, 240)
 ACCENT: Colour = (255, 176, 64)  # the dream
-REAL: Colour = (96, 190, 255)  # the real world
 WRONG: Colour = (255, 104, 96)
 SIZES = {"title": 30, "normal": 23, "small": 19, "tiny": 16}  # pygame's own font, in pixels
 

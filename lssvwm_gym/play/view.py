@@ -7,7 +7,7 @@ import pygame
 
 from lssvwm_gym.play.input import Controls
 from lssvwm_gym.play.snapshot import Snapshot
-from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Theme
+from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, WRONG, Colour, Theme
 
 MAX_UNCERTAINTY = 0.2  # mean square in latent units at which the bar is full
 SMALLEST = 4.0  # units of length that the map shows at least
@@ -42,7 +42,7 @@ def numbers(controls: Controls) -> list[tuple[str, str, Colour]]:
     shown = [
         ("step", f"{now.steps} of {game.world.max_episode_steps}", LIGHT),
         ("steps a second", f"{measured} of {pace.wanted:.3g}", LIGHT if pace.is_held else WRONG),
-        ("return", f"{now.earned:g}" + (f"   real {now.real.earned:g}" if now.real else ""), LIGHT),
+        ("return", f"{now.earned:g}", LIGHT),
         ("action", "-" if now.action is None else game.world.actions[now.action].replace("_", " "), LIGHT),
         ("can go back", f"{len(game.past)} steps, {game.past.held / 1e6:.0f} MB", LIGHT),
     ]
@@ -73,7 +73,7 @@ def _draw_gauge(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right
 
 
 def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, controls: Controls) -> int:
-    """The inventory, its rewards, and the real inventory where the real world goes along. Returns where it ends."""
+    """The inventory and its rewards. Returns where it ends."""
     game, now = controls.game, controls.game.now
     rewards, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
     top = at[1]
@@ -81,8 +81,6 @@ def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], r
         count, has_been = int(now.info["inventory"][number]), reached[number] > 0
         theme.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
         theme.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
-        if now.real is not None and now.real.inventory is not None:
-            theme.write(screen, (right - 60, top), str(int(now.real.inventory[number])), REAL, "small", right=True)
         if name in rewards:
             box = pygame.Rect(right - 10, top + 2, 10, 10)
             pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)
@@ -92,7 +90,7 @@ def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], r
 
 
 def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, now: Snapshot) -> None:
-    """The estimated pose in numbers, and both trails, in the frame of the first pose, with a scale below."""
+    """The estimated pose in numbers, and the trail, in the frame of the first pose, with a scale below."""
     x, y, cos, sin, *up = now.trail[-1].tolist()
     where = f"ahead {x:+.1f}  left {y:+.1f}  turned {np.degrees(np.arctan2(sin, cos)):+.0f}°" + (f"  up {up[0]:+.1f}" if up else "")
     theme.write(screen, box.topleft, "estimated position", DIM, "small")
@@ -102,27 +100,20 @@ def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, now: Snaps
         return
     square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
     pygame.draw.rect(screen, FAINT, square, border_radius=6)
-    trails = [(np.stack(now.trail), ACCENT)]
-    if now.real is not None and now.real.trail:
-        trails.insert(0, (np.stack(now.real.trail), REAL))
-    everywhere = np.concatenate([poses[:, :2] for poses, _ in trails])
+    poses = np.stack(now.trail)
+    points = on_map(poses[:, :2], size) + square.topleft
     clip = screen.get_clip()
     screen.set_clip(square)
-    for poses, colour in trails:
-        points = on_map(poses[:, :2], size, everywhere) + square.topleft
-        if len(points) > 1:
-            pygame.draw.aalines(screen, [part * 2 // 3 for part in colour], False, points.tolist())
-        _draw_arrow(screen, points[-1], poses[-1], colour)
+    if len(points) > 1:
+        pygame.draw.aalines(screen, [part * 2 // 3 for part in ACCENT], False, points.tolist())
+    _draw_arrow(screen, points[-1], poses[-1], ACCENT)
     screen.set_clip(clip)
-    _draw_scale(screen, theme, square, _fit(everywhere, size)[1])
+    _draw_scale(screen, theme, square, _fit(poses[:, :2], size)[1])
 
 
-def on_map(positions: np.ndarray, size: int, around: np.ndarray | None = None) -> np.ndarray:
-    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left.
-
-    All positions `around`, or else these, fit in; the map grows with them.
-    """
-    centre, unit = _fit(positions if around is None else around, size)
+def on_map(positions: np.ndarray, size: int) -> np.ndarray:
+    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left; all fit in."""
+    centre, unit = _fit(positions, size)
     return (_up_is_ahead(positions) - centre) * unit + size / 2
 
 

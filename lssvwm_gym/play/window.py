@@ -1,4 +1,4 @@
-"""The window: the dream, at its right the real world, marks below, the panel at the far right, keys at the bottom."""
+"""The window: the dream, marks below, the panel at the right, keys at the bottom."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
-from lssvwm_gym.play.input import COMMANDS, POLICY, SIDE_BY_SIDE, Controls, action_help, shown
-from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, REAL, WRONG, Colour, Theme
+from lssvwm_gym.play.input import COMMANDS, POLICY, Controls, action_help, shown
+from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, WRONG, Theme
 from lssvwm_gym.play.view import MARGIN, draw_panel
 
-SCALE, SCALE_OF_TWO = 9, 7  # screen pixels a side of one pixel of the dream
+SCALE = 9  # screen pixels a side of one pixel of the dream
 PANEL = 280  # pixels: width of the panel
 CAPTION, THUMBNAIL, MESSAGE, HELP_LINE = 30, 56, 28, 20  # pixels: heights
 MIN_PANEL, MIN_PANEL_WITH_INVENTORY = 540, 640  # pixels: height of the panel that shows all of it
@@ -42,50 +42,39 @@ class Window:
     def __init__(self, game: Game, scale: int | None = None) -> None:
         pygame.display.init()
         self.theme = Theme()
-        pictures = 1 if game.real is None else 2
-        self.side = game.world.image_size * (scale or (SCALE if pictures == 1 else SCALE_OF_TWO))
-        self.across = self.side * pictures + (pictures - 1) * 4
-        width = self.across + PANEL - 2 * MARGIN
+        self.side = game.world.image_size * (scale or SCALE)
+        width = self.side + PANEL - 2 * MARGIN
         self.help = self._flow(action_help(game.world), width) + self._flow(_command_help(game), width)
         self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, MIN_PANEL_WITH_INVENTORY if game.world.inventory else MIN_PANEL)
-        self.screen = pygame.display.set_mode((self.across + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
+        self.screen = pygame.display.set_mode((self.side + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
         pygame.display.set_caption(f"{game.world.id}: a dream")
 
     def draw(self, controls: Controls) -> None:
         self.screen.fill(DARK)
-        self._draw_pictures(controls)
+        self._draw_picture(controls)
         self._draw_marks(controls.game)
-        draw_panel(self.screen, self.theme, pygame.Rect(self.across, 0, PANEL, self.upper), controls)
+        draw_panel(self.screen, self.theme, pygame.Rect(self.side, 0, PANEL, self.upper), controls)
         self._draw_message(controls)
         self._draw_keys(controls)
         if controls.shows_help:
             self._draw_all_keys(controls)
         pygame.display.flip()
 
-    def picture_box(self, number: int) -> pygame.Rect:
-        """Of the first or second picture."""
-        return pygame.Rect(number * (self.side + 4), CAPTION, self.side, self.side)
+    def picture_box(self) -> pygame.Rect:
+        return pygame.Rect(0, CAPTION, self.side, self.side)
 
-    def _draw_pictures(self, controls: Controls) -> None:
-        game, now = controls.game, controls.game.now
-        pictures: list[tuple[np.ndarray | None, str, str, Colour]] = [(now.frame, "dream", _dream_state(controls), ACCENT)]
-        if game.real is not None:
-            pictures.append((None if now.real is None else now.real.frame, "real world", _real_state(game), REAL))
-        for place, (frame, name, state, colour) in enumerate(reversed(pictures) if controls.real_first else pictures):
-            box = self.picture_box(place)
-            width = self.theme.write(self.screen, (box.left + 10, 8), name, colour)
-            self.theme.write(self.screen, (box.left + 20 + width, 10), self.theme.cut(state, box.width - width - 40, "small"), DIM, "small")
-            if frame is None:
-                pygame.draw.rect(self.screen, FAINT, box)
-            else:
-                self.screen.blit(self._enlarged(frame, box.size), box.topleft)
+    def _draw_picture(self, controls: Controls) -> None:
+        box = self.picture_box()
+        width = self.theme.write(self.screen, (box.left + 10, 8), "dream", ACCENT)
+        self.theme.write(self.screen, (box.left + 20 + width, 10), _dream_state(controls.game), DIM, "small")
+        self.screen.blit(self._enlarged(controls.game.now.frame, box.size), box.topleft)
         if controls.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
-            pygame.draw.circle(self.screen, WRONG, (self.across - 16, 15), 6)
+            pygame.draw.circle(self.screen, WRONG, (self.side - 16, 15), 6)
 
     def _draw_marks(self, game: Game) -> None:
         """The marked snapshots, and how many more there may be."""
         top = CAPTION + self.side + 10
-        size = min(self.upper - top - 10, (self.across - 10) // MARKS - 8)
+        size = min(self.upper - top - 10, (self.side - 10) // MARKS - 8)
         for number in range(MARKS):
             box = pygame.Rect(10 + number * (size + 8), top, size, size)
             marked = number < len(game.marks)
@@ -139,7 +128,7 @@ class Window:
 
 
 def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
-    commands = COMMANDS | (SIDE_BY_SIDE if game.real is not None else {}) | (POLICY if game.policy is not None else {})
+    commands = COMMANDS | (POLICY if game.policy is not None else {})
     return [(shown(key), said[at_length]) for key, said in commands.items()]
 
 
@@ -149,22 +138,6 @@ def _standing(controls: Controls) -> str:
     return "paused: p goes on, n takes one step" if controls.paused else ""
 
 
-def _dream_state(controls: Controls) -> str:
-    """What the dream sees, and who acts."""
-    game = controls.game
-    if game.replaying:
-        return "replays"
-    seen = "dreams by itself" if game.real is not None else ""
-    if game.real_frames_left:
-        seen = f"sees {game.real_frames_left} more real frames" if game.real_frames_left < 10**6 else "sees the real frames"
-    return ", ".join(filter(None, (seen, "policy acts" if game.policy_acts else "")))
-
-
-def _real_state(game: Game) -> str:
-    if game.now.real is not None and game.now.real.over:
-        return "its episode is over: r begins anew"
-    if game.goes_along:
-        return "on the same actions"
-    if game.now.real is not None:
-        return "as it was: it can't go back"
-    return "stayed behind: r begins anew"
+def _dream_state(game: Game) -> str:
+    """Who acts."""
+    return "replays" if game.replaying else "policy acts" if game.policy_acts else ""

@@ -35,7 +35,6 @@ class WorldTraining:
     out: Path  # folder for checkpoint.safetensors, world.safetensors, samples and TensorBoard logs
     val: Path | None = None  # folder with episodes to choose by
     preset: str = ""  # tiny, base or paper: sizes by name instead of `model`
-    variant: str = "ours"  # or what it is compared with, see `lssvwm_gym.training.ablations`
     start: Path | None = None  # world, checkpoint or packaged model.safetensors to begin with, where names and shapes agree
     model: WorldModelConfig = field(default_factory=WorldModelConfig)  # actions, poses and motion are those of the recordings unless given
     curriculum: tuple[Stage, ...] = CURRICULUM

@@ -28,7 +28,6 @@ from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
-from lssvwm_gym.training.ablations import variant
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
 from lssvwm_gym.training.from_data import fitted, known_config, settings_from_data
@@ -222,7 +221,6 @@ def train_world(run: WorldTraining) -> Path:
     """Train, alone or with the other processes of an `accelerate launch`, and return the path of the finished world model."""
     if run.preset:
         run = replace(run, preset="", model=preset(run.preset))
-    run = variant(run.variant, run)
     if run.threads:
         torch.set_num_threads(run.threads)
     group = assemble(run.device)
@@ -307,4 +305,4 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
         raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
     if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
-        raise ValueError("the recordings have no poses, which a spatial memory needs: --variant no-spatial-memory")
+        raise ValueError("the recordings have no poses, which a spatial memory needs: --model.memory-features 0")

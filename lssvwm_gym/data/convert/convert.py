@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
 from lssvwm_gym.data.convert.recording import Found, Framing, Recording, files_below, keep_settings, write_recording
-from lssvwm_gym.data.episode import EpisodeError, episode_paths, is_whole, read_episode
+from lssvwm_gym.data.episode import EpisodeError, is_whole
 from lssvwm_gym.io.json_config import check_bounds, in_short
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, WorkerPoolError, run_jobs
@@ -28,7 +28,6 @@ BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in 
 SHOWN = 10  # broken files that an error names
 
 ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
-    "to": "memory-maze",
     "frame_skip": ("teco", "vpt", "videos"),
     "outgoing": ("teco", "videos"),
     "cut": "vpt",
@@ -46,7 +45,6 @@ class Converting:
     layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = (
         "memory-maze"  # of the source; vpt: BASALT too
     )
-    to: Literal["episodes", "public"] = "episodes"  # episodes: <name>.mp4 + <name>.npz; public: one npz of Memory Maze with images
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
@@ -113,8 +111,6 @@ def convert(converting: Converting) -> int:
         raise EpisodeError(f"{out}: source and out must be different folders")
     if converting.layout.startswith(BELOW) and out.resolve().is_relative_to(source.resolve()):
         raise EpisodeError(f"{out}: lies in the source, where its episodes would be taken for recordings; choose a folder elsewhere")
-    if converting.to == "public":
-        return _convert_back(converting)
     found = LAYOUTS[converting.layout].find(converting)[: converting.episodes or None]
     new = [one for one in found if not is_whole(out / one.name)]
     settings = {name: getattr(converting, name) for name in ("layout", "size", "crop", "frame_skip", "outgoing", "images")}
@@ -166,11 +162,3 @@ class Converter:
 
     def close(self) -> None:
         """Nothing is kept open."""
-
-
-def _convert_back(converting: Converting) -> int:
-    paths = episode_paths(converting.source)[: converting.episodes or None]
-    new = [path for path in paths if not (converting.out / path.name).exists()]
-    for path in tqdm(new, unit="episode"):
-        memory_maze.write_public(converting.out / path.name, read_episode(path))
-    return len(new)

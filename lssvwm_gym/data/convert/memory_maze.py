@@ -1,4 +1,4 @@
-"""The public offline Memory Maze set (arXiv 2210.13383, section 4.2), read and written: one npz with everything an episode.
+"""The public offline Memory Maze set (arXiv 2210.13383, section 4.2), as it is read: one npz with everything an episode.
 
 There every array has a time axis, 1001 long: `image` (T, 64, 64, 3) uint8, `action` (T, 6) one-hot, `reward` (T,), `agent_pos`,
 `agent_dir`, `target_pos`, `target_vec` (T, 2), `target_color` (T, 3), `targets_pos`, `targets_vec` (T, balls, 2) and
@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from lssvwm_gym.data.convert.recording import Found, Recording
-from lssvwm_gym.data.episode import Episode, EpisodeError, read_arrays, write_arrays
+from lssvwm_gym.data.episode import Episode, EpisodeError, read_arrays
 
 ACTIONS = 6
 FPS = 4
 CONSTANT = ("maze_layout", "targets_pos")  # for a whole episode
 DERIVED = ("target_vec", "targets_vec")  # from positions and heading; not kept in an Episode
-POSITIONS = ("agent_pos", "agent_dir", "target_pos", "targets_pos")
-KNOWN = (*POSITIONS, "target_color", "maze_layout")  # of an Episode's extras
 
 
 def public_paths(folder: str | Path) -> list[Path]:
@@ -55,49 +53,6 @@ def read_public(path: str | Path) -> Episode:
         return Episode(frames, action, reward.astype(np.float32), extras)
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from None
-
-
-def write_public(path: str | Path, episode: Episode) -> None:
-    """Write an episode of Memory Maze as one npz of the public set, whole or not at all. Extras unknown to the set are left out.
-
-    Raises:
-        EpisodeError: actions other than 0..5, or no record of positions and maze; the message says which.
-    """
-    path, extras = Path(path), episode.extras
-    missing = set(KNOWN) - extras.keys()
-    if missing:
-        raise EpisodeError(f"{path}: the public set needs {', '.join(sorted(missing))}, which the episode does not have")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: extras[name] for name in KNOWN}
-    arrays |= {name: np.broadcast_to(extras[name], (len(episode), *extras[name].shape)) for name in CONSTANT}
-    arrays |= {"image": episode.frames, "action": to_one_hot(episode.action), "reward": episode.reward}
-    write_arrays(path, arrays | agent_centric(*(arrays[name] for name in POSITIONS)))
-
-
-def agent_centric(agent_pos: np.ndarray, agent_dir: np.ndarray, target_pos: np.ndarray, targets_pos: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the balls are as the agent sees it: to the right, and ahead.
-
-    Args:
-        agent_pos, agent_dir, target_pos: (T, 2).
-        targets_pos: (T, balls, 2).
-
-    Returns:
-        `target_vec` (T, 2) and `targets_vec` (T, balls, 2), float32.
-    """
-    right = np.stack([agent_dir[:, 1], -agent_dir[:, 0]], axis=1)
-    axes = np.stack([right, agent_dir], axis=2)  # (T, 2, 2), one axis a column
-    one = (target_pos - agent_pos)[:, None] @ axes
-    all_of_them = (targets_pos - agent_pos[:, None]) @ axes
-    return {"target_vec": one[:, 0].astype(np.float32), "targets_vec": all_of_them.astype(np.float32)}
-
-
-def to_one_hot(action: np.ndarray) -> np.ndarray:
-    """(T,) integers 0..5 to (T, 6) uint8. Raises `EpisodeError` for other actions."""
-    if action.ndim != 1 or not np.issubdtype(action.dtype, np.integer):
-        raise EpisodeError(f"actions of Memory Maze are integers (T,), got {action.dtype} {action.shape}")
-    if action.min() < 0 or action.max() >= ACTIONS:
-        raise EpisodeError(f"actions of Memory Maze are 0 to {ACTIONS - 1}, got {action.min()} to {action.max()}")
-    return np.eye(ACTIONS, dtype=np.uint8)[action]
 
 
 def from_one_hot(action: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Make a folder of weights smaller, for devices with little disk or a slow network: `lssvwm-gym quantize --out DIR --bits 8`.
+"""Make a folder of weights smaller, for devices with little disk or a slow network: `python -m experiments.quantize --out DIR`.
 
-The weights of linear layers and convolutions are stored in 8 bits (`lssvwm_gym.io.quantize`), all else as it was. The result is
+The weights of linear layers and convolutions are stored in 8 bits, all else as it was: whole numbers of -127..127 and one scale an
+output channel, symmetric, w[o, ...] ≈ q[o, ...] * scale[o] with scale[o] = max |w[o, ...]| / 127. On disk `name` is int8 and `name_scale`
+float32 (out,); `lssvwm_gym.io.tensors` reads it. The result is
 an ordinary folder of weights. It saves disk and download alone: once loaded, weights are float32 and take the same memory and
 time. A dream of them differs slightly, so states saved with the full weights are refused.
 """
@@ -8,23 +10,24 @@ time. A dream of them differs slightly, so states saved with the full weights ar
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import tyro
+from torch import Tensor, nn
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights, save_weights
-from lssvwm_gym.io import legacy
+from lssvwm_gym.io.tensors import SCALE, load_tensors, save_tensors
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
 CARD = "README.md"
-REMARK = "*These are the weights described below, stored in 8 bits by `lssvwm-gym quantize`. The scores are those of the full weights.*\n\n"
+REMARK = "*These are the weights described below, stored in 8 bits. The scores are those of the full weights.*\n\n"
 
 
-@legacy.keywords(legacy.WEIGHTS)
 @dataclass(frozen=True)
 class Quantizing:
     """What to make smaller."""
@@ -49,7 +52,10 @@ def quantize(run: Quantizing) -> dict[str, Any]:
     info = full.info | {"bits": run.bits}
     short, long = (_first(getattr(full, name), getattr(run, name), name) for name in ("short_contexts", "long_contexts"))
     kept = replace(full, short_contexts=short, long_contexts=long, info=info)
-    save_weights(run.out, kept, eight_bits=True)
+    save_weights(run.out, kept)
+    path, models = run.out / "model.safetensors", {"autoencoder": kept.autoencoder, "world_model": kept.world_model}
+    names = [f"{name}.{weight}" for name, model in models.items() for weight in multiplied(model)]
+    save_tensors(path, in_eight_bits(load_tensors(path)[0], names), {})
     if (folder / CARD).exists():
         (run.out / CARD).write_text(REMARK + (folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
     if has_record(folder):
@@ -66,6 +72,24 @@ def quantize(run: Quantizing) -> dict[str, Any]:
     print("in memory, and as quick, as before; see what the dream lost with")
     print(f"  lssvwm-gym evaluate --world {run.world} --weights {run.out} --data DIR")
     return report
+
+
+def in_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The same tensors, of which those of `names`, (out, ...) floating-point, are int8 with a scale beside them."""
+    stored = dict(tensors)
+    for name in names:
+        weight = tensors[name].float()
+        largest = weight.abs().flatten(1).amax(1)
+        scale = largest / 127
+        scale = torch.where(scale > 0, scale, 1.0)
+        stored[name] = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-127, 127).to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
+
+
+def multiplied(model: nn.Module) -> list[str]:
+    """Names of the weights of products and convolutions, whose first axis is the output channel."""
+    return [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
 
 
 def _checked(run: Quantizing) -> Path:
@@ -102,3 +126,7 @@ def _relative_error(full: Weights, compact: Weights) -> float:
     models = [nn.ModuleList([weights.autoencoder, weights.world_model]) for weights in (full, compact)]
     before, after = (torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models)
     return float((after - before).norm() / before.norm())
+
+
+if __name__ == "__main__":
+    quantize(tyro.cli(Quantizing, description=__doc__))

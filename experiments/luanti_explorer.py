@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts.luanti_expert import TURN, LuantiExpert, Script
+from experiments.luanti_expert import TURN, LuantiExpert, Script
 
 TILTS = (-1, 0, 0, 1, 1)  # turns down at which it walks
 

@@ -1,6 +1,6 @@
 """Behaviour cloning of recorded episodes shortly before their rewards: a policy for `agents.ppo` to begin with.
 
-python -m agents.behavior_cloning --data DIR/train --val DIR/val         runs/behavior_cloning/WORLD/policy.safetensors
+python -m experiments.behavior_cloning --data DIR/train --val DIR/val         runs/behavior_cloning/WORLD/policy.safetensors
 python -m agents.ppo --start runs/behavior_cloning/memory-maze/policy.safetensors       learn on from there, in dreams
 
 The policy sees each recorded frame as it will see dreams and the real world: the model's numbers, or with `--observation image` the

@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from lssvwm_gym.benchmark.config import Benchmark
-from lssvwm_gym.benchmark.machine import Times, memory_bytes, progress, seconds_of
+from experiments.benchmark.config import Benchmark
+from experiments.benchmark.machine import Times, memory_bytes, progress, seconds_of
 from lssvwm_gym.models.state import state_bytes
 from lssvwm_gym.worlds import WORLDS
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lssvwm_gym.io import legacy
-
-if TYPE_CHECKING:
-    from lssvwm_gym.training.config import WorldTraining
+from lssvwm_gym.training.config import WorldTraining
 
 
 def _sized(run: WorldTraining, **sizes: Any) -> WorldTraining:
@@ -57,9 +54,6 @@ VARIANTS: dict[str, tuple[str, Callable[[WorldTraining], WorldTraining]]] = {  #
 
 def variant(name: str, run: WorldTraining) -> WorldTraining:
     """The run that trains a variant instead. Raises `ValueError` for a name that is none."""
-    if name in legacy.VARIANTS:
-        legacy.warn(f"variant {name}", legacy.VARIANTS[name])
-        name = legacy.VARIANTS[name]
     if name not in VARIANTS:
         raise ValueError(f"no variant named {name!r}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name][1](run)

@@ -10,8 +10,8 @@ from collections.abc import Generator
 
 import numpy as np
 
-from lssvwm_gym.real_envs.experts import luanti_expert as luanti
-from lssvwm_gym.real_envs.experts.luanti_expert import EYE, TURN, LuantiExpert, Script, wrapped
+from experiments import luanti_expert as luanti
+from experiments.luanti_expert import EYE, TURN, LuantiExpert, Script, wrapped
 
 REACH = 2.3  # metres from a tree at which it begins
 TRUNK = (2, 1, 3, 4)  # metres above its foot, which is in the ground, in the order of digging

@@ -19,7 +19,6 @@ from gymnasium.vector import VectorWrapper
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
-from lssvwm_gym.io import legacy
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.state import where_rows
 
@@ -48,7 +47,6 @@ class ConservativeRollouts(VectorWrapper):
         ValueError: the environment is no `DreamVectorEnv`, an argument is out of range, or the dream doesn't tell what it asks for.
     """
 
-    @legacy.renaming(legacy.ROLLOUTS, "ConservativeRollouts")
     def __init__(
         self,
         env: DreamVectorEnv,
