@@ -288,13 +288,12 @@ def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_p
     monkeypatch.setattr(heads, "latent_episodes", lambda *_: walled_episodes())
     monkeypatch.setattr(heads, "fingerprint", lambda folder: {"episodes": 4})
     dreams = DreamOptions(rows=4, ahead=8)
-    run = HeadTraining(
-        folder, (Path("train"),), tmp_path / "out", (Path("val"),), steps=6, contexts=8, save_every=3, dreams=dreams, flow_width=40
-    )
+    run = HeadTraining(folder, (Path("train"),), tmp_path / "out", (Path("val"),), steps=6, adversarial_steps=4, contexts=8, save_every=3)
+    run = replace(run, dreams=dreams, flow_width=40)
     model, trained = load_world_model(heads.train_heads(run))
     assert model.config.collisions
     assert model.flow_head is not None
-    assert trained["step"] == 6
+    assert trained["step"] == 10
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
@@ -369,3 +368,26 @@ def test_prefilling_frame_by_frame_keeps_no_state_but_the_last(monkeypatch):
     assert len(alive) == 12
     assert kept.features.shape[1] == 12
     assert sum(one() is not None for one in alive) == 1
+
+
+def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path):
+    write_tiny_weights(tmp_path / "w", **FLOW)
+    weights = read_weights(tmp_path / "w")
+    run = HeadTraining(tmp_path / "w", (), tmp_path / "out", steps=0, adversarial_steps=300, contexts=24, decay=0.2)
+    trainer = HeadTrainer(run, weights, walled_episodes())
+    evidence, generator = evidence_of(trainer.model, 256), torch.Generator().manual_seed(0)
+    real = torch.randint(2, (256, 1, 1), generator=generator) * 2.0 - 1 + 0.05 * torch.randn(evidence.mean.shape, generator=generator)
+    trainer.buffer.add(Samples(evidence, real, torch.zeros(256, 3), torch.zeros(256, 3), torch.zeros(256, dtype=torch.int64)))
+    trainer.run = run = replace(run, refresh=10**9)
+    trainer.step = 1
+    noise = torch.randn(real.shape, generator=generator)
+    losses = [trainer.train_step() for _ in range(290)]
+    assert "adversarial" not in losses[0]
+    assert losses[-1]["adversarial"].isfinite()
+    with torch.no_grad():
+        spread = trainer.average.flow_head.sample(evidence, noise, 1)[0].mean((1, 2)).std()
+    assert spread > 0.5  # the mean of the two is 0
+    trainer.save(run.checkpoint)
+    other = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
+    other.load(run.checkpoint)
+    assert all(map(torch.equal, other.discriminator.state_dict().values(), trainer.discriminator.state_dict().values()))

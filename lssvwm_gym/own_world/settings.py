@@ -137,11 +137,14 @@ def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining
 
 
 def head_training(run: OwnWorld, network: Network, plan: Plan) -> HeadTraining:
+    """A third of the steps is against the discriminator, where there are enough to begin with it."""
+    adversarial = plan.head_steps // 3 if plan.head_steps >= 900 else 0
     return HeadTraining(
         run.out / "without_flow_head",
         (run.collecting.out,),
         run.out / "heads",
-        steps=plan.head_steps,
+        steps=plan.head_steps - adversarial,
+        adversarial_steps=adversarial,
         warmup=max(1, min(300, plan.head_steps // 10)),
         flow_width=network.flow_width,
         dreams=DreamOptions(rows=16, ahead=plan.ahead),

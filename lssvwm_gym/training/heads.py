@@ -6,6 +6,9 @@ the flow head by flow matching, the motion head what happened. So they meet the 
 places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
 it is near the real one, or where the spatial memory is sure what is there. Where the recordings tell no poses there is nothing to learn of
 motion, and only the flow head is trained.
+
+Last the flow head alone learns from a network that tells its frames from real ones, so that one step of it is a sample, too
+(`lssvwm_gym.training.adversarial`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from tqdm import tqdm
 from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights
 from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.data.segments import Episodes, flipped
-from lssvwm_gym.io.tensors import check_header, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import check_header, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.collisions import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import add_noise
@@ -35,12 +38,15 @@ from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss, in_one_step
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, with_noise
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import (
     learning_rate,
+    load_optimizer_tensors,
     load_training_tensors,
     mixed_precision,
+    optimizer_tensors,
     set_learning_rate,
     training_tensors,
     update_average,
@@ -48,6 +54,7 @@ from lssvwm_gym.training.optim import (
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
+ADVERSARIAL = 1e-4, 2e-4, 200, 0.995  # learning rates of head and discriminator, most steps of that alone, decay of the head's average
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
 
 
@@ -67,6 +74,8 @@ class HeadTraining:
     warmup: int = 300  # steps
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
     average: float = 0.999  # decay of the moving average of the weights, which dreams and is saved
+    adversarial_steps: int = 1500  # after the others: of the flow head alone, so that one denoising step is a sample
+    adversarial_weight: float = 0.1  # of what the discriminator says, beside the other losses of the flow head
     flow_width: int = 160  # of a head that is drawn anew, where the weights have none
     dreams: DreamOptions = field(default_factory=DreamOptions)
     buffer: int = 200_000  # frames, of some 9 kB
@@ -176,6 +185,12 @@ class HeadTrainer:
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
         self.buffer = Buffer(run.buffer)
+        self.discriminator = Discriminator(self.model.config)
+        betas, (rate, rate_of_other, _, _) = (0.0, 0.95), ADVERSARIAL
+        self.adversaries = {
+            "flow": torch.optim.AdamW(self.heads.flow_head.parameters(), rate, betas, weight_decay=0.01),
+            "discriminator": torch.optim.AdamW(self.discriminator.parameters(), rate_of_other, betas, weight_decay=0.01),
+        }
 
     def train_step(self) -> dict[str, Tensor]:
         """One step of the optimiser, after a round of dreams where it is time for one; returns losses to log."""
@@ -186,6 +201,14 @@ class HeadTrainer:
             self.buffer.add(samples)
             self.frames += len(samples.latent)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        losses = self._adversarial_step(rng, generator) if self.step >= run.steps else self._step(rng, generator)
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        return losses
+
+    def _step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """Flow matching, strides, and motion."""
+        run = self.run
         set_learning_rate(self.optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
         samples = self.buffer.draw(run.contexts, rng)
         with mixed_precision(run.precision):
@@ -199,8 +222,33 @@ class HeadTrainer:
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
         self.optimizer.step()
         update_average(self.average, self.heads, self.step, run.average)
-        self.step += 1
-        self.seconds += time.monotonic() - began
+        return losses
+
+    def _adversarial_step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """The discriminator learns, and but for the first steps the flow head learns from it."""
+        run, step, (rate, _, alone, average) = self.run, self.step - self.run.steps, ADVERSARIAL
+        evidence, real, *_ = samples = self.buffer.draw(3 * run.contexts // 2, rng)
+        head = self.heads.flow_head
+        with mixed_precision(run.precision):
+            sampled = in_one_step(head, evidence, torch.randn(real.shape, generator=generator))
+        losses = {"discriminator": discriminator_loss(self.discriminator, real, sampled.detach(), evidence, generator)}
+        losses["discriminator"].backward()
+        self.adversaries["discriminator"].step()
+        self.adversaries["discriminator"].zero_grad()
+        alone = min(alone, run.adversarial_steps // 5)
+        if step < alone:
+            return losses
+        some = take_rows(samples, torch.arange(3 * run.contexts // 4))
+        with mixed_precision(run.precision):
+            losses["flow"] = flow_loss(head, some, run.levels, generator)
+            losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator)
+        losses["adversarial"] = adversarial_loss(self.discriminator, real, sampled, evidence)
+        set_learning_rate(self.adversaries["flow"], learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay))
+        (losses["flow"] + losses["few_steps"] + run.adversarial_weight * losses["adversarial"]).backward()
+        losses["gradient_norm"] = nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        self.adversaries["flow"].step()
+        self.adversaries["flow"].zero_grad()
+        update_average(self.average.flow_head, head, step, average)
         return losses
 
     def header(self) -> dict[str, Any]:
@@ -210,13 +258,22 @@ class HeadTrainer:
 
     def save(self, path: Path) -> None:
         """Write all but the buffer."""
-        save_tensors(path, training_tensors(self.heads, self.average, {"optimizer": self.optimizer}), self.header())
+        tensors = training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
+        if self.step > self.run.steps:
+            tensors |= prefixed("discriminator", self.discriminator.state_dict())
+            for name, optimizer in self.adversaries.items():
+                tensors |= prefixed(f"adversary_{name}", optimizer_tensors(optimizer))
+        save_tensors(path, tensors, self.header())
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model."""
         tensors, header = load_tensors(path)
         check_header(path, header, config=asdict(self.model.config))
         load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
+        if discriminator := under("discriminator", tensors):
+            load_strictly(self.discriminator, discriminator, path)
+            for name, optimizer in self.adversaries.items():
+                load_optimizer_tensors(optimizer, under(f"adversary_{name}", tensors), path)
         self.step, self.frames, self.seconds = int(header["step"]), int(header["frames"]), float(header["seconds"])
 
 
@@ -252,13 +309,14 @@ def train_heads(run: HeadTraining) -> Path:
         trainer.load(run.checkpoint)
     val = _validation_samples(run, trainer, _episodes(run, run.val, autoencoder))
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
-    progress = tqdm(total=run.steps, initial=trainer.step, unit="step", smoothing=0.02)
-    while trainer.step < run.steps:
+    steps = run.steps + run.adversarial_steps
+    progress = tqdm(total=steps, initial=trainer.step, unit="step", smoothing=0.02)
+    while trainer.step < steps:
         losses = trainer.train_step()
         progress.update()
         if trainer.step % LOG_EVERY == 0:
             log_losses(losses, trainer.step, writer, progress)
-        if trainer.step % run.save_every == 0 or trainer.step == run.steps:
+        if trainer.step % run.save_every == 0 or trainer.step in (run.steps, steps):
             trainer.save(run.checkpoint)
             _score(trainer, val, writer)
     writer.close()
