@@ -27,7 +27,7 @@ from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
-PICTURES = {"retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}
+PICTURES = {"open_loop", "retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}
 
 
 @pytest.fixture(scope="module")

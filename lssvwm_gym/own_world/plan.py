@@ -111,7 +111,7 @@ def made_plan(run: OwnWorld) -> Plan:
     if long <= GAP[0] + 1:
         raise ValueError(f"{run.env} ends after {middle} frames, of {len(tried.lengths)} episodes: too early to dream on from anything")
     affordable = min(MOST_FRAMES, SHARES["collect"] * whole * run.workers / tried.seconds) / length
-    episodes = run.episodes or max(8, int(affordable))
+    episodes = run.episodes or (8 if run.network == "tiny" else max(8, int(affordable)))
     plan = Plan(
         network=run.network,
         episodes=episodes,
@@ -127,7 +127,7 @@ def made_plan(run: OwnWorld) -> Plan:
         seconds={},
     )
     if run.network == "tiny":
-        return with_steps(plan, "tiny", NETWORKS["tiny"].least, whole)
+        return with_steps(plan, "tiny", NETWORKS["tiny"].least, min(60.0, whole))
     chosen, frames = None, min(MOST_FRAMES, int(episodes * length))
     for name in [name for name in NETWORKS if name != "tiny"] if run.network == "auto" else [run.network]:
         costs, least = measured(run, NETWORKS[name], plan, tried), NETWORKS[name].least
