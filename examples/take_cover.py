@@ -29,7 +29,7 @@ from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.own_world import OwnWorld, dream
 
-TICS, STEPS = 4, 525  # a step; steps of a game
+TICS, STEPS, FPS = 4, 525, 9  # a step; steps of a game and of a second
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TakeCover:
     def world(self) -> OwnWorld:
         """What is dreamed."""
         game = {"imports": ("vizdoom.gymnasium_wrapper",), "kwargs": f'{{"frame_skip": {TICS}}}', "pixels": "render"}
-        sizes = {"steps": STEPS, "minutes": self.minutes, "threads": self.threads}
+        sizes = {"steps": STEPS, "fps": FPS, "minutes": self.minutes, "threads": self.threads}
         return OwnWorld("VizdoomTakeCover-v1", self.out, **game, **sizes)  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def main(run: TakeCover) -> None:
     write_json(run.out / "survival.json", results)
     longest = max(len(trial.frames) for trial in trials.values())
     sides = [np.concatenate([trial.frames, trial.frames[-1:].repeat(longest - len(trial.frames), 0)]) for trial in trials.values()]
-    write_film(run.out / "survival.mp4", np.concatenate(sides, 2), 35 // TICS)
+    write_film(run.out / "survival.mp4", np.concatenate(sides, 2), FPS)
 
 
 def survival(tics: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,63 @@
+"""The example of Take Cover, but for the hours of training: what it does with a policy, in a dream and in a game that ends."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from tiny_world import write_tiny_weights
+
+from examples import take_cover
+from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.worlds import WorldSpec
+
+
+class Game(gymnasium.Env):
+    """Pays 4 a step, and is over after as many steps as its seed says."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        self.left = seed % 10 + 1
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.full((64, 64, 3), 9, np.uint8), 4.0, self.left == 0, False, {}
+
+
+@pytest.fixture(scope="module")
+def dream(tmp_path_factory):
+    folder = write_tiny_weights(tmp_path_factory.mktemp("weights"), actions=3, memory_features=0, termination=True)
+    actions = ("noop", "right", "left")
+    world = WorldSpec("LSSVWM-Tried-v0", "tried", 64, actions, {}, 9, (0.0, 4.0), take_cover.STEPS, Path(folder))
+    return Dream(world, load_weights(folder), "fast")
+
+
+def test_games_are_played_to_their_ends_and_tics_counted(dream, monkeypatch):
+    monkeypatch.setattr(take_cover, "make", lambda collecting: Game())
+    trial = take_cover.in_games(None, dream, None, take_cover.TakeCover(episodes=3))
+    assert trial.tics.tolist() == [4, 8, 12]
+    assert trial.frames.shape == (1, 64, 64, 3)
+    said = take_cover.survival(trial.tics)
+    assert said["mean"] == 8
+    assert said["error"] == pytest.approx(4 / 3**0.5)
+
+
+def test_dreams_count_until_each_ends(dream, monkeypatch):
+    monkeypatch.setattr(take_cover, "STEPS", 30)
+    trial = take_cover.in_dreams(dream, None, 4, seed=0)
+    again = take_cover.in_dreams(dream, None, 4, seed=0)
+    assert np.array_equal(trial.tics, again.tics)
+    assert (trial.tics <= 4 * 30).all()
+    assert (trial.tics >= 4).all()
+    assert len(trial.frames) * 4 <= trial.tics[0]
+    ending = copy.deepcopy(dream.weights.world_model)
+    ending.termination_head[-1].bias.data += 30
+    ended = take_cover.in_dreams(replace(dream, weights=replace(dream.weights, world_model=ending)), None, 4, seed=0)
+    assert len(set(ended.tics.tolist())) == 1
+    assert ended.tics[0] < trial.tics.max()
