@@ -225,8 +225,8 @@ def test_dreamed_samples_are_of_recorded_frames_and_of_pasts_that_count():
 
 
 def test_short_episodes_are_refused():
-    with pytest.raises(ValueError, match=r"no episode has the 49 frames .*--dreams.ahead"):
-        dreamed_samples(DreamOptions(rows=2, ahead=8), random_model(**FLOW), Episodes.of(walled_episodes(2, 30)), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"no episode has the 15 frames .*--dreams.ahead"):
+        dreamed_samples(DreamOptions(rows=2, ahead=8), random_model(**FLOW), Episodes.of(walled_episodes(2, 14)), np.random.default_rng(0))
 
 
 def test_flow_matching_learns_the_distribution_and_few_steps_follow_it():
