@@ -282,6 +282,7 @@ def test_episodes_are_collected_as_documented(luanti, tmp_path):
     frames = 13
     assert {key: (array.shape, array.dtype.kind) for key, array in episode.extras.items()} == {
         "inventory": ((frames, 9), "i"),
+        "terminated": ((frames,), "b"),
         "pos": ((frames, 3), "f"),
         "yaw": ((frames,), "f"),
         "pitch": ((frames,), "f"),

@@ -196,7 +196,8 @@ def test_the_maze_is_collected_as_documented(tmp_path):
     episode = read_episode(tmp_path / "000005")
     shapes = {key: array.shape for key, array in episode.extras.items()}
     once, frames = {"targets_pos": (3, 2), "maze_layout": (9, 9)}, 13
-    assert shapes == once | {"agent_pos": (frames, 2), "agent_dir": (frames, 2), "target_color": (frames, 3), "target_pos": (frames, 2)}
+    every = {"agent_pos": (frames, 2), "agent_dir": (frames, 2), "target_color": (frames, 3), "target_pos": (frames, 2)}
+    assert shapes == once | every | {"terminated": (frames,)}
     assert (episode.action.dtype, episode.reward.dtype, episode.frames.shape) == (np.uint8, np.float32, (frames, 64, 64, 3))
 
 
@@ -211,7 +212,7 @@ def test_mixed_players_are_the_same_for_one_worker_or_two(tmp_path):
         first, second = (read_episode(tmp_path / folder / f"{seed:06d}") for folder in "12")
         assert_same((first.action, first.reward, first.extras), (second.action, second.reward, second.extras))
         assert np.abs(first.frames - second.frames.astype(float)).mean() < 2  # a process compresses its first video otherwise
-        assert {*INFO_KEYS, "policy"} == first.extras.keys()
+        assert {*INFO_KEYS, "policy", "terminated"} == first.extras.keys()
         players.add(str(first.extras["policy"]))
     assert players == MIX.keys()
 
