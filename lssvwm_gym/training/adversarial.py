@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import WorldModelConfig
-from lssvwm_gym.models.flow_head import FlowHead, FrameEvidence
+from lssvwm_gym.models.flow_head import FrameEvidence
 
 WIDTH = 384
 PENALTY, APART = 0.02, 0.05  # weight of the penalties; deviation of the noise between which the differences are taken
@@ -41,12 +41,6 @@ class Discriminator(nn.Module):
 def _network() -> nn.Sequential:
     between = [layer for _ in range(2) for layer in (nn.LeakyReLU(0.2), nn.Linear(WIDTH, WIDTH))]
     return nn.Sequential(*between, nn.LeakyReLU(0.2), nn.Linear(WIDTH, 1))
-
-
-def in_one_step(flow_head: FlowHead, evidence: FrameEvidence, noise: Tensor) -> Tensor:
-    """What the head samples from noise (B, N, C) in a single step, with gradients."""
-    sampled: Tensor = flow_head(noise, noise.new_ones(len(noise)), flow_head.for_steps(flow_head.context(evidence), 1))
-    return sampled.float()
 
 
 def discriminator_loss(

@@ -46,11 +46,10 @@ def settings_from_data(model: WorldModelConfig, episodes: list[Segment], checkpo
             "no episode ends by itself: the dream will hardly ever end. Recordings of before don't say how they end", stacklevel=2
         )
     model = replace(model, termination=model.termination or ends)
-    default = WorldModelConfig(actions=model.actions, action_size=model.action_size)
     rewards = torch.cat([episode.reward for episode in episodes])
-    if model.reward_bins and model.reward_limit == default.reward_limit:
+    if model.reward_bins and model.reward_limit == PLAIN.reward_limit:
         return replace(model, reward_limit=_limit(rewards))
-    if model.inventory_size or any(getattr(model, name) != getattr(default, name) for name in TOLD[1:]):
+    if model.inventory_size or any(getattr(model, name) != getattr(PLAIN, name) for name in TOLD[1:]):
         return model
     values = [float(f"{value:.7g}") for value in rewards.unique().tolist() if value]
     if not set(values) - {1.0}:

@@ -38,7 +38,7 @@ from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss, in_one_step
+from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, with_noise
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import (
@@ -178,8 +178,7 @@ class HeadTrainer:
         torch.manual_seed(run.seed)
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
         self.episodes = Episodes.of(episodes)
-        self.poses = bool(self.episodes.whole.pose.isfinite().all(1).any())
-        self.model = with_heads(weights.world_model, run.flow_width, collisions=self.poses).requires_grad_(False)
+        self.model = with_heads(weights.world_model, run.flow_width, collisions=self.episodes.posed).requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
@@ -215,7 +214,7 @@ class HeadTrainer:
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
-        if self.poses and self.heads.motion_head is not None:
+        if self.episodes.posed and self.heads.motion_head is not None:
             losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.ahead, run.motion_noise, generator)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
@@ -230,7 +229,7 @@ class HeadTrainer:
         evidence, real, *_ = samples = self.buffer.draw(3 * run.contexts // 2, rng)
         head = self.heads.flow_head
         with mixed_precision(run.precision):
-            sampled = in_one_step(head, evidence, torch.randn(real.shape, generator=generator))
+            sampled = head.sample(evidence, torch.randn(real.shape, generator=generator), 1)[0].float()
         losses = {"discriminator": discriminator_loss(self.discriminator, real, sampled.detach(), evidence, generator)}
         losses["discriminator"].backward()
         self.adversaries["discriminator"].step()
