@@ -17,14 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
+from gymnasium.wrappers import TimeLimit
 
 import lssvwm_gym
 from agents import ppo
-from agents.policies import Policy, load_policy
-from experiments.trials import write_film
+from experiments.agents_by_name import open_agent
+from experiments.trials import as_observed, real_episode, write_film
 from lssvwm_gym.data.collect_gym import GymCollecting, make
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.wrappers import WorldModelObservation, observed
+from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.own_world import OwnWorld, dream
@@ -70,8 +71,8 @@ def main(run: TakeCover) -> None:
         )
     results = {}
     dreams = open_dream(lssvwm_gym.register(weights).name, run.profile, "cpu", weights)
-    for who, acts in (("random", None), ("learned in the dream", load_policy(policy, "cpu")[0])):
-        trials = {"dream": in_dreams(dreams, acts, run.episodes, run.seed), "game": in_games(run.world.collecting, dreams, acts, run)}
+    for who, acts in (("random", "random"), ("learned in the dream", str(policy))):
+        trials = {"dream": in_dreams(dreams, acts, run), "game": in_games(run.world.collecting, dreams, acts, run)}
         results[who] = {where: survival(trial.tics) for where, trial in trials.items()}
         print(f"{who:<22}" + "".join(f"{where} {said['mean']:.0f} ± {said['deviation']:.0f}  " for where, said in results[who].items()))
     write_json(run.out / "survival.json", results)
@@ -86,37 +87,27 @@ def survival(tics: np.ndarray) -> dict[str, float]:
 
 
 @torch.no_grad()
-def in_dreams(dream: Dream, policy: Policy | None, episodes: int, seed: int) -> Trial:
+def in_dreams(dream: Dream, policy: str, run: TakeCover) -> Trial:
     """Side by side in dreams, each from a beginning of its own."""
-    state, generator = dream.reset(torch.arange(seed, seed + episodes)), torch.Generator().manual_seed(seed)
-    alive, steps, frames = torch.ones(episodes, dtype=torch.bool), state.world.age.clone(), []
+    agent = open_agent(policy, dream, run.episodes, run.seed)
+    state = dream.reset(torch.arange(run.seed, run.seed + run.episodes))
+    alive, steps, frames = torch.ones(run.episodes, dtype=torch.bool), state.world.age.clone(), []
     while alive.any() and steps.max() < STEPS:
         frames += [dream.frame(state)[0].numpy()] if alive[0] else []
-        action = drawn(policy, torch.as_tensor(observed(dream, state, "features")), generator)
-        state, _, ended, _ = dream.step(state, action)
+        state, _, ended, _ = dream.step(state, torch.from_numpy(agent.act(observed(dream, state, agent.observation), None)))
         steps, alive = steps + alive, alive & ~ended
     return Trial(TICS * steps.numpy().astype(float), np.stack(frames))
 
 
-def in_games(collecting: GymCollecting, dream: Dream, policy: Policy | None, run: TakeCover) -> Trial:
+def in_games(collecting: GymCollecting, dream: Dream, policy: str, run: TakeCover) -> Trial:
     """In games of seeds that nothing was learned from; the policy sees what the world model makes of each frame."""
-    env, generator = WorldModelObservation(make(collecting), dream), torch.Generator().manual_seed(run.seed)
-    tics, frames = np.zeros(run.episodes), []
-    for number in range(run.episodes):
-        seen, _ = env.reset(seed=1_000_000 + run.seed + number)
-        for _ in range(STEPS):
-            frames += [env.frame] if number == 0 else []
-            seen, reward, terminated, truncated, _ = env.step(np.int64(drawn(policy, torch.as_tensor(seen)[None], generator).item()))
-            tics[number] += reward
-            if terminated or truncated:
-                break
+    agent = open_agent(policy, dream, 1, run.seed)
+    env = as_observed(TimeLimit(make(collecting), STEPS), dream, agent.observation)
+    first, *others = range(1_000_000 + run.seed, 1_000_000 + run.seed + run.episodes)
+    frames = list[np.ndarray]()
+    tics = [real_episode(env, agent, first, show=frames.append), *(real_episode(env, agent, seed) for seed in others)]
     env.close()
-    return Trial(tics, np.stack(frames))
-
-
-def drawn(policy: Policy | None, seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Actions (B,), for observations (B, ...); without a policy any of the three."""
-    return torch.randint(3, (len(seen),), generator=generator) if policy is None else policy.act(seen.float(), generator)
+    return Trial(np.array(tics), np.stack(frames[:-1]))  # the last one shows nothing
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 import lssvwm_gym
 from agents import ppo
-from agents.policies import load_policy
+from experiments.agents_by_name import open_agent
+from experiments.trials import as_observed, real_episode
 from lssvwm_gym.data.collect_gym import make
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.io.json_config import write_json
-from lssvwm_gym.own_world import OwnWorld, dream
+from lssvwm_gym.own_world import OwnWorld
+from lssvwm_gym.own_world import dream as make_dream
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Args:
 
 def main(args: Args) -> None:
     world = OwnWorld("CartPole-v1", args.out, args.minutes, network=args.network, seed=args.seed, threads=args.threads)  # type: ignore[arg-type]
-    weights = dream(world)
+    weights = make_dream(world)
     name, policy = lssvwm_gym.register(weights).name, args.out / "ppo" / "policy.safetensors"
     if not policy.exists():
         ppo.main(
@@ -51,7 +51,7 @@ def main(args: Args) -> None:
                 name, policy.parent, time_limit=60 * args.learn, profile=args.profile, weights=weights, episode_steps=args.episode_steps
             )
         )
-    real = {"random": balanced(args, world, None), "learned in the dream": balanced(args, world, policy)}
+    real = {"random": balanced(args, world, "random"), "learned in the dream": balanced(args, world, str(policy))}
     for who, steps in real.items():
         print(f"{who}: {np.mean(steps):.1f} ± {np.std(steps) / len(steps) ** 0.5:.1f} real steps, {len(steps)} episodes")
     scores = json.loads((args.out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
@@ -59,21 +59,12 @@ def main(args: Args) -> None:
     write_json(args.out / "cartpole.json", {"scores": scores, "real_steps": real})
 
 
-@torch.no_grad()
-def balanced(args: Args, world: OwnWorld, policy: Path | None) -> list[int]:
-    """Steps of the real episodes, of seeds that nothing was learned from."""
-    seen_through = open_dream(lssvwm_gym.register(world.out / "weights").name, args.profile, "cpu", world.out / "weights")
-    env, acts = WorldModelObservation(make(world.collecting), seen_through), None if policy is None else load_policy(policy, "cpu")[0]
-    generator, lengths = torch.Generator().manual_seed(args.seed), []
-    for number in range(args.episodes):
-        seen, _ = env.reset(seed=1_000_000 + args.seed + number)
-        steps, over = 0, False
-        while not over:
-            chance = torch.randint(2, (1,), generator=generator)
-            action = chance if acts is None else acts.act(torch.as_tensor(seen)[None].float(), generator)
-            seen, _, terminated, truncated, _ = env.step(np.int64(action.item()))
-            steps, over = steps + 1, terminated or truncated
-        lengths.append(steps)
+def balanced(args: Args, world: OwnWorld, policy: str) -> list[int]:
+    """Steps of the real episodes, of seeds that nothing was learned from; each step pays 1."""
+    dream = open_dream(lssvwm_gym.register(world.out / "weights").name, args.profile, "cpu", world.out / "weights")
+    agent = open_agent(policy, dream, 1, args.seed)
+    env = as_observed(make(world.collecting), dream, agent.observation)
+    lengths = [round(real_episode(env, agent, 1_000_000 + args.seed + number)) for number in range(args.episodes)]
     env.close()
     return lengths
 

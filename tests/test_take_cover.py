@@ -40,7 +40,7 @@ def dream(tmp_path_factory):
 
 def test_games_are_played_to_their_ends_and_tics_counted(dream, monkeypatch):
     monkeypatch.setattr(take_cover, "make", lambda collecting: Game())
-    trial = take_cover.in_games(None, dream, None, take_cover.TakeCover(episodes=3))
+    trial = take_cover.in_games(None, dream, "random", take_cover.TakeCover(episodes=3))
     assert trial.tics.tolist() == [4, 8, 12]
     assert trial.frames.shape == (1, 64, 64, 3)
     said = take_cover.survival(trial.tics)
@@ -50,14 +50,15 @@ def test_games_are_played_to_their_ends_and_tics_counted(dream, monkeypatch):
 
 def test_dreams_count_until_each_ends(dream, monkeypatch):
     monkeypatch.setattr(take_cover, "STEPS", 30)
-    trial = take_cover.in_dreams(dream, None, 4, seed=0)
-    again = take_cover.in_dreams(dream, None, 4, seed=0)
+    run = take_cover.TakeCover(episodes=4)
+    trial = take_cover.in_dreams(dream, "random", run)
+    again = take_cover.in_dreams(dream, "random", run)
     assert np.array_equal(trial.tics, again.tics)
     assert (trial.tics <= 4 * 30).all()
     assert (trial.tics >= 4).all()
     assert len(trial.frames) * 4 <= trial.tics[0]
     ending = copy.deepcopy(dream.weights.world_model)
     ending.termination_head[-1].bias.data += 30
-    ended = take_cover.in_dreams(replace(dream, weights=replace(dream.weights, world_model=ending)), None, 4, seed=0)
+    ended = take_cover.in_dreams(replace(dream, weights=replace(dream.weights, world_model=ending)), "random", run)
     assert len(set(ended.tics.tolist())) == 1
     assert ended.tics[0] < trial.tics.max()

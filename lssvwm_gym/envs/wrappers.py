@@ -95,7 +95,7 @@ class StateEstimator:
         action = unknown_action(model, len(begins))  # none led to the first frame
         if actions is not None:
             action[self._index(~begins)] = torch.as_tensor(np.asarray(actions)[~begins], dtype=action.dtype, device=device)
-        pixels = torch.from_numpy(np.array(spaces.picture_of(seen))).to(device)  # a copy: some environments give frames that are read-only
+        pixels = torch.from_numpy(np.ascontiguousarray(spaces.picture_of(seen))).to(device)
         latent = self.dream.weights.autoencoder.encode(pixels).half().float()[:, None]  # rounded as contexts are
         pose = None if poses is None else poses[:, None]
         if not isinstance(seen, dict):
