@@ -90,9 +90,7 @@ def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
         from PIL import Image
     except ImportError:
         raise ImportError("resizing frames needs Pillow: pip install 'lssvwm_gym[video]', or convert with --size 0") from None
-    return np.array(
-        Image.fromarray(frame).resize((framing.size, framing.size), Image.Resampling.BOX)
-    )  # writable, unlike a view of the image
+    return np.array(Image.fromarray(frame).resize((framing.size, framing.size), Image.Resampling.BOX))  # writable
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
