@@ -1,7 +1,7 @@
 """Collect episodes from any Gymnasium environment: `lssvwm-gym collect gym --env CartPole-v1 --out DIR`.
 
 Frames are the observations where those are pictures, else what the environment renders as `rgb_array`; actions are Discrete or Box, and
-drawn at random. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
+drawn at random. What else a Dict observes in a few numbers, such as health, is recorded beside the picture. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lssvwm_gym.real_envs.experts.maze_players import Sticky, draw
 SETTINGS = "collecting.json"
 FPS = 15  # where the environment doesn't say how fast it runs
 TRIED = 30  # steps in which pictures are told from codes
+MOST_BESIDE = 64  # numbers of a part of an observation that is recorded beside the picture
 TRIES = 50  # seeds that are tried for an episode that is long enough
 UNITS = {"radians": 1.0, "degrees": np.pi / 180, "quarters": np.pi / 2}
 HEADLESS = {"PYGLET_HEADLESS": "true", "SDL_VIDEODRIVER": "dummy", "MUJOCO_GL": "egl"}  # where there is no screen
@@ -105,12 +106,13 @@ class Collection:
     actions: list[str] = field(default_factory=list)  # names of the Discrete actions
     low: list[float | None] = field(default_factory=list)  # bounds of a Box, flat; None where there is none
     high: list[float | None] = field(default_factory=list)
+    inventory: list[str] = field(default_factory=list)  # names of the numbers that are observed beside the picture
 
     def __post_init__(self) -> None:
         """Raise `TypeError` for what a file may say but `described` never does."""
         kinds = {"env": str, "kwargs": str, "pixels": str, "size": int, "crop": bool, "fps": int, "steps": int, "poses": bool}
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
-        wrong += [] if _all(self.actions, (str,)) else ["actions"]
+        wrong += [name for name in ("actions", "inventory") if not _all(getattr(self, name), (str,))]
         wrong += [name for name in ("low", "high") if not _all(getattr(self, name), (float, type(None)))]
         if wrong or min(self.fps, self.steps) < 1:
             raise TypeError(f"{', '.join(wrong) or 'fps or steps'} can't be {[getattr(self, name) for name in wrong]}"[:300])
@@ -147,7 +149,7 @@ class GymRecorder:
     def __init__(self, run: GymCollecting) -> None:
         self._run, self._env = run, make(run)
         env, policy = self._env, partial(Sticky, self._env.action_space, run.odds, run.sticky)
-        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else ())
+        self._source = Source(lambda _: env, policy, env.fps, every_frame=env.recorded)
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
         run, longest = self._run, 0
@@ -176,6 +178,8 @@ class Framed(gym.Wrapper):
         """`key` of the picture in a Dict; "" where observations are pictures; None where they are rendered."""
         super().__init__(env)
         self._run, self._key, self._framing = run, key, Framing(run.size, run.crop)
+        self._beside = numbers_beside(env.observation_space)
+        self._last = np.zeros((run.size, run.size, 3), np.uint8)
         self.observation_space = Box(0, 255, (run.size, run.size, 3), np.uint8)
         inner, self._start = env.action_space, 0
         if isinstance(inner, Discrete):
@@ -189,24 +193,34 @@ class Framed(gym.Wrapper):
     def fps(self) -> int:
         return self._run.fps or max(1, round(self.metadata.get("render_fps") or FPS))
 
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """What `info` has of every frame that is kept."""
+        return (*(POSE if self._run.position else ()), *(("inventory",) if self._beside else ()))
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._frame(observation), self._poses(info)
+        return self._frame(observation), self._info(observation, info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         inner = self.env.action_space
         action = np.reshape(action, inner.shape) if isinstance(inner, Box) else int(action) + self._start
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._frame(observation), reward, terminated, truncated, self._poses(info)
+        frame = self._frame(observation)
+        if terminated and frame.min() == frame.max():  # nothing is shown of a game that is over: no dream should show that
+            frame = self._last
+        self._last = frame
+        return frame, reward, terminated, truncated, self._info(observation, info)
 
     def described(self) -> Collection:
         """After a reset."""
         run, space = self._run, self.action_space
         common = (run.env, run.kwargs, "render" if self._key is None else "observation", run.size, run.crop, self.fps, run.steps)
+        beside = [name if size == 1 else f"{name}_{number}" for name, size in self._beside.items() for number in range(size)]
         if isinstance(space, Discrete):
-            return Collection(*common, bool(run.position), action_names(self.env, int(space.n)))
+            return Collection(*common, bool(run.position), action_names(self.env, int(space.n)), inventory=beside)
         low, high = ([float(x) if np.isfinite(x) else None for x in bound] for bound in (space.low, space.high))  # type: ignore[attr-defined]
-        return Collection(*common, bool(run.position), [], low, high)
+        return Collection(*common, bool(run.position), [], low, high, beside)
 
     def _frame(self, observation: Any) -> np.ndarray:
         shown = self.env.render() if self._key is None else observation[self._key] if self._key else observation
@@ -214,6 +228,10 @@ class Framed(gym.Wrapper):
         if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"{self._run.env}: frames are {frame.dtype} {frame.shape}, not uint8 (height, width, 3)")
         return framed(frame, self._framing)
+
+    def _info(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        beside = {"inventory": np.concatenate([np.ravel(observation[name]) for name in self._beside]).astype(np.float32)} if self._beside else {}
+        return self._poses(info) | beside
 
     def _poses(self, info: dict[str, Any]) -> dict[str, Any]:
         run = self._run
@@ -279,6 +297,13 @@ def _picture(env: gym.Env, run: GymCollecting) -> str | None:
     if run.pixels == "observation":
         raise ValueError(f"{run.env}: observations are {space}, of which {len(pictures)} are uint8 pictures; try --pixels render")
     return None
+
+
+def numbers_beside(space: gym.Space) -> dict[str, int]:
+    """How many numbers each part of a Dict holds that is one or a few numbers, such as health or speed; pictures and texts are none."""
+    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
+    sizes = {name: int(np.prod(part.shape)) for name, part in parts.items() if isinstance(part, (Box, Discrete)) and len(part.shape) < 2}
+    return {name: size for name, size in sizes.items() if size <= MOST_BESIDE}
 
 
 def _tried(env: gym.Env, key: str) -> str:
