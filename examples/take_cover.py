@@ -94,7 +94,7 @@ def in_dreams(dream: Dream, policy: str, run: TakeCover) -> Trial:
     alive, steps, frames = torch.ones(run.episodes, dtype=torch.bool), state.world.age.clone(), []
     while alive.any() and steps.max() < STEPS:
         frames += [dream.frame(state)[0].numpy()] if alive[0] else []
-        state, _, ended, _ = dream.step(state, torch.from_numpy(agent.act(observed(dream, state, agent.observation), None)))
+        state, _, ended, *_ = dream.step(state, torch.from_numpy(agent.act(observed(dream, state, agent.observation), None)))
         steps, alive = steps + alive, alive & ~ended
     return Trial(TICS * steps.numpy().astype(float), np.stack(frames))
 

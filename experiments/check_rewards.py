@@ -192,9 +192,9 @@ def dream_on(dream: Dream, state: DreamState, steps: int, agent: Agent | np.ndar
         chosen = agent[:, step] if isinstance(agent, np.ndarray) else agent.act(observed(dream, state, agent.observation), None)
         action = torch.from_numpy(np.asarray(chosen, np.int64))
         again = dream.step(state._replace(seed=state.seed + OTHER_NOISE), action).reward
-        twin, second, _, _ = dream.step(twin, action)
-        state, reward, _, reward_logits = dream.step(state, action)
-        info = dream.info(state, reward_logits)
+        twin, second, *_ = dream.step(twin, action)
+        led = dream.step(state, action)
+        state, reward, info = led.state, led.reward, dream.info(led.state, led)
         uncertainty = info.get("uncertainty", torch.zeros(len(action)))
         numbers = (action, reward, again, second, info["reward_probability"], uncertainty, info["familiarity"])
         moments.append([part.cpu().numpy() for part in numbers])

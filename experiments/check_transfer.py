@@ -173,7 +173,7 @@ def dreams(trial: Trial) -> TrialResult:
             frames.append(dream.frame(state)[0].cpu().numpy())
         if step < args.steps:
             action = agent.act(observed(dream, state, agent.observation), None)
-            state, reward, terminated, _ = dream.step(state, torch.from_numpy(action))
+            state, reward, terminated, *_ = dream.step(state, torch.from_numpy(action))
             earned += reward.cpu().numpy() * goes_on
             goes_on &= ~terminated.cpu().numpy()
     return TrialResult(earned.tolist(), frames)

@@ -55,7 +55,7 @@ def dreamed(dream: Dream) -> tuple[Tensor, Tensor]:
     state = dream.reset(torch.arange(4), {"context_frames": CONTEXT})
     frames, rewards = [dream.frame(state).cpu().float()], []
     for step in range(STEPS):
-        state, reward, _, _ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
+        state, reward, *_ = dream.step(state, torch.full((4,), WALK[step % len(WALK)]))
         frames.append(dream.frame(state).cpu().float())
         rewards.append(reward.cpu())
     return torch.stack(frames), torch.stack(rewards)

@@ -90,7 +90,7 @@ def roll(dream: Dream, state: DreamState, action: Tensor, generator: torch.Gener
         if leader is not None and (wanted < 0).any():
             wanted = torch.where(wanted < 0, leader(now), wanted)
         noise = torch.randn(len(action), config.tokens, config.latent_channels, generator=generator, device=dream.device)
-        before, (now, _, _, logits) = now, dream.step(now, wanted, noise)
+        before, (now, _, _, logits, _) = now, dream.step(now, wanted, noise)
         expected = reward(dream.world, before, now, logits, expected=True, bins=dream.weights.world_model.reward_bins).float()
         steps.append((wanted, expected, now.posterior_variance, now.latent))
     return Futures(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))

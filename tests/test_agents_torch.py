@@ -140,7 +140,7 @@ def test_an_episode_that_the_world_ends_is_worth_nothing_more(tmp_path):
     from tiny_world import write_tiny_weights
 
     dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path, termination=True))
-    dream.weights.world_model.termination_head[-1].bias.data += 100.0
+    dream.weights.world_model.termination_head.network[-1].bias.data += 100.0
     envs = DreamVectorEnv.from_bank(dream, bank_of_starts(dream, 0, 6), ROWS, LIMIT, observation="features")
     rollout = learner_of(SMALL, envs).rollout()
     assert rollout.done.bool().all()

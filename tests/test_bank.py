@@ -129,7 +129,7 @@ def test_arrays_begin_with_states_of_a_bank_too(dream, bank):
 
 def test_worlds_that_end_episodes_begin_anew(tmp_path):
     dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path, termination=True))
-    dream.weights.world_model.termination_head[-1].bias.data += 100.0
+    dream.weights.world_model.termination_head.network[-1].bias.data += 100.0
     envs = rows_of(dream, bank_of(dream))
     envs.reset()
     _, _, terminated, truncated, info = envs.step(actions())

@@ -74,7 +74,7 @@ def test_rewards_count_where_a_twin_agrees(arguments):
     state = plain.clone_state().dream
     twin, agreement, paid = state._replace(seed=state.seed + OTHER_NOISE), Agreement(ROWS, 1), []
     for action in actions(12):
-        twin, second, _, _ = plain.dream.step(twin, torch.from_numpy(action))
+        twin, second, *_ = plain.dream.step(twin, torch.from_numpy(action))
         observation, reward, *_ = plain.step(action)
         ours = guarded.step(action)
         assert same(ours[0], observation)

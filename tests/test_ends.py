@@ -144,7 +144,8 @@ def test_ends_are_learned_from_short_episodes_and_come_as_often_as_they_did():
     clip, zeros = read_clip(episodes, [SegmentIndex(row, 0, 48, 48) for row in range(8)], 48, 4), torch.zeros(8, 48)
     with torch.no_grad():
         features = model(clip.latent, inputs_of(clip, zeros, zeros), model.initial_state(8)).features
-        chance, shown = model.termination_head(features)[:, 8:, 0].sigmoid(), clip.action[:, 8:]
+        logit = model.termination_head(features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])
+        chance, shown = logit[:, 7:].sigmoid(), clip.action[:, 8:]
     assert chance[shown == 3].mean().item() == pytest.approx(0.25, abs=0.07)
     assert chance[shown < 3].mean().item() < 0.03
 
@@ -160,15 +161,16 @@ def test_dreams_end_by_the_rows_own_draw_whoever_dreams_them(tmp_path):
     weights = write_tiny_weights(tmp_path, termination=True)
     how = dict(weights=weights, profile="fast", device="cpu", dtype="float32")
     env, rows = DreamEnv("memory-maze", **how), DreamVectorEnv("memory-maze", 8, **how)
-    head = env.dream.weights.world_model.termination_head
+    head = env.dream.weights.world_model.termination_head.network
     head[-1].weight.data.zero_(), head[-1].bias.data.fill_(-1.5)
     rows.reset(seed=0)
     ended = np.array([rows.step(np.ones(8, int))[2] for _ in range(40)])
     assert ended.mean() == pytest.approx(torch.tensor(-1.5).sigmoid().item(), abs=0.08)
-    _, info = env.reset(seed=3)
-    assert info["termination_probability"] == pytest.approx(0.182, abs=1e-3)
+    assert env.reset(seed=3)[1]["termination_probability"] == 0.0
     state, first = env.clone_state(), int(ended[:, 3].argmax())
-    assert [env.step(1)[2] for _ in range(first + 1)] == ended[: first + 1, 3].tolist()
+    steps = [env.step(1) for _ in range(first + 1)]
+    assert [step[2] for step in steps] == ended[: first + 1, 3].tolist()
+    assert steps[0][4]["termination_probability"] == pytest.approx(0.182, abs=1e-3)
     env.restore_state(state)
     assert [env.step(1)[2] for _ in range(first + 1)] == ended[: first + 1, 3].tolist()
     tensors = DreamVectorEnv("memory-maze", 8, output="torch", **how)
@@ -179,7 +181,7 @@ def test_dreams_end_by_the_rows_own_draw_whoever_dreams_them(tmp_path):
 def test_stable_baselines_hears_of_ends_and_not_of_a_time_limit(tmp_path):
     sb3 = pytest.importorskip("lssvwm_gym.envs.sb3")
     envs = sb3.make_sb3_vec_env("memory-maze", 2, weights=write_tiny_weights(tmp_path, termination=True), profile="fast", device="cpu")
-    envs.envs.dream.weights.world_model.termination_head[-1].bias.data.fill_(50)
+    envs.envs.dream.weights.world_model.termination_head.network[-1].bias.data.fill_(50)
     envs.reset()
     seen, _, done, infos = envs.step(np.zeros(2, int))
     assert done.all()

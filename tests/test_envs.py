@@ -119,7 +119,7 @@ def test_reward_is_what_the_committed_frame_pays(env):
 
 def test_an_episode_ends_where_the_model_says_so(tmp_path):
     env = DreamEnv("memory-maze", weights=write_tiny_weights(tmp_path, termination=True), profile="fast")
-    bias = env.dream.weights.world_model.termination_head[-1].bias
+    bias = env.dream.weights.world_model.termination_head.network[-1].bias
     for logit, ends in ((50, True), (-50, False)):
         bias.fill_(logit)
         env.reset(seed=0)

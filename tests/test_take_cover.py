@@ -58,7 +58,7 @@ def test_dreams_count_until_each_ends(dream, monkeypatch):
     assert (trial.tics >= 4).all()
     assert len(trial.frames) * 4 <= trial.tics[0]
     ending = copy.deepcopy(dream.weights.world_model)
-    ending.termination_head[-1].bias.data += 30
+    ending.termination_head.network[-1].bias.data += 30
     ended = take_cover.in_dreams(replace(dream, weights=replace(dream.weights, world_model=ending)), "random", run)
     assert len(set(ended.tics.tolist())) == 1
     assert ended.tics[0] < trial.tics.max()

@@ -133,7 +133,7 @@ def test_rows_of_different_age_end_one_by_one(envs):
 
 def test_a_row_that_terminates_begins_anew(tmp_path, arguments):
     envs = DreamVectorEnv(num_envs=2, **{**arguments, "weights": write_tiny_weights(tmp_path, termination=True)})
-    envs.dream.weights.world_model.termination_head[-1].bias.fill_(50)
+    envs.dream.weights.world_model.termination_head.network[-1].bias.fill_(50)
     envs.reset(seed=0)
     _, _, terminated, truncated, info = envs.step(np.zeros(2, int))
     assert terminated.all()
@@ -306,7 +306,7 @@ def test_tensors_of_a_world_with_counts_and_milestones(tmp_path):
 
 def test_tensors_where_the_model_ends_an_episode(tmp_path, arguments):
     envs = tensors_of({**arguments, "weights": write_tiny_weights(tmp_path, termination=True)})
-    envs.dream.weights.world_model.termination_head[-1].bias.fill_(50)
+    envs.dream.weights.world_model.termination_head.network[-1].bias.fill_(50)
     envs.reset(seed=0)
     _, _, terminated, truncated, info = envs.step(torch.zeros(ROWS, dtype=torch.int64))
     assert terminated.all()

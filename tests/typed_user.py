@@ -83,10 +83,11 @@ def use_a_dream(dream: Dream) -> None:
     assert_type(state, DreamState)
     frame = dream.frame(state)
     assert_type(frame, torch.Tensor)
-    after, reward, _, reward_logits = dream.step(state, torch.tensor([1, 1]))
+    step = dream.step(state, torch.tensor([1, 1]))
+    after, reward = step.state, step.reward
     assert_type(after.pose, torch.Tensor)
     assert_type(reward, torch.Tensor)
-    assert_type(dream.info(after, reward_logits), dict[str, torch.Tensor])
+    assert_type(dream.info(after, step), dict[str, torch.Tensor])
     assert_type(dream.fingerprint, str)
     if len(frame) == 0:
         dream.step(state, 1)  # type: ignore[arg-type]

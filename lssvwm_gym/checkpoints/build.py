@@ -33,7 +33,7 @@ SIZES = Bounds(
     any_whole=(1, LARGEST_SIZE),
     as_written=True,  # states know the model by how its sizes are written
     above_zero=frozenset({"motion_scale", "memory_scales", "memory_noise", "reward_limit"}),  # what others are divided by
-    signed=frozenset({"class_rewards"}),
+    signed=frozenset({"class_rewards", "inventory_changes", "inventory_range"}),
 )
 MAKERS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty}
 

@@ -161,8 +161,8 @@ def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Pa
     types = {k: kind for k, (_, kind) in expected.items()}
     if any(tensors[k].dtype != kind for k, kind in types.items()):
         raise TensorFileError(f"{path}: {name} are of other types than {types}")
-    action, inventory = tensors["action"], tensors["inventory"]
-    if not tensors["latent"].isfinite().all() or not (inventory.isfinite() & (inventory >= 0)).all():
+    action, inventory, counted = tensors["action"], tensors["inventory"], not config.inventory_changes
+    if not tensors["latent"].isfinite().all() or not inventory.isfinite().all() or (counted and (inventory < 0).any()):
         raise TensorFileError(f"{path}: {name} with latents or counts that are not finite, or counts below 0")
     if config.actions and not ((action >= 0) & (action <= config.actions)).all():
         raise TensorFileError(f"{path}: {name} with actions other than 0..{config.actions}")

@@ -66,7 +66,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     if len(actions) != count:
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
-    if model.inventory_size:
+    if model.inventory_size and not model.inventory_changes:
         raise ValueError("a world with an inventory is registered by a record of its own, see docs/own_world.md: leave out --name")
     return WorldSpec(
         id=f"LSSVWM-{title}-v0",
@@ -79,6 +79,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
         length_scale=naming.length_scale,
+        inventory=tuple(collection.inventory) if collection and model.inventory_size else (),
         low=low,
         high=high,
     )

@@ -1,7 +1,8 @@
 """Collect episodes from any Gymnasium environment: `lssvwm-gym collect gym --env CartPole-v1 --out DIR`.
 
 Frames are the observations where those are pictures, else what the environment renders as `rgb_array`; actions are Discrete or Box, and
-drawn at random. What else a Dict observes in a few numbers, such as health, is recorded beside the picture. Beside the episodes, `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
+drawn at random. What else a Dict observes in a few numbers, such as health, is recorded beside the picture. With the episodes,
+`collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 import numpy as np
 import tyro
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
 from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, not_a_picture, note, read_settings
@@ -149,7 +150,8 @@ class GymRecorder:
     def __init__(self, run: GymCollecting) -> None:
         self._run, self._env = run, make(run)
         env, policy = self._env, partial(Sticky, self._env.action_space, run.odds, run.sticky)
-        self._source = Source(lambda _: env, policy, env.fps, every_frame=env.recorded)
+        frame = "image" if isinstance(env.observation_space, Dict) else None
+        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else (), frame=frame)
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
         run, longest = self._run, 0
@@ -180,7 +182,9 @@ class Framed(gym.Wrapper):
         self._run, self._key, self._framing = run, key, Framing(run.size, run.crop)
         self._beside = numbers_beside(env.observation_space)
         self._last = np.zeros((run.size, run.size, 3), np.uint8)
-        self.observation_space = Box(0, 255, (run.size, run.size, 3), np.uint8)
+        self.observation_space: gym.Space = Box(0, 255, (run.size, run.size, 3), np.uint8)
+        if beside := sum(self._beside.values()):
+            self.observation_space = Dict({"image": self.observation_space, "inventory": Box(-np.inf, np.inf, (beside,), np.float32)})
         inner, self._start = env.action_space, 0
         if isinstance(inner, Discrete):
             self.action_space, self._start = Discrete(inner.n), int(inner.start)
@@ -193,14 +197,10 @@ class Framed(gym.Wrapper):
     def fps(self) -> int:
         return self._run.fps or max(1, round(self.metadata.get("render_fps") or FPS))
 
-    @property
-    def recorded(self) -> tuple[str, ...]:
-        """What `info` has of every frame that is kept."""
-        return (*(POSE if self._run.position else ()), *(("inventory",) if self._beside else ()))
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._frame(observation), self._info(observation, info)
+        self._last = self._frame(observation)
+        return self._observed(observation), self._poses(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         inner = self.env.action_space
@@ -210,7 +210,7 @@ class Framed(gym.Wrapper):
         if terminated and frame.min() == frame.max():  # nothing is shown of a game that is over: no dream should show that
             frame = self._last
         self._last = frame
-        return frame, reward, terminated, truncated, self._info(observation, info)
+        return self._observed(observation), reward, terminated, truncated, self._poses(info)
 
     def described(self) -> Collection:
         """After a reset."""
@@ -229,9 +229,11 @@ class Framed(gym.Wrapper):
             raise ValueError(f"{self._run.env}: frames are {frame.dtype} {frame.shape}, not uint8 (height, width, 3)")
         return framed(frame, self._framing)
 
-    def _info(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        beside = {"inventory": np.concatenate([np.ravel(observation[name]) for name in self._beside]).astype(np.float32)} if self._beside else {}
-        return self._poses(info) | beside
+    def _observed(self, observation: Any) -> Any:
+        """The last frame, in a dict where numbers go with it."""
+        if not self._beside:
+            return self._last
+        return {"image": self._last, "inventory": np.concatenate([np.ravel(observation[name]) for name in self._beside]).astype(np.float32)}
 
     def _poses(self, info: dict[str, Any]) -> dict[str, Any]:
         run = self._run
@@ -302,7 +304,8 @@ def _picture(env: gym.Env, run: GymCollecting) -> str | None:
 def numbers_beside(space: gym.Space) -> dict[str, int]:
     """How many numbers each part of a Dict holds that is one or a few numbers, such as health or speed; pictures and texts are none."""
     parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
-    sizes = {name: int(np.prod(part.shape)) for name, part in parts.items() if isinstance(part, (Box, Discrete)) and len(part.shape) < 2}
+    shapes = {name: part.shape or () for name, part in parts.items() if isinstance(part, (Box, Discrete))}
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items() if len(shape) < 2}
     return {name: size for name, size in sizes.items() if size <= MOST_BESIDE}
 
 

@@ -77,15 +77,15 @@ class Episode:
 
     @property
     def inventory(self) -> np.ndarray:
-        """Counts that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded.
+        """Counts or other numbers that go with every frame, `inventory`, (T, V) float32; V is 0 where none were recorded.
 
         Raises `EpisodeError` for an inventory that is something else.
         """
         if "inventory" not in self.extras:
             return np.zeros((len(self), 0), np.float32)
         counts = self._numbers("inventory", None)
-        if not (np.isfinite(counts).all() and (counts >= 0).all()):
-            raise EpisodeError("inventory has counts that are not finite or below 0")
+        if not np.isfinite(counts).all():
+            raise EpisodeError("inventory has numbers that are not finite")
         return counts
 
     @property

@@ -64,7 +64,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `familiarity`        | float, 0..1        | how well the memory knew this place before this frame                      |
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
-    | `termination_probability` | float, 0..1   | that the episode ends with this frame, where the model has learned that    |
+    | `termination_probability` | float, 0..1   | that this step ended the episode, where the model has learned when they do |
     |                      |                    | episodes end                                                               |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
@@ -151,7 +151,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
         step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
         self._now = step.state, None
         self._steps += 1
-        info = spaces.single(self.dream.info(step.state, step.reward_logits))
+        info = spaces.single(self.dream.info(step.state, step))
         return self._observation(), float(step.reward[0]), bool(step.terminated[0]), False, info
 
     @independent

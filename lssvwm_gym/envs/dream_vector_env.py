@@ -171,12 +171,13 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
             action = spaces.checked_tensors(actions, dream.world, self.num_envs, dream.device)
         else:
             action = spaces.checked_actions(actions, dream.world, (self.num_envs,))
-        state, reward, terminated, reward_logits = dream.step(before, action, self._noise())
+        step = dream.step(before, action, self._noise())
+        state, reward, terminated = step[:3]
         self._now = state, self._seen_frames(state)
         self._steps, self._ages = self._steps + 1, self._ages + 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
         done = self._read_back(terminated) | truncated
-        info, ended = dream.info(state, reward_logits), dict[str, Any]()
+        info, ended = dream.info(state, step), dict[str, Any]()
         if done.any():
             ended = spaces.final(self._observed(), info, self._sent(done))
             info = dream.info(self._begin(done, {}))

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.rollout import DreamState, chance_of
+from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.symlog import expected_reward
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WorldSpec
@@ -39,20 +39,15 @@ def reward_probability(world: WorldSpec, logits: Tensor) -> Tensor:
     return logits.softmax(-1) @ _table(tuple(float(value != 0) for value in world.reward_values), logits.device, logits.dtype)
 
 
-def terminated(model: WorldModel, after: DreamState, noise: Tensor) -> Tensor:
-    """Whether the step to this state, with noise (B, N, C), ended the episode, (B,) bool; never where the world model has no head for it.
+def termination_probability(model: WorldModel, before: DreamState, action: Tensor) -> Tensor:
+    """How probable it is that the step by actions (B,) from this state ends the episode, (B,); 0 where the world model has no head for it.
 
-    It is a draw and no threshold, or episodes whose end nobody foresees would never end.
+    A step ends an episode by a draw with it, by `chance_of` its noise: it is no threshold, or episodes whose end nobody foresees would
+    never end.
     """
     if model.termination_head is None:
-        return torch.zeros_like(after.seed, dtype=torch.bool)
-    return chance_of(noise) < termination_probability(model, after)
-
-
-def termination_probability(model: WorldModel, state: DreamState) -> Tensor:
-    """How probable it is that the episode ends with the last frame, (B,); for models with a head for it."""
-    assert model.termination_head is not None
-    logit: Tensor = model.termination_head(state.features)[:, 0]
+        return torch.zeros_like(before.uncertainty)
+    logit: Tensor = model.termination_head(before.features, before.inventory, action)
     return logit.sigmoid()
 
 

@@ -197,11 +197,12 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     if wrong:
         raise TensorFileError(f"{path}: not the tensors of {rows} dreams of this model: {'; '.join(wrong[:4])}")
     state: DreamState = tree_unflatten([tensors[name] for name in named(blank)], tree_flatten_with_path(blank)[1])
+    counts = state.inventory if dream.world.max_inventory else state.inventory[:, :0]  # other numbers may be below 0
     for name, number, most in (
         ("seed", state.seed, 2**32 - 1),
         ("age", state.world.age, MAX_STEPS),
-        ("inventory", state.inventory, MAX_COUNTED),
-        ("inventory_peak", state.inventory_peak, MAX_COUNTED),
+        ("inventory", counts, MAX_COUNTED),
+        ("inventory_peak", state.inventory_peak[:, : counts.shape[1]], MAX_COUNTED),
         ("pose_known", state.pose_known, 1),
         ("spatial_memory.explained", state.world.spatial_memory.explained.abs(), 2),  # 1 at most, but for rounding
     ):

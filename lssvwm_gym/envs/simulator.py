@@ -2,7 +2,7 @@
 
 dream = open_dream("memory-maze")
 state = dream.reset(torch.tensor([7, 8]))                                # two dreams
-state, reward, terminated, _ = dream.step(state, torch.tensor([1, 1]))
+state, reward, terminated, *_ = dream.step(state, torch.tensor([1, 1]))
 picture = dream.frame(state)                                             # uint8 (2, 64, 64, 3)
 """
 
@@ -23,13 +23,13 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
-from lssvwm_gym.envs.rewards import reward, reward_probability, terminated, termination_probability
-from lssvwm_gym.envs.spaces import arrays
+from lssvwm_gym.envs.rewards import reward, reward_probability, termination_probability
+from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import DreamState, chance_of, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
@@ -46,6 +46,7 @@ class Step(NamedTuple):
     reward: Tensor  # (B,) float64
     terminated: Tensor  # (B,) bool
     reward_logits: Tensor  # (B, K) of the world's reward values, or of the world model's bins
+    termination_probability: Tensor  # (B,) with which `terminated` was drawn
 
 
 @legacy.keywords(legacy.DREAM)
@@ -113,11 +114,12 @@ class Dream:
         The noise (B, N, C) is `frame_noise`'s unless another is given. With noise and actions on the device it waits for nothing.
         """
         model, step = self.weights.world_model, step_of(self.sampling_steps)
-        step = compile_step(step, model, self.backend)
+        step, action = compile_step(step, model, self.backend), action.to(self.device)
         noise = frame_noise(state, model) if noise is None else noise
-        after, reward_logits = step(model, state, action.to(self.device), noise)
+        ending = termination_probability(model, state, action)
+        after, reward_logits = step(model, state, action, noise)
         paid = reward(self.world, state, after, reward_logits, bins=model.reward_bins)
-        return Step(after, paid, terminated(model, after, noise), reward_logits)
+        return Step(after, paid, chance_of(noise) < ending, reward_logits, ending)
 
     @functools.cached_property
     def _after_context(self) -> Callable[[int, int], DreamState]:
@@ -146,33 +148,36 @@ class Dream:
 
     @independent
     @torch.no_grad()
-    def info(self, state: DreamState, reward_logits: Tensor | None = None) -> dict[str, Tensor]:
-        """What the dream knows beside the frame, copies on the device, first axis B; `reward_logits` (B, K) are those of its step.
+    def info(self, state: DreamState, step: Step | None = None) -> dict[str, Tensor]:
+        """What the dream knows beside the frame, copies on the device, first axis B; `step` is that which led there.
 
         `age`: int64, frames in its memory. `reward_probability`: float32, that this frame's reward is other than 0.
         `estimated_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
         tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
         this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
         this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass. `termination_probability`: float32, that the episode ends with this frame, where a model has
-        learned that episodes end; a step ends it by a draw. `inventory`: int32 (B, V), the world's counts, where it has any.
+        profiles of more than one pass. `termination_probability`: float32, that the step to this frame ended the episode, where a
+        model has learned that episodes end; whether it did is drawn. `inventory`: int32 (B, V), the world's counts, where it has any; of
+        numbers that are no counts float32.
         """
-        logits = self.weights.world_model.reward_head(state.features) if reward_logits is None else reward_logits
+        logits = self.weights.world_model.reward_head(state.features) if step is None else step.reward_logits
         numbers = {"age": state.world.age, "reward_probability": reward_probability(self.world, logits)}
         if self.weights.world_model.config.has_spatial_memory:
             numbers["estimated_pose"] = state.pose
             numbers["familiarity"] = 1 - state.posterior_variance
         if self.world.inventory:
-            numbers["inventory"] = state.inventory.clamp(max=self.world.max_inventory).to(torch.int32)
+            numbers["inventory"] = inventory_of(self.world, state)
         if self.weights.world_model.termination_head is not None:
-            numbers["termination_probability"] = termination_probability(self.weights.world_model, state)
+            numbers["termination_probability"] = torch.zeros_like(state.uncertainty) if step is None else step.termination_probability
         if self.sampling_steps > 1:
             numbers["uncertainty"] = state.uncertainty
         return {name: number.clone() for name, number in numbers.items()}
 
     def _first_imagined(self, state: DreamState) -> DreamState:
-        model = self.weights.world_model
+        model, contexts = self.weights.world_model, self.weights.short_contexts
         state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_spatial_memory)))
+        if model.config.inventory_changes and contexts.batch:  # counts begin with nothing, other numbers as in a real episode
+            state = state._replace(inventory=contexts.inventory[:1, 0].to(state.inventory).expand_as(state.inventory))
         action = unknown_action(model, len(state.seed))
         return commit(model, state, action, imagine(model, state, action, self.sampling_steps))
 
@@ -185,7 +190,7 @@ class Dream:
         """`step` as it was: the next state, and on the CPU its reward, whether the episode ended, and `info` as arrays."""
         legacy.warn("Dream.go_on", "Dream.step")
         step = self.step(state, action)
-        return step.state, step.reward.cpu(), step.terminated.cpu(), arrays(self.info(step.state, step.reward_logits))
+        return step.state, step.reward.cpu(), step.terminated.cpu(), arrays(self.info(step.state, step))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Dream:
         return self  # nothing in it changes, so copies of an environment share it

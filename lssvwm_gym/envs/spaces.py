@@ -63,7 +63,9 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
     image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
     if not world.inventory or observation == "image":
         return image
-    return Dict({"image": image, "inventory": Box(0, world.max_inventory, (len(world.inventory),), np.int32)})
+    size = (len(world.inventory),)
+    counts = Box(0, world.max_inventory, size, np.int32) if world.max_inventory else Box(-np.inf, np.inf, size, np.float32)
+    return Dict({"image": image, "inventory": counts})
 
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
@@ -74,12 +76,17 @@ def numbers_of(state: DreamState, observation: str) -> Tensor:
 
 def observed(world: WorldSpec, observation: str, state: DreamState, frame: Tensor | None) -> Any:
     """The observations of all rows, copies on the device: frames (B, height, width, 3) uint8, where asked for in a dict beside
-    int32 counts (B, V); or numbers."""
+    counts or other numbers (B, V); or numbers."""
     if frame is None or not needs_frame(observation):
         return numbers_of(state, observation).float().clone()
     if not world.inventory or observation == "image":
         return frame.clone()
-    return {"image": frame.clone(), "inventory": state.inventory.clamp(max=world.max_inventory).to(torch.int32)}
+    return {"image": frame.clone(), "inventory": inventory_of(world, state)}
+
+
+def inventory_of(world: WorldSpec, state: DreamState) -> Tensor:
+    """The world's counts (B, V) int32, or of a world whose numbers are no counts, float32; a copy."""
+    return state.inventory.clamp(max=world.max_inventory).to(torch.int32) if world.max_inventory else state.inventory.float().clone()
 
 
 def batched(info: Mapping[str, Tensor], mask: Tensor) -> Info:

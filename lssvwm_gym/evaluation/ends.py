@@ -22,7 +22,7 @@ def reward(context: EvalContext) -> dict[str, Any]:
     model = context.weights.world_model
     logits, recorded = [], []
     for clip, features in _read_through(context):
-        logits.append(model.reward_head(features)[0])
+        logits.append(model.reward_head(features)[0, 1:])
         recorded.append(clip.reward[0, 1:])
     told, real = torch.cat(logits), torch.cat(recorded)
     if model.reward_bins is not None:
@@ -41,16 +41,17 @@ def check_reward_head(context: EvalContext) -> None:
 
 
 def ends(context: EvalContext) -> dict[str, Any]:
-    """The head for ends on real frames: precision, recall, F1 at a probability of a half; ends that it expects in all, and real ones.
+    """The head for ends after real frames: precision, recall, F1 at a probability of a half; ends that it expects in all, and real ones.
 
-    Dreams end by a draw with these probabilities, so the last two say whether they end as often as episodes do.
+    Each is told before the frame that ends the episode is seen. Dreams end by a draw with these probabilities, so the last two say
+    whether they end as often as episodes do.
     """
     head = context.weights.world_model.termination_head
     if head is None:
         raise DoesNotApply("the model has learned from episodes that never end by themselves")
     chances, recorded = [], []
     for clip, features in _read_through(context):
-        chances.append(head(features)[0, :, 0].sigmoid())
+        chances.append(head(features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])[0].sigmoid())
         recorded.append(clip.terminated[0, 1:])
     chance, real = torch.cat(chances), torch.cat(recorded)
     precision, recall, f1 = precision_recall_f1(chance > 0.5, real)
@@ -59,8 +60,10 @@ def ends(context: EvalContext) -> dict[str, Any]:
 
 
 def _read_through(context: EvalContext) -> Iterator[tuple[Segment, Tensor]]:
-    """Every episode as a clip (1, T), and the features (1, T - 1) of its frames but the first."""
+    """Every episode as a clip (1, T), and the features (1, T) of its frames."""
     for episode in tqdm(context.episodes, desc="reading through", leave=False):
         if len(episode) > 1:
             clip = cut_clips([episode], len(episode), 1)
-            yield clip, prefill_further(context.weights.world_model, context.prefilled(clip[:1]), clip[1:]).features
+            begun = context.prefilled(clip[:1])
+            later = prefill_further(context.weights.world_model, begun, clip[1:])
+            yield clip, torch.cat([begun.features[:, None], later.features], 1)

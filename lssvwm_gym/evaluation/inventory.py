@@ -233,7 +233,7 @@ def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], nu
         change = by_recipe(world, counts, action)
         new = {count for count, more in zip(world.inventory, change[0].tolist(), strict=True) if more > 0} - owned
         counts, owned = counts + change, owned | new
-        state, reward, _, _ = dream.step(state, action)
+        state, reward, *_ = dream.step(state, action)
         given.append(float(reward[0]))
         due.append(sum(value for count, value in world.milestones if count in new))
         followed = followed and torch.equal(state.inventory, counts)

@@ -39,7 +39,7 @@ class Conditioning(nn.Module):
         self.action = ActionEmbedding(config, width)
         axes = 3 if config.spatial else 2
         self.pose = head(2 * axes * self.pose_frequencies + config.pose_size - 2 + len(config.motion_scale) + 1, width, width)
-        self.inventory = InventoryEmbedding(config.inventory_size, width) if config.inventory_size else None
+        self.inventory = InventoryEmbedding(config, width) if config.inventory_size else None
 
     def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
         """`known`: what `without_noise` gave for these inputs, if it was called before."""
@@ -77,20 +77,25 @@ class ActionEmbedding(nn.Module):
 
 
 class InventoryEmbedding(nn.Module):
-    """Counts as a learned vector: a rule such as "at least three planks" is one of the inputs."""
+    """Counts, or numbers of a known range, as a learned vector: a rule such as "at least three planks" is one of the inputs."""
 
     thresholds = 8
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, config: WorldModelConfig, width: int) -> None:
         super().__init__()
-        self.network = head(size * (self.thresholds + 1) + 1, width, width)
+        self.network = head(config.inventory_size * (self.thresholds + 1) + 1, width, width)
+        self.range: Tensor | None
+        self.register_buffer("range", torch.tensor(config.inventory_range).T if config.inventory_range else None, persistent=False)
 
     def forward(self, inventory: Tensor) -> Tensor:
-        """vector (..., V) of counts, NaN where unknown."""
+        """vector (..., V), NaN where unknown."""
         known = ~inventory.isnan().any(-1, keepdim=True)
         counts = inventory.nan_to_num()
+        if self.range is not None:  # as if 8 were the most of each
+            counts = (self.thresholds * (counts - self.range[0]) / (self.range[1] - self.range[0])).clamp(0, self.thresholds)
         reached = counts.unsqueeze(-1) > torch.arange(self.thresholds, device=inventory.device)
-        return self.network(torch.cat([reached.flatten(-2).to(counts.dtype), counts.log1p(), known.to(counts.dtype)], -1) * known)
+        amount = counts.log1p() if self.range is None else counts / self.thresholds
+        return self.network(torch.cat([reached.flatten(-2).to(counts.dtype), amount, known.to(counts.dtype)], -1) * known)
 
 
 def head(inputs: int, outputs: int, hidden: int = FEATURES) -> nn.Sequential:

@@ -34,7 +34,7 @@ class WorldModelConfig:
     action_size: int = 0  # length of a continuous action
     reward_values: int = 2  # classes of the reward head, where it has no bins
     termination: bool = False  # whether frames can end the episode
-    inventory_size: int = 0  # V, length of a vector of counts that goes with every frame, such as an inventory
+    inventory_size: int = 0  # V, length of a vector that goes with every frame: counts such as an inventory, or numbers such as health
     max_inventory_change: int = 4  # the most that a count changes by in a frame
     # what came later isn't in the repr, by which saved states know their model
     flow_width: int = field(default=0, repr=False)  # of the flow head, which samples a frame's latent; 0 for none: the model denoises it
@@ -44,6 +44,8 @@ class WorldModelConfig:
     class_rewards: tuple[float, ...] = field(default=(), repr=False)  # what each class of the reward head stands for; none: 0 and 1
     reward_bins: int = field(default=0, repr=False)  # of the reward head, an odd number, for rewards of any size; 0: classes
     reward_limit: float = field(default=20.0, repr=False)  # symlog of the largest reward, and of minus the smallest, that bins tell
+    inventory_changes: tuple[tuple[float, ...], ...] = field(default=(), repr=False)  # of each number, in order; none: V are counts
+    inventory_range: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # the least and the most of each of these numbers
 
     def __post_init__(self) -> None:
         if len(self.motion_scale) not in (3, 5):
@@ -56,6 +58,12 @@ class WorldModelConfig:
             )
         if self.reward_bins and not self.reward_bins % 2:
             raise ValueError(f"reward_bins is an odd number, for one of them stands for 0; got {self.reward_bins}")
+        if any(len(part) not in (0, self.inventory_size) for part in (self.inventory_changes, self.inventory_range)) or (
+            bool(self.inventory_changes) != bool(self.inventory_range)
+        ):
+            raise ValueError(f"inventory_changes and inventory_range are given together, for each of the {self.inventory_size} numbers")
+        if any(len(values) < 2 or sorted(set(values)) != list(values) for values in (*self.inventory_changes, *self.inventory_range)):
+            raise ValueError("inventory_changes and inventory_range list two or more numbers each, from small to large")
         if bool(self.actions) == bool(self.action_size):
             raise ValueError(f"either actions or action_size must be set, got {self.actions} and {self.action_size}")
 

@@ -131,8 +131,9 @@ def _commit_given(
     pose: Tensor,
     inventory: Tensor | None,
     frame_context: FrameContext | None = None,
+    chance: Tensor | None = None,
 ) -> Prefilled:
-    """One call of the model for frames that all are given; inventories are predicted for a single frame only.
+    """One call of the model for frames that all are given; inventories are predicted for a single frame only, with `chance` (B, V) drawn.
 
     `frame_context`: what `condition` gave for this very frame and state.
     """
@@ -142,7 +143,7 @@ def _commit_given(
     inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, inventories[:, : latent.shape[1]])
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
-        inventories = model.inventory_head.after(output.features, inventories, action)
+        inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
     after = DreamState(
         world=output.state,
         latent=latent[:, -1],
@@ -187,6 +188,7 @@ class Imagined(NamedTuple):
     motion: Tensor  # (B, 3 or 5) that leads there
     uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
     shared_context: SharedContext | None = None  # what was worked out on the way and committing it needs again
+    chance: Tensor | None = None  # (B, V) from 0 to 1, which draws how the numbers beside the frame change; where none, the likeliest
 
 
 def imagine(
@@ -212,7 +214,9 @@ def imagine(
     noise = frame_noise(state, model) if noise is None else noise
     latent, uncertainty = _sampled(model, state, inputs, frame_context, noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
-    return Imagined(rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context)
+    drawn = model.inventory_head is not None and model.inventory_head.is_drawn
+    chance = torch.stack([chance_of(noise, 1 + number) for number in range(model.config.inventory_size)], 1) if drawn else None
+    return Imagined(rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context, chance)
 
 
 def next_pose(state: DreamState, motion: Tensor) -> Tensor:
@@ -267,7 +271,8 @@ def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagi
     """Make an imagined frame, to which actions (B,) led, part of the past."""
     pose = next_pose(state, imagined.motion)
     frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
-    after = _commit_given(model, state, imagined.latent[:, None], action[:, None], pose[:, None], None, frame_context).state
+    frame, action, pose = imagined.latent[:, None], action[:, None], pose[:, None]
+    after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance).state
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
 
 
@@ -286,14 +291,14 @@ def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) ->
     return torch.stack(rows)
 
 
-def chance_of(noise: Tensor) -> Tensor:
+def chance_of(noise: Tensor, number: int = 0) -> Tensor:
     """A number (B,) from 0 to 1 for each row of a frame's noise (B, N, C), uniform: what is drawn beside the frame itself.
 
-    It needs no other generator and waits for no device. Of hundreds of directions of the noise it is one, so that it hardly says anything
-    of the frame.
+    It needs no other generator and waits for no device. Of hundreds of directions of the noise it is one, another for each `number`, so
+    that it hardly says anything of the frame.
     """
     flat = noise.flatten(1)
-    signs = constant(tuple(range(flat.shape[1])), flat.device).square().cos().sign()
+    signs = constant(tuple(range(number, number + flat.shape[1])), flat.device).square().cos().sign()
     return torch.special.ndtr((flat * signs).sum(1) / math.sqrt(flat.shape[1]))
 
 

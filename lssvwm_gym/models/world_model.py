@@ -24,6 +24,7 @@ from lssvwm_gym.models.motion_heads import MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask
 from lssvwm_gym.models.symlog import bin_values
+from lssvwm_gym.models.termination_head import TerminationHead
 
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 
@@ -70,7 +71,7 @@ class WorldModel(nn.Module):
         self.register_buffer("reward_bins", bin_values(config.reward_bins, config.reward_limit) if config.reward_bins else None, False)
         self.motion_head = CollisionMotionHead(config) if config.collisions else MotionHead(config)
         self.odometry_head = OdometryHead(config)
-        self.termination_head = head(FEATURES, 1) if config.termination else None
+        self.termination_head = TerminationHead(config) if config.termination else None
         self.inventory_head = InventoryHead(config) if config.inventory_size else None
         self.flow_head = FlowHead(config) if config.flow_width else None
 

@@ -16,9 +16,11 @@ from lssvwm_gym.training.autoencoder import AutoencoderTraining
 from lssvwm_gym.training.config import CURRICULUM, WorldTraining
 from lssvwm_gym.training.dreamed_samples import DreamOptions
 from lssvwm_gym.training.heads import HeadTraining
+from lssvwm_gym.training.objectives import LossOptions
 
 STICKY = (0.75, 0.0)  # of these the one with longer episodes, where they end early
 ROWS = 8  # clips a step
+CONTEXT_NOISE = 0.03  # of latents, at most: the pole of CartPole moves by no more than 0.07 a frame
 PATCHES = 16  # a side of a picture, so that there are always as many tokens
 
 
@@ -128,6 +130,7 @@ def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining
         warmup=max(1, min(100, plan.world_steps // 10)),
         teacher_forcing=0.8,
         self_rollout=0.1,
+        noising=LossOptions(context_noise=CONTEXT_NOISE),
         back=0.4 if run.position else 0.0,
         odometry_updates=4 if run.position else 0,
         save_every=max(1, plan.world_steps // 10),
@@ -147,7 +150,7 @@ def head_training(run: OwnWorld, network: Network, plan: Plan) -> HeadTraining:
         adversarial_steps=adversarial,
         warmup=max(1, min(300, plan.head_steps // 10)),
         flow_width=network.flow_width,
-        dreams=DreamOptions(rows=16, ahead=plan.ahead),
+        dreams=DreamOptions(rows=16, ahead=plan.ahead, context_noise=CONTEXT_NOISE),
         refresh=100,
         save_every=max(1, plan.head_steps // 5),
         seed=run.seed,

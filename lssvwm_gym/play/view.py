@@ -78,9 +78,9 @@ def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], r
     rewards, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
     top = at[1]
     for number, name in enumerate(game.world.inventory):
-        count, has_been = int(now.info["inventory"][number]), reached[number] > 0
+        count, has_been = now.info["inventory"][number].item(), reached[number] > 0
         theme.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
-        theme.write(screen, (right - 92, top), str(count), LIGHT if count else DIM, "small", right=True)
+        theme.write(screen, (right - 92, top), f"{count:.6g}", LIGHT if count else DIM, "small", right=True)
         if name in rewards:
             box = pygame.Rect(right - 10, top + 2, 10, 10)
             pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)

@@ -155,5 +155,6 @@ def _dreams(
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
         latent = torch.where(dreams[rows, None, None], latent, recorded)
         after = commit(model, state, action, Imagined(rounded(latent, LATENT_STEPS), motion, torch.zeros_like(off)))
+        after = after._replace(inventory=clip.inventory[rows, t])
         state, rows = take_rows(after, counts), rows[counts]
     return parts

@@ -19,13 +19,15 @@ from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.symlog import BINS, symlog
+from lssvwm_gym.models.symlog import BINS, bin_values, symlog
 
 MOST_CLASSES = 8  # different rewards that are told apart as classes; more are real numbers
 LARGEST_CLASS = 2.0**16
 PLAIN = WorldModelConfig()
 LEAST_WAY, LEAST_TURN = 0.1, 0.02  # of the typical way in any direction; radians: directions in which nothing moves have a scale, too
 TOLD = ("termination", "reward_values", "class_rewards", "reward_bins", "reward_limit")
+INVENTORY = ("inventory_size", "inventory_changes", "inventory_range")
+MOST_CHANGES = 31  # different changes of a number in a frame that are told apart; of more, so many are chosen
 
 
 def settings_from_data(model: WorldModelConfig, episodes: list[Segment], checkpoint: Path) -> WorldModelConfig:
@@ -36,9 +38,7 @@ def settings_from_data(model: WorldModelConfig, episodes: list[Segment], checkpo
     """
     if checkpoint.exists():
         config = known_config(load_tensors(checkpoint)[1].get("config"))
-        told: dict[str, Any] = {
-            name: tuple(x) if isinstance(x, list) else x for name, x in config.items() if name in (*TOLD, "motion_scale")
-        }
+        told: dict[str, Any] = {name: _as_tuples(x) for name, x in config.items() if name in (*TOLD, *INVENTORY, "motion_scale")}
         return replace(model, **told)
     ends = any(bool(episode.terminated.any()) for episode in episodes if episode.terminated is not None)
     if model.termination and not ends:
@@ -49,7 +49,7 @@ def settings_from_data(model: WorldModelConfig, episodes: list[Segment], checkpo
     rewards = torch.cat([episode.reward for episode in episodes])
     if model.reward_bins and model.reward_limit == PLAIN.reward_limit:
         return replace(model, reward_limit=_limit(rewards))
-    if model.inventory_size or any(getattr(model, name) != getattr(PLAIN, name) for name in TOLD[1:]):
+    if (model.inventory_size and not model.inventory_changes) or any(getattr(model, name) != getattr(PLAIN, name) for name in TOLD[1:]):
         return model
     values = [float(f"{value:.7g}") for value in rewards.unique().tolist() if value]
     if not set(values) - {1.0}:
@@ -83,11 +83,33 @@ def fitted(config: WorldModelConfig, data: Path, episodes: list[Segment]) -> Wor
         else:
             largest = max(int(one.action.max()) for one in episodes)
             config = replace(config, actions=len(collection.actions) if collection else max(PLAIN.actions, largest + 1))
+    if collection is not None and collection.inventory and not config.inventory_size:
+        changes, bounds = zip(
+            *(changes_and_range([one.inventory[:, n] for one in episodes]) for n in range(len(collection.inventory))), strict=True
+        )
+        config = replace(config, inventory_size=len(collection.inventory), inventory_changes=changes, inventory_range=bounds)
     if not poses:
         config = replace(config, memory_features=0)
     elif collection is not None and config.motion_scale == PLAIN.motion_scale and first.pose.shape[1] == PLAIN.pose_size:
         config = replace(config, motion_scale=typical_motion(episodes))
     return config
+
+
+def changes_and_range(number: list[torch.Tensor]) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """By what a number (T,) of each episode changes in a frame, all of it or the bins between which it is shared; its least and most."""
+    change, whole = torch.cat([one.diff() for one in number]).double(), torch.cat(number)
+    values = [float(f"{value:.6g}") for value in change.unique().tolist()]
+    if len(values := sorted({0.0, *values})) > MOST_CHANGES:
+        scale = float(change.abs().quantile(0.9)) if len(change) < 2**24 else float(change.abs().mean())
+        scale = scale or float(change.abs().max())
+        bins = scale * bin_values(MOST_CHANGES, float(symlog(change.abs().max() / scale))).double()
+        values = sorted({float(f"{value:.6g}") for value in bins.tolist()})
+    least, most = float(whole.min()), float(whole.max())
+    return tuple(values if len(values) > 1 else [0.0, 1.0]), (least, most if most > least else least + 1)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def typical_motion(episodes: list[Segment]) -> tuple[float, ...]:

@@ -7,14 +7,13 @@ Apart from those, visual odometry: the motion between two frames, learned from b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
@@ -147,8 +146,10 @@ def _losses(
     means = {"denoise": denoise, "reward": _reward_loss(model, output, clip, known), "pose": _pose_loss(model, output, clip, followed)}
     counts = {"denoise": noisy.float(), "reward": known.sum(), "pose": followed.sum()}
     if model.termination_head is not None:
-        means["termination"] = _termination_loss(model.termination_head, output, clip, known, options.end_weight)
-        counts["termination"] = known.sum()
+        follows = committed[:, :-1] * clip.recorded[:, 1:]
+        logit = model.termination_head(output.features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])
+        means["termination"] = model.termination_head.loss(logit, clip.terminated[:, 1:], follows, options.end_weight)
+        counts["termination"] = follows.sum()
     if model.inventory_head is not None:
         means["inventory"] = model.inventory_head.loss(output.features, clip.before, clip.action, clip.inventory, known)
         counts["inventory"] = known.sum()
@@ -180,18 +181,6 @@ def _reward_loss(model: WorldModel, output: WorldOutput, clip: Segment, weight: 
         values = clip.reward.new_tensor(model.config.class_rewards or (0.0, 1.0))
         nearest = (clip.reward.unsqueeze(-1) - values).abs().argmin(-1)
         loss = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").view_as(weight)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _termination_loss(head: nn.Module, output: WorldOutput, clip: Segment, weight: Tensor, end_weight: float) -> Tensor:
-    """Cross entropy of the ends of episodes, which are rare, with more weight on them: else hardly a gradient would tell of them.
-
-    So weighed by w, p of ends look like w p / (w p + 1 - p), a logit that is log w too high. That is added here and nowhere else, so that
-    the head's own logit remains that of p: dreams end as often as episodes do.
-    """
-    logit = head(output.features)[..., 0] + math.log(end_weight)
-    pos_weight = logit.new_tensor(end_weight)
-    loss = F.binary_cross_entropy_with_logits(logit, clip.terminated.to(logit.dtype), reduction="none", pos_weight=pos_weight)
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -76,7 +75,7 @@ class Trainer:
         if self.model.termination_head is not None:
             others = len(self.episodes.whole.action) / max(self.episodes.ends, 0.5) - 1  # frames that end nothing, for each that does
             self.options = replace(run.noising, end_weight=run.noising.end_weight or min(others, 100.0))
-            cast(nn.Linear, self.model.termination_head[-1]).bias.data.fill_(-math.log(others))  # begins with how often episodes end
+            self.model.termination_head.begin_with(others)
         use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
@@ -304,5 +303,9 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
         raise ValueError(f"there are actions up to {largest}, but the model knows {config.actions}: --model.actions {largest + 1} or more")
     if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
         raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
+    if config.inventory_size and not config.inventory_changes and any(bool((e.inventory < 0).any()) for e in episodes):
+        raise ValueError(
+            "the inventories have counts below 0: numbers of any sign need --model.inventory-changes and --model.inventory-range"
+        )
     if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
         raise ValueError("the recordings have no poses, which a spatial memory needs: --model.memory-features 0")

@@ -42,8 +42,8 @@ class WorldSpec:
     reward_values: tuple[float, ...]  # of the classes of the reward head; none where rewards are real numbers
     max_episode_steps: int
     weights: Path  # folder with config.json, model.safetensors, contexts.safetensors
-    inventory: tuple[str, ...] = ()  # what is counted beside the picture, such as the things in an inventory
-    max_inventory: int = 0  # bound of the observation space
+    inventory: tuple[str, ...] = ()  # the numbers beside the picture, such as counts of the things in an inventory, or health
+    max_inventory: int = 0  # the most that is ever counted; 0 where they are no counts
     milestones: tuple[tuple[str, float], ...] = ()  # rewards of counts that first rise above 0 in an episode, instead of reward_values
     changes: bool = False  # whether the agent can change it, so that a place need not look as it did
     length_scale: float = 0.25  # units of length within which two views of one direction show about the same
@@ -68,7 +68,7 @@ class WorldSpec:
         uncounted = [name for name, _ in self.milestones if name not in self.inventory]
         if uncounted or len(dict(self.milestones)) < len(self.milestones):
             raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
-        if self.inventory and self.max_inventory < 1:
+        if self.milestones and self.max_inventory < 1:
             raise ValueError(
                 f"{self.name}: max_inventory is {self.max_inventory}, so nothing of {', '.join(self.inventory[:4])} is ever counted"
             )
