@@ -27,17 +27,17 @@ def write_tiny_weights(folder: Path, seed: int = 4, openings: int = OPENINGS, wa
     for parameter in (*model.parameters(), *autoencoder.parameters()):  # zero-initialised parts must take part
         parameter.data += torch.randn_like(parameter) * 0.05
     model.reward_head[-1].weight.data *= 20  # with this seed some frames pay and some do not
-    kind = sizes.get("actions", 6), sizes.get("action_size", 0)
+    kind = sizes.get("actions", 6), sizes.get("action_size", 0), sizes.get("inventory_size", 0)
     starts = random_starts(openings, OPENING_FRAMES, *kind), random_starts(walks, WALK_FRAMES, *kind)
     save_weights(folder, Weights(autoencoder, model, *starts, {"made_by": "tests"}))
     return folder
 
 
-def random_starts(count: int, frames: int, actions: int = 6, action_size: int = 0) -> Segment:
+def random_starts(count: int, frames: int, actions: int = 6, action_size: int = 0, inventory: int = 0) -> Segment:
     heading = torch.rand(count, frames) * 2 * np.pi
     pose = torch.cat([torch.rand(count, frames, 2) * 9, heading.cos()[..., None], heading.sin()[..., None]], -1)
     action = torch.rand(count, frames, action_size) if action_size else torch.randint(actions, (count, frames))
-    return Segment(torch.randn(count, frames, 16, 4).half(), action, pose=pose, inventory=torch.zeros(count, frames, 0))
+    return Segment(torch.randn(count, frames, 16, 4).half(), action, pose=pose, inventory=torch.zeros(count, frames, inventory))
 
 
 def same(a, b):

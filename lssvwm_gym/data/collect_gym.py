@@ -27,6 +27,7 @@ from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.io.json_config import check_bounds, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
 from lssvwm_gym.real_envs.experts.maze_players import Sticky, draw
+from lssvwm_gym.worlds.spec import LARGEST_NUMBER
 
 SETTINGS = "collecting.json"
 FPS = 15  # where the environment doesn't say how fast it runs
@@ -150,8 +151,7 @@ class GymRecorder:
     def __init__(self, run: GymCollecting) -> None:
         self._run, self._env = run, make(run)
         env, policy = self._env, partial(Sticky, self._env.action_space, run.odds, run.sticky)
-        frame = "image" if isinstance(env.observation_space, Dict) else None
-        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else (), frame=frame)
+        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else (), frame=env.picture)
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
         run, longest = self._run, 0
@@ -184,7 +184,9 @@ class Framed(gym.Wrapper):
         self._last = np.zeros((run.size, run.size, 3), np.uint8)
         self.observation_space: gym.Space = Box(0, 255, (run.size, run.size, 3), np.uint8)
         if beside := sum(self._beside.values()):
-            self.observation_space = Dict({"image": self.observation_space, "inventory": Box(-np.inf, np.inf, (beside,), np.float32)})
+            self.observation_space = Dict(
+                {"image": self.observation_space, "inventory": Box(-LARGEST_NUMBER, LARGEST_NUMBER, (beside,), np.float32)}
+            )
         inner, self._start = env.action_space, 0
         if isinstance(inner, Discrete):
             self.action_space, self._start = Discrete(inner.n), int(inner.start)
@@ -196,6 +198,11 @@ class Framed(gym.Wrapper):
     @property
     def fps(self) -> int:
         return self._run.fps or max(1, round(self.metadata.get("render_fps") or FPS))
+
+    @property
+    def picture(self) -> str | None:
+        """The key of the picture in an observation; None where that is the picture."""
+        return "image" if self._beside else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -233,7 +240,8 @@ class Framed(gym.Wrapper):
         """The last frame, in a dict where numbers go with it."""
         if not self._beside:
             return self._last
-        return {"image": self._last, "inventory": np.concatenate([np.ravel(observation[name]) for name in self._beside]).astype(np.float32)}
+        numbers = np.concatenate([np.ravel(observation[name]) for name in self._beside]).clip(-LARGEST_NUMBER, LARGEST_NUMBER)
+        return {"image": self._last, "inventory": numbers.astype(np.float32)}
 
     def _poses(self, info: dict[str, Any]) -> dict[str, Any]:
         run = self._run

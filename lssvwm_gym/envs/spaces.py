@@ -15,6 +15,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.worlds import WorldSpec
+from lssvwm_gym.worlds.spec import LARGEST_NUMBER
 
 RENDER_MODES = ["rgb_array"]
 
@@ -64,7 +65,7 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
     if not world.inventory or observation == "image":
         return image
     size = (len(world.inventory),)
-    counts = Box(0, world.max_inventory, size, np.int32) if world.max_inventory else Box(-np.inf, np.inf, size, np.float32)
+    counts = Box(0, world.max_inventory, size, np.int32) if world.max_inventory else Box(-LARGEST_NUMBER, LARGEST_NUMBER, size, np.float32)
     return Dict({"image": image, "inventory": counts})
 
 

@@ -161,7 +161,7 @@ def tried_out(run: OwnWorld) -> Tried:
 
 
 def _tried(run: OwnWorld, env: Any, sticky: float) -> Tried:
-    source = Source(lambda _: env, lambda rng: Sticky(env.action_space, run.odds, sticky, rng), env.fps)
+    source = Source(lambda _: env, lambda rng: Sticky(env.action_space, run.odds, sticky, rng), env.fps, frame=env.picture)
     began, lengths = time.monotonic(), list[int]()
     with tempfile.TemporaryDirectory() as folder:
         while len(lengths) < 2 or (len(lengths) < TRIED_EPISODES and time.monotonic() - began < TRIED_SECONDS * 60 * run.minutes):

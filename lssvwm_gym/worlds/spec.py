@@ -18,6 +18,7 @@ RECORD = "world.json"
 FORMAT = "lssvwm_gym WorldSpec 2"
 FORMAT_BEFORE = "lssvwm_gym World 1"
 LARGEST = 1_000_000  # bytes
+LARGEST_NUMBER = 1e9  # beside a picture, where it is no count
 WHOLE = {"image_size": (8, 4096), "fps": (1, 1000), "max_episode_steps": (1, 10**9), "max_inventory": (0, 10**9), "border": (0, 2048)}
 BOUNDS = Bounds(numbers=(-3e38, 3e38), most=4096, whole=WHOLE)  # float32, in which bounds and rewards come, ends above
 ID = re.compile(r"[A-Za-z0-9_.-]+-v\d{1,4}")  # no namespace and no module: making it imports nothing
