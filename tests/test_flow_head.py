@@ -25,8 +25,9 @@ from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorld
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training import dreamed_samples as module
 from lssvwm_gym.training import heads
-from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples
+from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came
 from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, with_heads
 
 FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
@@ -222,6 +223,24 @@ def test_dreamed_samples_are_of_recorded_frames_and_of_pasts_that_count():
     assert {tuple(row) for row in samples.evidence.last[:, 0].tolist()} <= recorded  # all pasts are recorded ones here
     dreamed = dreamed_samples(replace(options, recorded=0.0), model, episodes, np.random.default_rng(0))
     assert not {tuple(row) for row in dreamed.evidence.last[dreamed.frame > 1][:, 0].tolist()} & recorded
+
+
+def test_what_a_dream_has_shown_of_an_unknown_place_is_asked_for_again(monkeypatch):
+    """The frame that should come then is the dream's own, at the pose that it had; of known places and recorded pasts none is asked for."""
+    model, episodes = random_model(**FLOW), Episodes.of(walled_episodes())
+    options = DreamOptions(rows=6, ahead=8, recorded=0.0, context_noise=0.0)
+    monkeypatch.setattr(module, "NEAR", 1e9)  # no dream strays
+    monkeypatch.setattr(module, "ASTRAY", 1e9)
+    monkeypatch.setattr(module, "OPEN", (0.0, 0.0))  # nothing counts as known
+    samples = dreamed_samples(options, model, episodes, np.random.default_rng(0))
+    again = samples.motion.isnan().all(1)
+    assert 0.1 < again.float().mean() < 0.5
+    assert torch.equal(really_came(samples).latent, samples.latent[~again])
+    recorded = {tuple(row) for row in episodes.whole.latent[:, 0].float().tolist()}
+    assert not {tuple(row) for row in samples.latent[again][:, 0].tolist()} & recorded
+    monkeypatch.setattr(module, "OPEN", (2.0, 2.0))  # all counts as known
+    for changed in (options, replace(options, recorded=1.0)):
+        assert dreamed_samples(changed, model, episodes, np.random.default_rng(0)).motion.isfinite().all()
 
 
 def test_short_episodes_are_refused():

@@ -1,5 +1,7 @@
 """What goes wrong in such models, each with a test that would catch it: splits, causality, leaks, batches, peeking."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,10 @@ SIZES = dict(latent_channels=4, width=32, head_width=16, d_state=8, memory_featu
 SMALL = WorldModelConfig(window=3, d_conv=4, **SIZES)
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=[False, True], ids=["frames", "changes of frames"])
+def model(request):
     torch.manual_seed(0)
-    model = WorldModel(SMALL).double().requires_grad_(False)
+    model = WorldModel(replace(SMALL, residual=request.param)).double().requires_grad_(False)
     for parameter in model.parameters():  # zero-initialised parts must take part
         parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
@@ -240,6 +242,18 @@ def test_presets_have_the_size_they_claim(name, millions):
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in WorldModel(preset(name)).parameters())
     assert weights == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_a_model_of_changes_begins_with_the_last_committed_frame():
+    torch.manual_seed(0)
+    model = WorldModel(replace(SMALL, residual=True, memory_features=0)).double()
+    torch.nn.init.zeros_(model.token_out.weight), torch.nn.init.zeros_(model.token_out.bias)
+    latent, inputs = clip(2, 5)
+    output = model(latent, inputs, model.initial_state(2), (False, True, True, False, True))
+    assert torch.equal(output.clean, torch.stack([torch.zeros_like(latent[:, 0]), *latent[:, [0, 0, 0, 3]].unbind(1)], 1))
+    assert torch.equal(output.state.last, latent[:, 3])
+    again = model(latent[:, :1], cut(inputs, slice(0, 1)), output.state, (True,))
+    assert torch.equal(again.clean[:, 0], latent[:, 3])
 
 
 def test_an_unknown_preset_names_the_known_ones():

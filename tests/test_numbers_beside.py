@@ -20,6 +20,7 @@ from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.io.tensors import TensorFileError
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.inventory_head import InventoryHead
+from lssvwm_gym.models.rollout import imagine
 from lssvwm_gym.own_world import OwnWorld, dream
 from lssvwm_gym.training.from_data import MOST_CHANGES, changes_and_range
 from lssvwm_gym.worlds import WorldSpec, write_world
@@ -160,3 +161,22 @@ def test_one_command_dreams_of_a_world_with_health(tmp_path):
     real.reset(seed=0)
     real.step(1)
     assert real.estimator.state.inventory.tolist() == [[0.5, -0.5, 80.0]]
+
+
+def test_a_world_of_changes_dreams_the_same_alone_in_rows_and_prepacked(tmp_path):
+    """A small world where a frame is told by how it differs from the last: one row, several, and the models as they were trained."""
+    sizes = dict(residual=True, flow_width=40, flow_layers=2, actions=2, memory_features=0)
+    folder = write_tiny_weights(tmp_path / "weights", openings=3, walks=0, **sizes)
+    write_world(folder, WorldSpec("LSSVWM-Slow-v0", "slow", 64, ("stay", "swim"), {}, 5, (0.0, 1.0), 40, folder))
+    world = lssvwm_gym.register(folder)
+    alone, rows = (DreamVectorEnv(world, size, profile="balanced", device="cpu", dtype="float32") for size in (1, 3))
+    alone.reset(seed=[2]), rows.reset(seed=[0, 1, 2])
+    for _ in range(8):
+        one, many = alone.step(np.ones(1, int))[0], rows.step(np.ones(3, int))[0]
+    assert same(one[0], many[2])
+    model, state = read_weights(folder).world_model, rows.clone_state().dream
+    action = torch.ones(3, dtype=torch.int64)
+    plain, packed = (imagine(one, state, action, 4).latent for one in (model, rows.dream.weights.world_model))
+    assert torch.allclose(plain, packed, atol=1 / 32)
+    rows.save_state(tmp_path / "state")
+    assert same(rows.load_state(tmp_path / "state"), many)

@@ -131,12 +131,14 @@ def sizes(config: Any) -> Any:
     return {name: value for name, value in renamed(config, SIZES).items() if name not in ("place", "place_width")}
 
 
-def state(tensors: Mapping[str, V]) -> dict[str, V]:
+def state(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a `DreamState` by their names of today; what place heads remembered, always empty, is left out."""
     kept = {name: tensor for name, tensor in tensors.items() if not (name.startswith("world.layers[") and name.endswith("].place"))}
     named = dict(renamed(kept, STATES))
     if "world.spatial_memory.explained" in named:  # all that was in the memory counts as given
         named.setdefault("observed", named["world.spatial_memory.explained"])
+    if "world.age" in named:
+        named.setdefault("world.last", named["world.age"].reshape(-1, 1)[:, :0].float())
     return named
 
 

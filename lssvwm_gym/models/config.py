@@ -47,6 +47,8 @@ class WorldModelConfig:
     inventory_changes: tuple[tuple[float, ...], ...] = field(default=(), repr=False)  # of each number, in order; none: V are counts
     inventory_range: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # the least and the most of each of these numbers
 
+    residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
+
     def __post_init__(self) -> None:
         if len(self.motion_scale) not in (3, 5):
             raise ValueError(f"motion_scale has 3 numbers in the plane or 5 in space, not {len(self.motion_scale)}")

@@ -40,6 +40,7 @@ class HeadContext(NamedTuple):
 
     tokens: Tensor  # (B, N, W)
     vector: Tensor  # (B, W)
+    base: Tensor | None = None  # (B, N, C) what the estimates are changes of: the world model's, where those are changes of the last frame
 
 
 class FlowHead(nn.Module):
@@ -49,7 +50,7 @@ class FlowHead(nn.Module):
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
-        width, channels = config.flow_width, config.latent_channels
+        width, channels, self.residual = config.flow_width, config.latent_channels, config.residual
         self.token_in = nn.Linear(channels, width)
         self.context_in = nn.Linear(config.width + 3 * channels + 2, width)
         self.position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
@@ -66,7 +67,7 @@ class FlowHead(nn.Module):
         tokens, mean, last, recalled, variance, action = evidence
         variance = variance[:, None, None].expand(*mean.shape[:2], 1)
         known = torch.cat([tokens, mean, last, recalled, variance, variance.clamp(min=LEAST_VARIANCE).log()], -1)
-        return HeadContext(self.context_in(known) + self.position, self.action(action))
+        return HeadContext(self.context_in(known) + self.position, self.action(action), mean if self.residual else None)
 
     def condition(self, level: Tensor, context: HeadContext) -> Tensor:
         """Of noise levels (B,): what scales, shifts and gates follow from, (B, W)."""
@@ -89,7 +90,7 @@ class FlowHead(nn.Module):
             y = block(y, condition)
         shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
         estimate: Tensor = self.token_out(F.layer_norm(y, y.shape[-1:]) * (1 + scale) + shift)
-        return estimate
+        return estimate if context.base is None else estimate + context.base
 
 
 class FlowBlock(nn.Module):

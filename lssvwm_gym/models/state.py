@@ -39,6 +39,7 @@ class WorldState(NamedTuple):
     layers: tuple[LayerState, ...]
     spatial_memory: SpatialMemoryState
     age: Tensor  # (B,) int64, committed frames
+    last: Tensor  # (B, N, C) the last committed latent, where frames are told by how they differ from it; else (B, 0)
 
 
 def take_rows(state: S, rows: Tensor) -> S:
@@ -85,6 +86,15 @@ def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:
 def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Whole numbers on a device, copied there once: a copy makes a GPU wait, and can't be part of a CUDA graph."""
     return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def last_committed(read_only: ReadOnly, frames: int, device: torch.device) -> Tensor:
+    """Of each of so many frames the committed one before it: its index plus 1, and 0 where that was before this call."""
+    last, before = 0, []
+    for t in range(frames):
+        before.append(last)
+        last = last if read_only is not None and read_only[t] else t + 1
+    return constant((*before, last), device)
 
 
 def committed_frames(read_only: tuple[bool, ...], device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
 from lssvwm_gym.models.motion_heads import MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
-from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask
+from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask, last_committed
 from lssvwm_gym.models.symlog import bin_values
 from lssvwm_gym.models.termination_head import TerminationHead
 
@@ -65,6 +65,7 @@ class WorldModel(nn.Module):
         layers = [Layer(config, block) for block in config.blocks]
         self.layers = nn.ModuleList(layers)
         self.token_out = nn.Linear(width, config.latent_channels)
+        self.residual = Residual(width, config.latent_channels) if config.residual else None
         self.summary = nn.Linear(width, FEATURES // config.tokens)
         self.reward_head = head(FEATURES, config.reward_bins or config.reward_values)
         self.reward_bins: Tensor | None
@@ -83,7 +84,8 @@ class WorldModel(nn.Module):
         memory = SpatialMemoryState(
             zeros(rows, features, features), zeros(rows, self.config.tokens * self.config.latent_channels, features)
         )
-        return WorldState(layers, memory, age)
+        last = zeros(rows, self.config.tokens, self.config.latent_channels) if self.config.residual else zeros(rows, 0)
+        return WorldState(layers, memory, age, last)
 
     def forward(
         self, latent: Tensor, inputs: FrameInputs, state: WorldState, read_only: ReadOnly = None, frame_context: FrameContext | None = None
@@ -106,6 +108,12 @@ class WorldModel(nn.Module):
             recalled, memory = recalled.view_as(latent), SpatialMemoryState(explained, latents)
             tokens = frame_context and frame_context.tokens
             x = x + (self.spatial_memory.into_tokens(recalled, query.posterior_variance) if tokens is None else tokens)
+        before, last = latent, state.last
+        if self.residual is not None:
+            index = last_committed(read_only, latent.shape[1], latent.device)
+            known = torch.cat([last.unsqueeze(1).to(latent.dtype), latent], 1)
+            before, last = known[:, index[:-1]], known[:, index[-1]]
+            x = x + self.residual.into_tokens(before)
         x, after = self.through_layers(x, condition, state, read_only)
         committed = latent.shape[1] if read_only is None else read_only.count(False)
         x = F.layer_norm(x, x.shape[-1:])
@@ -113,8 +121,10 @@ class WorldModel(nn.Module):
         clean = self.token_out(x)
         if self.spatial_memory is not None and recalled is not None:
             clean = clean + self.spatial_memory.into_estimate(x, recalled)
+        if self.residual is not None:
+            clean = clean + self.residual.share(x) * before
         posterior_variance = torch.ones_like(inputs.noise) if query is None else query.posterior_variance
-        return WorldOutput(clean, x, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed))
+        return WorldOutput(clean, x, features, posterior_variance, WorldState(tuple(after), memory, state.age + committed, last))
 
     def condition(self, inputs: FrameInputs, state: WorldState) -> FrameContext:
         """What passes over one frame share, for inputs (B, 1) of any noise level and the state before the frame."""
@@ -149,6 +159,16 @@ class WorldModel(nn.Module):
             keys = self.pose_keys(inputs.pose) * inputs.pose_known.unsqueeze(-1)
             query, explained = query_memory(keys, writes, explained, before and before.query)
         return query._replace(posterior_variance=1 - inputs.pose_known * (1 - query.posterior_variance)), explained
+
+
+class Residual(nn.Module):
+    """How a frame follows from the last committed one: that is seen beside it, and the estimate is its change."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.into_tokens, self.share = nn.Linear(channels, width), nn.Linear(width, channels)
+        nn.init.zeros_(self.share.weight)
+        nn.init.ones_(self.share.bias)
 
 
 class Layer(nn.Module):

@@ -114,7 +114,10 @@ def autoencoder_training(run: OwnWorld, network: Network, steps: int) -> Autoenc
 
 
 def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining:
-    """Mostly as in a dream: from a clean past. The flow head samples anyway, so only little of it is the model's own rollout."""
+    """Mostly as in a dream: from a clean past. The flow head samples anyway, so only little of it is the model's own rollout.
+
+    Where no poses say what moves, a frame is told by how it differs from the last one, which it often hardly does.
+    """
     stages = tuple(
         replace(stage, frames=plan.frames, clips=clips)
         for stage, clips in zip(CURRICULUM, (1, min(3, plan.clips), plan.clips), strict=True)
@@ -123,12 +126,12 @@ def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining
         run.collecting.out,
         run.out / "autoencoder" / "autoencoder.safetensors",
         run.out / "world",
-        model=network.model,
+        model=replace(network.model, residual=not run.position),
         curriculum=stages,
         steps=plan.world_steps,
         frames_a_step=ROWS * plan.frames,
         warmup=max(1, min(100, plan.world_steps // 10)),
-        teacher_forcing=0.8,
+        teacher_forcing=0.8 if run.position else 0.9,
         self_rollout=0.1,
         noising=LossOptions(context_noise=CONTEXT_NOISE),
         back=0.4 if run.position else 0.0,

@@ -1,7 +1,8 @@
 """Frames that a world model is asked for along its own dreams, and those that really came: what its heads learn from.
 
 Dreams go on from real pasts along recorded actions. A dreamed past counts as long as the real frame can follow from it: while it is
-near the real one, or where the spatial memory is sure what is there.
+near the real one, or where given frames have shown what is there. Where they have not, what a dream has shown of a place is what it shows
+there again: then the dream's own frame is what should come.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.rollout import (
     LATENT_STEPS,
+    OPEN,
     DreamState,
     Imagined,
     commit,
@@ -32,11 +34,13 @@ from lssvwm_gym.models.rollout import (
     unknown_action,
 )
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import join_rows, take_rows
-from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.models.world_model import FrameContext, FrameInputs, WorldModel
 
 GAP = (6, 40)  # recorded frames between two dreams of a row
-KNOWN, NEAR = 0.2, 0.5  # a dreamed past counts below this posterior variance, or with this mean square error of its last frame
+KNOWN, NEAR = 0.2, 0.5  # a dreamed past counts below this variance after given frames, or with this mean square error of its last frame
+AGAIN = 2  # frames of a dream for each that it is asked for again
 ASTRAY = 0.2  # and with estimated poses that are less than this off, in units of length and of heading
 PASSES = (1, 2, 4, 8)  # denoising steps of dreams, drawn for each
 
@@ -57,8 +61,13 @@ class Samples(NamedTuple):
     evidence: FrameEvidence
     latent: Tensor  # (K, N, C) of the frame that came
     last_motion: Tensor  # (K, 3 or 5) before it
-    motion: Tensor  # (K, 3 or 5) that led to it
+    motion: Tensor  # (K, 3 or 5) that led to it; NaN where a dream was asked for its own frame again
     frame: Tensor  # (K,) int64, how many frames the dream had gone on
+
+
+def really_came(samples: Samples) -> Samples:
+    """Those of recorded frames."""
+    return take_rows(samples, samples.motion.isfinite().all(1))
 
 
 class Buffer:
@@ -134,7 +143,7 @@ def _dreams(
     assert model.flow_head is not None
     steps, rows = int(rng.choice(PASSES)), torch.arange(len(clip.latent))
     dreams, estimates = (torch.from_numpy(rng.random(len(rows)) < share) for share in (1 - options.recorded, 0.5))
-    parts = []
+    parts, shown = [], list[Shown]()
     for t in range(1, len(clip)):
         action, real = clip.action[rows, t], clip.motion[rows, t]
         estimated = estimated_motion(model, state, action)
@@ -143,10 +152,11 @@ def _dreams(
         pose = next_pose(state, motion)
         inputs = next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
-        evidence = frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise[0])
+        context = model.condition(inputs, state.world)
+        evidence, variance = frame_evidence(model, state, inputs, context, noise[0]), observed_variance(state, context)
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
-        counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (evidence.posterior_variance < KNOWN)) & (clip.recorded[rows, t] > 0)
+        counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN)) & (clip.recorded[rows, t] > 0)
         if not counts.any():
             break
         samples = Samples(evidence, clip.latent[rows, t], state.motion, real, torch.full_like(rows, t))
@@ -156,5 +166,38 @@ def _dreams(
         latent = torch.where(dreams[rows, None, None], latent, recorded)
         after = commit(model, state, action, Imagined(rounded(latent, LATENT_STEPS), motion, torch.zeros_like(off)))
         after = after._replace(inventory=clip.inventory[rows, t])
+        shown = [*shown, Shown(after.latent, inputs, dreams[rows] & posed & (variance > OPEN[0]))]
+        if t % AGAIN == 0 and model.config.has_spatial_memory:
+            parts += _asked_again(model, after, shown, rng, generator)
+        shown = [take_rows(one, counts) for one in shown]
         state, rows = take_rows(after, counts), rows[counts]
     return parts
+
+
+class Shown(NamedTuple):
+    """A frame that dreams have shown, a row each."""
+
+    latent: Tensor  # (B, N, C)
+    inputs: FrameInputs  # (B, 1) with which it was asked for
+    imagined: Tensor  # (B,) bool, whether given frames say nothing of it
+
+
+def observed_variance(state: DreamState, context: FrameContext) -> Tensor:
+    """Posterior variance (B,) after the given frames alone, where a frame is asked for: 1 nothing is known, 0 all."""
+    if context.memory_query is None:
+        return torch.ones_like(state.uncertainty)
+    return 1 - state.pose_known * (1 - variance_at(context.memory_query.keys, state.observed)[:, 0])
+
+
+def _asked_again(
+    model: WorldModel, state: DreamState, shown: list[Shown], rng: np.random.Generator, generator: torch.Generator
+) -> list[Samples]:
+    """One of the frames but the last two that each row has imagined, asked for once more; none for rows that have imagined nothing yet."""
+    before = shown[:-2]
+    if not before or not (some := before[int(rng.integers(len(before)))]).imagined.any():
+        return []
+    state, (latent, inputs, _) = take_rows((state, some), some.imagined)
+    noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
+    evidence = frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise)
+    motion = inputs.motion[:, 0]
+    return [Samples(evidence, latent, motion, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -33,13 +34,13 @@ from lssvwm_gym.io.tensors import check_header, load_strictly, load_tensors, pre
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.collisions import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import add_noise
-from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
+from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
-from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, with_noise
+from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came, with_noise
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import (
     learning_rate,
@@ -95,7 +96,7 @@ class HeadTraining:
 
 def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator) -> Tensor:
     """Flow matching: several noise levels of every frame, errors of the clean latent weighed as those of the velocity."""
-    context = HeadContext(*(part.repeat_interleave(levels, 0) for part in flow_head.context(samples.evidence)))
+    context = tree_map(lambda part: part.repeat_interleave(levels, 0), flow_head.context(samples.evidence))
     clean = samples.latent.repeat_interleave(levels, 0)
     deviation, mean, pure = LEVEL
     drawn = torch.randn(len(clean), generator=generator, device=clean.device)
@@ -135,6 +136,7 @@ def _weighed(error: Tensor, level: Tensor) -> Tensor:
 
 def motion_loss(motion_head: CollisionMotionHead, samples: Samples, ahead: list[int], noise: float, generator: torch.Generator) -> Tensor:
     """Whether each step was blocked, and the motion of the case that came."""
+    samples = really_came(samples)
     latent = with_noise(samples.evidence.last, noise, generator)
     logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
     scale = motion_head.motion_scale
@@ -226,7 +228,7 @@ class HeadTrainer:
     def _adversarial_step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """The discriminator learns, and but for the first steps the flow head learns from it."""
         run, step, (rate, _, alone, average) = self.run, self.step - self.run.steps, ADVERSARIAL
-        evidence, real, *_ = samples = self.buffer.draw(3 * run.contexts // 2, rng)
+        evidence, real, *_ = samples = really_came(self.buffer.draw(3 * run.contexts // 2, rng))
         head = self.heads.flow_head
         with mixed_precision(run.precision):
             sampled = head.sample(evidence, torch.randn(real.shape, generator=generator), 1)[0].float()
@@ -287,6 +289,7 @@ def head_errors(heads: Heads, samples: Samples, ahead: list[int]) -> dict[str, f
         errors[f"error_{level}"] = (heads.flow_head(noisy, levels, context) - clean).square().mean().item()
     if heads.motion_head is None:
         return errors
+    samples = really_came(samples)
     said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, heads.motion_head.motion_scale[0])
     hits = (said & truth).sum()

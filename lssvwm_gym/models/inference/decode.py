@@ -72,7 +72,8 @@ class PrepackedFlowHead(FlowHead):
     def forward(self, x: Tensor, level: Tensor, context: HeadContext) -> Tensor:
         if is_recorded(self.blocks, x, context):
             return super().forward(x, level, context)
-        return self.prepacked(x, self.condition(level, context), context.tokens)
+        estimate = self.prepacked(x, self.condition(level, context), context.tokens)
+        return estimate if context.base is None else estimate + context.base
 
 
 class PrepackedAutoencoder(Autoencoder):
