@@ -247,7 +247,6 @@ def test_presets_have_the_size_they_claim(name, millions):
 def test_a_model_of_changes_begins_with_the_last_committed_frame():
     torch.manual_seed(0)
     model = WorldModel(replace(SMALL, residual=True, memory_features=0)).double()
-    torch.nn.init.zeros_(model.token_out.weight), torch.nn.init.zeros_(model.token_out.bias)
     latent, inputs = clip(2, 5)
     output = model(latent, inputs, model.initial_state(2), (False, True, True, False, True))
     assert torch.equal(output.clean, torch.stack([torch.zeros_like(latent[:, 0]), *latent[:, [0, 0, 0, 3]].unbind(1)], 1))

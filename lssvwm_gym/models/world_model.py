@@ -66,6 +66,8 @@ class WorldModel(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.token_out = nn.Linear(width, config.latent_channels)
         self.residual = Residual(width, config.latent_channels) if config.residual else None
+        if config.residual:  # it begins with the last frame repeated
+            nn.init.zeros_(self.token_out.weight), nn.init.zeros_(self.token_out.bias)
         self.summary = nn.Linear(width, FEATURES // config.tokens)
         self.reward_head = head(FEATURES, config.reward_bins or config.reward_values)
         self.reward_bins: Tensor | None
