@@ -65,7 +65,7 @@ class WorldModel(nn.Module):
         layers = [Layer(config, block) for block in config.blocks]
         self.layers = nn.ModuleList(layers)
         self.token_out = nn.Linear(width, config.latent_channels)
-        self.residual = Residual(width, config.latent_channels) if config.residual else None
+        self.residual = Residual(config) if config.residual else None
         if config.residual:  # it begins with the last frame repeated
             nn.init.zeros_(self.token_out.weight), nn.init.zeros_(self.token_out.bias)
         self.summary = nn.Linear(width, FEATURES // config.tokens)
@@ -86,7 +86,7 @@ class WorldModel(nn.Module):
         memory = SpatialMemoryState(
             zeros(rows, features, features), zeros(rows, self.config.tokens * self.config.latent_channels, features)
         )
-        last = zeros(rows, self.config.tokens, self.config.latent_channels) if self.config.residual else zeros(rows, 0)
+        last = zeros(rows, 0) if self.residual is None else self.residual.first.expand(rows, -1, -1).clone()
         return WorldState(layers, memory, age, last)
 
     def forward(
@@ -166,8 +166,12 @@ class WorldModel(nn.Module):
 class Residual(nn.Module):
     """How a frame follows from the last committed one: that is seen beside it, and the estimate is its change."""
 
-    def __init__(self, width: int, channels: int) -> None:
+    first: Tensor  # (N, C) what stands for the last frame where there was none: the mean of all
+
+    def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
+        width, channels = config.width, config.latent_channels
+        self.register_buffer("first", torch.zeros(config.tokens, channels))
         self.into_tokens, self.share = nn.Linear(channels, width), nn.Linear(width, channels)
         nn.init.zeros_(self.share.weight)
         nn.init.ones_(self.share.bias)

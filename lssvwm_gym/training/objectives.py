@@ -31,6 +31,7 @@ PAIRS = 512  # of an update
 BLUR = 0.1  # noise on the latents, so that the head sees shapes and not single frames
 SURE, CONFUSED = 0.6, 0.25  # shares of estimates that are nearly right, and that are another pair's; the rest is off by much
 TINY, LARGE = 0.02, 0.5  # of the typical motion
+FIRST = 0.05  # share of clips in which a model of changes learns a frame that has none before it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def diffusion_forcing_losses(
     level = rng.shard(draw_noise_levels(rows * rng.num_processes, frames, options.noise, rng.generator))
     inputs = inputs_of(clip, level, _draw_known(options, clip, rng))
     output = model(_noised(options, clip.latent, level, rng), inputs, state)
-    noisy = level * clip.present
+    noisy = level * clip.present * _has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean, clip.latent, noisy, metric)
     return Losses(*_losses(model, output, clip, level, options, denoise, (noisy > 0).sum()), None)
 
@@ -131,7 +132,7 @@ def _denoising(
     twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
     noisy = _noised(options, clip.latent, level, rng)
     output = model(_in_turn(noisy, past), twice, state, (True, False) * level.shape[1])
-    level = level * clip.present
+    level = level * clip.present * _has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     committed = output._replace(features=output.features[:, 1::2])
     return Losses(*_losses(model, committed, clip, inputs.noise, options, denoise, (level > 0).sum()), output.state)
@@ -161,6 +162,14 @@ def _noised(options: LossOptions, latent: Tensor, level: Tensor, rng: ShardedRNG
     unannounced = rng.uniform(len(level), 1) * options.context_noise * (level == 0)
     noise = rng.normal(*latent.shape)
     return add_noise(latent, noise, torch.maximum(level, unannounced))
+
+
+def _has_past(model: WorldModel, state: WorldState, rng: ShardedRNG, level: Tensor) -> Tensor:
+    """1 for frames that are learned from, (B, T); of a model of changes few of those that have no frame before them, which weigh too much."""
+    if model.residual is None:
+        return torch.ones_like(level)
+    drawn = rng.uniform(len(level), 1) < FIRST
+    return ((state.age > 0)[:, None] | drawn | (torch.arange(level.shape[1], device=level.device) > 0)).to(level.dtype)
 
 
 def _draw_known(options: LossOptions, clip: Segment, rng: ShardedRNG) -> Tensor:

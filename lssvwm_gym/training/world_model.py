@@ -76,6 +76,8 @@ class Trainer:
             others = len(self.episodes.whole.action) / max(self.episodes.ends, 0.5) - 1  # frames that end nothing, for each that does
             self.options = replace(run.noising, end_weight=run.noising.end_weight or min(others, 100.0))
             self.model.termination_head.begin_with(others)
+        if self.model.residual is not None:
+            self.model.residual.first.copy_(self.episodes.whole.latent.float().mean(0))
         use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizer(self.model, run.muon)
