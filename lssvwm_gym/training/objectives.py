@@ -165,7 +165,7 @@ def _noised(options: LossOptions, latent: Tensor, level: Tensor, rng: ShardedRNG
 
 
 def _has_past(model: WorldModel, state: WorldState, rng: ShardedRNG, level: Tensor) -> Tensor:
-    """1 for frames that are learned from, (B, T); of a model of changes few of those that have no frame before them, which weigh too much."""
+    """1 for frames that are learned from, (B, T); of a model of changes few that have no frame before them, as these weigh too much."""
     if model.residual is None:
         return torch.ones_like(level)
     drawn = rng.uniform(len(level), 1) < FIRST
