@@ -64,7 +64,16 @@ def main(run: TakeCover) -> None:
     weights = dream(run.world)
     policy = run.out / "ppo" / "policy.safetensors"
     if not policy.exists():
-        learning = {"episode_steps": STEPS, "num_envs": 32, "rollout_steps": 64, "gamma": 0.995, "reward_scale": 0.02, "entropy": 0.005}
+        learning = {
+            "context_every": 0,
+            "bank": 64,
+            "episode_steps": STEPS,
+            "num_envs": 32,
+            "rollout_steps": 64,
+            "gamma": 0.995,
+            "reward_scale": 0.02,
+            "entropy": 0.005,
+        }
         name = lssvwm_gym.register(weights).name
         ppo.main(
             ppo.Args(name, policy.parent, time_limit=60 * run.learn, profile=run.profile, weights=weights, seed=run.seed, **learning)  # type: ignore[arg-type]

@@ -113,7 +113,10 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
     clip = read_clip(episodes, segments, shortest, model.config.actions)
     clip.action[:, 0] = unknown_action(model, options.rows)
     generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
-    first = int(rng.integers(GAP[0], max(GAP[0] + 1, (shortest - options.ahead) * 3 // 4)))  # so that much is well known
+    longest = max(GAP[0] + 1, (shortest - options.ahead) * 3 // 4)
+    first = int(rng.integers(GAP[0], longest))  # so that much is well known, or little: of short pasts there are as many as of long ones
+    if rng.random() < 0.5:
+        first = int(np.exp(rng.uniform(*np.log([GAP[0], longest]))))
     state, at, parts = first_state(model, torch.arange(options.rows)), 0, list[Samples]()
     gap = first
     for _ in range(6):

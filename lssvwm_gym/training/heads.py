@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from lssvwm_gym.io.tensors import check_header, load_strictly, load_tensors, pre
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.collisions import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import add_noise
-from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead
+from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
@@ -96,7 +95,9 @@ class HeadTraining:
 
 def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator) -> Tensor:
     """Flow matching: several noise levels of every frame, errors of the clean latent weighed as those of the velocity."""
-    context = tree_map(lambda part: part.repeat_interleave(levels, 0), flow_head.context(samples.evidence))
+    tokens, vector, base = flow_head.context(samples.evidence)
+    base = None if base is None else base.repeat_interleave(levels, 0)
+    context = HeadContext(tokens.repeat_interleave(levels, 0), vector.repeat_interleave(levels, 0), base)
     clean = samples.latent.repeat_interleave(levels, 0)
     deviation, mean, pure = LEVEL
     drawn = torch.randn(len(clean), generator=generator, device=clean.device)
