@@ -35,6 +35,7 @@ class Args:
     learn: float = 8.0  # minutes of PPO
     episode_steps: int = 200  # after which a dreamed episode begins anew
     episodes: int = 100  # real ones
+    size: int = 128  # pixels a side: at 64 a pole that falls has moved by less than three
     network: str = "auto"  # of the dream, as in `lssvwm-gym dream`
     profile: str = "fast"
     seed: int = 0
@@ -42,7 +43,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    world = OwnWorld("CartPole-v1", args.out, args.minutes, network=args.network, seed=args.seed, threads=args.threads)  # type: ignore[arg-type]
+    world = OwnWorld("CartPole-v1", args.out, args.minutes, size=args.size, network=args.network, seed=args.seed, threads=args.threads)  # type: ignore[arg-type]
     weights = make_dream(world)
     name, policy = lssvwm_gym.register(weights).name, args.out / "ppo" / "policy.safetensors"
     if not policy.exists():

@@ -21,6 +21,7 @@ from lssvwm_gym.training.objectives import LossOptions
 STICKY = (0.75, 0.0)  # of these the one with longer episodes, where they end early
 ROWS = 8  # clips a step
 CONTEXT_NOISE = 0.03  # of latents, at most: the pole of CartPole moves by no more than 0.07 a frame
+CRF = 8  # of recordings: what moves by less than a pixel must be seen
 PATCHES = 16  # a side of a picture, so that there are always as many tokens
 
 
@@ -84,7 +85,7 @@ class OwnWorld:
         """What is collected, as far as it is given."""
         names = {field.name for field in fields(GymCollecting)} & {field.name for field in fields(self)} - {"out", "episodes", "sticky"}
         given = {name: getattr(self, name) for name in names}
-        return GymCollecting(**given, out=self.out / "data" / "train", sticky=STICKY[0] if self.sticky is None else self.sticky)
+        return GymCollecting(**given, out=self.out / "data" / "train", crf=CRF, sticky=STICKY[0] if self.sticky is None else self.sticky)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class LossOptions:
     context_noise: float = 0.1  # clean frames carry up to this much unannounced noise, as imperfect dreamed ones do
     pose_dropout: float = 0.1  # share of clips without poses
     self_rollout_from: tuple[float, float] = (0.25, 0.75)  # of a clip: where the part begins whose past is the model's own
-    end_weight: float = 0.0  # of a frame that ends an episode, beside others; 0: as many as there are for each, at most 100
+    end_weight: float = 0.0  # of a frame that ends an episode, beside others; 0: the square root of how many there are for each
 
 
 class Losses(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import time
 from dataclasses import asdict, replace
@@ -74,7 +75,7 @@ class Trainer:
         self.options = run.noising
         if self.model.termination_head is not None:
             others = len(self.episodes.whole.action) / max(self.episodes.ends, 0.5) - 1  # frames that end nothing, for each that does
-            self.options = replace(run.noising, end_weight=run.noising.end_weight or min(others, 100.0))
+            self.options = replace(run.noising, end_weight=run.noising.end_weight or math.sqrt(others))
             self.model.termination_head.begin_with(others)
         if self.model.residual is not None:
             self.model.residual.first.copy_(self.episodes.whole.latent.float().mean(0))
