@@ -144,7 +144,7 @@ def test_ends_are_learned_from_short_episodes_and_come_as_often_as_they_did():
     clip, zeros = read_clip(episodes, [SegmentIndex(row, 0, 48, 48) for row in range(8)], 48, 4), torch.zeros(8, 48)
     with torch.no_grad():
         features = model(clip.latent, inputs_of(clip, zeros, zeros), model.initial_state(8)).features
-        logit = model.termination_head(features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])
+        logit = model.termination_head(features[:, :-1], clip.inventory[:, 1:], clip.action[:, 1:])
         chance, shown = logit[:, 7:].sigmoid(), clip.action[:, 8:]
     assert chance[shown == 3].mean().item() == pytest.approx(0.25, abs=0.07)
     assert chance[shown < 3].mean().item() < 0.03

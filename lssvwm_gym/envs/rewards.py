@@ -39,15 +39,17 @@ def reward_probability(world: WorldSpec, logits: Tensor) -> Tensor:
     return logits.softmax(-1) @ _table(tuple(float(value != 0) for value in world.reward_values), logits.device, logits.dtype)
 
 
-def termination_probability(model: WorldModel, before: DreamState, action: Tensor) -> Tensor:
-    """How probable it is that the step by actions (B,) from this state ends the episode, (B,); 0 where the world model has no head for it.
+def termination_probability(model: WorldModel, features: Tensor, action: Tensor, after: DreamState) -> Tensor:
+    """How probable it is that the step by actions (B,) to a state ended the episode, (B,); 0 where the world model has no head for it.
+
+    `features` (B, FEATURES) are those of the state before.
 
     A step ends an episode by a draw with it, by `chance_of` its noise: it is no threshold, or episodes whose end nobody foresees would
     never end.
     """
     if model.termination_head is None:
-        return torch.zeros_like(before.uncertainty)
-    logit: Tensor = model.termination_head(before.features, before.inventory, action)
+        return torch.zeros_like(after.uncertainty)
+    logit: Tensor = model.termination_head(features, after.inventory, action)
     return logit.sigmoid()
 
 

@@ -116,8 +116,9 @@ class Dream:
         model, step = self.weights.world_model, step_of(self.sampling_steps)
         step, action = compile_step(step, model, self.backend), action.to(self.device)
         noise = frame_noise(state, model) if noise is None else noise
-        ending = termination_probability(model, state, action)
+        features = state.features.clone()  # a recorded step writes where the last one wrote
         after, reward_logits = step(model, state, action, noise)
+        ending = termination_probability(model, features, action, after)
         paid = reward(self.world, state, after, reward_logits, bins=model.reward_bins)
         return Step(after, paid, chance_of(noise) < ending, reward_logits, ending)
 

@@ -51,7 +51,7 @@ def ends(context: EvalContext) -> dict[str, Any]:
         raise DoesNotApply("the model has learned from episodes that never end by themselves")
     chances, recorded = [], []
     for clip, features in _read_through(context):
-        chances.append(head(features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])[0].sigmoid())
+        chances.append(head(features[:, :-1], clip.inventory[:, 1:], clip.action[:, 1:])[0].sigmoid())
         recorded.append(clip.terminated[0, 1:])
     chance, real = torch.cat(chances), torch.cat(recorded)
     precision, recall, f1 = precision_recall_f1(chance > 0.5, real)

@@ -1,7 +1,7 @@
-"""Whether the next step ends the episode: told from the past and the action, before the frame is there.
+"""Whether a step ends the episode: told from the frames before it, the action, and the numbers that it leads to, such as health.
 
-It can't be told from the frame: many games show nothing, or what was there before, once they are over, so that a model would learn to end
-with such a picture, which its dreams never show.
+It can't be told from the step's own frame: many games show nothing, or what was there before, once they are over, so that a model would
+learn to end with such a picture, which its dreams never show.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TerminationHead(nn.Module):
         self.network = head((2 + bool(config.inventory_size)) * FEATURES, 1)
 
     def forward(self, features: Tensor, inventory: Tensor, action: Tensor) -> Tensor:
-        """features (..., FEATURES) of the last frame, the numbers (..., V) that go with it, and the action that follows; logits (...)."""
+        """features (..., FEATURES) of the frame before the step, the numbers (..., V) after it, and its action; logits (...)."""
         beside = [] if self.inventory is None else [self.inventory(inventory)]
         logit: Tensor = self.network(torch.cat([features, self.action(action), *beside], -1))
         return logit.squeeze(-1)

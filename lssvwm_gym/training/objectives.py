@@ -148,7 +148,7 @@ def _losses(
     counts = {"denoise": noisy.float(), "reward": known.sum(), "pose": followed.sum()}
     if model.termination_head is not None:
         follows = committed[:, :-1] * clip.recorded[:, 1:]
-        logit = model.termination_head(output.features[:, :-1], clip.inventory[:, :-1], clip.action[:, 1:])
+        logit = model.termination_head(output.features[:, :-1], clip.inventory[:, 1:], clip.action[:, 1:])
         means["termination"] = model.termination_head.loss(logit, clip.terminated[:, 1:], follows, options.end_weight)
         counts["termination"] = follows.sum()
     if model.inventory_head is not None:
