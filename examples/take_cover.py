@@ -78,16 +78,24 @@ def main(run: TakeCover) -> None:
         ppo.main(
             ppo.Args(name, policy.parent, time_limit=60 * run.learn, profile=run.profile, weights=weights, seed=run.seed, **learning)  # type: ignore[arg-type]
         )
-    results = {}
     dreams = open_dream(lssvwm_gym.register(weights).name, run.profile, "cpu", weights)
+    write_film(run.out / "survival.mp4", compare(dreams, policy, run, run.out / "survival.json"), FPS)
+
+
+def compare(dreams: Dream, policy: Path, run: TakeCover, scores: Path) -> np.ndarray:
+    """How long a player that acts at random and the policy survive, in dreams and in games: writes it as JSON.
+
+    Returns the first of each with the policy, side by side, (T, height, 2 * width, 3) uint8.
+    """
+    results = {}
     for who, acts in (("random", "random"), ("learned in the dream", str(policy))):
         trials = {"dream": in_dreams(dreams, acts, run), "game": in_games(run.world.collecting, dreams, acts, run)}
         results[who] = {where: survival(trial.tics) for where, trial in trials.items()}
         print(f"{who:<22}" + "".join(f"{where} {said['mean']:.0f} ± {said['deviation']:.0f}  " for where, said in results[who].items()))
-    write_json(run.out / "survival.json", results)
+    write_json(scores, results)
     longest = max(len(trial.frames) for trial in trials.values())
     sides = [np.concatenate([trial.frames, trial.frames[-1:].repeat(longest - len(trial.frames), 0)]) for trial in trials.values()]
-    write_film(run.out / "survival.mp4", np.concatenate(sides, 2), FPS)
+    return np.concatenate(sides, 2)
 
 
 def survival(tics: np.ndarray) -> dict[str, float]:

@@ -54,7 +54,7 @@ ROOMS: dict[str, Any] = dict(  # what docs/own_world.md has collected
     reward_values=(0.0, 1.0),
     max_episode_steps=250,
 )
-SPECIFICATIONS = {"docs/environments/memory_maze.md": "memory-maze", "docs/environments/minecraft.md": "minecraft"}
+SPECIFICATIONS = {f"docs/environments/{name.replace('-', '_')}.md": name for name in ("memory-maze", "minecraft", "take-cover")}
 
 
 # Python
@@ -289,7 +289,9 @@ def test_a_specification_tells_spaces_lengths_and_rewards(specified):
     assert shown(summary["Observation space"]) == shown(f"`{env.observation_space}`")
     pays = [f"{value:g}" for value in (dict(world.milestones).values() or world.reward_values)]
     assert re.findall(r"\d+", summary["Reward"]) == pays
-    assert summary["Episode"] == f"{world.max_episode_steps} steps of {1 / world.fps:g} s; truncated, never terminated"
+    ends = load_weights(world.weights).world_model.config.termination
+    how = "terminated where the game would end, else truncated" if ends else "truncated, never terminated"
+    assert summary["Episode"] == f"{world.max_episode_steps} steps of {1 / world.fps:g} s; {how}"
     assert summary["Frames a second"] == str(world.fps)
     assert f"after {world.max_episode_steps} steps" in text
     assert [row[:2] for row in rows_of(page, "Rewards")] == [[f"`{name}`", f"{value:g}"] for name, value in world.milestones]

@@ -18,7 +18,7 @@ from lssvwm_gym.worlds import WORLDS
 LIMIT = 3  # steps an episode
 
 
-@pytest.fixture(scope="module", params=WORLDS)
+@pytest.fixture(scope="module", params=["memory-maze", "minecraft"])
 def world(request, tmp_path_factory, tiny_weights):
     """Keyword arguments for a world's id, and the id."""
     weights = tiny_weights if request.param == "memory-maze" else write_tiny_minecraft(tmp_path_factory.mktemp("minecraft"))

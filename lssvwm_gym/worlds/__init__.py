@@ -8,9 +8,10 @@ from pathlib import Path
 from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 from lssvwm_gym.worlds.spec import WorldError, WorldSpec, has_record, read_world, write_world
+from lssvwm_gym.worlds.take_cover import TAKE_COVER
 
 DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
-WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT)}
+WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT, TAKE_COVER)}
 
 __all__ = [
     "DREAM_ID",
