@@ -19,7 +19,7 @@ from lssvwm_gym.training.heads import HeadTraining
 from lssvwm_gym.training.objectives import LossOptions
 
 STICKY = (0.75, 0.0)  # of these the one with longer episodes, where they end early
-ROWS = 8  # clips a step
+ROWS = 4  # clips a step: with little time, more steps are worth more than larger ones
 CONTEXT_NOISE = 0.03  # of latents, at most: the pole of CartPole moves by no more than 0.07 a frame
 CRF = 8  # of recordings: what moves by less than a pixel must be seen
 PATCHES = 16  # a side of a picture, so that there are always as many tokens
@@ -40,9 +40,9 @@ SMALL = replace(MEDIUM, width=64, heads=2)
 TINY = replace(SMALL, latent_channels=8, width=32, head_width=16, d_state=8, memory_features=32)
 NETWORKS = {  # from small to large; the last that gets its steps in the time is taken, tiny where it is asked for
     "tiny": Network((8, 8, 16), TINY, 20, (8, 8, 8)),
-    "small": Network((16, 32, 64), SMALL, 80, (200, 60, 60)),
-    "medium": Network((16, 32, 64), MEDIUM, 80, (1000, 600, 600)),
-    "large": Network((32, 64, 128), WorldModelConfig(), 160, (3000, 2500, 2000)),
+    "small": Network((16, 32, 64), SMALL, 80, (200, 120, 60)),
+    "medium": Network((16, 32, 64), MEDIUM, 80, (1000, 1200, 600)),
+    "large": Network((32, 64, 128), WorldModelConfig(), 160, (3000, 5000, 2000)),
 }
 
 
