@@ -27,11 +27,13 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import lssvwm_gym
 from agents.agent import Agent
-from experiments.trials import mean_and_error, summary, write_result
+from experiments.trials import command_line, mean_and_error, summary
 from lssvwm_gym.data.collect_gym import make
+from lssvwm_gym.envs.profiles import DEFAULT
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.own_world import OwnWorld, planned
 from lssvwm_gym.own_world import dream as make_dream
 from lssvwm_gym.real_envs.experts.maze_players import Sticky
@@ -47,7 +49,7 @@ class Args:
 
     world: Annotated[OwnWorld, tyro.conf.arg(name="")]
     trials: int = 100  # episodes in the dream, and as many in the environment
-    profile: str = "fast"  # of the dream
+    profile: str = DEFAULT  # of the dream
 
 
 class Played(NamedTuple):
@@ -82,7 +84,10 @@ def main(args: Args) -> None:
     for where, said in found.items():
         print(f"{where:<12}" + "  ".join(f"{name} {mean_and_error(numbers)}" for name, numbers in said.items()))
     scores = json.loads((run.out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
-    write_result(run.out / "random_player.json", {"warnings": warned, "given_steps": given_steps(dream), **found, "scores": scores})
+    write_json(
+        run.out / "random_player.json",
+        {"command": command_line(), "warnings": warned, "given_steps": given_steps(dream), **found, "scores": scores},
+    )
 
 
 def checked(env: gymnasium.Env) -> list[str]:

@@ -22,9 +22,11 @@ from torch import Tensor
 
 import lssvwm_gym
 from experiments.check_own_worlds import MakeAgent, RandomPlayers, given_steps, in_dreams, in_world
-from experiments.trials import correlation_of_returns, mean_and_error, summary, write_result
+from experiments.trials import command_line, correlation_of_returns, mean_and_error, summary
 from lssvwm_gym.data.collect_gym import make
+from lssvwm_gym.envs.profiles import DEFAULT
 from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.own_world import OwnWorld, planned
 from lssvwm_gym.own_world import dream as make_dream
 
@@ -45,7 +47,7 @@ class Args:
     minutes: float = 20.0  # for the dream
     episodes: int = 16  # of each controller, in the dream and in the environment
     network: str = "auto"  # of the dream, as in `lssvwm-gym dream`
-    profile: str = "fast"
+    profile: str = DEFAULT
     seed: int = 0
     threads: int = 1
 
@@ -67,7 +69,7 @@ def main(args: Args) -> None:
     correlation = correlation_of_returns([(said["dream"]["returns"], said["environment"]["returns"]) for said in returns.values()])
     print(f"correlation of the means: {correlation}")
     scores = json.loads((args.out / "evaluation.json").read_text(encoding="utf-8"))["scores"]
-    write_result(args.out / "pendulum.json", {"correlation": correlation, "returns": returns, "scores": scores})
+    write_json(args.out / "pendulum.json", {"command": command_line(), "correlation": correlation, "returns": returns, "scores": scores})
 
 
 def rod_angle(frames: np.ndarray) -> np.ndarray:
