@@ -247,16 +247,14 @@ def test_the_worlds_own_tests_run_and_others_say_why_not(folder, weights, tmp_pa
         memories=("own",),
         reasoning=(20, 5),
         drift=30,
-        cold_start=6,
         detour=5,
-        interruption=(1,),
     )
     run = Evaluation(folder, world="minecraft", weights=weights, out=out, figures=tmp_path, **sizes)
     assert run.tests == SUITES["minecraft"]["tests"]
-    evaluate(dataclasses.replace(run, tests=(*run.tests[1:], "identity", "reward")))  # reconstruction needs longer episodes
+    evaluate(dataclasses.replace(run, tests=(*run.tests[1:], "reward")))  # reconstruction needs longer episodes
     report = json.loads(out.read_text())
     assert tuple(report["scores"]) == run.tests[1:]
-    assert report["skipped"].keys() == {"identity", "reward"}
+    assert report["skipped"].keys() == {"reward"}
     assert report["settings"]["reasoning"] == [20, 5]
     assert "real frames, step 30: tilt error (degrees)" in report["scores"]["drift"]
     assert (tmp_path / "reasoning.png").exists()

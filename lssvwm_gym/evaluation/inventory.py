@@ -75,6 +75,7 @@ def inventory(context: EvalContext) -> dict[str, Any]:
     random, each for 1 to 8 steps.
     """
     _check_applies(context.world)
+    context.check_poses()
     model, run = context.weights.world_model, context.run
     places = []
     for episode in context.episodes:

@@ -174,6 +174,7 @@ def drift(context: EvalContext) -> dict[str, Any]:
 
     The last horizon is as far as the shortest episode goes, if that is less.
     """
+    context.check_poses(discrete=True)
     model, run = context.weights.world_model, context.run
     frames = min(run.drift + 1, *(len(episode.frames) for episode in context.episodes))
     if frames <= run.context + 1:
@@ -216,6 +217,7 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
     (seen before) or none had (new); and what was seen before by the frames since the last such frame. A clip without frames of
     a kind doesn't count there.
     """
+    context.check_poses(discrete=True)
     model, run = context.weights.world_model, context.run
     length, ahead = run.reasoning
     clips = cut_clips(context.episodes, length + ahead, run.clips)
