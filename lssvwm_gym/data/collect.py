@@ -25,7 +25,8 @@ from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.json_config import check_bounds, imported
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
-from lssvwm_gym.real_envs.experts import maze_players
+from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
+from lssvwm_gym.real_envs.experts.maze_players import STICKY_SHARE, Sticky
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -44,7 +45,7 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    player: str | None = None  # in Memory Maze explorer (the same as none), wander, sticky or mixed; or your own, module:attribute
+    player: str | None = None  # module:attribute, a function of an episode's random generator; the world's own if not given
 
     def __post_init__(self) -> None:
         check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
@@ -70,9 +71,6 @@ class Source:
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
     steps: int = 1000  # an episode, where nothing else is asked for
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
-    start: Callable[[Any], dict[str, Any] | None] | None = None  # what options of reset a policy wants
-    facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
-    players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 
 
 @dataclass(frozen=True)
@@ -98,31 +96,22 @@ def make_luanti(collecting: Collecting) -> gym.Env:
     return LuantiEnv(max_episode_steps=collecting.steps or MINECRAFT.max_episode_steps, senses=True)
 
 
-def start_of(policy: Any) -> dict[str, Any] | None:
-    """Options of reset with which a player wants its episode to begin."""
-    return getattr(policy, "start", None)
-
-
 SOURCES = {
     "memory-maze": Source(
         make_memory_maze,
-        maze_players.MazeExplorer,
+        MazeExplorer,
         fps=4,
         every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
         once=("targets_pos", "maze_layout"),
-        facts=maze_players.facts,
-        players=maze_players.PLAYERS,
     ),
     "luanti": Source(
         make_luanti,
-        partial(maze_players.Sticky, gym.spaces.Discrete(len(MINECRAFT.actions)), (), maze_players.STICKY_SHARE),
+        partial(Sticky, gym.spaces.Discrete(len(MINECRAFT.actions)), (), STICKY_SHARE),
         fps=MINECRAFT.fps,
         every_frame=("pos", "yaw", "pitch", "hp"),
         once=("seed", "biome"),
         steps=MINECRAFT.max_episode_steps,
         frame="image",
-        start=start_of,
-        facts=maze_players.facts,
     ),
 }
 
@@ -136,25 +125,17 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         source: where to collect from, if that is not in `SOURCES`.
 
     Raises:
-        ValueError: `SOURCES` has no such world, or the world no such player.
+        ValueError: `SOURCES` has no such world, or `player` leads to none.
         WorkerPoolError: the simulator can't be started; the message says why.
     """
     if source is None and collecting.world not in SOURCES:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
     if collecting.player is not None:
-        source = replace(source, make_policy=player_named(collecting.player, collecting.world, source))
+        if ":" not in collecting.player:
+            raise ValueError(f"a player is module:attribute, such as experiments.maze_players:mixed, not {collecting.player!r}")
+        source = replace(source, make_policy=imported(collecting.player))
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
-
-
-def player_named(name: str, world: str, source: Source) -> Callable[[np.random.Generator], Policy]:
-    """One of the world's players, or `module:attribute`, importable by name, which makes one of an episode's random generator."""
-    if name in source.players:
-        return source.players[name]
-    if ":" not in name:
-        there_is = ", ".join(source.players) or "one without a name"
-        raise ValueError(f"no player named {name!r} in {world}; there is {there_is}, and module:attribute of your own")
-    return imported(name)
 
 
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:
@@ -209,8 +190,11 @@ class Recorder:
 def record(
     env: gym.Env, policy: Policy, source: Source, seed: int, steps: int, report: Callable[[int], None] = lambda frames: None
 ) -> Episode:
-    """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new."""
-    observation, info = env.reset(seed=seed, options=source.start(policy) if source.start else None)
+    """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new.
+
+    A policy may have a `name`, which is recorded, and options of reset with which its episode is to begin, `start`.
+    """
+    observation, info = env.reset(seed=seed, options=getattr(policy, "start", None))
     observations, actions, rewards, infos = [observation], [], [0.0], [info]
     over = terminated = False
     while len(observations) <= steps and not over:
@@ -225,7 +209,7 @@ def record(
     frames, extras = _without_frames(observations, source.frame)
     extras |= {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
     extras |= {key: np.asarray(infos[0][key]) for key in source.once}
-    extras |= source.facts(policy) if source.facts else {}
+    extras |= {"policy": np.asarray(policy.name)} if hasattr(policy, "name") else {}
     extras["terminated"] = np.arange(len(frames)) == (len(frames) - 1 if terminated else -1)
     return Episode(frames, _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
 
