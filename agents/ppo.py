@@ -3,7 +3,7 @@
 python -m agents.ppo                                       learn, on a GPU if there is one
 python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
-python -m agents.ppo --real MemoryMaze9x9-Real-v0 --num-envs 8           in the real world, observed through the same model
+python -m experiments.ppo_real --num-envs 8                in the real world, observed through the same model
 python -m experiments.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
 `runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
@@ -13,7 +13,7 @@ Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.banks import bank_before_rewards, bank_of_starts
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
-from agents.real import RealEnvs
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
@@ -64,7 +63,6 @@ class Args:
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
     min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
-    real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
     data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     rewarding: float = 0.75  # share of the bank that begins so
@@ -96,15 +94,14 @@ class Args:
         return self.out or Path("runs") / "ppo" / self.world
 
 
-Envs = DreamVectorEnv | RealEnvs
-
-
-def main(args: Args) -> None:
+def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> None:
+    """Learn in dreams, or in what `open_envs` makes of the settings and the dream: environments in tensors, such as dreams are."""
     began = time.perf_counter()
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     try:
-        args, dream, envs = set_up(args)
+        args, dream = set_up(args)
+        envs = (open_envs or dreams)(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
@@ -116,7 +113,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"{args.folder} holds a run already: add --resume to go on with it, or name another folder with --out")
     elif args.start is not None:
         start_from(learner, args.start)
-    print(f"{dream}: {envs.num_envs:,} times {args.real or 'the dream'}, ready after {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{dream}: {envs.num_envs:,} environments, ready after {time.perf_counter() - began:.0f} s", flush=True)
     writer = SummaryWriter(str(args.folder / "log"), purge_step=learner.steps)
     for numbers in learner.learn(began):
         report(args, learner, numbers, writer)
@@ -130,19 +127,22 @@ def main(args: Args) -> None:
     print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
 
 
-def set_up(args: Args) -> tuple[Args, Dream, Envs]:
-    """What depends on the device filled in, the dream, and what is learned in. Raises `ValueError` for what is wrong with the settings."""
+def set_up(args: Args) -> tuple[Args, Dream]:
+    """What depends on the device filled in, and the dream. Raises `ValueError` for what is wrong with the settings."""
     graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
     backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
     dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
     args = with_defaults(args, dream.device.type)
     observed_shape(dream, args.observation)
-    if args.real is not None:
-        return args, dream, RealEnvs(args.real, dream, args.num_envs or 1, args.observation, args.episode_steps)
+    return args, dream
+
+
+def dreams(args: Args, dream: Dream) -> DreamVectorEnv:
+    """What is learned in. Raises as `set_up` does."""
     if args.reward == "expected" and (dream.world.milestones or sum(value != 0 for value in dream.world.reward_values) != 1):
         raise ValueError(f"expected rewards need a world with one reward other than 0, which {dream.world.name} is not")
     bank, num_envs, observation = open_bank(args, dream, args.bank or 1), args.num_envs or 1, args.observation
-    return args, dream, DreamVectorEnv.from_bank(dream, bank, num_envs, args.episode_steps, observation=observation, stagger=True)
+    return DreamVectorEnv.from_bank(dream, bank, num_envs, args.episode_steps, observation=observation, stagger=True)
 
 
 def with_defaults(args: Args, device: str) -> Args:
@@ -206,7 +206,7 @@ class EpisodeReturns:
 class Learner:
     """A policy, what it learns in, what improves it, and how far it is."""
 
-    def __init__(self, args: Args, config: PolicyConfig, envs: Envs, device: torch.device) -> None:
+    def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
         self.policy = Policy(config).to(device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, eps=1e-5, fused=device.type == "cuda")

@@ -20,9 +20,9 @@ pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 from agents.banks import bank_before_rewards, bank_of_starts
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
-from agents.real import RealEnvs
 from experiments import behavior_cloning as imitation
 from experiments.behavior_cloning import leads_to_reward, watched
+from experiments.ppo_real import RealEnvs
 from lssvwm_gym.data.segments import Segment
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
