@@ -24,7 +24,6 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.banks import bank_before_rewards, bank_of_starts
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
@@ -35,9 +34,10 @@ from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, 
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.models.state import join_rows, take_rows
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
+
+MAX_ROWS = 64  # of long contexts that are prefilled in one call
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ class Args:
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
     min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
-    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
-    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    rewarding: float = 0.75  # share of the bank that begins so
-    lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
-    context: int = 600  # frames before it
     reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
 
     hidden: int = 256  # units of each of the two layers of actor and critic
@@ -137,12 +132,13 @@ def set_up(args: Args) -> tuple[Args, Dream]:
     return args, dream
 
 
-def dreams(args: Args, dream: Dream) -> DreamVectorEnv:
-    """What is learned in. Raises as `set_up` does."""
+def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:
+    """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given. Raises as `set_up` does."""
     if args.reward == "expected" and (dream.world.milestones or sum(value != 0 for value in dream.world.reward_values) != 1):
         raise ValueError(f"expected rewards need a world with one reward other than 0, which {dream.world.name} is not")
-    bank, num_envs, observation = open_bank(args, dream, args.bank or 1), args.num_envs or 1, args.observation
-    return DreamVectorEnv.from_bank(dream, bank, num_envs, args.episode_steps, observation=observation, stagger=True)
+    if bank is None:
+        bank = bank_of_starts(dream, args.context_every, args.bank or 1, args.seed, args.min_context)
+    return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
 
 
 def with_defaults(args: Args, device: str) -> Args:
@@ -160,14 +156,25 @@ def with_defaults(args: Args, device: str) -> Args:
     return args
 
 
-def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
-    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
-    if args.data is None:
-        return bank_of_starts(dream, args.context_every, most, args.seed, args.min_context)
-    episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
-    rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
-    others = most - len(rewarding.seed)
-    return join_rows([rewarding, bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)]) if others else rewarding
+def bank_of_starts(dream: Dream, context_every: int, most: int, seed: int = 0, least: int = 0) -> DreamState:
+    """States to begin with: after all short contexts, and after every so many frames of the long ones (0: none).
+
+    With `least` only those with that many context frames, where there are any. Weights without either begin with imagined frames. At
+    most `most` states, drawn by the seed where there are more.
+    """
+    short, long = dream.weights.short_contexts, dream.weights.long_contexts
+    starts: list[DreamState] = []
+    if long.batch and context_every:
+        rows = torch.arange(min(2 * long.batch, MAX_ROWS))  # a seed draws one of the contexts
+        lengths = range(context_every, len(long) + 1, context_every)
+        starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
+    if len(short) >= least or not starts:
+        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(short.batch, most))] + starts
+    if not starts:
+        starts = [dream.reset(torch.arange(MAX_ROWS), {"start": "cold"})]
+    bank = join_rows(starts)
+    chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
+    return take_rows(bank, chosen.to(dream.device))
 
 
 class Rollout(NamedTuple):
