@@ -129,7 +129,7 @@ class Window:
 
 def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
     commands = COMMANDS | (POLICY if game.policy is not None else {})
-    return [(shown(key), said[at_length]) for key, said in commands.items()]
+    return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]
 
 
 def _standing(controls: Controls) -> str:
