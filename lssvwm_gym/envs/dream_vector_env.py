@@ -138,6 +138,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
+        self.start: dict[str, Any] = {}  # options of reset with which rows that end begin anew
         self._bank: DreamState | None = None
         self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
@@ -180,7 +181,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         info, ended = dream.info(state, step), dict[str, Any]()
         if done.any():
             ended = spaces.final(self._observed(), info, self._sent(done))
-            info = dream.info(self._begin(done, {}))
+            info = dream.info(self._begin(done, self.start))
         told = spaces.Info({**ended, **spaces.batched(info, torch.ones_like(terminated))})
         reward = reward.float() if self.output == "torch" else reward
         return self._given((self._observed(), reward, terminated, self._sent(truncated), told))
