@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,6 @@ class Args:
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
     min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
-    reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     learning_rate: float = 5e-4
@@ -133,9 +132,7 @@ def set_up(args: Args) -> tuple[Args, Dream]:
 
 
 def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:
-    """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given. Raises as `set_up` does."""
-    if args.reward == "expected" and (dream.world.milestones or sum(value != 0 for value in dream.world.reward_values) != 1):
-        raise ValueError(f"expected rewards need a world with one reward other than 0, which {dream.world.name} is not")
+    """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given."""
     if bank is None:
         bank = bank_of_starts(dream, args.context_every, args.bank or 1, args.seed, args.min_context)
     return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
@@ -254,8 +251,8 @@ class Learner:
             self.observation, reward, terminated, truncated, info = self.envs.step(action)
             done = (terminated | truncated).float()
             self.returns.add(reward, done)
-            rewards.append(self.reward(reward, done, info))
-            scaled = rewards[-1] * self.args.reward_scale
+            rewards.append(reward)
+            scaled = reward * self.args.reward_scale
             if "final_obs" in info:
                 following = self.policy(info["final_obs"])[1] * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following
@@ -263,14 +260,6 @@ class Learner:
             steps.append((observation, action, chosen, value, scaled, done))
         observation, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
         return Rollout(observation, action, chosen, value, scaled, done, torch.stack(rewards).mean())
-
-    def reward(self, reward: Tensor, done: Tensor, info: dict[str, Any]) -> Tensor:
-        """What to learn from: the environment's reward, or the mean of what the reward head predicts."""
-        if self.args.reward == "likeliest" or "reward_probability" not in info:
-            return reward
-        (value,) = (value for value in self.envs.dream.world.reward_values if value != 0)
-        last = info["final_info"]["reward_probability"] if "final_info" in info else info["reward_probability"]
-        return value * torch.where(done > 0, last, info["reward_probability"])
 
     def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
         """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""

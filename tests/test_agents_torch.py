@@ -183,21 +183,6 @@ def test_the_running_norm_is_that_of_all_it_was_shown():
 # dreams
 
 
-def test_an_expected_reward_is_learned_from_but_not_counted(dream, bank):
-    rewards, returns = [], []
-    for kind in ("likeliest", "expected"):
-        envs = DreamVectorEnv.from_bank(dream, bank, ROWS, LIMIT, observation="features", stagger=True)
-        torch.manual_seed(0)
-        learner = learner_of(replace(SMALL, reward=kind, gamma=0.0), envs)
-        rewards.append(learner.rollout().reward)
-        returns.append(learner.returns.take())
-    likeliest, expected = rewards
-    assert set(likeliest.unique().tolist()) <= {0.0, 1.0}
-    assert len(expected.unique()) > 2
-    assert torch.equal(expected > 0.5, likeliest.bool())
-    assert returns[0] == returns[1]
-
-
 def test_only_whole_episodes_are_counted(envs):
     learner, earned, step = learner_of(replace(SMALL, rollout_steps=LIMIT), envs), torch.zeros(ROWS), envs.step
 
