@@ -2,17 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from real_walks import write_real_walks
 
 from experiments import more_tests as tests
+from experiments import rewards_ahead
 from experiments.more_tests import ALWAYS, Args, _reversed, identity, interrupted, k_means, nearest, patches, statistics
 from lssvwm_gym.evaluation.context import open_context
 from lssvwm_gym.evaluation.evaluate import evaluate
 from lssvwm_gym.evaluation.imagination import dreamed_walks, spaced_clips
 from lssvwm_gym.evaluation.memory import revisit
+from lssvwm_gym.evaluation.rollouts import clips_at
 from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.world_model import MotionHead
 
@@ -109,13 +112,74 @@ def test_a_full_turn_ends_where_the_heading_has_gone_round(walking, monkeypatch)
     assert rows.all()
 
 
+def paid_at(bench, *frames):
+    """The bench with the rewards of its episodes moved to these frames."""
+    episodes = []
+    for episode in bench.episodes:
+        reward = torch.zeros_like(episode.reward).index_fill(0, torch.tensor(frames, dtype=torch.int64), 1.0)
+        episodes.append(replace(episode, reward=reward))
+    return replace(bench, episodes=episodes)
+
+
+def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
+    bench = paid_at(open_context(Args(folder, weights=tiny_weights, context=5, clips=1)), 12, 50, 55)
+    told = []
+
+    def foretold(model, state, clips, steps):
+        """A dream that pays right in time, but never more than 10 frames ahead, and once where nothing is."""
+        told.append((state.world.age.tolist(), len(clips)))
+        pays = torch.zeros(clips.reward.shape, dtype=torch.bool)
+        pays[:, -rewards_ahead.NEAR - 1] = len(clips) - rewards_ahead.NEAR <= 10
+        pays[:, 0] |= len(clips) > 40
+        return pays
+
+    monkeypatch.setattr(rewards_ahead, "predicted_rewards", foretold)
+    results = rewards_ahead.reward_ahead(bench)
+    assert results["rewards"] == 6  # in each of three episodes; frame 12 has too little before it
+    assert told == [([45 - lead + 1] * 6, lead + 3) for lead in (40, 20, 10, 5, 2)]
+    shares = {int(name.split()[0]): value.mean for name, value in results.items() if name.endswith("of rewards dreamed")}
+    assert shares == {40: 0, 20: 0, 10: 1, 5: 1, 2: 1}
+    assert results["40 frames ahead: share of dreamed rewards that are real"] == 0.5  # of frames 11 and 16, 11 is near 12
+
+
+def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
+    bench = paid_at(open_context(Args(folder, weights=tiny_weights, context=5, clips=1)), 50)
+    results = rewards_ahead.reward_ahead(bench)
+    shares = [value.mean for name, value in results.items() if name.endswith("of rewards dreamed")]
+    assert len(shares) == 5
+    assert all(0 <= share <= 1 for share in shares)
+    real = torch.zeros(1, 9)
+    real[0, 4] = 1
+    assert rewards_ahead._widened(real > 0)[0].tolist() == [False, True, True, True, True, True, True, True, False]
+
+
+def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkeypatch):
+    monkeypatch.setattr(rewards_ahead, "LONG", 9)
+    bench = paid_at(open_context(Args(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
+    asked = []
+    monkeypatch.setattr(rewards_ahead, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
+    results = rewards_ahead.reward_ahead(bench)
+    assert (results["rewards"], results["9 context frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
+    monkeypatch.setattr(rewards_ahead, "MAX_FRAMES", 2 * 45)
+    in_parts = rewards_ahead.reward_ahead(bench)
+    assert asked == [(6, 49), (3, 53)] + [(2, 49)] * 3 + [(1, 53)] * 3
+    assert in_parts["rewards"] == 6
+    monkeypatch.setattr(rewards_ahead, "LONG", 5)  # no longer than the usual one
+    assert not any(name.startswith("5 context frames") for name in rewards_ahead.reward_ahead(bench))
+
+
+def test_where_nothing_is_paid_late_enough_there_is_nothing_to_foresee(folder, tiny_weights):
+    report = evaluate(Args(folder, weights=tiny_weights, tests=("reward_ahead",)))
+    assert report["skipped"] == {"reward_ahead": "no reward has 140 frames before it"}
+
+
 def test_the_whole_command_makes_them_beside_the_worlds_own(folder, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(tests, "LONGEST_TURN", 20)
     out = tmp_path / "scores.json"
     sizes = dict(
         context=10, retrieval=(10,), imagination=(10, 18), known_places=(20, 12), elsewhere=(0, 4), interruption=(1, 3), cold_start=6
     )
-    names = (*ALWAYS, "known_places", "stability", "retrieval")
+    names = (*ALWAYS[1:], "known_places", "stability", "retrieval")
     run = Args(folder, weights=tiny_weights, out=out, figures=tmp_path, clips=1, tests=names, memories=("own",), **sizes)
     evaluate(run)
     scores = json.loads(out.read_text())["scores"]
@@ -125,6 +189,6 @@ def test_the_whole_command_makes_them_beside_the_worlds_own(folder, tiny_weights
     assert {"one sample, frames 11 to 12: PSNR", "mean of 8 samples, frames 1 to 10: PSNR"} <= scores["known_places"].keys()
     assert {"there and back, 4 steps elsewhere: PSNR", "autoencoder: PSNR"} <= scores["stability"].keys()
     assert {"interruption", "cold_start"} <= {path.stem for path in tmp_path.glob("*.png")}
-    assert Args(folder, weights=tiny_weights).tests[-4:] == ("drift", *ALWAYS)
+    assert Args(folder, weights=tiny_weights).tests[-5:] == ("drift", *ALWAYS)
     with pytest.raises(ValueError, match=r"elsewhere must be at least 0, got \(-1,\)"):
         Args(folder, elsewhere=(-1,))

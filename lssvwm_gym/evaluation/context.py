@@ -16,7 +16,7 @@ from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
-PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
+PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward")
 MEMORY = ("retrieval", "reasoning", "drift")
 INVENTORY = ("crafting", "inventory", "milestones")
 MEMORIES = {  # variants of retrieval, and their names in a report

@@ -18,13 +18,13 @@ from lssvwm_gym.evaluation.imagination import imagination
 from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
 from lssvwm_gym.evaluation.memory import retrieval
 from lssvwm_gym.evaluation.metrics import Score
-from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction, reward_ahead
+from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction
 from lssvwm_gym.io.json_config import write_json
 
 __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
 FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
-    *(reconstruction, next_frame, open_loop, reward, reward_ahead, ends),
+    *(reconstruction, next_frame, open_loop, reward, ends),
     *(retrieval, reasoning, drift, imagination),
     *(crafting, inventory, milestones),
 )

@@ -25,39 +25,6 @@ MEASURED = 20  # steps over which the speed is measured
 ARROWS = {"up": "w", "left": "a", "down": "s", "right": "d"}
 OTHER_NAMES = {"space": " ", "escape": "q", "return": "p", ".": "n", "+": "="}  # of the same key
 REWIND = "backspace"
-
-
-class Command(NamedTuple):
-    """What a key stands for."""
-
-    short: str
-    at_length: str
-    do: Callable[[Controls], None]
-
-
-COMMANDS = {
-    "p": Command("pause", "pause, go on", lambda controls: controls.pause()),
-    "n": Command("step", "one step, then pause", lambda controls: controls.single_step()),
-    REWIND: Command("rewind", "hold: go back through the moments that are kept", lambda controls: controls.keyboard.press(REWIND)),
-    "m": Command("mark", "mark this moment", lambda controls: controls.mark()),
-    "b": Command("back to mark", "go back to the last mark; f1 to f8: to that mark", lambda controls: controls.return_to(-1)),
-    "f": Command("profile", "next profile: fast, balanced, quality", lambda controls: controls.next_profile()),
-    "-": Command("slower", "fewer steps a second", lambda controls: controls.change_pace(1 / 1.25)),
-    "=": Command("faster", "more steps a second", lambda controls: controls.change_pace(1.25)),
-    "v": Command("film", "begin or end a film, MP4", lambda controls: controls.attempt(controls.begin_or_end_film)),
-    "f9": Command("save", "save the game to a new file", lambda controls: controls.attempt(controls.save)),
-    "f10": Command("load", "load the game saved last; drop any other file here", lambda controls: controls.attempt(controls.load_latest)),
-    "r": Command("anew", "begin anew", lambda controls: controls.game.begin()),
-    "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
-    "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
-}
-POLICY = {
-    "t": Command(
-        "policy",
-        "let the policy act, or stop it",
-        lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts),
-    )
-}
 MARK_KEYS = tuple(f"f{number}" for number in range(1, MARKS + 1))
 SLOWEST, FASTEST = 0.5, 1000.0  # steps a second
 
@@ -225,6 +192,39 @@ class Controls:
             self.say(what())
         except (OSError, ValueError, ImportError) as error:
             self.say(str(error), is_error=True)
+
+
+class Command(NamedTuple):
+    """What a key stands for."""
+
+    short: str
+    at_length: str
+    do: Callable[[Controls], None]
+
+
+COMMANDS = {
+    "p": Command("pause", "pause, go on", lambda controls: controls.pause()),
+    "n": Command("step", "one step, then pause", lambda controls: controls.single_step()),
+    REWIND: Command("rewind", "hold: go back through the moments that are kept", lambda controls: controls.keyboard.press(REWIND)),
+    "m": Command("mark", "mark this moment", lambda controls: controls.mark()),
+    "b": Command("back to mark", "go back to the last mark; f1 to f8: to that mark", lambda controls: controls.return_to(-1)),
+    "f": Command("profile", "next profile: fast, balanced, quality", lambda controls: controls.next_profile()),
+    "-": Command("slower", "fewer steps a second", lambda controls: controls.change_pace(1 / 1.25)),
+    "=": Command("faster", "more steps a second", lambda controls: controls.change_pace(1.25)),
+    "v": Command("film", "begin or end a film, MP4", lambda controls: controls.attempt(controls.begin_or_end_film)),
+    "f9": Command("save", "save the game to a new file", lambda controls: controls.attempt(controls.save)),
+    "f10": Command("load", "load the game saved last; drop any other file here", lambda controls: controls.attempt(controls.load_latest)),
+    "r": Command("anew", "begin anew", lambda controls: controls.game.begin()),
+    "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
+    "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
+}
+POLICY = {
+    "t": Command(
+        "policy",
+        "let the policy act, or stop it",
+        lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts),
+    )
+}
 
 
 def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:
