@@ -17,6 +17,7 @@ import tyro
 from einops import reduce
 from torch import Tensor
 
+from experiments.crafting import crafting, inventory, milestones
 from experiments.rewards_ahead import reward_ahead
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate
@@ -30,7 +31,7 @@ from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import DreamState, first_state, imagine, unknown_action
 from lssvwm_gym.models.segment import Segment, joined
 
-ALWAYS = ("reward_ahead", "interruption", "identity", "cold_start")  # where no tests are named
+ALWAYS = ("reward_ahead", "crafting", "inventory", "milestones", "interruption", "identity", "cold_start")  # where no tests are named
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 SAMPLES = 8  # dreams of the same actions, for their mean
 SPANS = ((1, 10), (11, 30), (31, 60))  # frames of which known places have a PSNR
@@ -290,7 +291,10 @@ def _args(context: EvalContext) -> Args:
     return context.run
 
 
-TESTS |= {test.__name__: test for test in (reward_ahead, interruption, identity, cold_start, known_places, stability)}
+TESTS |= {
+    test.__name__: test
+    for test in (reward_ahead, crafting, inventory, milestones, interruption, identity, cold_start, known_places, stability)
+}
 
 if __name__ == "__main__":
     evaluate(tyro.cli(Args, description=__doc__))

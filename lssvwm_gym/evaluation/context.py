@@ -18,7 +18,6 @@ from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward")
 MEMORY = ("retrieval", "reasoning", "drift")
-INVENTORY = ("crafting", "inventory", "milestones")
 MEMORIES = {  # variants of retrieval, and their names in a report
     "own": "own memory",
     "stranger": "stranger's memory",
@@ -27,8 +26,8 @@ MEMORIES = {  # variants of retrieval, and their names in a report
     "estimated_poses": "estimated poses",
     "estimated_motions": "estimated motions",
 }
-IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", *MEMORY, *INVENTORY)
-OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY, *INVENTORY), "retrieval": (100,), "reasoning": (100, 50)}
+IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", *MEMORY)
+OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY), "retrieval": (100,), "reasoning": (100, 50)}
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
     "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
     "minecraft": OTHER_WORLDS | {"tests": IN_BLOCKS},
@@ -60,7 +59,6 @@ class Evaluation:
     drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
     imagination: tuple[int, int] = (20, 100)  # frames of context, frames dreamed; fewer where no episode is so long
     other_data: Path | None = None  # real episodes of other places, to which imagination compares; halves of the same if not given
-    detour: int = 300  # frames dreamed in which nothing is done that changes the inventory
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +69,7 @@ class Evaluation:
         for name, own in SUITES.get(named, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
-        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, detour=1, imagination=2)
+        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, imagination=2)
 
 
 @dataclass(frozen=True)

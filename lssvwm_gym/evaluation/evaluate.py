@@ -15,7 +15,6 @@ from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation,
 from lssvwm_gym.evaluation.ends import ends, reward
 from lssvwm_gym.evaluation.figures import draw
 from lssvwm_gym.evaluation.imagination import imagination
-from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
 from lssvwm_gym.evaluation.memory import retrieval
 from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction
@@ -26,7 +25,6 @@ __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
     *(reconstruction, next_frame, open_loop, reward, ends),
     *(retrieval, reasoning, drift, imagination),
-    *(crafting, inventory, milestones),
 )
 TESTS = {test.__name__: test for test in FUNCTIONS}
 
