@@ -18,7 +18,7 @@ from tqdm import tqdm
 from agents import ppo
 from agents.ppo import bank_of_starts
 from lssvwm_gym.data.segments import Segment
-from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState, unknown_action

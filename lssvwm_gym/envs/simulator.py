@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
-from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
+from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.rewards import reward, reward_probability, termination_probability
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
@@ -99,7 +99,7 @@ class Dream:
         """Begin a dream a row; nothing is decoded, `frame` does that.
 
         seeds (B,) int64, 0..2**32-1, decide each row's context and noise. The options are the same for all rows; see
-        `lssvwm_gym.envs.contexts`. Raises `ValueError` for options that can't be met.
+        `lssvwm_gym.envs.reset_options`. Raises `ValueError` for options that can't be met.
         """
         past = choose_past(self.weights, seeds, options)
         if isinstance(past, LongContexts):

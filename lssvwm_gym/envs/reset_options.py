@@ -1,4 +1,4 @@
-"""How a dream starts: the real past that the options of `reset` ask for.
+"""Options of `reset`: how a dream starts, the real past that they ask for.
 
 {}                              a short real context, drawn by the row's seed
 {"context_id": 3}               that one
