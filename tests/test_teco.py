@@ -254,9 +254,8 @@ def test_the_output_lies_outside_of_the_source(marsh, tmp_path):
         ({"frame_skip": 6}, "frame_skip is at most 5 with teco-minecraft: 6 make 729 actions"),
         ({"frame_skip": 0}, "frame_skip must be at least 1"),
         ({"crf": 52}, "crf must be"),
-        ({"images": "rgb"}, "images can't be set with the layout teco-minecraft"),
-        ({"layout": "minari", "outgoing": True, "frame_skip": 2}, "frame_skip, outgoing can't be set with the layout minari"),
-        ({"layout": "vhs"}, "layout must be one of memory-maze, .*videos.*, not 'vhs'"),
+        ({"index": Path("index.json")}, "index can't be set with the layout teco-minecraft"),
+        ({"layout": "minari", "cut": True, "frame_skip": 2}, "cut, frame_skip can't be set with the layout minari"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(marsh, settings, says):

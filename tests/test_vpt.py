@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from test_teco import write_mp4
 
-from experiments.convert_vpt import ITEMS, Args, count_items
-from experiments.human_actions import BUTTONS, SCREEN, action_names, discrete, pressed
-from lssvwm_gym.data.convert import convert
+from lssvwm_gym.data.convert import Converting, convert
+from lssvwm_gym.data.convert.human_actions import BUTTONS, SCREEN, action_names, discrete, pressed
+from lssvwm_gym.data.convert.vpt import ITEMS, count_items
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode
 
 NAMES = action_names()
@@ -72,7 +72,7 @@ def converted(source: Path, change: Change = lambda lines: None, **settings: Any
     frames, lines = recorded()
     change(lines)
     write_recording(source / "8.0/cheeky-setter-1a-20220315.mp4", frames, lines)
-    assert convert(Args(source, source.parent / "out", **{"size": 0, "crf": 0, **settings})) == 1
+    assert convert(Converting(source, source.parent / "out", layout="vpt", **{"size": 0, "crf": 0, **settings})) == 1
     return read_episode(source.parent / "out/8_0-cheeky-setter-1a-20220315.npz")
 
 
@@ -262,7 +262,7 @@ def test_a_recording_may_be_a_single_tick(source):
 def test_half_of_a_recording_is_named(source, ending):
     (source / f"8.0/cheeky-setter-1a-20220315{ending}").unlink()
     with pytest.raises(EpisodeError, match=rf"20220315\{ending}: no such file; a recording is an mp4 and a jsonl"):
-        convert(Args(source, source.parent / "out"))
+        convert(Converting(source, source.parent / "out", layout="vpt"))
 
 
 LINES = "8.0/cheeky-setter-1a-20220315.jsonl"
@@ -281,7 +281,7 @@ LINES = "8.0/cheeky-setter-1a-20220315.jsonl"
 def test_broken_lines_at_the_end_are_left_out_with_a_note(source, capsys, damage, ticks, noted):
     lines = source / LINES
     lines.write_bytes(damage(lines.read_bytes()))
-    assert convert(Args(source, source.parent / "out", size=0)) == 1
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0)) == 1
     assert len(read_episode(source.parent / "out/8_0-cheeky-setter-1a-20220315.npz")) == ticks
     said = capsys.readouterr().err
     assert noted in said
@@ -300,21 +300,21 @@ def test_a_broken_line_within_costs_its_recording_only(source, capsys, change):
     write_recording(source / "8.0/whole.mp4", frames, lines)
     change(lines)
     write_recording(source / LINES, frames, lines)
-    assert convert(Args(source, source.parent / "out", size=0, skip_broken=True)) == 1
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0, skip_broken=True)) == 1
     assert "line 4 is not a tick of a recording" in capsys.readouterr().err
 
 
 def test_endings_in_capitals_are_found(source):
     for file in (source / "8.0").iterdir():
         file.rename(file.with_suffix(file.suffix.upper()))
-    assert convert(Args(source, source.parent / "out", size=0)) == 1
+    assert convert(Converting(source, source.parent / "out", layout="vpt", size=0)) == 1
 
 
 def test_cut_videos_are_refused(source):
     video = (source / LINES).with_suffix(".mp4")
     video.write_bytes(video.read_bytes()[:-400])
     with pytest.raises(EpisodeError, match="not a readable video"):
-        convert(Args(source, source.parent / "out"))
+        convert(Converting(source, source.parent / "out", layout="vpt"))
 
 
 @pytest.mark.parametrize("listed", ["8.0/cheeky-setter-1a-20220315", "8.0/cheeky-setter-1a-20220315.mp4"])
@@ -327,7 +327,7 @@ def test_an_index_chooses(source, listed, flat):
     index = source.parent / "index.json"
     index.write_text(json.dumps({"basedir": "somewhere/data/", "relpaths": [listed]}))
     out = source.parent / "out"
-    assert convert(Args(source, out, index=index)) == 1
+    assert convert(Converting(source, out, layout="vpt", index=index)) == 1
     assert [path.name for path in out.glob("*.npz")] == ["8_0-cheeky-setter-1a-20220315.npz"]
 
 
@@ -335,7 +335,7 @@ def test_what_an_index_lists_and_is_not_there_is_named(source):
     index = source.parent / "index.json"
     index.write_text(json.dumps({"basedir": "somewhere/", "relpaths": ["8.0/cheeky-setter-1a-20220315", "9.0/missing"]}))
     with pytest.raises(EpisodeError, match=r"1 of 2 recordings(.|\n)*missing.mp4: no such file"):
-        convert(Args(source, source.parent / "out", index=index))
+        convert(Converting(source, source.parent / "out", layout="vpt", index=index))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_an_index_that_is_none_is_refused(source, text, says):
     index = source.parent / "index.json"
     index.write_text(text)
     with pytest.raises(EpisodeError, match=says) as caught:
-        convert(Args(source, source.parent / "out", index=index))
+        convert(Converting(source, source.parent / "out", layout="vpt", index=index))
     assert "index.json" in str(caught.value)
 
 

@@ -12,11 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from tqdm import tqdm
 
-from lssvwm_gym.data.convert import memory_maze, minari, teco, videos
+from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
 from lssvwm_gym.data.convert.recording import Found, Framing, Recording, files_below, keep_settings, write_recording
 from lssvwm_gym.data.episode import EpisodeError, is_whole
 from lssvwm_gym.io.json_config import check_bounds, in_short
@@ -24,9 +24,16 @@ from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, WorkerPoolError, run_jobs
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
+BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source
 SHOWN = 10  # broken files that an error names
 
-NOT_FOR_ALL = ("frame_skip", "outgoing", "images")  # settings that a layout has to know
+ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
+    "frame_skip": ("teco", "vpt", "videos"),
+    "outgoing": ("teco", "videos"),
+    "cut": "vpt",
+    "index": "vpt",
+    "images": "minari",
+}
 
 
 @dataclass(frozen=True)
@@ -35,29 +42,31 @@ class Converting:
 
     source: Path  # folder of the recordings
     out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
-    layout: str = "memory-maze"  # of the source: memory-maze, teco-minecraft, teco-dmlab, minari or videos
+    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = (
+        "memory-maze"  # of the source; vpt: BASALT too
+    )
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
-    frame_skip: int = 1  # teco-*, videos: keep every so many frames; the actions between become one
+    frame_skip: int = 1  # teco-*, vpt, videos: keep every so many frames; the actions between become one
     fps: int = 0  # of the video; 0: the layout's own over frame_skip
     episodes: int = 0  # convert the first so many only; 0: all
     workers: int = 1  # processes
     skip_broken: bool = False  # warn of recordings that can't be converted and go on, instead of failing at the end
     outgoing: bool = False  # teco-*, videos: the source's action t is the one taken at frame t, not the one that led to it
+    cut: bool = False  # vpt: where video and lines end at different times, take what both have
+    index: Path | None = None  # vpt: JSON with the recordings to take, {"basedir": ..., "relpaths": [...]}
     images: str = ""  # minari: the entry of the observations that is the picture
 
     def __post_init__(self) -> None:
         check_bounds(self, size=0, frame_skip=1, fps=0, episodes=0, workers=1)
         check_crf(self.crf)
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         if self.layout.startswith("teco") and self.frame_skip > teco.MAX_SKIP:
             raise ValueError(
                 f"frame_skip is at most {teco.MAX_SKIP} with {self.layout}: {self.frame_skip} make {3**self.frame_skip} actions"
             )
-        given = {name for name in NOT_FOR_ALL if getattr(self, name) != getattr(Converting, name)}
-        if wrong := sorted(given - set(LAYOUTS[self.layout].knows)):
+        given = (name for name in ONLY_FOR if getattr(self, name) != getattr(Converting, name))
+        if wrong := sorted(name for name in given if not self.layout.startswith(ONLY_FOR[name])):
             raise ValueError(f"{', '.join(wrong)} can't be set with the layout {self.layout}")
 
     @property
@@ -70,36 +79,22 @@ class Converting:
 class Layout:
     """How to find the recordings of a public set, and how to open one."""
 
-    find: Callable[[Any], list[Found]]  # of `Converting`, or of what a layout of your own adds to it
-    read: Callable[[Found, Any], Recording]
-    knows: tuple[str, ...] = ()  # which of `NOT_FOR_ALL`
-    below: bool = True  # whether recordings are looked for in all folders below the source
+    find: Callable[[Converting], list[Found]]
+    read: Callable[[Found, Converting], Recording]
 
 
 LAYOUTS = {
     "memory-maze": Layout(
         lambda c: [Found(path.stem, path) for path in memory_maze.public_paths(c.source)],
         lambda found, c: memory_maze.open_memory_maze(found),
-        below=False,
     ),
     "teco-minecraft": Layout(  # a trajectory of which only the npz is there is found too, and can't be read
-        lambda c: files_below(c.source, (".mp4", ".npz")),
-        lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing),
-        ("frame_skip", "outgoing"),
+        lambda c: files_below(c.source, (".mp4", ".npz")), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
     ),
-    "teco-dmlab": Layout(
-        lambda c: files_below(c.source, (".npz",)),
-        lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing),
-        ("frame_skip", "outgoing"),
-    ),
-    "minari": Layout(
-        lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images), ("images",), below=False
-    ),
-    "videos": Layout(
-        lambda c: videos.find_videos(c.source),
-        lambda found, c: videos.read_video_file(found, c.frame_skip, c.outgoing),
-        ("frame_skip", "outgoing"),
-    ),
+    "teco-dmlab": Layout(lambda c: files_below(c.source, (".npz",)), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
+    "vpt": Layout(lambda c: vpt.find_vpt(c.source, c.index), lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut)),
+    "minari": Layout(lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images)),
+    "videos": Layout(lambda c: videos.find_videos(c.source), lambda found, c: videos.read_video_file(found, c.frame_skip, c.outgoing)),
 }
 
 
@@ -114,7 +109,7 @@ def convert(converting: Converting) -> int:
     source, out = converting.source, converting.out
     if source.resolve() == out.resolve():
         raise EpisodeError(f"{out}: source and out must be different folders")
-    if LAYOUTS[converting.layout].below and out.resolve().is_relative_to(source.resolve()):
+    if converting.layout.startswith(BELOW) and out.resolve().is_relative_to(source.resolve()):
         raise EpisodeError(f"{out}: lies in the source, where its episodes would be taken for recordings; choose a folder elsewhere")
     found = LAYOUTS[converting.layout].find(converting)[: converting.episodes or None]
     new = [one for one in found if not is_whole(out / one.name)]

@@ -14,22 +14,17 @@ What is known to be wrong in the recordings, and what is done about it:
 - Turns by more than 180° a tick are jumps of the pointer, not turns: the camera is still.
 - BASALT's lines lack some fields: what isn't in every line of a recording isn't in its episode.
 - While the game was paused nothing was recorded; `tick` doesn't show it, and neither can this reader.
-
-python -m experiments.convert_vpt --source DIR --out data --crop --frame-skip 4 --index DIR/all_8xx.json; else as `lssvwm-gym convert`
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
-from experiments.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
-from lssvwm_gym.data.convert.convert import LAYOUTS, Converting, Layout, convert
+from lssvwm_gym.data.convert.human_actions import BUTTONS, DEGREES_A_STEP, discrete, pressed
 from lssvwm_gym.data.convert.recording import Found, Recording, beside, files_below, led, named, note
 from lssvwm_gym.data.episode import EpisodeError, video_frames
 from lssvwm_gym.io.json_config import parsed
@@ -42,15 +37,6 @@ ITEMS = (  # of the inventory vector; wood of every kind counts as log or planks
 POSE = ("xpos", "ypos", "zpos", "yaw", "pitch")
 ATTACK = 0  # mouse button
 MAX_DEGREES = 180.0  # a tick
-
-
-@dataclass(frozen=True)
-class Args(Converting):
-    """Which folder of recordings to turn into episodes."""
-
-    layout: str = "vpt"
-    cut: bool = False  # where video and lines end at different times, take what both have
-    index: Path | None = None  # JSON with the recordings to take, {"basedir": ..., "relpaths": [...]}
 
 
 class Tick(NamedTuple):
@@ -239,9 +225,3 @@ def _listed(source: Path, listed: Path) -> Path:
     """The mp4 of a recording of the index: below the source as listed, or flat in it."""
     below, flat = (beside(source / path.with_name(path.name + ".mp4"), ".mp4") for path in (listed, Path(listed.name)))
     return flat if flat.exists() and not below.exists() else below
-
-
-LAYOUTS["vpt"] = Layout(lambda c: find_vpt(c.source, c.index), lambda found, c: read_vpt(found, c.frame_skip, c.cut), ("frame_skip",))
-
-if __name__ == "__main__":
-    convert(tyro.cli(Args, description=__doc__))
