@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies import Policy, policy_for
+from agents.policies import SB3_KIND, Policy, policy_for
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.spaces import needs_frame
 from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.io.tensors import load_tensors
 
 
 class Agent(Protocol):
@@ -38,19 +40,51 @@ class PolicyAgent:
         return self._policy.act(observation, self._generator, self._greedy).cpu().numpy()
 
 
-def agent_in(path: Path, dream: Dream, seed: int, greedy: bool) -> PolicyAgent:
-    """The policy in a file; `greedy` takes its most probable action.
+class SB3Agent:
+    """A policy of `agents.sb3_policies`, with its LSTM where it has one; it sees the last few frames at once where it learned so."""
 
-    Raises `ValueError` for one that acts in another world or sees something else.
+    def __init__(self, policy: tuple[Any, Any], greedy: bool) -> None:
+        """A policy and its config, as `load_sb3_policy` returns them; it draws from torch's global generator, as all of that library."""
+        self._policy, config = policy
+        self.observation = "image" if needs_frame(config.observation) else config.observation
+        self._frames, self._greedy = config.frame_stack, greedy
+        self._past: list[np.ndarray] = []
+        self._memory: Any = None
+
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+        now, first = observation.cpu().numpy(), np.full(len(observation), not self._past)
+        self._past = [*(self._past or [np.zeros_like(now)] * self._frames), now][-self._frames :]
+        stacked = np.concatenate(self._past, -1)
+        action, self._memory = self._policy.predict(stacked, self._memory, first, deterministic=self._greedy)
+        return np.asarray(action, np.int64)
+
+
+def agent_in(path: Path, dream: Dream, seed: int, greedy: bool) -> Agent:
+    """The policy in a file, of `agents.policies` or of Stable-Baselines3; `greedy` takes its most probable action.
+
+    Raises `ValueError` for one that acts in another world or sees something else, `ImportError` where Stable-Baselines3 is missing.
     """
     if not (path := path.expanduser()).is_file():
         raise ValueError(f"{path}: no such file")
-    return PolicyAgent(_policy_in(path, dream, path.stat().st_mtime_ns), dream, seed, greedy)  # one that is learning is loaded anew
+    policy = _policy_in(path, dream, path.stat().st_mtime_ns)  # one that is learning is loaded anew
+    return PolicyAgent(policy, dream, seed, greedy) if isinstance(policy, Policy) else SB3Agent(policy, greedy)
 
 
 @functools.lru_cache(maxsize=16)
-def _policy_in(path: Path, dream: Dream, written: int) -> Policy:
-    return policy_for(path, dream)
+def _policy_in(path: Path, dream: Dream, written: int) -> Any:
+    return _sb3_policy_in(path, dream) if load_tensors(path)[1].get("kind") == SB3_KIND else policy_for(path, dream)
+
+
+def _sb3_policy_in(path: Path, dream: Dream) -> tuple[Any, Any]:
+    try:
+        from agents.sb3_policies import load_sb3_policy
+
+        policy, config = load_sb3_policy(path, dream, str(dream.device))
+    except ImportError as error:
+        raise ImportError(f"{path}: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym[agents]' ({error})") from None
+    if config.observation == "all" and dream.world.inventory:
+        raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
+    return policy, config
 
 
 class GameAgent:

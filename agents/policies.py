@@ -22,6 +22,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 KIND = "lssvwm_gym policy"
+SB3_KIND = "lssvwm_gym SB3 policy"  # of files of `agents.sb3_policies`
 LARGEST = 65_536  # numbers in an observation, and units in a layer, that a file may ask for
 FAR = 5.0  # standard deviations at which a normalised number is cut off
 

@@ -1,4 +1,4 @@
-"""Learn in dreams with Stable-Baselines3, then keep the policy. `experiments/ppo_sb3.py` is the same with logs and resuming.
+"""Learn in dreams with Stable-Baselines3, then keep the policy. `agents/ppo_sb3.py` is the same with logs and resuming.
 
 python examples/ppo.py 100000        that many steps, of all dreams together; writes demo/policy.zip
 """

@@ -11,10 +11,8 @@ from torch import Tensor
 from agents.agent import Agent, agent_in
 from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 
-SB3_KIND = "lssvwm_gym SB3 policy"  # in the header of files of `experiments.sb3_policies`
 EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
 
 
@@ -31,7 +29,7 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
     if name.endswith(".safetensors"):
-        return _agent_in(Path(name), dream, seed, modifier == GREEDY)
+        return agent_in(Path(name), dream, seed, modifier == GREEDY)
     if modifier:
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
@@ -41,17 +39,6 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name in SCRIPTS:
         return ScriptedAgent(name, dream, num_envs, seed)
     raise ValueError(f"a policy is {', '.join(SCRIPTS)}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
-
-
-def _agent_in(path: Path, dream: Dream, seed: int, greedy: bool) -> Agent:
-    """A policy of `agents.policies`, or of Stable-Baselines3."""
-    if not path.is_file() or load_tensors(path)[1].get("kind") != SB3_KIND:
-        return agent_in(path, dream, seed, greedy)
-    try:
-        from experiments.sb3_policies import sb3_agent_in
-    except ImportError as error:
-        raise ImportError(f"{path}: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym[agents]' ({error})") from None
-    return sb3_agent_in(path, dream, greedy)
 
 
 def _name_and_modifier(name: str) -> tuple[str, str]:

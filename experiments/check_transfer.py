@@ -9,7 +9,7 @@ random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
 planner           plans in the dream, see experiments/mpc.py
-PATH.safetensors  written by agents/ppo.py, experiments/ppo_sb3.py or experiments/behavior_cloning.py
+PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
 
 Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
 know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze

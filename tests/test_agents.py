@@ -14,8 +14,8 @@ from tiny_world import OPENING_FRAMES, WALK_FRAMES
 pytest.importorskip("stable_baselines3", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
 
-from experiments.ppo_sb3 import Args, check, open_envs, open_model, world_of
-from experiments.sb3_policies import SB3PolicyConfig, load_sb3_policy, policy_arguments, save_sb3_policy
+from agents.ppo_sb3 import Args, check, open_envs, open_model, world_of
+from agents.sb3_policies import SB3PolicyConfig, load_sb3_policy, policy_arguments, save_sb3_policy
 from lssvwm_gym.envs import DreamEnv, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 
@@ -28,7 +28,7 @@ SMALL |= {"--hidden": 16, "--lstm": 8, "--profile": "fast"}
 
 def run(algorithm, *arguments):
     small = [word for option in SMALL.items() for word in option]
-    command = [sys.executable, ROOT / "experiments" / "ppo_sb3.py", "--algorithm", algorithm, *small, *arguments]
+    command = [sys.executable, ROOT / "agents" / "ppo_sb3.py", "--algorithm", algorithm, *small, *arguments]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -131,7 +131,7 @@ def test_files_of_others_are_refused(saved, tmp_path):
         load_sb3_policy(tmp_path / "policy.zip", dream)
     tensors, header = load_tensors(path)
     for name, change, message in (
-        ("kind", "something else", "not a policy of experiments/ppo_sb3.py"),
+        ("kind", "something else", "not a policy of agents/ppo_sb3.py"),
         ("config", {**header["config"], "hidden": 10**9}, "hidden must be a whole number"),
         ("config", {**header["config"], "hidden": 17}, "wrong shape"),
         ("config", {**header["config"], "algorithm": "os.system"}, "algorithm must be one of ppo"),

@@ -17,6 +17,7 @@ from real_walks import write_real_walks
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
+from agents.agent import from_file
 from agents.policies import Policy, PolicyConfig, save_policy
 from experiments.agents_by_name import open_agent
 from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
@@ -198,7 +199,7 @@ def test_a_policy_of_another_world_or_model_is_refused(dream, tmp_path):
 def saved_sb3(dream, tmp_path):
     """Writes a policy of Stable-Baselines3 that has learned nothing; its file."""
     pytest.importorskip("sb3_contrib", reason="needs lssvwm_gym[agents]")
-    from experiments import sb3_policies
+    from agents import sb3_policies
 
     def save(algorithm, observation, frames):
         config = sb3_policies.SB3PolicyConfig("memory-maze", algorithm, observation, frames, hidden=16, lstm=8)
@@ -225,7 +226,7 @@ def test_a_policy_of_sb3_sees_the_last_frames(dream, saved_sb3):
 
 
 def test_a_policy_of_sb3_remembers(dream, saved_sb3):
-    from experiments.sb3_policies import load_sb3_policy
+    from agents.sb3_policies import load_sb3_policy
 
     path = saved_sb3("recurrent_ppo", "features", 1)
     policy, memory = load_sb3_policy(path, dream)[0], None
@@ -239,8 +240,6 @@ def test_a_policy_of_sb3_remembers(dream, saved_sb3):
 
 @pytest.mark.parametrize(("algorithm", "observation"), [("ppo", "all"), ("recurrent_ppo", "features")])
 def test_a_policy_of_sb3_plays_a_game(dream, saved_sb3, algorithm, observation):
-    from experiments.sb3_policies import from_file
-
     player = from_file(dream, str(saved_sb3(algorithm, observation, 2)), 0)
     snapshot = SimpleNamespace(state=SimpleNamespace(dream=dream.reset(torch.tensor([0]))))
     assert {player(snapshot) for _ in range(5)} <= set(range(6))
@@ -248,9 +247,9 @@ def test_a_policy_of_sb3_plays_a_game(dream, saved_sb3, algorithm, observation):
 
 def test_a_policy_of_sb3_where_that_is_missing_names_the_extra(dream, saved_sb3, monkeypatch):
     path = saved_sb3("ppo", "features", 1)
-    monkeypatch.setitem(sys.modules, "experiments.sb3_policies", None)
+    monkeypatch.setitem(sys.modules, "agents.sb3_policies", None)
     with pytest.raises(ImportError, match=r"sb3\.safetensors: a policy of Stable-Baselines3 needs pip install 'lssvwm_gym\[agents\]'"):
-        open_agent(str(path), dream, 1, 0)
+        from_file(dream, str(path), 0)
 
 
 @pytest.mark.parametrize("name", ["random", "wander"])

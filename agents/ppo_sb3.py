@@ -1,12 +1,12 @@
 """Proximal policy optimisation of Stable-Baselines3, with or without an LSTM, in a dream or in the real world it was learned from.
 
-python -m experiments.ppo_sb3                                       learn in a dream
-python -m experiments.ppo_sb3 --algorithm recurrent_ppo             with a memory of its own, an LSTM (sb3-contrib)
-python -m experiments.ppo_sb3 --env MemoryMaze9x9-Real-v0           learn in the real maze, observed through the same model
-python -m experiments.ppo_sb3 --observation image --frame-stack 4   from images instead of the world model's features
-python -m experiments.ppo_sb3 --resume --total-timesteps 1000000    go on where the last run stopped
+python -m agents.ppo_sb3                                       learn in a dream
+python -m agents.ppo_sb3 --algorithm recurrent_ppo             with a memory of its own, an LSTM (sb3-contrib)
+python -m agents.ppo_sb3 --env MemoryMaze9x9-Real-v0           learn in the real maze, observed through the same model
+python -m agents.ppo_sb3 --observation image --frame-stack 4   from images instead of the world model's features
+python -m agents.ppo_sb3 --resume --total-timesteps 1000000    go on where the last run stopped
 
-The folder `runs/ppo_sb3/ENV` (`runs/ppo_sb3/ENV-recurrent` with an LSTM) gets policy.safetensors (see `experiments.sb3_policies`),
+The folder `runs/ppo_sb3/ENV` (`runs/ppo_sb3/ENV-recurrent` with an LSTM) gets policy.safetensors (see `agents.sb3_policies`),
 checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
 `pip install 'lssvwm_gym[agents]'`, and for the real maze `lssvwm_gym[memory-maze]`.
 """
@@ -29,9 +29,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor
 
 import lssvwm_gym
-from agents.policies import as_json
-from experiments.agents_by_name import SB3_KIND
-from experiments.sb3_policies import (
+from agents.policies import SB3_KIND, as_json
+from agents.sb3_policies import (
     SB3PolicyConfig,
     algorithm_of,
     config_in,

@@ -4,8 +4,6 @@ SB3's own .zip files can run code when they are opened, so none is ever read her
 
 policy, config = load_sb3_policy("runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safetensors", dream)
 action, memory = policy.predict(seen, memory, first)           # seen (B, ...) as dreams of `config.observation` show it
-
-lssvwm-gym play memory-maze --policy experiments.sb3_policies:from_file:policy.safetensors
 """
 
 from __future__ import annotations
@@ -23,9 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from agents.agent import GameAgent
-from agents.policies import RunningNorm
-from experiments.agents_by_name import SB3_KIND
+from agents.policies import SB3_KIND, RunningNorm
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
@@ -129,43 +125,11 @@ def load_sb3_policy(path: str | Path, dream: Dream, device: str = "cpu") -> tupl
 def config_in(header: Mapping[str, Any], path: str | Path) -> SB3PolicyConfig:
     """What the header of a file says. Raises `TensorFileError` where that is no policy."""
     if header.get("kind") != SB3_KIND:
-        raise TensorFileError(f"{path}: not a policy of experiments/ppo_sb3.py")
+        raise TensorFileError(f"{path}: not a policy of agents/ppo_sb3.py")
     try:
         return SB3PolicyConfig(**header["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise TensorFileError(f"{path}: not a policy of this version ({error})") from None
-
-
-def sb3_agent_in(path: Path, dream: Dream, greedy: bool) -> SB3Agent:
-    """The policy in a file as an `agents.agent.Agent`. Raises as `load_sb3_policy` does, and `ValueError` for one that sees counts, too."""
-    policy, config = load_sb3_policy(path, dream, str(dream.device))
-    if config.observation == "all" and dream.world.inventory:
-        raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
-    return SB3Agent((policy, config), greedy)
-
-
-def from_file(dream: Dream, argument: str, seed: int) -> GameAgent:
-    """The policy in a file, .safetensors, for a game; it draws from torch's global generator."""
-    return GameAgent(dream, sb3_agent_in(Path(argument), dream, greedy=False))
-
-
-class SB3Agent:
-    """A policy with its LSTM where it has one; it sees the last few frames at once where it learned so."""
-
-    def __init__(self, policy: tuple[Any, Any], greedy: bool) -> None:
-        """What `load_sb3_policy` returns; it draws from torch's global generator, as all of that library."""
-        self._policy, config = policy
-        self.observation = "image" if spaces.needs_frame(config.observation) else config.observation
-        self._frames, self._greedy = config.frame_stack, greedy
-        self._past: list[np.ndarray] = []
-        self._memory: Any = None
-
-    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        now, first = observation.cpu().numpy(), np.full(len(observation), not self._past)
-        self._past = [*(self._past or [np.zeros_like(now)] * self._frames), now][-self._frames :]
-        stacked = np.concatenate(self._past, -1)
-        action, self._memory = self._policy.predict(stacked, self._memory, first, deterministic=self._greedy)
-        return np.asarray(action, np.int64)
 
 
 def count(policy: ActorCriticPolicy, seen: np.ndarray) -> None:
