@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,13 @@ def test_an_unknown_world_is_named(tmp_path):
     assert "memory-maze" in SOURCES
 
 
-def test_a_player_that_is_no_name_of_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a player is module:attribute, .*, not 'chess'"):
-        collect(collecting(tmp_path / "out", player="chess"), CLOCK)
+@pytest.mark.parametrize(
+    ("world", "there_is"),
+    [("memory-maze", "explorer, wander, sticky, mixed"), ("luanti", "one without a name"), ("clock", "one without a name")],
+)
+def test_an_unknown_player_is_named_beside_those_there_are(tmp_path, world, there_is):
+    with pytest.raises(ValueError, match=rf"no player named 'chess' in {world}; there is {there_is}, and module:attribute"):
+        collect(collecting(tmp_path / "out", world=world, player="chess"), None if world in SOURCES else CLOCK)
     assert not (tmp_path / "out").exists()
 
 
@@ -258,6 +263,7 @@ def make_resting(rng: np.random.Generator) -> Any:
 
 
 def test_a_player_is_chosen_by_name(tmp_path):
-    for number, (player, acts) in enumerate((("test_collect:make_resting", False), (None, True))):
-        collect(collecting(tmp_path / str(number), episodes=1, player=player), CLOCK)
-        assert read_episode(tmp_path / str(number) / "000000").action.any() == acts
+    source = replace(CLOCK, players={"resting": make_resting})
+    for player, acts in (("resting", False), (None, True)):
+        collect(collecting(tmp_path / str(player), episodes=1, player=player), source)
+        assert read_episode(tmp_path / str(player) / "000000").action.any() == acts

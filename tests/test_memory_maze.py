@@ -20,12 +20,12 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from experiments import maze_players
 from lssvwm_gym.data.collect import SOURCES, Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable, memory_maze
 from lssvwm_gym.real_envs.experts import maze_explorer
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, MazeExplorer, steer, steps_to
+from lssvwm_gym.real_envs.experts.maze_players import MIX, PLAYERS
 from lssvwm_gym.real_envs.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
 
 ENTRY_POINT = "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv"
@@ -205,15 +205,7 @@ def test_the_maze_is_collected_as_documented(tmp_path):
 @pytest.mark.slow
 def test_mixed_players_are_the_same_for_one_worker_or_two(tmp_path):
     for workers in (1, 2):
-        run = Collecting(
-            "memory-maze",
-            tmp_path / str(workers),
-            episodes=3,
-            workers=workers,
-            first_seed=15,
-            steps=20,
-            player="experiments.maze_players:mixed",
-        )
+        run = Collecting("memory-maze", tmp_path / str(workers), episodes=3, workers=workers, first_seed=15, steps=20, player="mixed")
         assert not collect(run).failed
     players = set()
     for seed in range(15, 18):
@@ -222,7 +214,7 @@ def test_mixed_players_are_the_same_for_one_worker_or_two(tmp_path):
         assert np.abs(first.frames - second.frames.astype(float)).mean() < 2  # a process compresses its first video otherwise
         assert {*INFO_KEYS, "policy", "terminated"} == first.extras.keys()
         players.add(str(first.extras["policy"]))
-    assert players == maze_players.MIX.keys()
+    assert players == MIX.keys()
 
 
 @simulator
@@ -230,7 +222,7 @@ def test_a_player_that_does_not_look_runs_into_walls(env):
     """A step ahead is 0.25 cells; the scripted explorer is blocked in 0.3 % of them."""
     ahead, blocked = 0, 0
     for seed in (1, 2):
-        policy = maze_players.Wanderer(np.random.default_rng(seed))
+        policy = PLAYERS["wander"](np.random.default_rng(seed))
         frame, before = env.reset(seed=seed)
         for _ in range(200):
             action = policy(frame, before)
@@ -387,12 +379,13 @@ def test_the_explorer_repeats_itself_under_its_seed():
 
 def test_the_explorer_is_what_collects_the_maze():
     assert isinstance(SOURCES["memory-maze"].make_policy(np.random.default_rng(0)), MazeExplorer)
+    assert PLAYERS["explorer"] is MazeExplorer
 
 
-@pytest.mark.parametrize("player", ["Wanderer", "sticky"])
+@pytest.mark.parametrize("player", ["wander", "sticky"])
 def test_a_player_that_does_not_look_acts_alike_whatever_it_sees(player):
     def actions(seed: int, seen: Callable[[int], tuple[Any, Any]]) -> list[int]:
-        policy = getattr(maze_players, player)(np.random.default_rng(seed))
+        policy = PLAYERS[player](np.random.default_rng(seed))
         return [policy(*seen(step)) for step in range(500)]
 
     views = np.random.default_rng(1)
@@ -405,7 +398,7 @@ def test_a_player_that_does_not_look_acts_alike_whatever_it_sees(player):
 
 
 def test_wandering_is_running_and_turning():
-    policy = maze_players.Wanderer(np.random.default_rng(0))
+    policy = PLAYERS["wander"](np.random.default_rng(0))
     actions = np.array([policy(None, {}) for _ in range(3000)])
     assert (actions == FORWARD).mean() > 0.3
     assert abs((actions == LEFT).mean() - (actions == RIGHT).mean()) < 0.15
@@ -413,5 +406,5 @@ def test_wandering_is_running_and_turning():
 
 
 def test_mixed_is_three_players_by_episode():
-    drawn = [maze_players.mixed(np.random.default_rng([seed, 1])).name for seed in range(600)]
-    assert {name: drawn.count(name) / 600 for name in maze_players.MIX} == pytest.approx(maze_players.MIX, abs=0.06)
+    drawn = [PLAYERS["mixed"](np.random.default_rng([seed, 1])).name for seed in range(600)]
+    assert {name: drawn.count(name) / 600 for name in MIX} == pytest.approx(MIX, abs=0.06)

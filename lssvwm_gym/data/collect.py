@@ -25,8 +25,7 @@ from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.json_config import check_bounds, imported
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
-from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
-from lssvwm_gym.real_envs.experts.maze_players import STICKY_SHARE, Sticky
+from lssvwm_gym.real_envs.experts import maze_players
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -45,7 +44,7 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    player: str | None = None  # module:attribute, a function of an episode's random generator; the world's own if not given
+    player: str | None = None  # in Memory Maze explorer (the same as none), wander, sticky or mixed; or your own, module:attribute
 
     def __post_init__(self) -> None:
         check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
@@ -71,6 +70,7 @@ class Source:
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
     steps: int = 1000  # an episode, where nothing else is asked for
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
+    players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,15 @@ def make_luanti(collecting: Collecting) -> gym.Env:
 SOURCES = {
     "memory-maze": Source(
         make_memory_maze,
-        MazeExplorer,
+        maze_players.MazeExplorer,
         fps=4,
         every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
         once=("targets_pos", "maze_layout"),
+        players=maze_players.PLAYERS,
     ),
     "luanti": Source(
         make_luanti,
-        partial(Sticky, gym.spaces.Discrete(len(MINECRAFT.actions)), (), STICKY_SHARE),
+        partial(maze_players.Sticky, gym.spaces.Discrete(len(MINECRAFT.actions)), (), maze_players.STICKY_SHARE),
         fps=MINECRAFT.fps,
         every_frame=("pos", "yaw", "pitch", "hp"),
         once=("seed", "biome"),
@@ -125,17 +126,25 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         source: where to collect from, if that is not in `SOURCES`.
 
     Raises:
-        ValueError: `SOURCES` has no such world, or `player` leads to none.
+        ValueError: `SOURCES` has no such world, or the world no such player.
         WorkerPoolError: the simulator can't be started; the message says why.
     """
     if source is None and collecting.world not in SOURCES:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
     if collecting.player is not None:
-        if ":" not in collecting.player:
-            raise ValueError(f"a player is module:attribute, such as experiments.maze_players:mixed, not {collecting.player!r}")
-        source = replace(source, make_policy=imported(collecting.player))
+        source = replace(source, make_policy=player_named(collecting.player, collecting.world, source))
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
+
+
+def player_named(name: str, world: str, source: Source) -> Callable[[np.random.Generator], Policy]:
+    """One of the world's players, or `module:attribute`, importable by name, which makes one of an episode's random generator."""
+    if name in source.players:
+        return source.players[name]
+    if ":" not in name:
+        there_is = ", ".join(source.players) or "one without a name"
+        raise ValueError(f"no player named {name!r} in {world}; there is {there_is}, and module:attribute of your own")
+    return imported(name)
 
 
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:
