@@ -44,9 +44,9 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 4 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	for k in 4 8; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --memories own --out $(SCORES)_reasoning_$$k.json; done
 	for k in 1 4 8; do \
-	$(BIN)/python -m experiments.more_tests --data $(BLIND)/test --other-data $(BLIND)/train --steps $$k --tests imagination stability \
+	$(BIN)/lssvwm-gym evaluate --data $(BLIND)/test --other-data $(BLIND)/train --steps $$k --tests imagination stability \
 	--out docs/scores/imagination_test_$$k.json $$([ $$k = 4 ] && echo --figures docs/media); \
-	$(BIN)/python -m experiments.more_tests --data $(DATA)/test --steps $$k --tests known_places --out docs/scores/known_places_test_$$k.json; done
+	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --steps $$k --tests known_places --out docs/scores/known_places_test_$$k.json; done
 	$(BIN)/python -m docs._scripts.films --data $(DATA)/test
 	$(BIN)/python -m experiments.benchmark --steps 100 --ages 10 50 1000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json

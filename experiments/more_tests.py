@@ -1,14 +1,12 @@
 """More tests of dreams than `lssvwm-gym evaluate` makes, for pages and papers; it has the same settings, and makes those tests, too.
 
 python -m experiments.more_tests --data data/test                                      all of the world, and what is dreamed in it
-python -m experiments.more_tests --data data/test --tests known_places
-python -m experiments.more_tests --data blind/test --other-data blind/train --tests imagination stability --figures pictures
+python -m experiments.more_tests --data data/test --tests identity cold_start --figures pictures
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +19,16 @@ from experiments.crafting import crafting, inventory, milestones
 from experiments.rewards_ahead import reward_ahead
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate
-from lssvwm_gym.evaluation.imagination import Walks, behaviour, dreamed_walks, spaced_clips
 from lssvwm_gym.evaluation.memory import recalled_frames, revisit
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
-from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along
 from lssvwm_gym.io.json_config import check_bounds
-from lssvwm_gym.models.collisions import moving_actions
 from lssvwm_gym.models.geometry import motion_between
-from lssvwm_gym.models.rollout import DreamState, first_state, imagine, unknown_action
+from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.segment import Segment, joined
 
 ALWAYS = ("reward_ahead", "crafting", "inventory", "milestones", "interruption", "identity", "cold_start")  # where no tests are named
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
-SAMPLES = 8  # dreams of the same actions, for their mean
-SPANS = ((1, 10), (11, 30), (31, 60))  # frames of which known places have a PSNR
-REPEATED, VIEWS = 20, 5  # frames that are dreamed and asked for again, and how many of them are
-LONGEST_TURN = 60  # steps
 GRID = 6  # patches a side
 COLOURS = 12  # classes
 MOST_PATCHES = 20_000  # among which they are found
@@ -49,90 +41,12 @@ class Args(Evaluation):
 
     interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
     cold_start: int = 60  # frames dreamed from nothing, then revisited in reverse
-    known_places: tuple[int, int] = (576, 60)  # frames of context, frames dreamed
-    elsewhere: tuple[int, ...] = (0, 50, 200)  # steps after which stability asks for what was dreamed before
 
     def __post_init__(self) -> None:
         more = () if self.tests else ALWAYS
         super().__post_init__()
         object.__setattr__(self, "tests", (*self.tests, *more))
-        check_bounds(self, interruption=1, cold_start=2, known_places=2, elsewhere=0)
-
-
-def known_places(context: EvalContext) -> dict[str, Any]:
-    """Dreams after a long context along the recorded actions: PSNR of one sample and of the mean of eight against the real frames; and
-    how often they are blocked, where players who know the way are not (see `imagination`)."""
-    context.check_poses()
-    length, frames = _args(context).known_places
-    clips, episodes = spaced_clips(context, length + frames)
-    walks = dreamed_walks(context, clips, length, episodes, SAMPLES)
-    samples = [decode_clips(context.weights, walk.dream.latent) for walk in walks]
-    mean = torch.stack([sample.float() for sample in samples]).mean(0).round().to(torch.uint8)
-    real = decode_clips(context.weights, walks[0].real.latent)
-    results = behaviour(context, walks[0])
-    for name, shown in (("one sample", samples[0]), (f"mean of {SAMPLES} samples", mean), ("autoencoder", real)):
-        quality = context.quality(shown, walks[0].real.frames)
-        for first, last in ((first, min(last, frames)) for first, last in SPANS if first <= frames):
-            results[f"{name}, frames {first} to {last}: PSNR"] = score(walks[0].by_episode(quality, slice(first - 1, last)))
-    return results
-
-
-def stability(context: EvalContext) -> dict[str, Any]:
-    """Whether what was dreamed stays: PSNR of the dream's own frames against the views that it has of their estimated poses later.
-
-    There and back: of 20 frames dreamed along recorded actions, after that many more steps along these. A full turn: of the frames
-    dreamed while turning, once the estimated heading has gone round. Beside it the same with the views in another order (chance) and
-    the autoencoder's reconstruction of real frames (ceiling).
-    """
-    run, length = _args(context), context.run.imagination[0]
-    context.check_poses()
-    known = length + REPEATED
-    elsewhere = sorted({steps for steps in run.elsewhere if known + steps <= max(map(len, context.episodes))})
-    clips, episodes = spaced_clips(context, known + max(elsewhere, default=0))
-    (walks,) = dreamed_walks(context, clips[:known], length, episodes)
-    results: dict[str, Any] = {}
-    state, gone = walks.state, 0
-    for steps in elsewhere:
-        if steps > gone:
-            _, state = dream_along(context.weights.world_model, state, clips[known + gone : known + steps], run.steps, true_motion=False)
-        gone = steps
-        results |= _views_again(context, walks, walks.dream, state, f"there and back, {steps} steps elsewhere")
-    if not context.world.continuous:
-        results |= _full_turn(context, walks)
-    ceiling = context.quality(decode_clips(context.weights, walks.real.latent), walks.real.frames)
-    return results | {"autoencoder: PSNR": score(walks.by_episode(ceiling))}
-
-
-def _full_turn(context: EvalContext, walks: Walks) -> dict[str, Score]:
-    """Turn by the action that turns most, until the estimated heading of every dream has gone round."""
-    _, turning = moving_actions(context.episodes, context.weights.world_model.config.motion_scale[0])
-    if turning is None:
-        return {}
-    once = dataclasses.replace(walks.real[:1], action=torch.full_like(walks.real.action[:, :1], turning))
-    state, gone = walks.state, torch.zeros(walks.real.batch)
-    parts: list[DreamedFrames] = []
-    while gone.abs().min() < 2 * math.pi and len(parts) < LONGEST_TURN:
-        dream, state = dream_along(context.weights.world_model, state, once, context.run.steps, true_motion=False)
-        gone = gone + dream.motion[:, 0, 2]
-        parts.append(dream)
-    turned = DreamedFrames(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
-    return _views_again(context, walks, turned, state, "a full turn", gone.abs() >= 2 * math.pi)
-
-
-def _views_again(
-    context: EvalContext, walks: Walks, dream: DreamedFrames, state: DreamState, name: str, rows: Tensor | None = None
-) -> dict[str, Score]:
-    """Views of the poses of dreamed frames from a later state, that these leave as it is; only some rows (B,) bool count."""
-    model, moments = context.weights.world_model, torch.linspace(0, dream.latent.shape[1] - 1, VIEWS).round().long()
-    unknown = unknown_action(model, walks.real.batch)
-    seen = [imagine(model, state, unknown, context.run.steps, dream.motion[:, t], dream.pose[:, t]).latent for t in moments]
-    again, own = decode_clips(context.weights, torch.stack(seen, 1)), decode_clips(context.weights, dream.latent[:, moments])
-    counted = torch.ones(len(own), VIEWS) if rows is None else rows.float().unsqueeze(1).expand(-1, VIEWS)
-    results: dict[str, Score] = {}
-    for kind, views in (("", again), (", views in another order", again.roll(1, 1))):
-        value = masked_score(walks.by_episode(context.quality(views, own)), walks.by_episode(counted) > 0)
-        results |= {} if value is None else {f"{name}{kind}: PSNR": value}
-    return results
+        check_bounds(self, interruption=1, cold_start=2)
 
 
 def identity(context: EvalContext) -> dict[str, Any]:
@@ -291,10 +205,7 @@ def _args(context: EvalContext) -> Args:
     return context.run
 
 
-TESTS |= {
-    test.__name__: test
-    for test in (reward_ahead, crafting, inventory, milestones, interruption, identity, cold_start, known_places, stability)
-}
+TESTS |= {test.__name__: test for test in (reward_ahead, crafting, inventory, milestones, interruption, identity, cold_start)}
 
 if __name__ == "__main__":
     evaluate(tyro.cli(Args, description=__doc__))

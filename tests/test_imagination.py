@@ -15,8 +15,10 @@ from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
 from lssvwm_gym.models.collisions import moving_actions
 from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.world_model import MotionHead
 
-SIZES = dict(imagination=(10, 18), clips=2)
+SIZES = dict(imagination=(10, 18), known_places=(20, 12), elsewhere=(0, 4), clips=2)
+NAMES = ("imagination", "known_places", "stability")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def drawn(seed, *shape):
 
 
 def walks_of(bench):
-    clips, episodes = tests.spaced_clips(bench, 28)
+    clips, episodes = tests._clips(bench, 28)
     return tests.dreamed_walks(bench, clips, 10, episodes)[0]
 
 
@@ -142,7 +144,7 @@ def test_blocked_steps_and_ways_are_counted_in_real_places_and_dreams(bench, mon
     blocked = ahead.clone()
     blocked[:, ::3, 0] = 0.04
     walks = replace(walks, real=replace(walks.real, motion=ahead), dream=walks.dream._replace(motion=blocked))
-    found = tests.behaviour(bench, walks)
+    found = tests._behaviour(bench, walks)
     forward = torch.isin(walks.real.action, torch.tensor([1, 4]))
     share = walks.by_episode((blocked[..., 0] < 0.05).float() * forward).sum(1) / walks.by_episode(forward).sum(1)
     assert found["real, frames 1 to 18: share of forward steps blocked"].mean == 0
@@ -153,10 +155,10 @@ def test_blocked_steps_and_ways_are_counted_in_real_places_and_dreams(bench, mon
 
 
 def test_clips_of_an_episode_do_not_overlap(bench):
-    assert tests.spaced_clips(bench, 28)[0].batch == 8
-    assert tests.spaced_clips(bench, 40)[0].batch == 4
+    assert tests._clips(bench, 28)[0].batch == 8
+    assert tests._clips(bench, 40)[0].batch == 4
     with pytest.raises(ValueError, match="no episode has the 61 frames"):
-        tests.spaced_clips(bench, 61)
+        tests._clips(bench, 61)
 
 
 def test_dreams_have_the_same_noise_however_many_run_together(bench, monkeypatch):
@@ -167,17 +169,29 @@ def test_dreams_have_the_same_noise_however_many_run_together(bench, monkeypatch
     assert not apart.latent[0].allclose(apart.latent[3], atol=0.1)
 
 
+def test_a_full_turn_ends_where_the_heading_has_gone_round(bench, monkeypatch):
+    walks, turned = walks_of(bench), []
+    monkeypatch.setattr(tests, "moving_actions", lambda episodes, scale: ([1, 4], 2))
+    monkeypatch.setattr(MotionHead, "forward", lambda *_: torch.tensor([0.0, 0.0, 0.4]).expand(8, 3))
+    monkeypatch.setattr(tests, "_views_again", lambda context, walks, dream, *rest: turned.append((dream, rest[-1])) or {})
+    tests._full_turn(bench, walks)
+    (dream, rows) = turned[0]
+    assert dream.latent.shape[1] == math.ceil(2 * math.pi / 0.4)
+    assert rows.all()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sets, "STEPS", 60)
+        patch.setattr(tests, "LONGEST_TURN", 20)
         yield
 
 
 @pytest.fixture(scope="module")
 def measured(folder, tiny_weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("measured")
-    sizes = dict(out=out / "scores.json", figures=out, tests=("imagination",), other_data=write_real_walks(out / "others", 5, 60))
+    sizes = dict(out=out / "scores.json", figures=out, tests=NAMES, other_data=write_real_walks(out / "others", 5, 60))
     evaluate(Evaluation(folder, weights=tiny_weights, **SIZES, **sizes))
     return json.loads((out / "scores.json").read_text()), out
 
@@ -185,6 +199,7 @@ def measured(folder, tiny_weights, tmp_path_factory):
 def test_the_whole_command_measures_imagination(measured):
     report, out = measured
     scores = report["scores"]
+    assert tuple(scores) == NAMES
     assert report["other_data"]["episodes"] == 5
     imagined = scores["imagination"]
     assert imagined["episodes of the floor, of other data"] == 4
@@ -193,6 +208,8 @@ def test_the_whole_command_measures_imagination(measured):
             assert {f"{name}, frames 1 to 18: {measure}, {kind}" for kind in ("dreamed", "floor")} <= imagined.keys()
     assert imagined["single frames, frames 1 to 18: AUC, dreamed"]["mean"] > 0.9  # random weights dream of nothing real
     assert all(value["clips"] == 4 and math.isfinite(value["mean"]) for value in imagined.values() if isinstance(value, dict))
+    assert {"one sample, frames 11 to 12: PSNR", "mean of 8 samples, frames 1 to 10: PSNR"} <= scores["known_places"].keys()
+    assert {"there and back, 4 steps elsewhere: PSNR", "autoencoder: PSNR"} <= scores["stability"].keys()
     with Image.open(out / "imagination.png") as picture:
         assert picture.size == (150 + 17 * 128, 16 + 8 * (128 + 8))
 
@@ -211,6 +228,6 @@ def test_imagination_goes_by_poses_and_is_only_measured_when_asked_for(bench, ti
     lost = [replace(episode, pose=torch.full_like(episode.pose, torch.nan)) for episode in bench.episodes]
     report = evaluate(Evaluation(folder, weights=tiny_weights, tests=("imagination",)), replace(bench, episodes=lost))
     assert report["skipped"] == {"imagination": "the episodes have no poses"}
-    assert "imagination" not in Evaluation(folder, weights=tiny_weights).tests
+    assert not set(NAMES) & set(Evaluation(folder, weights=tiny_weights).tests)
     with pytest.raises(ValueError, match=r"imagination must be at least 2, got \(20, 1\)"):
         Evaluation(folder, imagination=(20, 1))

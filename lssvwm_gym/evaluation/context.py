@@ -48,7 +48,7 @@ class Evaluation:
     weights: Path | None = None  # folder of weights; the shipped ones if not given
     out: Path | None = None  # where to write the scores as JSON
     figures: Path | None = None  # folder for pictures of what the tests produced
-    tests: tuple[str, ...] = ()  # if not given, all that say something about the world, but imagination
+    tests: tuple[str, ...] = ()  # if not given, all that say something about the world, but those of imagination
     steps: int = 1  # denoising steps a frame
     clips: int = 3  # clips an episode, evenly spaced
     context: int = 100  # real frames before the dream
@@ -59,6 +59,8 @@ class Evaluation:
     drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
     imagination: tuple[int, int] = (20, 100)  # frames of context, frames dreamed; fewer where no episode is so long
     other_data: Path | None = None  # real episodes of other places, to which imagination compares; halves of the same if not given
+    known_places: tuple[int, int] = (576, 60)  # frames of context, frames dreamed
+    elsewhere: tuple[int, ...] = (0, 50, 200)  # steps after which stability asks for what was dreamed before
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class Evaluation:
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
         check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, imagination=2)
+        check_bounds(self, known_places=2, elsewhere=0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation, open_context
 from lssvwm_gym.evaluation.ends import ends, reward
 from lssvwm_gym.evaluation.figures import draw
-from lssvwm_gym.evaluation.imagination import imagination
+from lssvwm_gym.evaluation.imagination import imagination, known_places, stability
 from lssvwm_gym.evaluation.memory import retrieval
 from lssvwm_gym.evaluation.metrics import Score
 from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction
@@ -24,7 +24,7 @@ __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
 FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
     *(reconstruction, next_frame, open_loop, reward, ends),
-    *(retrieval, reasoning, drift, imagination),
+    *(retrieval, reasoning, drift, imagination, known_places, stability),
 )
 TESTS = {test.__name__: test for test in FUNCTIONS}
 

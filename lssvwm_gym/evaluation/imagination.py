@@ -1,4 +1,4 @@
-"""A test of imagination: dreams against real places in distribution.
+"""Tests of imagination: dreams against real places in distribution, dreams of known places, and whether what was dreamed stays.
 
 Dreams run in a closed loop: along recorded actions, at the poses that the dream itself estimates. Values are means over episodes with
 standard errors, and `clips` counts episodes.
@@ -6,6 +6,8 @@ standard errors, and `clips` counts episodes.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,7 @@ from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along, prefill_further, read_encoded
 from lssvwm_gym.models.collisions import is_blocked, moving_actions
-from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, imagine, rounded
+from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, imagine, rounded, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 
@@ -35,6 +37,10 @@ SHOWN, MOMENTS = 16, 8  # of the contact sheet
 CELL = 4  # length scales of the world a side
 FOLLOWED = 20  # frames on which recorded and other actions are compared
 CHANGE = 25  # of 255: a pixel that differs more from the last frame has changed
+SAMPLES = 8  # dreams of the same actions, for their mean
+SPANS = ((1, 10), (11, 30), (31, 60))  # frames of which known places have a PSNR
+REPEATED, VIEWS = 20, 5  # frames that are dreamed and asked for again, and how many of them are
+LONGEST_TURN = 60  # steps
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,86 @@ def imagination(context: EvalContext) -> dict[str, Any]:
     context.check_poses()
     length, frames = context.run.imagination
     frames = min(frames, max(map(len, context.episodes)) - length)
-    clips, episodes = spaced_clips(context, length + frames)
+    clips, episodes = _clips(context, length + frames)
     (walks,) = dreamed_walks(context, clips, length, episodes)
     _keep_sheet(context, walks)
-    return {**behaviour(context, walks), **_action_following(context, clips, length, episodes), **_distances(context, walks)}
+    return {**_behaviour(context, walks), **_action_following(context, clips, length, episodes), **_distances(context, walks)}
+
+
+def known_places(context: EvalContext) -> dict[str, Any]:
+    """Dreams after a long context along the recorded actions: PSNR of one sample and of the mean of eight against the real frames; and
+    how often they are blocked, where players who know the way are not (see `imagination`)."""
+    context.check_poses()
+    length, frames = context.run.known_places
+    clips, episodes = _clips(context, length + frames)
+    walks = dreamed_walks(context, clips, length, episodes, SAMPLES)
+    samples = [decode_clips(context.weights, walk.dream.latent) for walk in walks]
+    mean = torch.stack([sample.float() for sample in samples]).mean(0).round().to(torch.uint8)
+    real = decode_clips(context.weights, walks[0].real.latent)
+    results = _behaviour(context, walks[0])
+    for name, shown in (("one sample", samples[0]), (f"mean of {SAMPLES} samples", mean), ("autoencoder", real)):
+        quality = context.quality(shown, walks[0].real.frames)
+        for first, last in ((first, min(last, frames)) for first, last in SPANS if first <= frames):
+            results[f"{name}, frames {first} to {last}: PSNR"] = score(walks[0].by_episode(quality, slice(first - 1, last)))
+    return results
+
+
+def stability(context: EvalContext) -> dict[str, Any]:
+    """Whether what was dreamed stays: PSNR of the dream's own frames against the views that it has of their estimated poses later.
+
+    There and back: of 20 frames dreamed along recorded actions, after that many more steps along these. A full turn: of the frames
+    dreamed while turning, once the estimated heading has gone round. Beside it the same with the views in another order (chance) and
+    the autoencoder's reconstruction of real frames (ceiling).
+    """
+    run, length = context.run, context.run.imagination[0]
+    context.check_poses()
+    known = length + REPEATED
+    elsewhere = sorted({steps for steps in run.elsewhere if known + steps <= max(map(len, context.episodes))})
+    clips, episodes = _clips(context, known + max(elsewhere, default=0))
+    (walks,) = dreamed_walks(context, clips[:known], length, episodes)
+    results: dict[str, Any] = {}
+    state, gone = walks.state, 0
+    for steps in elsewhere:
+        if steps > gone:
+            _, state = dream_along(context.weights.world_model, state, clips[known + gone : known + steps], run.steps, true_motion=False)
+        gone = steps
+        results |= _views_again(context, walks, walks.dream, state, f"there and back, {steps} steps elsewhere")
+    if not context.world.continuous:
+        results |= _full_turn(context, walks)
+    ceiling = context.quality(decode_clips(context.weights, walks.real.latent), walks.real.frames)
+    return results | {"autoencoder: PSNR": score(walks.by_episode(ceiling))}
+
+
+def _full_turn(context: EvalContext, walks: Walks) -> dict[str, Score]:
+    """Turn by the action that turns most, until the estimated heading of every dream has gone round."""
+    _, turning = moving_actions(context.episodes, context.weights.world_model.config.motion_scale[0])
+    if turning is None:
+        return {}
+    once = dataclasses.replace(walks.real[:1], action=torch.full_like(walks.real.action[:, :1], turning))
+    state, gone = walks.state, torch.zeros(walks.real.batch)
+    parts: list[DreamedFrames] = []
+    while gone.abs().min() < 2 * math.pi and len(parts) < LONGEST_TURN:
+        dream, state = dream_along(context.weights.world_model, state, once, context.run.steps, true_motion=False)
+        gone = gone + dream.motion[:, 0, 2]
+        parts.append(dream)
+    turned = DreamedFrames(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+    return _views_again(context, walks, turned, state, "a full turn", gone.abs() >= 2 * math.pi)
+
+
+def _views_again(
+    context: EvalContext, walks: Walks, dream: DreamedFrames, state: DreamState, name: str, rows: Tensor | None = None
+) -> dict[str, Score]:
+    """Views of the poses of dreamed frames from a later state, that these leave as it is; only some rows (B,) bool count."""
+    model, moments = context.weights.world_model, torch.linspace(0, dream.latent.shape[1] - 1, VIEWS).round().long()
+    unknown = unknown_action(model, walks.real.batch)
+    seen = [imagine(model, state, unknown, context.run.steps, dream.motion[:, t], dream.pose[:, t]).latent for t in moments]
+    again, own = decode_clips(context.weights, torch.stack(seen, 1)), decode_clips(context.weights, dream.latent[:, moments])
+    counted = torch.ones(len(own), VIEWS) if rows is None else rows.float().unsqueeze(1).expand(-1, VIEWS)
+    results: dict[str, Score] = {}
+    for kind, views in (("", again), (", views in another order", again.roll(1, 1))):
+        value = masked_score(walks.by_episode(context.quality(views, own)), walks.by_episode(counted) > 0)
+        results |= {} if value is None else {f"{name}{kind}: PSNR": value}
+    return results
 
 
 def dreamed_walks(context: EvalContext, clips: Segment, length: int, episodes: int, samples: int = 1) -> list[Walks]:
@@ -102,7 +184,7 @@ def cells_visited(pose: Tensor, side: float) -> Tensor:
     return torch.tensor([len(path.unique(dim=0)) for path in (pose[..., :2] / side).floor()])
 
 
-def spaced_clips(context: EvalContext, frames: int) -> tuple[Segment, int]:
+def _clips(context: EvalContext, frames: int) -> tuple[Segment, int]:
     """Clips of all episodes that are long enough, and the number of these; no more of each than fit one after the other."""
     fits = [len(episode) // frames for episode in context.episodes if len(episode) >= frames]
     return cut_clips(context.episodes, frames, min([context.run.clips, *fits])), len(fits)
@@ -117,7 +199,7 @@ def _keep_sheet(context: EvalContext, walks: Walks) -> None:
     context.kept["imagination"]["moments"] = moments + 1
 
 
-def behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
+def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     """What the agent does and is given, in real places and in dreams."""
     clips, world, model = walks.real, context.world, context.weights.world_model
     scale, frames = model.config.motion_scale[0], len(clips)
