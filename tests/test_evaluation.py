@@ -9,6 +9,7 @@ from PIL import Image
 from real_walks import write_real_walks
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.data.episode import episode_paths
 from lssvwm_gym.evaluation.context import SUITES
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
@@ -18,7 +19,7 @@ from lssvwm_gym.evaluation.rollouts import (
     memory_of,
     prefill_clips,
     prefill_without_poses,
-    read_real_episodes,
+    read_encoded,
     with_reversal,
 )
 from lssvwm_gym.models.geometry import integrate_motion
@@ -40,7 +41,7 @@ def weights(tiny_weights):
 
 @pytest.fixture(scope="module")
 def clips(folder, weights):
-    return cut_clips(read_real_episodes(folder, weights), 20, 2)
+    return cut_clips(read_encoded(episode_paths(folder), weights), 20, 2)
 
 
 def picture_of(path):
@@ -238,7 +239,7 @@ def test_uncertainty_is_compared_with_quality_where_there_is_one(folder, tiny_we
 
 def test_who_stands_still_still_has_a_pose(folder, weights):
     """And who has none is told so, whatever stands in its place."""
-    episodes = read_real_episodes(folder, weights)
+    episodes = read_encoded(episode_paths(folder), weights)
     still = cut_clips(episodes, 1, 1)
     assert prefill_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
     lost = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]

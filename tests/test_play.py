@@ -207,6 +207,18 @@ def test_a_dream_that_ends_says_so(run, tmp_path):
     assert "the dream has ended" in seen.messages[-1][0]
 
 
+def test_the_measured_speed_outlives_commands_that_take_no_time(tiny_weights, tmp_path):
+    game = open_game(Playing(weights=tiny_weights, policy="random"))
+    controls = Controls(game, 4, tmp_path)
+    kept = set()
+    for key, command in (COMMANDS | POLICY).items():
+        controls.pace.step_times.extend(np.arange(20) * 0.25)
+        command.do(controls)
+        kept |= {key} if controls.pace.measured else set()
+    assert kept == {"backspace", "m", "h", "q", "t"}
+    game.close()
+
+
 def test_the_pace_is_kept_and_measured():
     pace = Pace(4.0)
     assert [now for now in np.arange(0, 2, 0.01) if pace.is_due(now)] == pytest.approx(np.arange(0, 2, 0.25))

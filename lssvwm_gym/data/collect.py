@@ -133,18 +133,11 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
     if collecting.player is not None:
-        source = replace(source, make_policy=player_named(collecting.player, collecting.world, source))
+        name, there_is = collecting.player, ", ".join(source.players) or "one without a name"
+        if name not in source.players and ":" not in name:
+            raise ValueError(f"no player named {name!r} in {collecting.world}; there is {there_is}, and module:attribute of your own")
+        source = replace(source, make_policy=source.players.get(name) or imported(name))
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
-
-
-def player_named(name: str, world: str, source: Source) -> Callable[[np.random.Generator], Policy]:
-    """One of the world's players, or `module:attribute`, importable by name, which makes one of an episode's random generator."""
-    if name in source.players:
-        return source.players[name]
-    if ":" not in name:
-        there_is = ", ".join(source.players) or "one without a name"
-        raise ValueError(f"no player named {name!r} in {world}; there is {there_is}, and module:attribute of your own")
-    return imported(name)
 
 
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:

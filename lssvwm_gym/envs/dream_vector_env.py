@@ -221,7 +221,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> Any:
         """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
         mine = self.state_dict()
-        unlike = [name for name in mine.keys() | tensors.keys() if _kind(mine.get(name)) != _kind(tensors.get(name))]
+        kinds = [{(name, tensor.dtype, tensor.shape) for name, tensor in one.items()} for one in (mine, tensors)]
+        unlike = {name for name, *_ in kinds[0] ^ kinds[1]}
         if unlike:
             raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
         leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
@@ -326,7 +327,3 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or not tensor.numel():
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # from elsewhere it would wait
-
-
-def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    return None if tensor is None else (tensor.dtype, tensor.shape)

@@ -1,11 +1,4 @@
-"""Options of `reset`: how a dream starts, the real past that they ask for.
-
-{}                              a short real context, drawn by the row's seed
-{"context_id": 3}               that one
-{"context_frames": 200}         the first 200 frames of a long real context, drawn by the row's seed
-{"episode": path}               a recorded episode of your own; with "context_frames": so many of its frames
-{"start": "cold"}               no context: the first frame is imagined too
-"""
+"""Options of `reset`, which `DreamEnv` lists: how a dream starts, the real past that they ask for."""
 
 from __future__ import annotations
 

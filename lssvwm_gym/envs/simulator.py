@@ -150,17 +150,8 @@ class Dream:
     @independent
     @torch.no_grad()
     def info(self, state: DreamState, step: Step | None = None) -> dict[str, Tensor]:
-        """What the dream knows beside the frame, copies on the device, first axis B; `step` is that which led there.
-
-        `age`: int64, frames in its memory. `reward_probability`: float32, that this frame's reward is other than 0.
-        `estimated_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
-        tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
-        this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
-        this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass. `termination_probability`: float32, that the step to this frame ended the episode, where a
-        model has learned that episodes end; whether it did is drawn. `inventory`: int32 (B, V), the world's counts, where it has any; of
-        numbers that are no counts float32.
-        """
+        """What the dream knows beside the frame, as `DreamEnv` lists it: copies on the device, first axis B, int64 for `age`, int32 for an
+        `inventory` of counts, else float32. `step` is that which led there."""
         logits = self.weights.world_model.reward_head(state.features) if step is None else step.reward_logits
         numbers = {"age": state.world.age, "reward_probability": reward_probability(self.world, logits)}
         if self.weights.world_model.config.has_spatial_memory:

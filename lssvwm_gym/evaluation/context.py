@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
+from lssvwm_gym.data.episode import episode_paths
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
-from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_encoded
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
@@ -101,11 +102,8 @@ class EvalContext:
         """Frames (B, T, height, width, 3) dreamed at a clip's poses and motions."""
         return decode_clips(self.weights, dream_at_poses(self.weights.world_model, state, clips, self.run.steps))
 
-    def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
-        """PSNR and SSIM of latents (B, T, N, C), decoded, against real frames."""
-        return self.frame_scores(name, decode_clips(self.weights, latent), truth)
-
     def frame_scores(self, name: str, frames: Tensor, truth: Tensor) -> dict[str, Score]:
+        """PSNR and SSIM of frames (B, T, height, width, 3) uint8 against real ones."""
         border = self.world.border
         return {f"{name} PSNR": score(psnr(frames, truth, border)), f"{name} SSIM": score(ssim(frames, truth, border))}
 
@@ -126,4 +124,4 @@ def open_context(run: Evaluation) -> EvalContext:
     """
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights))
-    return EvalContext(run, world, weights, read_real_episodes(run.data, weights))
+    return EvalContext(run, world, weights, read_encoded(episode_paths(run.data), weights))

@@ -22,11 +22,8 @@ from lssvwm_gym.io.json_config import write_json
 
 __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
-FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
-    *(reconstruction, next_frame, open_loop, reward, ends),
-    *(retrieval, reasoning, drift, imagination, known_places, stability),
-)
-TESTS = {test.__name__: test for test in FUNCTIONS}
+FUNCTIONS = (reconstruction, next_frame, open_loop, reward, ends, retrieval, reasoning, drift, imagination, known_places, stability)
+TESTS: dict[str, Callable[[EvalContext], dict[str, Any]]] = {test.__name__: test for test in FUNCTIONS}
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
 def reconstruction(context: EvalContext) -> dict[str, Any]:
     """The autoencoder's own reconstruction: the ceiling of everything else."""
     clips = cut_clips(context.episodes, 50, 4)
-    return context.scores("autoencoder", clips.latent, clips.frames)
+    return context.frame_scores("autoencoder", decode_clips(context.weights, clips.latent), clips.frames)
 
 
 def next_frame(context: EvalContext) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def next_frame(context: EvalContext) -> dict[str, Any]:
     frames = decode_clips(context.weights, torch.stack(estimated, 1))
     return {
         **context.frame_scores("estimated motion", frames, truth),
-        **context.scores("true motion", torch.stack(true, 1), truth),
+        **context.frame_scores("true motion", decode_clips(context.weights, torch.stack(true, 1)), truth),
         **context.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
         "position error of one step (world units)": score(torch.stack(errors, 1)),
         **_uncertainty_correlation(run, torch.stack(uncertain, 1), context.quality(frames, truth)),

@@ -87,7 +87,6 @@ class Controls:
             elif (key in self.commands or key in MARK_KEYS) and key not in self.game.world.keys:
                 self.say("")
                 self.commands[key].do(self) if key in self.commands else self.return_to(MARK_KEYS.index(key))
-                self.pace.step_times.clear()  # what took the time was no step
             else:
                 self.keyboard.press(key)
 
@@ -137,8 +136,13 @@ class Controls:
         self.pace.step_times.clear()
 
     def single_step(self) -> None:
+        self.pace.step_times.clear()
         self._step()
-        self.paused = True
+        self.paused = True  # also at an end, which pauses by itself
+
+    def begin_anew(self) -> None:
+        self.game.begin()
+        self.pace.step_times.clear()
 
     def mark(self) -> None:
         number = self.game.mark()
@@ -151,10 +155,12 @@ class Controls:
             self.say("no moment is marked" if number < 0 else f"there is no mark {number + 1}: m marks a moment")
             return
         self.game.return_to(number)
+        self.pace.step_times.clear()
         self.say(f"back at mark {number + 1}")
 
     def next_profile(self) -> None:
         self.game.next_profile()
+        self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 
     def change_pace(self, factor: float) -> None:
@@ -190,6 +196,7 @@ class Controls:
         """Say what came of it; a wrong file, or one that can't be written, is no reason to end a game."""
         try:
             self.say(what())
+            self.pace.step_times.clear()  # what took the time was no step
         except (OSError, ValueError, ImportError) as error:
             self.say(str(error), is_error=True)
 
@@ -214,7 +221,7 @@ COMMANDS = {
     "v": Command("film", "begin or end a film, MP4", lambda controls: controls.attempt(controls.begin_or_end_film)),
     "f9": Command("save", "save the game to a new file", lambda controls: controls.attempt(controls.save)),
     "f10": Command("load", "load the game saved last; drop any other file here", lambda controls: controls.attempt(controls.load_latest)),
-    "r": Command("anew", "begin anew", lambda controls: controls.game.begin()),
+    "r": Command("anew", "begin anew", lambda controls: controls.begin_anew()),
     "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
     "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
 }
