@@ -94,11 +94,14 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     try:
-        args, dream = set_up(args)
+        graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
+        backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
+        dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
+        args = with_defaults(args, dream.device.type)
+        shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
         envs = (open_envs or dreams)(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
     config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
     learner = Learner(args, config, envs, dream.device)
     if args.resume:
@@ -119,16 +122,6 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     envs.close()
     writer.close()
     print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
-
-
-def set_up(args: Args) -> tuple[Args, Dream]:
-    """What depends on the device filled in, and the dream. Raises `ValueError` for what is wrong with the settings."""
-    graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
-    backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
-    dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
-    args = with_defaults(args, dream.device.type)
-    observed_shape(dream, args.observation)
-    return args, dream
 
 
 def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:

@@ -102,7 +102,10 @@ def main(args: Args) -> None:
     envs = open_envs(args, dream, args.env, args.num_envs, stack)
     try:
         model = open_model(args, config, dream, envs)
-        learn(args, config, dream, model)
+        if (remaining := args.total_timesteps - model.num_timesteps) > 0:
+            progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
+            model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
+        save(args, config, dream, model)
     finally:
         envs.close()
     print(f"try it: python -m experiments.check_transfer --policies random {args.folder / 'policy.safetensors'}")
@@ -196,14 +199,6 @@ def resume(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, path: 
     model.num_timesteps, model._n_updates = int(header["about"]["steps"]), int(header["about"]["updates"])
     model.set_random_seed(args.seed + model.num_timesteps)
     print(f"{path}: {model.num_timesteps:,} steps so far")
-
-
-def learn(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
-    remaining = args.total_timesteps - model.num_timesteps
-    if remaining > 0:
-        progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
-        model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
-    save(args, config, dream, model)
 
 
 class ReportAndSave(BaseCallback):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -201,8 +201,7 @@ def _reversed(clips: Segment, pose: Tensor, unknown_action: int) -> Segment:
 
 
 def _args(context: EvalContext) -> Args:
-    assert isinstance(context.run, Args)
-    return context.run
+    return cast(Args, context.run)
 
 
 TESTS |= {test.__name__: test for test in (reward_ahead, crafting, inventory, milestones, interruption, identity, cold_start)}

@@ -111,7 +111,7 @@ def test_boxes_of_actions_are_flat(tmp_path):
     env = make(collecting)
     env.reset(seed=0)
     described = env.described()
-    assert (described.low, described.high, described.actions) == ([-1.0, None], [1.0, None], [])
+    assert (described.low, described.high, described.actions) == ((-1.0, None), (1.0, None), ())
     with pytest.raises(ValueError, match=r"MultiDiscrete.*Discrete actions or a Box of floats"):
         make(run(tmp_path, kwargs='{"space": "many"}'))
 

@@ -298,14 +298,11 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         return self.dream.frame(state) if spaces.needs_frame(self.kind) else None
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if spaces.is_whole(seed):
-            seeds: list[Any] = [int(seed) + row for row in range(self.num_envs)]
-        elif isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
-            seeds = [int(one) if spaces.is_whole(one) else one for one in seed]
-        else:
+        if seed is None or spaces.is_whole(seed):
+            seed = [None if seed is None else int(seed) + row for row in range(self.num_envs)]
+        if not isinstance(seed, list | tuple) and not (isinstance(seed, np.ndarray) and seed.ndim == 1):
             raise ValueError(f"seed must be None, a whole number, or a list of them, not {seed!r}")
+        seeds: list[Any] = [int(one) if spaces.is_whole(one) else one for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
         wrong = [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]
