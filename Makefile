@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/luanti_*.py experiments/mpc.py experiments/planner.py experiments/quantize.py experiments/trials.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/crafting.py experiments/luanti_*.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_before_rewards.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
@@ -40,7 +40,7 @@ test: $(BIN)/.ready-dev $(KERNELS)/.ready graphics luanti ## the whole test suit
 results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make results DATA=<mazes> BLIND=<mazes> BLOCKS=<block world>
 	@for folder in "$(DATA)" "$(BLIND)" "$(BLOCKS)"; do [ -d "$$folder/test" ] || { echo "results needs real episodes: make results DATA=<mazes> \
 	BLIND=<mazes of players that do not look> BLOCKS=<block world>, folders with train, val and test" >&2; exit 1; }; done
-	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
+	$(BIN)/python -m experiments.more_tests --data $(DATA)/test --clips 1 --retrieval 100 400 --out $(SCORES).json --figures docs/media
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 2 --steps 4 --tests next_frame open_loop --out $(SCORES)_balanced.json
 	for k in 4 8; do $(BIN)/lssvwm-gym evaluate --data $(DATA)/test --clips 1 --steps $$k --tests reasoning --memories own --out $(SCORES)_reasoning_$$k.json; done
 	for k in 1 4 8; do \
@@ -59,7 +59,7 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	$(BIN)/python -m experiments.benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
 	$(BIN)/python experiments/compare_variants.py --data $(DATA)
 	$(BIN)/python experiments/compare_variants.py --short --data $(DATA)
-	$(BIN)/lssvwm-gym evaluate --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
+	$(BIN)/python -m experiments.more_tests --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
 	$(BIN)/python experiments/compare_variants.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
 	$(BIN)/python docs/_scripts/update_numbers.py
 

@@ -72,10 +72,8 @@ def agent_in(path: Path, dream: Dream, seed: int, greedy: bool) -> Agent:
 
 @functools.lru_cache(maxsize=16)
 def _policy_in(path: Path, dream: Dream, written: int) -> Any:
-    return _sb3_policy_in(path, dream) if load_tensors(path)[1].get("kind") == SB3_KIND else policy_for(path, dream)
-
-
-def _sb3_policy_in(path: Path, dream: Dream) -> tuple[Any, Any]:
+    if load_tensors(path)[1].get("kind") != SB3_KIND:
+        return policy_for(path, dream)
     try:
         from agents.sb3_policies import load_sb3_policy
 

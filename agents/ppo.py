@@ -3,7 +3,7 @@
 python -m agents.ppo                                       learn, on a GPU if there is one
 python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
-python -m agents.ppo --real MemoryMaze9x9-Real-v0 --num-envs 8           in the real world, observed through the same model
+python -m experiments.ppo_real --num-envs 8                in the real world, observed through the same model
 python -m experiments.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
 `runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
@@ -13,10 +13,10 @@ Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.banks import bank_before_rewards, bank_of_starts
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
-from agents.real import RealEnvs
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
@@ -36,9 +34,10 @@ from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, 
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
 from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.models.state import join_rows, take_rows
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
+
+MAX_ROWS = 64  # of long contexts that are prefilled in one call
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,6 @@ class Args:
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
     context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
     min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
-    real: str | None = None  # learn in this real environment instead, such as MemoryMaze9x9-Real-v0, seen through the same model
-    data: Path | None = None  # folder of recorded episodes, so that dreams also begin shortly before their rewards
-    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    rewarding: float = 0.75  # share of the bank that begins so
-    lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
-    context: int = 600  # frames before it
-    reward: Literal["likeliest", "expected"] = "likeliest"  # to learn from: the environment's, or the mean that the reward head predicts
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     learning_rate: float = 5e-4
@@ -96,18 +88,20 @@ class Args:
         return self.out or Path("runs") / "ppo" / self.world
 
 
-Envs = DreamVectorEnv | RealEnvs
-
-
-def main(args: Args) -> None:
+def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> None:
+    """Learn in dreams, or in what `open_envs` makes of the settings and the dream: environments in tensors, such as dreams are."""
     began = time.perf_counter()
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     try:
-        args, dream, envs = set_up(args)
+        graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
+        backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
+        dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
+        args = with_defaults(args, dream.device.type)
+        shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
+        envs = (open_envs or dreams)(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
     config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
     learner = Learner(args, config, envs, dream.device)
     if args.resume:
@@ -116,7 +110,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"{args.folder} holds a run already: add --resume to go on with it, or name another folder with --out")
     elif args.start is not None:
         start_from(learner, args.start)
-    print(f"{dream}: {envs.num_envs:,} times {args.real or 'the dream'}, ready after {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{dream}: {envs.num_envs:,} environments, ready after {time.perf_counter() - began:.0f} s", flush=True)
     writer = SummaryWriter(str(args.folder / "log"), purge_step=learner.steps)
     for numbers in learner.learn(began):
         report(args, learner, numbers, writer)
@@ -130,19 +124,11 @@ def main(args: Args) -> None:
     print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
 
 
-def set_up(args: Args) -> tuple[Args, Dream, Envs]:
-    """What depends on the device filled in, the dream, and what is learned in. Raises `ValueError` for what is wrong with the settings."""
-    graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
-    backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
-    dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
-    args = with_defaults(args, dream.device.type)
-    observed_shape(dream, args.observation)
-    if args.real is not None:
-        return args, dream, RealEnvs(args.real, dream, args.num_envs or 1, args.observation, args.episode_steps)
-    if args.reward == "expected" and (dream.world.milestones or sum(value != 0 for value in dream.world.reward_values) != 1):
-        raise ValueError(f"expected rewards need a world with one reward other than 0, which {dream.world.name} is not")
-    bank, num_envs, observation = open_bank(args, dream, args.bank or 1), args.num_envs or 1, args.observation
-    return args, dream, DreamVectorEnv.from_bank(dream, bank, num_envs, args.episode_steps, observation=observation, stagger=True)
+def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:
+    """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given."""
+    if bank is None:
+        bank = bank_of_starts(dream, args.context_every, args.bank or 1, args.seed, args.min_context)
+    return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
 
 
 def with_defaults(args: Args, device: str) -> Args:
@@ -160,14 +146,25 @@ def with_defaults(args: Args, device: str) -> Args:
     return args
 
 
-def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
-    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
-    if args.data is None:
-        return bank_of_starts(dream, args.context_every, most, args.seed, args.min_context)
-    episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
-    rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
-    others = most - len(rewarding.seed)
-    return join_rows([rewarding, bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)]) if others else rewarding
+def bank_of_starts(dream: Dream, context_every: int, most: int, seed: int = 0, least: int = 0) -> DreamState:
+    """States to begin with: after all short contexts, and after every so many frames of the long ones (0: none).
+
+    With `least` only those with that many context frames, where there are any. Weights without either begin with imagined frames. At
+    most `most` states, drawn by the seed where there are more.
+    """
+    short, long = dream.weights.short_contexts, dream.weights.long_contexts
+    starts: list[DreamState] = []
+    if long.batch and context_every:
+        rows = torch.arange(min(2 * long.batch, MAX_ROWS))  # a seed draws one of the contexts
+        lengths = range(context_every, len(long) + 1, context_every)
+        starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
+    if len(short) >= least or not starts:
+        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(short.batch, most))] + starts
+    if not starts:
+        starts = [dream.reset(torch.arange(MAX_ROWS), {"start": "cold"})]
+    bank = join_rows(starts)
+    chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
+    return take_rows(bank, chosen.to(dream.device))
 
 
 class Rollout(NamedTuple):
@@ -206,7 +203,7 @@ class EpisodeReturns:
 class Learner:
     """A policy, what it learns in, what improves it, and how far it is."""
 
-    def __init__(self, args: Args, config: PolicyConfig, envs: Envs, device: torch.device) -> None:
+    def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
         self.policy = Policy(config).to(device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, eps=1e-5, fused=device.type == "cuda")
@@ -247,8 +244,8 @@ class Learner:
             self.observation, reward, terminated, truncated, info = self.envs.step(action)
             done = (terminated | truncated).float()
             self.returns.add(reward, done)
-            rewards.append(self.reward(reward, done, info))
-            scaled = rewards[-1] * self.args.reward_scale
+            rewards.append(reward)
+            scaled = reward * self.args.reward_scale
             if "final_obs" in info:
                 following = self.policy(info["final_obs"])[1] * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following
@@ -256,14 +253,6 @@ class Learner:
             steps.append((observation, action, chosen, value, scaled, done))
         observation, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
         return Rollout(observation, action, chosen, value, scaled, done, torch.stack(rewards).mean())
-
-    def reward(self, reward: Tensor, done: Tensor, info: dict[str, Any]) -> Tensor:
-        """What to learn from: the environment's reward, or the mean of what the reward head predicts."""
-        if self.args.reward == "likeliest" or "reward_probability" not in info:
-            return reward
-        (value,) = (value for value in self.envs.dream.world.reward_values if value != 0)
-        last = info["final_info"]["reward_probability"] if "final_info" in info else info["reward_probability"]
-        return value * torch.where(done > 0, last, info["reward_probability"])
 
     def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
         """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""

@@ -102,7 +102,10 @@ def main(args: Args) -> None:
     envs = open_envs(args, dream, args.env, args.num_envs, stack)
     try:
         model = open_model(args, config, dream, envs)
-        learn(args, config, dream, model)
+        if (remaining := args.total_timesteps - model.num_timesteps) > 0:
+            progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
+            model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
+        save(args, config, dream, model)
     finally:
         envs.close()
     print(f"try it: python -m experiments.check_transfer --policies random {args.folder / 'policy.safetensors'}")
@@ -144,22 +147,17 @@ def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int
     rest: dict[str, Any] = {"max_episode_steps": args.episode_steps}
     if id == dream.world.id:
         how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
-        envs = VecMonitor(after_long_contexts(args, dream, make_sb3_vec_env(id, num_envs, **how, **rest)))
+        contexts, frames = dream.weights.long_contexts, args.context_frames
+        if frames is None and contexts.batch:  # a dream rewards balls that it has seen
+            frames = len(contexts)
+        start = {"context_frames": frames} if frames else None
+        envs = VecMonitor(DreamVecEnv(make_sb3_vec_env(id, num_envs, **how, **rest).envs, start))
     else:
         kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
         envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
         if not needs_frame(args.observation):
             envs = WorldModelObservationVecEnv(envs, dream, args.observation)
     return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
-
-
-def after_long_contexts(args: Args, dream: Dream, envs: DreamVecEnv) -> DreamVecEnv:
-    """Dreams whose every episode begins after a long context, where weights have any: a dream rewards balls that it has seen."""
-    contexts = dream.weights.long_contexts
-    frames = args.context_frames if args.context_frames is not None else len(contexts) if contexts.batch else 0
-    if not frames:
-        return envs
-    return DreamVecEnv(envs.envs, start={"context_frames": frames})
 
 
 def open_model(args: Args, config: SB3PolicyConfig, dream: Dream, envs: VecEnv) -> PPO:
@@ -201,14 +199,6 @@ def resume(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO, path: 
     model.num_timesteps, model._n_updates = int(header["about"]["steps"]), int(header["about"]["updates"])
     model.set_random_seed(args.seed + model.num_timesteps)
     print(f"{path}: {model.num_timesteps:,} steps so far")
-
-
-def learn(args: Args, config: SB3PolicyConfig, dream: Dream, model: PPO) -> None:
-    remaining = args.total_timesteps - model.num_timesteps
-    if remaining > 0:
-        progress = ReportAndSave(args.total_timesteps, args.save_every, lambda: save(args, config, dream, model))
-        model.learn(remaining, callback=progress, tb_log_name="log", reset_num_timesteps=False)
-    save(args, config, dream, model)
 
 
 class ReportAndSave(BaseCallback):

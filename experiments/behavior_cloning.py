@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, observation_today, save_policy
-from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import numbers_of
 from lssvwm_gym.envs.wrappers import observed_shape

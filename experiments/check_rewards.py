@@ -33,7 +33,7 @@ from experiments.agents_by_name import EXPERT, open_agent
 from experiments.conservative_rollouts import OTHER_NOISE
 from experiments.planner import Planning
 from experiments.trials import answers, write_result
-from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import check_bounds

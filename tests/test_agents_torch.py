@@ -17,12 +17,13 @@ from tiny_world import OPENINGS, WALK_FRAMES, WALKS
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents.banks import bank_before_rewards, bank_of_starts
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
-from agents.real import RealEnvs
+from agents.ppo import Args, EpisodeReturns, Learner, Rollout, bank_of_starts, main, resume, save, start_from, with_defaults
 from experiments import behavior_cloning as imitation
+from experiments import ppo_before_rewards
 from experiments.behavior_cloning import leads_to_reward, watched
+from experiments.ppo_before_rewards import bank_before_rewards, open_bank
+from experiments.ppo_real import RealEnvs
 from lssvwm_gym.data.segments import Segment
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import open_dream
@@ -180,21 +181,6 @@ def test_the_running_norm_is_that_of_all_it_was_shown():
 
 
 # dreams
-
-
-def test_an_expected_reward_is_learned_from_but_not_counted(dream, bank):
-    rewards, returns = [], []
-    for kind in ("likeliest", "expected"):
-        envs = DreamVectorEnv.from_bank(dream, bank, ROWS, LIMIT, observation="features", stagger=True)
-        torch.manual_seed(0)
-        learner = learner_of(replace(SMALL, reward=kind, gamma=0.0), envs)
-        rewards.append(learner.rollout().reward)
-        returns.append(learner.returns.take())
-    likeliest, expected = rewards
-    assert set(likeliest.unique().tolist()) <= {0.0, 1.0}
-    assert len(expected.unique()) > 2
-    assert torch.equal(expected > 0.5, likeliest.bool())
-    assert returns[0] == returns[1]
 
 
 def test_only_whole_episodes_are_counted(envs):
@@ -428,8 +414,8 @@ def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
 
 
 def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
-    monkeypatch.setattr("agents.ppo.latent_episodes", lambda *_: [walked([14, 20, 27])])
-    args = replace(SMALL, data=tmp_path, rewarding=0.5, lead=(2, 5), context=5)
+    monkeypatch.setattr("experiments.ppo_before_rewards.latent_episodes", lambda *_: [walked([14, 20, 27])])
+    args = ppo_before_rewards.Args(**vars(SMALL), data=tmp_path, rewarding=0.5, lead=(2, 5), context=5)
     bank = open_bank(args, dream, 6)
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3

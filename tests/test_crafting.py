@@ -24,9 +24,11 @@ from tiny_minecraft import (
     write_tiny_minecraft,
 )
 
+from experiments import crafting as block_world
+from experiments.crafting import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
+from experiments.more_tests import ALWAYS, Args
 from lssvwm_gym.evaluation.context import SUITES, DoesNotApply
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
-from lssvwm_gym.evaluation.inventory import _pasts, by_recipe, crafting, detour, inventory, milestones, share, step_scores
 from lssvwm_gym.evaluation.memory import retrieval, untouched
 from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, prefill_further, prefill_without_poses
 from lssvwm_gym.models.inventory_head import InventoryHead
@@ -47,8 +49,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(folder, weights):
-    sizes = dict(clips=2, context=20, ahead=AHEAD, detour=12, retrieval=(10,), reasoning=(20, 5), memories=("own",))
+    sizes = dict(clips=2, context=20, ahead=AHEAD, retrieval=(10,), reasoning=(20, 5), memories=("own",))
     return open_context(Evaluation(folder, world="minecraft", weights=weights, **sizes))
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(block_world, "DETOUR", 12)
 
 
 @pytest.fixture
@@ -134,7 +141,7 @@ def test_crafts_that_follow_the_recipes_are_right_at_their_step(bench, followed)
 
 
 def test_a_craft_read_a_step_too_late_is_wrong(bench, monkeypatch):
-    def late(head, features, before, action):
+    def late(head, features, before, action, chance=None):
         return recipes_are_followed(head, features, before, action.roll(1, -1))
 
     monkeypatch.setattr(InventoryHead, "after", late)
@@ -146,7 +153,7 @@ def test_a_craft_read_a_step_too_late_is_wrong(bench, monkeypatch):
 def test_a_dream_goes_on_from_its_own_counts(bench, monkeypatch):
     """One that turns every log into dirt carries no planks later, and is right by its own inventory only."""
 
-    def dreamed(head, features, before, action):
+    def dreamed(head, features, before, action, chance=None):
         after = before.clone()
         after[..., DIRT] += before[..., LOG]
         after[..., LOG] = 0
@@ -166,10 +173,10 @@ def test_what_is_carried_is_kept_where_nothing_takes_it(bench, followed):
 
 
 def test_what_is_lost_on_the_way_is_told(bench, monkeypatch):
-    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: before * (torch.arange(9) != LOG))
+    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action, chance=None: before * (torch.arange(9) != LOG))
     results = inventory(bench)
     assert results["after 12 frames: inventory unchanged"].mean == 1  # there is no log any more after 20 frames
-    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action: (before - 1).clamp(min=0))
+    monkeypatch.setattr(InventoryHead, "after", lambda head, features, before, action, chance=None: (before - 1).clamp(min=0))
     results = inventory(bench)
     assert results["after 12 frames: inventory unchanged"].mean == 0
     assert results["after 12 frames: share of items still there"].mean == 0
@@ -200,7 +207,7 @@ def test_a_script_is_paid_once_and_in_order(bench, followed):
 
 
 def test_a_script_without_sticks_earns_no_pickaxe(bench, monkeypatch):
-    def no_sticks(head, features, before, action):
+    def no_sticks(head, features, before, action, chance=None):
         return torch.where((action == STICKS).unsqueeze(-1), before, recipes_are_followed(head, features, before, action))
 
     monkeypatch.setattr(InventoryHead, "after", no_sticks)
@@ -248,15 +255,14 @@ def test_the_worlds_own_tests_run_and_others_say_why_not(folder, weights, tmp_pa
         reasoning=(20, 5),
         drift=30,
         cold_start=6,
-        detour=5,
         interruption=(1,),
     )
-    run = Evaluation(folder, world="minecraft", weights=weights, out=out, figures=tmp_path, **sizes)
-    assert run.tests == SUITES["minecraft"]["tests"]
-    evaluate(dataclasses.replace(run, tests=(*run.tests[1:], "identity", "reward")))  # reconstruction needs longer episodes
+    run = Args(folder, world="minecraft", weights=weights, out=out, figures=tmp_path, **sizes)
+    assert run.tests == (*SUITES["minecraft"]["tests"], *ALWAYS)
+    evaluate(dataclasses.replace(run, tests=(*run.tests[1:], "reward")))  # reconstruction needs longer episodes
     report = json.loads(out.read_text())
-    assert tuple(report["scores"]) == run.tests[1:]
-    assert report["skipped"].keys() == {"identity", "reward"}
+    assert report["skipped"].keys() == {"identity", "reward", "reward_ahead"}
+    assert tuple(report["scores"]) == tuple(name for name in run.tests[1:] if name not in report["skipped"])
     assert report["settings"]["reasoning"] == [20, 5]
     assert "real frames, step 30: tilt error (degrees)" in report["scores"]["drift"]
     assert (tmp_path / "reasoning.png").exists()
@@ -274,4 +280,4 @@ def test_what_isnt_given_is_the_worlds_own(folder):
     run = Evaluation(folder, world="minecraft")
     assert (run.reasoning, run.retrieval) == ((100, 50), (100,))
     assert Evaluation(folder, world="minecraft", reasoning=(30, 7)).reasoning == (30, 7)
-    assert "milestones" in Evaluation(folder, world="elsewhere").tests
+    assert "ends" in Evaluation(folder, world="elsewhere").tests

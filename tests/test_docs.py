@@ -29,8 +29,8 @@ from tiny_world import write_tiny_weights
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.cli import COMMANDS, main
 from lssvwm_gym.envs import DreamEnv
-from lssvwm_gym.envs.contexts import COMBINATIONS, EPISODE_FRAMES
 from lssvwm_gym.envs.profiles import PROFILES, sampling_steps
+from lssvwm_gym.envs.reset_options import COMBINATIONS, EPISODE_FRAMES
 from lssvwm_gym.worlds import WORLDS, WorldSpec, write_world
 
 if sys.version_info >= (3, 11):

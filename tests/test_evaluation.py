@@ -9,25 +9,24 @@ from PIL import Image
 from real_walks import write_real_walks
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.evaluation import prediction
+from lssvwm_gym.data.episode import episode_paths
 from lssvwm_gym.evaluation.context import SUITES
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.metrics import masked_score, precision_recall_f1, psnr, rank_correlation, score, ssim
 from lssvwm_gym.evaluation.rollouts import (
-    clips_at,
     cut_clips,
     dream_along,
     memory_of,
     prefill_clips,
     prefill_without_poses,
-    read_real_episodes,
+    read_encoded,
     with_reversal,
 )
 from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
-PICTURES = {"open_loop", "retrieval", "recall", "reasoning", "interruption", "cold_start", "map", "revisit_curve"}
+PICTURES = {"open_loop", "retrieval", "recall", "reasoning", "map", "revisit_curve"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def weights(tiny_weights):
 
 @pytest.fixture(scope="module")
 def clips(folder, weights):
-    return cut_clips(read_real_episodes(folder, weights), 20, 2)
+    return cut_clips(read_encoded(episode_paths(folder), weights), 20, 2)
 
 
 def picture_of(path):
@@ -152,7 +151,7 @@ def measured(folder, tiny_weights, tmp_path_factory):
     """A report of all tests, and the folder with its JSON and its pictures."""
     out = tmp_path_factory.mktemp("measured")
     run = Evaluation(folder, weights=tiny_weights, out=out / "scores.json", figures=out, clips=1, context=10, ahead=5)
-    sizes = dict(retrieval=(10, 52), reasoning=(30, 10), interruption=(1, 3), cold_start=6, drift=30)
+    sizes = dict(retrieval=(10, 52), reasoning=(30, 10), drift=30)
     evaluate(Evaluation(**{**vars(run), **sizes}))
     return json.loads((out / "scores.json").read_text()), out
 
@@ -173,8 +172,6 @@ def test_the_whole_command_writes_every_score(measured):
     assert scores["drift"]["real frames, step 30: position error (world units)"]["clips"] == 3
     assert "30 context + 10 generated frames, true poses: PSNR" in scores["reasoning"]
     assert "dreamed frames, step 21: heading error (degrees)" in scores["drift"]
-    assert scores["interruption"]["uninterrupted: PSNR"] == scores["retrieval"]["revisiting 10 frames, own memory: PSNR"]
-    assert scores["interruption"]["3 of noise: cost (dB)"]["mean"] != 0
 
 
 def test_costs_are_differences(measured):
@@ -240,70 +237,9 @@ def test_uncertainty_is_compared_with_quality_where_there_is_one(folder, tiny_we
         assert ("rank correlation of uncertainty and PSNR" in report["scores"]["open_loop"]) == (steps > 1)
 
 
-def paid_at(bench, *frames):
-    """The bench with the rewards of its episodes moved to these frames."""
-    episodes = []
-    for episode in bench.episodes:
-        reward = torch.zeros_like(episode.reward).index_fill(0, torch.tensor(frames, dtype=torch.int64), 1.0)
-        episodes.append(replace(episode, reward=reward))
-    return replace(bench, episodes=episodes)
-
-
-def test_rewards_ahead_are_dreamed_or_not(folder, tiny_weights, monkeypatch):
-    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 12, 50, 55)
-    told = []
-
-    def foretold(model, state, clips, steps):
-        """A dream that pays right in time, but never more than 10 frames ahead, and once where nothing is."""
-        told.append((state.world.age.tolist(), len(clips)))
-        pays = torch.zeros(clips.reward.shape, dtype=torch.bool)
-        pays[:, -prediction.NEAR - 1] = len(clips) - prediction.NEAR <= 10
-        pays[:, 0] |= len(clips) > 40
-        return pays
-
-    monkeypatch.setattr(prediction, "predicted_rewards", foretold)
-    results = TESTS["reward_ahead"](bench)
-    assert results["rewards"] == 6  # in each of three episodes; frame 12 has too little before it
-    assert told == [([45 - lead + 1] * 6, lead + 3) for lead in (40, 20, 10, 5, 2)]
-    shares = {int(name.split()[0]): value.mean for name, value in results.items() if name.endswith("of rewards dreamed")}
-    assert shares == {40: 0, 20: 0, 10: 1, 5: 1, 2: 1}
-    assert results["40 frames ahead: share of dreamed rewards that are real"] == 0.5  # of frames 11 and 16, 11 is near 12
-
-
-def test_a_dream_pays_by_its_own_frames(folder, tiny_weights):
-    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 50)
-    results = TESTS["reward_ahead"](bench)
-    shares = [value.mean for name, value in results.items() if name.endswith("of rewards dreamed")]
-    assert len(shares) == 5
-    assert all(0 <= share <= 1 for share in shares)
-    real = torch.zeros(1, 9)
-    real[0, 4] = 1
-    assert prediction._widened(real > 0)[0].tolist() == [False, True, True, True, True, True, True, True, False]
-
-
-def test_rewards_are_foreseen_after_a_long_past_too(folder, tiny_weights, monkeypatch):
-    monkeypatch.setattr(prediction, "LONG", 9)
-    bench = paid_at(open_context(Evaluation(folder, weights=tiny_weights, context=5, clips=1)), 47, 50)
-    asked = []
-    monkeypatch.setattr(prediction, "clips_at", lambda places, frames: asked.append((len(places), frames)) or clips_at(places, frames))
-    results = TESTS["reward_ahead"](bench)
-    assert (results["rewards"], results["9 context frames, rewards"]) == (6, 3)  # frame 47 has not 9 + 40 before it
-    monkeypatch.setattr(prediction, "MAX_FRAMES", 2 * 45)
-    in_parts = TESTS["reward_ahead"](bench)
-    assert asked == [(6, 49), (3, 53)] + [(2, 49)] * 3 + [(1, 53)] * 3
-    assert in_parts["rewards"] == 6
-    monkeypatch.setattr(prediction, "LONG", 5)  # no longer than the usual one
-    assert not any(name.startswith("5 context frames") for name in TESTS["reward_ahead"](bench))
-
-
-def test_where_nothing_is_paid_late_enough_there_is_nothing_to_foresee(folder, tiny_weights):
-    report = evaluate(Evaluation(folder, weights=tiny_weights, tests=("reward_ahead",)))
-    assert report["skipped"] == {"reward_ahead": "no reward has 140 frames before it"}
-
-
 def test_who_stands_still_still_has_a_pose(folder, weights):
     """And who has none is told so, whatever stands in its place."""
-    episodes = read_real_episodes(folder, weights)
+    episodes = read_encoded(episode_paths(folder), weights)
     still = cut_clips(episodes, 1, 1)
     assert prefill_clips(weights.world_model, still).pose_known.tolist() == [1, 1, 1]
     lost = [replace(e, pose=torch.full_like(e.pose, torch.nan)) for e in episodes]

@@ -1,4 +1,4 @@
-"""Tests of memory on cases whose outcome is known: ages of views, drift by hand, painted patches, cold starts, pictures."""
+"""Tests of memory on cases whose outcome is known: ages of views, drift by hand, pictures."""
 
 import math
 
@@ -9,21 +9,14 @@ from real_walks import write_real_walks
 
 from lssvwm_gym.evaluation import figures
 from lssvwm_gym.evaluation.context import Evaluation, open_context
-from lssvwm_gym.evaluation.imagination import _reversed, statistics
 from lssvwm_gym.evaluation.memory import (
     _revisits,
-    identity,
-    interrupted,
-    k_means,
-    nearest,
-    patches,
     psnr_by_age,
     retrieval,
     revisit,
     view_steps,
 )
 from lssvwm_gym.evaluation.prediction import _by_age, _pose_errors, frames_since_seen
-from lssvwm_gym.models.geometry import integrate_motion
 from lssvwm_gym.models.world_model import MotionHead, OdometryHead
 
 
@@ -114,67 +107,6 @@ def test_drift_is_measured_at_its_steps_in_world_units_and_degrees():
     assert off["step 100: heading error (degrees)"] == pytest.approx(20, abs=1e-2)  # across 180 degrees
     assert off["step 150: heading error (degrees)"] == pytest.approx(30, abs=1e-2)
     assert len(off) == 6
-
-
-@pytest.mark.parametrize("kind", ["noise", "black"])
-def test_an_interruption_replaces_the_end_of_the_past(bench, kind):
-    past = revisit(bench, 20).past
-    broken = interrupted(bench, past, kind, 3)
-    assert torch.equal(broken.latent[:, :17], past.latent[:, :17])
-    assert torch.equal(broken.pose, past.pose)
-    assert torch.equal(broken.latent[0, 17:], bench.weights.autoencoder.encode(broken.frames[0, 17:]))
-    assert broken.frames[:, 17:].float().mean() == pytest.approx(127.5 if kind == "noise" else 0, abs=1)
-    with pytest.raises(ValueError, match="interruption must be shorter than the context of 20 frames, not 20"):
-        interrupted(bench, past, kind, 20)
-
-
-def test_k_means_finds_the_same_colours_every_time():
-    colours = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 1.0]])
-    points = (colours.repeat(50, 1) + 0.02 * torch.randn(200, 3)).contiguous()
-    centres = k_means(points, 4)
-    assert torch.equal(centres, k_means(points, 4))
-    assert len(set(nearest(colours, centres).tolist())) == 4
-    assert torch.cdist(colours, centres).amin(1).max() < 0.02
-
-
-def test_patches_are_mean_colours_within_the_border():
-    frame = torch.full((1, 1, 64, 64, 3), 255, dtype=torch.uint8)
-    frame[:, :, 2:62, 2:62] = 0
-    frame[:, :, 2:12, 12:17] = 255  # half of the second patch of the first row
-    cells = patches(frame, border=2)[0, 0, :, 0]
-    assert cells[1] == 0.5
-    assert cells.sum() == 0.5
-
-
-def test_a_dream_that_is_the_truth_keeps_every_colour(bench):
-    own = bench.recalled.get(20)
-    try:
-        bench.recalled[20] = revisit(bench, 20).back.frames
-        shares = identity(bench)
-        assert shares["dream: share of patches that keep their colour"].mean == 1
-        assert shares["shuffled frames: share of patches that keep their colour"].mean < 0.5
-        assert 0 < shares["patches"] < 3 * 19 * 36
-    finally:
-        bench.recalled.pop(20)
-        bench.recalled.update({20: own} if own is not None else {})
-
-
-def test_statistics_of_known_pictures():
-    grey = torch.full((16, 16, 3), 51, dtype=torch.uint8)
-    assert {k: round(v.item(), 4) for k, v in statistics(grey).items()} == dict(brightness=0.2, contrast=0, sharpness=0, colourfulness=0)
-    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 255
-    board = board[..., None].expand(-1, -1, 3).to(torch.uint8)
-    assert {k: round(v.item(), 4) for k, v in statistics(board).items()} == dict(brightness=0.5, contrast=0.5, sharpness=1, colourfulness=0)
-    red = torch.tensor([255, 0, 0], dtype=torch.uint8).expand(16, 16, 3)
-    assert statistics(red)["colourfulness"].item() == pytest.approx(0.3 * math.hypot(1, 0.5))
-
-
-def test_a_cold_start_is_walked_back_along_its_own_poses(bench):
-    clips = revisit(bench, 20).past
-    back = _reversed(clips, clips.pose, unknown_action=6)
-    assert torch.equal(back.pose, clips.pose.flip(1)[:, 1:])
-    assert integrate_motion(clips.pose[:, -1], back.motion[:, 0]).allclose(clips.pose[:, -2], atol=1e-5)
-    assert (back.action == 6).all()
 
 
 def test_models_are_compared_on_one_sheet(tmp_path):

@@ -111,7 +111,7 @@ def test_boxes_of_actions_are_flat(tmp_path):
     env = make(collecting)
     env.reset(seed=0)
     described = env.described()
-    assert (described.low, described.high, described.actions) == ([-1.0, None], [1.0, None], [])
+    assert (described.low, described.high, described.actions) == ((-1.0, None), (1.0, None), ())
     with pytest.raises(ValueError, match=r"MultiDiscrete.*Discrete actions or a Box of floats"):
         make(run(tmp_path, kwargs='{"space": "many"}'))
 
@@ -150,12 +150,12 @@ def test_collecting_goes_on_and_refuses_other_settings(tmp_path, monkeypatch):
     assert collect_gym(run(tmp_path, episodes=9)) == 7
     collection = read_collection(tmp_path / "data")
     assert collection is not None
-    assert (collection.fps, collection.actions, collection.pixels) == (7, ["0", "1", "2"], "observation")
+    assert (collection.fps, collection.actions, collection.pixels) == (7, ("0", "1", "2"), "observation")
     with pytest.raises(EpisodeError, match="made with steps 6, not 5; collect into another folder"):
         collect_gym(run(tmp_path, steps=5))
 
 
-@pytest.mark.parametrize("change", [{"fps": "7"}, {"fps": 0}, {"actions": "abc"}, {"low": [1]}, {"more": 1}, {"poses": 1}, None])
+@pytest.mark.parametrize("change", [{"fps": "7"}, {"fps": 0}, {"actions": "abc"}, {"low": ["1"]}, {"more": 1}, {"poses": 1}, None])
 def test_what_says_nothing_of_a_collection_is_refused(tmp_path, change):
     env = make(run(tmp_path))
     env.reset(seed=0)

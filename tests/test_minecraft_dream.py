@@ -159,7 +159,7 @@ def test_what_was_carried_and_is_gone_pays_no_more(env, episode, followed):
 def test_a_milestone_pays_when_the_count_rises_not_a_step_later(env, monkeypatch):
     rises = iter([0, 0, 3, 0])
 
-    def dirt_and_stone(head, features, before, action):
+    def dirt_and_stone(head, features, before, action, chance=None):
         return before + torch.eye(9)[WORLD.inventory.index("cobblestone")] * next(rises)
 
     env.reset(seed=0)

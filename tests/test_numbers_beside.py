@@ -44,7 +44,7 @@ def test_what_a_dict_holds_beside_the_picture_is_recorded_and_the_black_end_is_n
     collect_gym(run)
     collection, episode = read_collection(run.out), read_episode(run.plain.path(0))
     assert collection is not None
-    assert collection.inventory == ["at_0", "at_1", "health"]
+    assert collection.inventory == ("at_0", "at_1", "health")
     assert episode.inventory[:2].tolist() == [[0, 0, 100], [0.5, -0.5, 100 - 20 * episode.action[1]]]
     assert episode.inventory[-1, 2] == 0
     assert episode.terminated[-1]

@@ -19,10 +19,10 @@ import lssvwm_gym
 from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
 from lssvwm_gym.checkpoints.package import Packaging, package
-from lssvwm_gym.data.episode import Episode, write_episode
+from lssvwm_gym.data.episode import Episode, episode_paths, write_episode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate
-from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_encoded
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModelConfig
@@ -319,7 +319,7 @@ def test_without_poses_the_next_frames_are_measured_and_places_are_not(recording
 
 def test_clips_without_poses_leave_no_trace_of_any(recordings, pond):
     weights = load_weights(pond)
-    clips = cut_clips(read_real_episodes(recordings, weights), 6, 1)
+    clips = cut_clips(read_encoded(episode_paths(recordings), weights), 6, 1)
     state = prefill_clips(weights.world_model, clips)
     assert state.features.isfinite().all()
     assert (state.pose_known == 0).all()

@@ -153,11 +153,10 @@ def test_commands_leave_the_keys_of_every_world_alone(world):
 
 
 @pytest.mark.parametrize("settings", [{}, {"policy": "random"}])
-def test_every_key_that_is_told_of_does_something(tiny_weights, settings):
+def test_the_policys_key_is_there_where_there_is_one(tiny_weights, settings):
     game = open_game(Playing(weights=tiny_weights, **settings))
     controls = Controls(game, 4, Path("nowhere"))
-    told = {*COMMANDS, *MARK_KEYS, *(POLICY if settings else {})} - {"backspace"}
-    assert controls.commands.keys() == told
+    assert controls.commands.keys() == {*COMMANDS, *(POLICY if settings else {})}
     game.close()
 
 
@@ -206,6 +205,18 @@ def test_a_dream_that_ends_says_so(run, tmp_path):
     game, seen = run([[]] * 60, weights=write_tiny_weights(tmp_path / "mortal", termination=True))
     assert game.now.over == "the dream has ended"
     assert "the dream has ended" in seen.messages[-1][0]
+
+
+def test_the_measured_speed_outlives_commands_that_take_no_time(tiny_weights, tmp_path):
+    game = open_game(Playing(weights=tiny_weights, policy="random"))
+    controls = Controls(game, 4, tmp_path)
+    kept = set()
+    for key, command in (COMMANDS | POLICY).items():
+        controls.pace.step_times.extend(np.arange(20) * 0.25)
+        command.do(controls)
+        kept |= {key} if controls.pace.measured else set()
+    assert kept == {"backspace", "m", "h", "q", "t"}
+    game.close()
 
 
 def test_the_pace_is_kept_and_measured():

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tiny_world import IMAGE, SIZES
 
+from experiments.crafting import by_recipe
 from lssvwm_gym.checkpoints.checkpoint import Weights, save_weights
 from lssvwm_gym.data.episode import Episode, write_episode
-from lssvwm_gym.evaluation.inventory import by_recipe
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
@@ -40,7 +40,7 @@ def write_tiny_minecraft(folder: Path, seed: int = 4) -> Path:
     return folder
 
 
-def recipes_are_followed(head, features, before, action):
+def recipes_are_followed(head, features, before, action, chance=None):
     """In place of `InventoryHead.after`: crafts change the counts by the recipes, nothing else does."""
     return before + by_recipe(WORLD, before, action)
 

@@ -1,7 +1,8 @@
 """Write the measured numbers into README.md, the model cards and pages of docs/: `python docs/_scripts/update_numbers.py`.
 
-Reads the JSON that `lssvwm-gym evaluate --out` and `python -m experiments.benchmark --out` left in docs/scores/, and replaces what
-stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and fails where a file is stale.
+Reads the JSON that `lssvwm-gym evaluate --out`, `python -m experiments.more_tests --out` and `python -m experiments.benchmark --out`
+left in docs/scores/, and replaces what stands between `<!-- numbers:NAME -->` and `<!-- end -->`. With --check it changes nothing and
+fails where a file is stale.
 """
 
 from __future__ import annotations

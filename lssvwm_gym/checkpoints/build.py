@@ -84,7 +84,8 @@ class AtMost(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in MAKERS:
-            self.left -= _numel([argument for argument in args if not isinstance(argument, Tensor)])
+            shape = [argument for argument in args if not isinstance(argument, Tensor)]
+            self.left -= math.prod(shape[0] if shape and not isinstance(shape[0], int) else shape)
             if self.left < 0:
                 raise ValueError(f"its sizes make more than {self.numbers} numbers")
         kwargs = kwargs or {}
@@ -93,8 +94,3 @@ class AtMost(TorchFunctionMode):
         if func in (torch.rand, torch.randn) and kwargs.get("generator") is None:
             func = torch.empty
         return func(*args, **kwargs)
-
-
-def _numel(shape: list[Any]) -> int:
-    sizes = shape[0] if shape and not isinstance(shape[0], int) else shape
-    return math.prod(sizes)

@@ -54,7 +54,8 @@ def save_weights(folder: Path, weights: Weights) -> None:
     If that fails, what was in the folder stays. Its files are replaced together: a folder with a config.json is of one model.
     """
     models: dict[str, nn.Module] = {"autoencoder": weights.autoencoder, "world_model": weights.world_model}
-    tensors = {k: v for name, model in models.items() for k, v in prefixed(name, _halved(model)).items()}
+    tensors = {k: v for name, model in models.items() for k, v in prefixed(name, model.state_dict()).items()}
+    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     contexts = {"short": weights.short_contexts, "long": weights.long_contexts}
     config = {
         "autoencoder": asdict(weights.autoencoder.config),
@@ -114,10 +115,6 @@ def load_autoencoder(path: Path) -> Autoencoder:
     tensors, header = load_tensors(path)
     model = built_autoencoder(header.get("config"), tensors, path, path)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _halved(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -50,13 +50,17 @@ def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
         return folder
     if not REPO_ID.fullmatch(str(source)):
         raise ValueError(f"{source}: no such folder of weights, and no repository's id either, which would be owner/name")
-    try:
-        return _checked(_snapshot(str(source), revision), f"the repository {source}")
-    except FileNotFoundError:
+    hub = _import_hub()
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:  # from the Hub, or from its cache where the Hub can't be reached
+        copy = Path(hub.snapshot_download(str(source), revision=revision, allow_patterns=list(FILES)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         raise FileNotFoundError(
             f"{source}: no such folder, and no such repository that could be reached or is in the Hub's cache"
             f"{f' at revision {revision}' if revision else ''}"
         ) from None
+    return _checked(copy, f"the repository {source}")
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, message: str = "Weights of a dream") -> str:
@@ -81,17 +85,6 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
     hub = _import_hub()
     hub.create_repo(repo_id, private=private, exist_ok=True)
     return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message))
-
-
-def _snapshot(repo_id: str, revision: str | None) -> Path:
-    """The repository's files, from the Hub, or from its cache where the Hub can't be reached. Raises `FileNotFoundError`."""
-    hub = _import_hub()
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(str(error)) from None
 
 
 def _checked(folder: Path, what: str) -> Path:

@@ -62,7 +62,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
     model = weights.world_model.config
     count = model.action_size or model.actions
     numbered = tuple(f"{'number' if model.action_size else 'action'} {number}" for number in range(count))
-    actions = naming.actions or tuple(collection.actions if collection else ()) or numbered
+    actions = naming.actions or (collection.actions if collection else ()) or numbered
     if len(actions) != count:
         raise ValueError(f"{len(actions)} names of actions, but the model was trained with {count}: {', '.join(actions)}")
     low, high = _bounds(collection, arrays) if model.action_size else ((), ())
@@ -79,7 +79,7 @@ def _new_world(naming: Naming, collection: Collection | None, data: Path, weight
         max_episode_steps=naming.max_episode_steps or (collection.steps if collection else max(1, *(len(a["action"]) - 1 for a in arrays))),
         weights=data,
         length_scale=naming.length_scale,
-        inventory=tuple(collection.inventory) if collection and model.inventory_size else (),
+        inventory=collection.inventory if collection and model.inventory_size else (),
         low=low,
         high=high,
     )
@@ -93,13 +93,10 @@ def _reward_values(naming: Naming, arrays: list[dict[str, np.ndarray]], model: W
         return ()
     if model.class_rewards and not naming.reward:
         return model.class_rewards
-    return (0.0, naming.reward or _reward(arrays), *[0.0] * (model.reward_values - 2))[: model.reward_values]
-
-
-def _reward(arrays: list[dict[str, np.ndarray]]) -> float:
-    """The mean of rewards above 0.5, which is what the reward head learns to tell."""
     rewards = np.concatenate([a["reward"] for a in arrays]).astype(np.float64)
-    return round(float(rewards[rewards > 0.5].mean()), 4) if (rewards > 0.5).any() else 1.0
+    told = rewards[rewards > 0.5]  # by a head of two values
+    reward = naming.reward or (round(float(told.mean()), 4) if len(told) else 1.0)
+    return (0.0, reward, *[0.0] * (model.reward_values - 2))[: model.reward_values]
 
 
 def _bounds(collection: Collection | None, arrays: list[dict[str, np.ndarray]]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -77,17 +77,13 @@ def _with_contexts_from(run: Packaging, data: Path, autoencoder: Autoencoder) ->
     paths = episode_paths(data)
     rng = np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
-    lengths = {path: _frames_to_begin_with(read_arrays(path)) for path in paths}
+    recorded = ((path, read_arrays(path)) for path in paths)  # no dream begins with the frame that ends an episode
+    lengths = {path: len(arrays["action"]) - int(np.any(arrays.get("terminated", False))) for path, arrays in recorded}
     anywhere = run.contexts == "anywhere" or (run.contexts == "auto" and world_model.termination_head is None)
     short = _contexts(paths, lengths, run.short_contexts, run.short_context_frames, autoencoder, anywhere, rng)
     frames = min(run.long_context_frames, max(lengths.values()))
     long = _contexts(paths[::-1], lengths, run.long_contexts, frames, autoencoder, anywhere, rng)
     return Weights(autoencoder, world_model, short, long, {"training": trained, "starts_from": fingerprint(data)})
-
-
-def _frames_to_begin_with(arrays: dict[str, np.ndarray]) -> int:
-    """Frames of an episode without that which ends it: no dream begins there."""
-    return len(arrays["action"]) - int(np.any(arrays.get("terminated", False)))
 
 
 def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:

@@ -70,8 +70,6 @@ class Source:
     once: tuple[str, ...] = ()  # keys of info that stay the same for a whole episode
     steps: int = 1000  # an episode, where nothing else is asked for
     frame: str | None = None  # key of the frame in observations that are a dict; the rest of them is recorded at every frame
-    start: Callable[[Any], dict[str, Any] | None] | None = None  # what options of reset a policy wants
-    facts: Callable[[Any], dict[str, np.ndarray]] | None = None  # what is recorded of a policy, once an episode
     players: dict[str, Callable[[np.random.Generator], Policy]] = field(default_factory=dict)  # in place of make_policy, by name
 
 
@@ -98,11 +96,6 @@ def make_luanti(collecting: Collecting) -> gym.Env:
     return LuantiEnv(max_episode_steps=collecting.steps or MINECRAFT.max_episode_steps, senses=True)
 
 
-def start_of(policy: Any) -> dict[str, Any] | None:
-    """Options of reset with which a player wants its episode to begin."""
-    return getattr(policy, "start", None)
-
-
 SOURCES = {
     "memory-maze": Source(
         make_memory_maze,
@@ -110,7 +103,6 @@ SOURCES = {
         fps=4,
         every_frame=("agent_pos", "agent_dir", "target_color", "target_pos"),
         once=("targets_pos", "maze_layout"),
-        facts=maze_players.facts,
         players=maze_players.PLAYERS,
     ),
     "luanti": Source(
@@ -121,8 +113,6 @@ SOURCES = {
         once=("seed", "biome"),
         steps=MINECRAFT.max_episode_steps,
         frame="image",
-        start=start_of,
-        facts=maze_players.facts,
     ),
 }
 
@@ -143,18 +133,11 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
     source = source or SOURCES[collecting.world]
     if collecting.player is not None:
-        source = replace(source, make_policy=player_named(collecting.player, collecting.world, source))
+        name, there_is = collecting.player, ", ".join(source.players) or "one without a name"
+        if name not in source.players and ":" not in name:
+            raise ValueError(f"no player named {name!r} in {collecting.world}; there is {there_is}, and module:attribute of your own")
+        source = replace(source, make_policy=source.players.get(name) or imported(name))
     return gather(collecting, partial(Recorder, collecting, source), (collecting.steps or source.steps) + 1)
-
-
-def player_named(name: str, world: str, source: Source) -> Callable[[np.random.Generator], Policy]:
-    """One of the world's players, or `module:attribute`, importable by name, which makes one of an episode's random generator."""
-    if name in source.players:
-        return source.players[name]
-    if ":" not in name:
-        there_is = ", ".join(source.players) or "one without a name"
-        raise ValueError(f"no player named {name!r} in {world}; there is {there_is}, and module:attribute of your own")
-    return imported(name)
 
 
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:
@@ -209,8 +192,11 @@ class Recorder:
 def record(
     env: gym.Env, policy: Policy, source: Source, seed: int, steps: int, report: Callable[[int], None] = lambda frames: None
 ) -> Episode:
-    """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new."""
-    observation, info = env.reset(seed=seed, options=source.start(policy) if source.start else None)
+    """Play one episode of at most `steps` steps; `report` is told now and then how many frames are new.
+
+    A policy may have a `name`, which is recorded, and options of reset with which its episode is to begin, `start`.
+    """
+    observation, info = env.reset(seed=seed, options=getattr(policy, "start", None))
     observations, actions, rewards, infos = [observation], [], [0.0], [info]
     over = terminated = False
     while len(observations) <= steps and not over:
@@ -225,7 +211,7 @@ def record(
     frames, extras = _without_frames(observations, source.frame)
     extras |= {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
     extras |= {key: np.asarray(infos[0][key]) for key in source.once}
-    extras |= source.facts(policy) if source.facts else {}
+    extras |= {"policy": np.asarray(policy.name)} if hasattr(policy, "name") else {}
     extras["terminated"] = np.arange(len(frames)) == (len(frames) - 1 if terminated else -1)
     return Episode(frames, _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
 

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
 from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, not_a_picture, note, read_settings
 from lssvwm_gym.data.episode import EpisodeError, write_episode
-from lssvwm_gym.io.json_config import check_bounds, parsed
+from lssvwm_gym.io.json_config import Bounds, check_bounds, fields_of, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
 from lssvwm_gym.real_envs.experts.maze_players import Sticky, draw
 from lssvwm_gym.worlds.spec import LARGEST_NUMBER
@@ -38,6 +38,7 @@ UNITS = {"radians": 1.0, "degrees": np.pi / 180, "quarters": np.pi / 2}
 HEADLESS = {"PYGLET_HEADLESS": "true", "SDL_VIDEODRIVER": "dummy", "MUJOCO_GL": "egl"}  # where there is no screen
 
 POSE = ("agent_pos", "agent_dir")
+BOUNDS = Bounds(numbers=(-np.inf, np.inf), most=2**16, letters=10**6, any_whole=(1, 2**31))  # of what `collecting.json` says
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,10 @@ class Collection:
     fps: int
     steps: int
     poses: bool
-    actions: list[str] = field(default_factory=list)  # names of the Discrete actions
-    low: list[float | None] = field(default_factory=list)  # bounds of a Box, flat; None where there is none
-    high: list[float | None] = field(default_factory=list)
-    inventory: list[str] = field(default_factory=list)  # names of the numbers that are observed beside the picture
-
-    def __post_init__(self) -> None:
-        """Raise `TypeError` for what a file may say but `described` never does."""
-        kinds = {"env": str, "kwargs": str, "pixels": str, "size": int, "crop": bool, "fps": int, "steps": int, "poses": bool}
-        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
-        wrong += [name for name in ("actions", "inventory") if not _all(getattr(self, name), (str,))]
-        wrong += [name for name in ("low", "high") if not _all(getattr(self, name), (float, type(None)))]
-        if wrong or min(self.fps, self.steps) < 1:
-            raise TypeError(f"{', '.join(wrong) or 'fps or steps'} can't be {[getattr(self, name) for name in wrong]}"[:300])
+    actions: tuple[str, ...] = ()  # names of the Discrete actions
+    low: tuple[float | None, ...] = ()  # bounds of a Box, flat; None where there is none
+    high: tuple[float | None, ...] = ()
+    inventory: tuple[str, ...] = ()  # names of the numbers that are observed beside the picture
 
 
 def collect_gym(run: GymCollecting) -> Collected:
@@ -142,7 +134,7 @@ def collect_gym(run: GymCollecting) -> Collected:
 
 def read_collection(folder: Path) -> Collection | None:
     """How a folder's episodes were collected; None where they were not collected here. Raises `EpisodeError` for a broken file."""
-    return read_settings(Path(folder) / SETTINGS, lambda said: Collection(**said), "collect")
+    return read_settings(Path(folder) / SETTINGS, lambda said: Collection(**fields_of(Collection, said, BOUNDS)), "collect")
 
 
 class GymRecorder:
@@ -223,11 +215,11 @@ class Framed(gym.Wrapper):
         """After a reset."""
         run, space = self._run, self.action_space
         common = (run.env, run.kwargs, "render" if self._key is None else "observation", run.size, run.crop, self.fps, run.steps)
-        beside = [name if size == 1 else f"{name}_{number}" for name, size in self._beside.items() for number in range(size)]
+        beside = tuple(name if size == 1 else f"{name}_{number}" for name, size in self._beside.items() for number in range(size))
         if isinstance(space, Discrete):
-            return Collection(*common, bool(run.position), action_names(self.env, int(space.n)), inventory=beside)
-        low, high = ([float(x) if np.isfinite(x) else None for x in bound] for bound in (space.low, space.high))  # type: ignore[attr-defined]
-        return Collection(*common, bool(run.position), [], low, high, beside)
+            return Collection(*common, bool(run.position), tuple(action_names(self.env, int(space.n))), inventory=beside)
+        low, high = (tuple(float(x) if np.isfinite(x) else None for x in bound) for bound in (space.low, space.high))  # type: ignore[attr-defined]
+        return Collection(*common, bool(run.position), (), low, high, beside)
 
     def _frame(self, observation: Any) -> np.ndarray:
         shown = self.env.render() if self._key is None else observation[self._key] if self._key else observation
@@ -342,7 +334,3 @@ def action_names(env: gym.Env, count: int) -> list[str]:
             names = []
     names = names[:count]
     return names if len(names) == len(set(names)) == count else [str(number) for number in range(count)]
-
-
-def _all(values: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(values, list) and all(type(value) in kinds for value in values)

@@ -176,24 +176,14 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is packed in a way that NumPy never does")
     with archive.open(member) as file:
-        shape, fortran, dtype = _read_header(file)
+        shape, _, dtype = _read_header(file)
         if dtype.hasobject:
             raise ValueError(f"{member.filename} is of objects, which would need pickle")
         left = member.file_size - file.tell()
         if min(shape, default=0) < 0 or max(shape, default=0) > LARGEST or math.prod(shape) * dtype.itemsize != left:
             raise ValueError(f"{member.filename} claims to be {dtype} {shape} but has {left} bytes")
-        content = bytearray(left)
-        if _filled(file, memoryview(content)) < left or file.read(1):
-            raise ValueError(f"{member.filename} is cut short")
-    return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
-
-
-def _filled(file: IO[bytes], content: memoryview) -> int:
-    """Bytes read into `content`."""
-    done = 0
-    while done < len(content) and (read := file.readinto(content[done:])):  # type: ignore[attr-defined]
-        done += read
-    return done
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lssvwm_gym.data.episode import Episode, read_episode
+from lssvwm_gym.data.episode import Episode
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.geometry import PLANE, motion_between, relative_to, start_pose
 from lssvwm_gym.models.segment import Segment, joined
@@ -156,11 +155,6 @@ def _unknown_where_not(recorded: Tensor, action: Tensor, unknown: int) -> Tensor
     if action.is_floating_point():
         return torch.where(recorded.unsqueeze(-1), action, torch.nan)
     return torch.where(recorded, action, unknown)
-
-
-def encode_episode(path: Path, autoencoder: Autoencoder) -> Segment:
-    """Read an episode and encode its frames."""
-    return encoded(read_episode(path), autoencoder)
 
 
 @torch.no_grad()

@@ -138,6 +138,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._random = [seeding.np_random()[0] for _ in range(num_envs)]
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
+        self.start: dict[str, Any] = {}  # options of reset with which rows that end begin anew
         self._bank: DreamState | None = None
         self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
@@ -180,7 +181,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         info, ended = dream.info(state, step), dict[str, Any]()
         if done.any():
             ended = spaces.final(self._observed(), info, self._sent(done))
-            info = dream.info(self._begin(done, {}))
+            info = dream.info(self._begin(done, self.start))
         told = spaces.Info({**ended, **spaces.batched(info, torch.ones_like(terminated))})
         reward = reward.float() if self.output == "torch" else reward
         return self._given((self._observed(), reward, terminated, self._sent(truncated), told))
@@ -220,7 +221,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> Any:
         """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
         mine = self.state_dict()
-        unlike = [name for name in mine.keys() | tensors.keys() if _kind(mine.get(name)) != _kind(tensors.get(name))]
+        kinds = [{(name, tensor.dtype, tensor.shape) for name, tensor in one.items()} for one in (mine, tensors)]
+        unlike = {name for name, *_ in kinds[0] ^ kinds[1]}
         if unlike:
             raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
         leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
@@ -296,14 +298,11 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         return self.dream.frame(state) if spaces.needs_frame(self.kind) else None
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if spaces.is_whole(seed):
-            seeds: list[Any] = [int(seed) + row for row in range(self.num_envs)]
-        elif isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
-            seeds = [int(one) if spaces.is_whole(one) else one for one in seed]
-        else:
+        if seed is None or spaces.is_whole(seed):
+            seed = [None if seed is None else int(seed) + row for row in range(self.num_envs)]
+        if not isinstance(seed, list | tuple) and not (isinstance(seed, np.ndarray) and seed.ndim == 1):
             raise ValueError(f"seed must be None, a whole number, or a list of them, not {seed!r}")
+        seeds: list[Any] = [int(one) if spaces.is_whole(one) else one for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
         wrong = [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]
@@ -325,7 +324,3 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or not tensor.numel():
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # from elsewhere it would wait
-
-
-def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    return None if tensor is None else (tensor.dtype, tensor.shape)

@@ -193,7 +193,8 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     expected = {**named(blank), "frame": torch.zeros(1, size, size, 3, dtype=torch.uint8)}
     check_names_and_shapes({k: v.expand(rows, *v.shape[1:]) for k, v in expected.items()}, tensors, path)
     wrong = [f"{name} {tensors[name].dtype}" for name, tensor in expected.items() if tensors[name].dtype != tensor.dtype]
-    wrong += [f"{name} has numbers that are not finite or huge" for name, tensor in tensors.items() if not _moderate(tensor)]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    wrong += [f"{name} has numbers that are not finite or huge" for name, tensor in floats.items() if not (tensor.abs() <= HUGE).all()]
     if wrong:
         raise TensorFileError(f"{path}: not the tensors of {rows} dreams of this model: {'; '.join(wrong[:4])}")
     state: DreamState = tree_unflatten([tensors[name] for name in named(blank)], tree_flatten_with_path(blank)[1])
@@ -213,23 +214,13 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
 
 def _is_header(header: Any) -> bool:
     """Whether all is there that `save_state` writes, of the right type."""
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not {"world", "weights", "steps", "random"} <= header.keys():
-        return False
-    steps, random = header["steps"], header["random"]
-    return isinstance(steps, list) and isinstance(random, list) and 0 < len(steps) == len(random) and all(map(_counts_on, steps, random))
-
-
-def _counts_on(steps: Any, random: Any) -> bool:
     try:
-        same = generator(random).bit_generator.state == random
+        steps, random = header["steps"], header["random"]
+        whole = all(type(number) is int and 0 <= number <= MAX_STEPS for number in steps)
+        goes_on = all(generator(state).bit_generator.state == state for state in random)
+        return header["format"] == FORMAT and {"world", "weights"} <= header.keys() and 0 < len(steps) == len(random) and whole and goes_on
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return False
-    return same and type(steps) is int and 0 <= steps <= MAX_STEPS
-
-
-def _moderate(tensor: Tensor) -> bool:
-    """Whether a model can compute with it; no NaN is."""
-    return not tensor.is_floating_point() or bool((tensor.abs() <= HUGE).all())
 
 
 def named(state: DreamState) -> dict[str, Tensor]:

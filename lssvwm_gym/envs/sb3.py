@@ -49,6 +49,7 @@ class DreamVecEnv(VecEnv):
         if not isinstance(getattr(envs, "unwrapped", None), DreamVectorEnv):  # or one behind wrappers
             raise ValueError(f"DreamVecEnv adapts a DreamVectorEnv, not {envs!r}")
         self.envs, self.start = envs, checked_options(start)
+        envs.unwrapped.start = self.start
         self._actions = np.zeros(envs.num_envs, np.int64)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.metadata = envs.metadata
@@ -70,14 +71,11 @@ class DreamVecEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.envs.step(self._actions)
         done = terminated | truncated
         infos = [_row(info["final_info"] if ended else info, row) for row, ended in enumerate(done)]
-        begun = info
-        if self.start and done.any():  # the batch has begun episodes of its own
-            observations, begun = self.envs.reset(options={**self.start, "reset_mask": done})
         for row in range(self.num_envs):
             infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             if done[row]:
                 infos[row]["terminal_observation"] = info["final_obs"][row]
-                self.reset_infos[row] = _row(begun, row)
+                self.reset_infos[row] = _row(info, row)
         return observations, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
-from lssvwm_gym.envs.contexts import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
+from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context
 from lssvwm_gym.envs.rewards import reward, reward_probability, termination_probability
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
@@ -99,7 +99,7 @@ class Dream:
         """Begin a dream a row; nothing is decoded, `frame` does that.
 
         seeds (B,) int64, 0..2**32-1, decide each row's context and noise. The options are the same for all rows; see
-        `lssvwm_gym.envs.contexts`. Raises `ValueError` for options that can't be met.
+        `lssvwm_gym.envs.reset_options`. Raises `ValueError` for options that can't be met.
         """
         past = choose_past(self.weights, seeds, options)
         if isinstance(past, LongContexts):
@@ -150,17 +150,8 @@ class Dream:
     @independent
     @torch.no_grad()
     def info(self, state: DreamState, step: Step | None = None) -> dict[str, Tensor]:
-        """What the dream knows beside the frame, copies on the device, first axis B; `step` is that which led there.
-
-        `age`: int64, frames in its memory. `reward_probability`: float32, that this frame's reward is other than 0.
-        `estimated_pose`: float32 (B, 4), where it believes to be as x, y, cos heading, sin heading, in space (B, 6) with height and
-        tilt behind, seen from the first frame in its memory; and `familiarity`: float32, 0..1, 1 minus the variance of what it knew of
-        this place before this frame; both only in worlds whose model keeps poses. `uncertainty`: float32, how much the passes over
-        this frame disagreed (mean square, in latent units), high where the frame is likely wrong; 0 for a given frame, and only with
-        profiles of more than one pass. `termination_probability`: float32, that the step to this frame ended the episode, where a
-        model has learned that episodes end; whether it did is drawn. `inventory`: int32 (B, V), the world's counts, where it has any; of
-        numbers that are no counts float32.
-        """
+        """What the dream knows beside the frame, as `DreamEnv` lists it: copies on the device, first axis B, int64 for `age`, int32 for an
+        `inventory` of counts, else float32. `step` is that which led there."""
         logits = self.weights.world_model.reward_head(state.features) if step is None else step.reward_logits
         numbers = {"age": state.world.age, "reward_probability": reward_probability(self.world, logits)}
         if self.weights.world_model.config.has_spatial_memory:

@@ -9,17 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_weights
+from lssvwm_gym.data.episode import episode_paths
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
-from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_real_episodes
+from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_encoded
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
-PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward", "reward_ahead")
-MEMORY = ("retrieval", "reasoning", "drift", "interruption", "identity", "cold_start")
-IMAGINATION = ("imagination", "known_places", "stability")
-INVENTORY = ("crafting", "inventory", "milestones")
+PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward")
+MEMORY = ("retrieval", "reasoning", "drift")
 MEMORIES = {  # variants of retrieval, and their names in a report
     "own": "own memory",
     "stranger": "stranger's memory",
@@ -28,8 +27,8 @@ MEMORIES = {  # variants of retrieval, and their names in a report
     "estimated_poses": "estimated poses",
     "estimated_motions": "estimated motions",
 }
-IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", "retrieval", "reasoning", "drift", *INVENTORY, "interruption", "cold_start")
-OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY, *INVENTORY), "retrieval": (100,), "reasoning": (100, 50)}
+IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", *MEMORY)
+OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY), "retrieval": (100,), "reasoning": (100, 50)}
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
     "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
     "minecraft": OTHER_WORLDS | {"tests": IN_BLOCKS},
@@ -59,13 +58,10 @@ class Evaluation:
     memories: tuple[str, ...] = tuple(MEMORIES)  # variants of retrieval, estimated_poses of reasoning too; own is enough to compare models
     reasoning: tuple[int, int] = (0, 0)  # frames of context, frames generated
     drift: int = 1000  # steps over which poses are estimated, fewer where episodes are shorter
-    interruption: tuple[int, ...] = (1, 3, 10)  # last frames of the context that are replaced
-    cold_start: int = 60  # frames dreamed from nothing, then revisited in reverse
     imagination: tuple[int, int] = (20, 100)  # frames of context, frames dreamed; fewer where no episode is so long
     other_data: Path | None = None  # real episodes of other places, to which imagination compares; halves of the same if not given
     known_places: tuple[int, int] = (576, 60)  # frames of context, frames dreamed
     elsewhere: tuple[int, ...] = (0, 50, 200)  # steps after which stability asks for what was dreamed before
-    detour: int = 300  # frames dreamed in which nothing is done that changes the inventory
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,8 +72,8 @@ class Evaluation:
         for name, own in SUITES.get(named, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
-        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, cold_start=2, detour=1, interruption=1)
-        check_bounds(self, imagination=2, known_places=2, elsewhere=0)
+        check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, imagination=2)
+        check_bounds(self, known_places=2, elsewhere=0)
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,11 @@ class EvalContext:
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what a test produced, by its name: for figures
     recalled: dict[int, Tensor] = field(default_factory=dict)  # frames of retrieval from own memory, by length of the context
 
-    def check_applies(self, test: str) -> None:
-        """Raise `DoesNotApply` for a test of where things are, where no episode says where the agent was."""
-        if test in (*MEMORY, *IMAGINATION, "inventory") and not any(bool(one.pose.isfinite().all()) for one in self.episodes):
+    def check_poses(self, discrete: bool = False) -> None:
+        """Raise `DoesNotApply` where no episode says where the agent was; with `discrete`, where actions are not."""
+        if not any(bool(one.pose.isfinite().all()) for one in self.episodes):
             raise DoesNotApply("the episodes have no poses")
-        if test in MEMORY and self.world.continuous:
+        if discrete and self.world.continuous:
             raise DoesNotApply("it revisits by unknown actions, which only discrete ones have")
 
     def prefilled(self, clips: Segment) -> DreamState:
@@ -106,11 +102,8 @@ class EvalContext:
         """Frames (B, T, height, width, 3) dreamed at a clip's poses and motions."""
         return decode_clips(self.weights, dream_at_poses(self.weights.world_model, state, clips, self.run.steps))
 
-    def scores(self, name: str, latent: Tensor, truth: Tensor) -> dict[str, Score]:
-        """PSNR and SSIM of latents (B, T, N, C), decoded, against real frames."""
-        return self.frame_scores(name, decode_clips(self.weights, latent), truth)
-
     def frame_scores(self, name: str, frames: Tensor, truth: Tensor) -> dict[str, Score]:
+        """PSNR and SSIM of frames (B, T, height, width, 3) uint8 against real ones."""
         border = self.world.border
         return {f"{name} PSNR": score(psnr(frames, truth, border)), f"{name} SSIM": score(ssim(frames, truth, border))}
 
@@ -131,4 +124,4 @@ def open_context(run: Evaluation) -> EvalContext:
     """
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights))
-    return EvalContext(run, world, weights, read_real_episodes(run.data, weights))
+    return EvalContext(run, world, weights, read_encoded(episode_paths(run.data), weights))

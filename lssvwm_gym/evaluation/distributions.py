@@ -7,7 +7,7 @@ samples has too much, it has everywhere alike. Standard errors are over episodes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -150,18 +150,13 @@ def _trained(real: Tensor, dreamed: Tensor) -> nn.Module:
     )
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05)
     label = torch.arange(2 * BATCH) >= BATCH
-    for episode, frame in _draws(real):
+    for _ in range(STEPS):  # of both sets the same stacks, so that actions and moments tell nothing
+        episode, frame = torch.randint(len(real), (BATCH,)), torch.randint(real.shape[1], (BATCH,))
         loss = F.binary_cross_entropy_with_logits(network(torch.cat([real[episode, frame], dreamed[episode, frame]]))[:, 0], label.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return network.eval()
-
-
-def _draws(stacks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which stacks a step learns from: of both sets the same ones, so that actions and moments tell nothing."""
-    for _ in range(STEPS):
-        yield torch.randint(stacks.shape[0], (BATCH,)), torch.randint(stacks.shape[1], (BATCH,))
 
 
 @torch.no_grad()

@@ -14,22 +14,16 @@ from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation, open_context
 from lssvwm_gym.evaluation.ends import ends, reward
 from lssvwm_gym.evaluation.figures import draw
-from lssvwm_gym.evaluation.imagination import cold_start, imagination, known_places, stability
-from lssvwm_gym.evaluation.inventory import crafting, inventory, milestones
-from lssvwm_gym.evaluation.memory import identity, interruption, retrieval
+from lssvwm_gym.evaluation.imagination import imagination, known_places, stability
+from lssvwm_gym.evaluation.memory import retrieval
 from lssvwm_gym.evaluation.metrics import Score
-from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction, reward_ahead
+from lssvwm_gym.evaluation.prediction import drift, next_frame, open_loop, reasoning, reconstruction
 from lssvwm_gym.io.json_config import write_json
 
 __all__ = ["TESTS", "EvalContext", "Evaluation", "evaluate", "open_context"]
 
-FUNCTIONS: tuple[Callable[[EvalContext], dict[str, Any]], ...] = (
-    *(reconstruction, next_frame, open_loop, reward, reward_ahead, ends),
-    *(retrieval, reasoning, drift, interruption, identity, cold_start),
-    *(imagination, known_places, stability),
-    *(crafting, inventory, milestones),
-)
-TESTS = {test.__name__: test for test in FUNCTIONS}
+FUNCTIONS = (reconstruction, next_frame, open_loop, reward, ends, retrieval, reasoning, drift, imagination, known_places, stability)
+TESTS: dict[str, Callable[[EvalContext], dict[str, Any]]] = {test.__name__: test for test in FUNCTIONS}
 
 
 @torch.no_grad()
@@ -56,7 +50,6 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
     }
     for name in run.tests:
         try:
-            context.check_applies(name)
             results = TESTS[name](context)
         except DoesNotApply as reason:
             report.setdefault("skipped", {})[name] = str(reason)

@@ -19,13 +19,14 @@ HEAD = 16  # screen pixels above the frames for the columns' names
 GAP = 8  # screen pixels between clips
 STEPS = 8  # columns
 MAPS = 6  # paths
+DRAWN_APART = ("retrieval", "recall", "imagination", "drift")  # all else is rows of frames
 
 
 def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Path]:
     """Write a picture of everything that the tests have left in `context.kept`; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = context.kept
-    written = [_sheet_of_steps(folder / f"{n}.png", kept[n]) for n in ("open_loop", "reasoning", "interruption", "cold_start") if n in kept]
+    written = [_sheet_of_steps(folder / f"{name}.png", rows) for name, rows in kept.items() if name not in DRAWN_APART]
     if "retrieval" in kept:
         dreamed = {name: frames for name, frames in kept["retrieval"].items() if name != "truth"}
         written.append(retrieval_sheet(folder / "retrieval.png", kept["retrieval"]["truth"], dreamed))

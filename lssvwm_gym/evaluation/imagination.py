@@ -1,7 +1,7 @@
-"""Tests of imagination: dreams against real places in distribution, in known places, on coming back, and from nothing.
+"""Tests of imagination: dreams against real places in distribution, dreams of known places, and whether what was dreamed stays.
 
-Dreams run in a closed loop: along recorded actions, at the poses that the dream itself estimates. Values of the first three tests are
-means over episodes with standard errors, and `clips` counts episodes.
+Dreams run in a closed loop: along recorded actions, at the poses that the dream itself estimates. Values are means over episodes with
+standard errors, and `clips` counts episodes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along, prefill_further, read_encoded
 from lssvwm_gym.models.collisions import is_blocked, moving_actions
-from lssvwm_gym.models.geometry import motion_between
-from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, first_state, imagine, rounded, unknown_action
+from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, imagine, rounded, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 WINDOWS = (50, 200, 500, 1000)  # last frames of the windows in which drift shows
 ROWS = 24  # dreams at a time
 STACK = 8  # frames that are told apart together; a later window of fewer is left out
@@ -71,6 +69,7 @@ def imagination(context: EvalContext) -> dict[str, Any]:
     motion. Action following: PSNR of the next frame after real ones, on pixels that change, under the recorded action and under that
     of another episode, where it is another.
     """
+    context.check_poses()
     length, frames = context.run.imagination
     frames = min(frames, max(map(len, context.episodes)) - length)
     clips, episodes = _clips(context, length + frames)
@@ -82,6 +81,7 @@ def imagination(context: EvalContext) -> dict[str, Any]:
 def known_places(context: EvalContext) -> dict[str, Any]:
     """Dreams after a long context along the recorded actions: PSNR of one sample and of the mean of eight against the real frames; and
     how often they are blocked, where players who know the way are not (see `imagination`)."""
+    context.check_poses()
     length, frames = context.run.known_places
     clips, episodes = _clips(context, length + frames)
     walks = dreamed_walks(context, clips, length, episodes, SAMPLES)
@@ -104,6 +104,7 @@ def stability(context: EvalContext) -> dict[str, Any]:
     the autoencoder's reconstruction of real frames (ceiling).
     """
     run, length = context.run, context.run.imagination[0]
+    context.check_poses()
     known = length + REPEATED
     elsewhere = sorted({steps for steps in run.elsewhere if known + steps <= max(map(len, context.episodes))})
     clips, episodes = _clips(context, known + max(elsewhere, default=0))
@@ -119,6 +120,38 @@ def stability(context: EvalContext) -> dict[str, Any]:
         results |= _full_turn(context, walks)
     ceiling = context.quality(decode_clips(context.weights, walks.real.latent), walks.real.frames)
     return results | {"autoencoder: PSNR": score(walks.by_episode(ceiling))}
+
+
+def _full_turn(context: EvalContext, walks: Walks) -> dict[str, Score]:
+    """Turn by the action that turns most, until the estimated heading of every dream has gone round."""
+    _, turning = moving_actions(context.episodes, context.weights.world_model.config.motion_scale[0])
+    if turning is None:
+        return {}
+    once = dataclasses.replace(walks.real[:1], action=torch.full_like(walks.real.action[:, :1], turning))
+    state, gone = walks.state, torch.zeros(walks.real.batch)
+    parts: list[DreamedFrames] = []
+    while gone.abs().min() < 2 * math.pi and len(parts) < LONGEST_TURN:
+        dream, state = dream_along(context.weights.world_model, state, once, context.run.steps, true_motion=False)
+        gone = gone + dream.motion[:, 0, 2]
+        parts.append(dream)
+    turned = DreamedFrames(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+    return _views_again(context, walks, turned, state, "a full turn", gone.abs() >= 2 * math.pi)
+
+
+def _views_again(
+    context: EvalContext, walks: Walks, dream: DreamedFrames, state: DreamState, name: str, rows: Tensor | None = None
+) -> dict[str, Score]:
+    """Views of the poses of dreamed frames from a later state, that these leave as it is; only some rows (B,) bool count."""
+    model, moments = context.weights.world_model, torch.linspace(0, dream.latent.shape[1] - 1, VIEWS).round().long()
+    unknown = unknown_action(model, walks.real.batch)
+    seen = [imagine(model, state, unknown, context.run.steps, dream.motion[:, t], dream.pose[:, t]).latent for t in moments]
+    again, own = decode_clips(context.weights, torch.stack(seen, 1)), decode_clips(context.weights, dream.latent[:, moments])
+    counted = torch.ones(len(own), VIEWS) if rows is None else rows.float().unsqueeze(1).expand(-1, VIEWS)
+    results: dict[str, Score] = {}
+    for kind, views in (("", again), (", views in another order", again.roll(1, 1))):
+        value = masked_score(walks.by_episode(context.quality(views, own)), walks.by_episode(counted) > 0)
+        results |= {} if value is None else {f"{name}{kind}: PSNR": value}
+    return results
 
 
 def dreamed_walks(context: EvalContext, clips: Segment, length: int, episodes: int, samples: int = 1) -> list[Walks]:
@@ -266,90 +299,3 @@ def _other_latents(context: EvalContext, folder: Path, episodes: int, clips: int
     chosen = [paths[place] for place in np.linspace(0, len(paths) - 1, episodes).round().astype(int)]
     other = cut_clips(read_encoded(chosen, context.weights), frames, clips)[context.run.imagination[0] :]
     return rounded(other.latent, LATENT_STEPS).unflatten(0, (episodes, clips))
-
-
-def _full_turn(context: EvalContext, walks: Walks) -> dict[str, Score]:
-    """Turn by the action that turns most, until the estimated heading of every dream has gone round."""
-    _, turning = moving_actions(context.episodes, context.weights.world_model.config.motion_scale[0])
-    if turning is None:
-        return {}
-    once = dataclasses.replace(walks.real[:1], action=torch.full_like(walks.real.action[:, :1], turning))
-    state, gone = walks.state, torch.zeros(walks.real.batch)
-    parts: list[DreamedFrames] = []
-    while gone.abs().min() < 2 * math.pi and len(parts) < LONGEST_TURN:
-        dream, state = dream_along(context.weights.world_model, state, once, context.run.steps, true_motion=False)
-        gone = gone + dream.motion[:, 0, 2]
-        parts.append(dream)
-    turned = DreamedFrames(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
-    return _views_again(context, walks, turned, state, "a full turn", gone.abs() >= 2 * math.pi)
-
-
-def _views_again(
-    context: EvalContext, walks: Walks, dream: DreamedFrames, state: DreamState, name: str, rows: Tensor | None = None
-) -> dict[str, Score]:
-    """Views of the poses of dreamed frames from a later state, that these leave as it is; only some rows (B,) bool count."""
-    model, moments = context.weights.world_model, torch.linspace(0, dream.latent.shape[1] - 1, VIEWS).round().long()
-    unknown = unknown_action(model, walks.real.batch)
-    seen = [imagine(model, state, unknown, context.run.steps, dream.motion[:, t], dream.pose[:, t]).latent for t in moments]
-    again, own = decode_clips(context.weights, torch.stack(seen, 1)), decode_clips(context.weights, dream.latent[:, moments])
-    counted = torch.ones(len(own), VIEWS) if rows is None else rows.float().unsqueeze(1).expand(-1, VIEWS)
-    results: dict[str, Score] = {}
-    for kind, views in (("", again), (", views in another order", again.roll(1, 1))):
-        value = masked_score(walks.by_episode(context.quality(views, own)), walks.by_episode(counted) > 0)
-        results |= {} if value is None else {f"{name}{kind}: PSNR": value}
-    return results
-
-
-def cold_start(context: EvalContext) -> dict[str, Any]:
-    """From the empty state, 60 frames dreamed on recorded actions with estimated motion, then the same estimated poses in reverse.
-
-    Self-consistency: PSNR between the first and the second frame of each pose, the turning point left out; beside it the same
-    with the second frames in another order (chance). Statistics of the first frames and of the real frames of the same actions,
-    see `statistics`.
-    """
-    model, run = context.weights.world_model, context.run
-    clips = cut_clips(context.episodes, run.cold_start, run.clips)
-    unknown = torch.full_like(clips.action[:, :1], model.config.actions)
-    clips = dataclasses.replace(clips, action=torch.cat([unknown, clips.action[:, 1:]], 1))  # nothing led to the first frame
-    state = first_state(model, torch.arange(len(clips.frames)) + 1000 * run.seed)
-    dream, state = dream_along(model, state, clips, run.steps, true_motion=False)
-    back = _reversed(clips, dream.pose, model.config.actions)
-    there = decode_clips(context.weights, dream.latent)
-    again = context.generated(state, back)
-    first = there[:, :-1].flip(1)  # in the reversed order
-    order = torch.randperm(again.shape[1], generator=torch.Generator().manual_seed(run.seed))
-    context.keep("cold_start", {"there": there[:, :-1], "back": again.flip(1)})
-    return {
-        "self-consistency: PSNR": score(context.quality(again, first)),
-        "self-consistency, shuffled frames: PSNR": score(context.quality(again[:, order], first)),
-        **_statistics(there, "dreamed frames", context.world.border),
-        **_statistics(clips.frames, "real frames", context.world.border),
-    }
-
-
-def statistics(frames: Tensor) -> dict[str, Tensor]:
-    """Of uint8 frames (..., height, width, 3), each (...,): brightness and contrast, mean and standard deviation of luma in 0..1;
-    sharpness, mean absolute difference of neighbours' luma; colourfulness after Hasler and Süsstrunk (2003), of colours in 0..1."""
-    red, green, blue = (frames.float() / 255).unbind(-1)
-    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-    opponents = torch.stack([red - green, (red + green) / 2 - blue]).flatten(-2)
-    spread, centre = opponents.std(-1, correction=0), opponents.mean(-1)
-    return {
-        "brightness": luma.mean((-2, -1)),
-        "contrast": luma.std((-2, -1), correction=0),
-        "sharpness": (luma.diff(dim=-1).abs().mean((-2, -1)) + luma.diff(dim=-2).abs().mean((-2, -1))) / 2,
-        "colourfulness": torch.hypot(*spread) + 0.3 * torch.hypot(*centre),
-    }
-
-
-def _statistics(frames: Tensor, name: str, border: int) -> dict[str, Score]:
-    rows = [statistics(inner(clip, border)) for clip in frames]
-    return {f"{name}: {key}": score(torch.stack([row[key] for row in rows])) for key in rows[0]}
-
-
-def _reversed(clips: Segment, pose: Tensor, unknown_action: int) -> Segment:
-    """The reversed trajectory of poses (B, T, 4), without the turning point, by unknown actions."""
-    pose = pose.flip(1)
-    motion = motion_between(pose[:, :-1], pose[:, 1:])
-    back = clips[: len(clips) - 1]
-    return dataclasses.replace(back, action=torch.full_like(back.action, unknown_action), pose=pose[:, 1:], motion=motion)

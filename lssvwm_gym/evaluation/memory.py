@@ -1,4 +1,4 @@
-"""Tests of memory: revisiting along the reversed trajectory, colours that stay, a context that is interrupted."""
+"""A test of memory: revisiting along the reversed trajectory."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import reduce
 from torch import Tensor
 
-from lssvwm_gym.evaluation.context import MEMORIES, DoesNotApply, EvalContext
-from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
+from lssvwm_gym.evaluation.context import MEMORIES, EvalContext
+from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, memory_of, prefill_without_poses, with_reversal
 from lssvwm_gym.models.rollout import DreamState, imagine
-from lssvwm_gym.models.segment import Segment, joined
+from lssvwm_gym.models.segment import Segment
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off
 FAR = 50  # frames from the turning point, from where on single views are asked for
 VIEWS = 8  # single views a clip
 REVISIT = re.compile(r"revisiting (\d+) frames, own memory: PSNR (\d+) frames since seen")  # the keys of the curve in a report
-GRID = 6  # patches a side
-COLOURS = 12  # classes
-MOST_PATCHES = 20_000  # among which they are found
-COMMON = 2  # most frequent classes, such as floor and sky, which don't count
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ def retrieval(context: EvalContext) -> dict[str, Any]:
     Own memory also has a revisit curve: the frame at step j was last seen 2 j frames ago. PSNR of the frames around some such
     ages, and how much it falls from 50 to 800 frames, or as far as the length goes, clip by clip.
     """
+    context.check_poses(discrete=True)
     results: dict[str, Any] = {}
     for frames in context.run.retrieval:
         results |= _retrieval(context, frames, f"revisiting {frames} frames")
@@ -165,96 +161,3 @@ def _single_views(context: EvalContext, visit: Revisit, name: str) -> dict[str, 
         seen = decode_clips(context.weights, back.latent[:, places])
         context.keep("recall", {"truth": truth, "autoencoder": seen, "from pure noise": recalled})
     return context.frame_scores(f"{name}, single views:", recalled, truth)
-
-
-def identity(context: EvalContext) -> dict[str, Any]:
-    """Share of patches that keep their class of colour when revisited from own memory, at the first length of retrieval.
-
-    A patch is a cell of a 6 x 6 grid over the picture without its border, its colour the mean of its pixels, its class the
-    nearest of 12 colours that k-means finds in the context frames of all clips. Patches count whose true class is not one
-    of the two most frequent ones. Beside it the same share for the dreamed frames of a clip in another order (chance) and
-    for the autoencoder's reconstruction of the real frames (ceiling). Not for worlds that change.
-    """
-    if context.world.changes:
-        raise DoesNotApply("what was dug does not look the same again, and a block's colour is no identity")
-    visit = revisit(context, context.run.retrieval[0])
-    dreamed = recalled_frames(context, visit)
-    seen = patches(visit.past.frames, context.world.border).flatten(0, -2)
-    colours = k_means(seen[:: -(-len(seen) // MOST_PATCHES)], COLOURS)
-    classes = {name: _classes(context, frames, colours) for name, frames in (("truth", visit.back.frames), ("dream", dreamed))}
-    classes["autoencoder"] = _classes(context, decode_clips(context.weights, visit.back.latent), colours)
-    order = torch.randperm(dreamed.shape[1], generator=torch.Generator().manual_seed(context.run.seed))
-    classes["shuffled frames"] = classes["dream"][:, order]
-    truth = classes.pop("truth")
-    common = torch.bincount(truth.flatten(), minlength=COLOURS).topk(COMMON).indices
-    counted = ~torch.isin(truth, common)
-    kept = {name: masked_score((found == truth).float().flatten(1), counted.flatten(1)) for name, found in classes.items()}
-    shares = {f"{name}: share of patches that keep their colour": share for name, share in kept.items() if share is not None}
-    return {**shares, "patches": int(counted.sum())}
-
-
-def patches(frames: Tensor, border: int) -> Tensor:
-    """Mean colours in 0..1 of the grid's cells, (B, T, GRID * GRID, 3), of uint8 frames (B, T, height, width, 3)."""
-    picture = inner(frames, border)
-    high, wide = picture.shape[2] // GRID, picture.shape[3] // GRID
-    cells = picture[:, :, : GRID * high, : GRID * wide]
-    rows = [reduce(part.float() / 255, "t (y h) (x w) c -> t (y x) c", "mean", y=GRID, x=GRID) for part in cells]
-    return torch.stack(rows)
-
-
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest of centres (K, C) for each of points (..., C)."""
-    return torch.cdist(points.flatten(0, -2), centres).argmin(-1).view(points.shape[:-1])
-
-
-def k_means(points: Tensor, count: int, rounds: int = 25) -> Tensor:
-    """Centres (count, C) of points (M, C): begun at points far from each other, then moved to the means of those nearest (Lloyd)."""
-    centres = points[(points - points.mean(0)).norm(dim=-1).argmax()][None]
-    while len(centres) < count:
-        centres = torch.cat([centres, points[torch.cdist(points, centres).amin(1).argmax()][None]])
-    for _ in range(rounds):
-        member = torch.nn.functional.one_hot(nearest(points, centres), count).to(points.dtype)
-        size = member.sum(0).unsqueeze(-1)
-        centres = torch.where(size > 0, member.T @ points / size.clamp(min=1), centres)
-    return centres
-
-
-def _classes(context: EvalContext, frames: Tensor, colours: Tensor) -> Tensor:
-    """(B, T, GRID * GRID)"""
-    return nearest(patches(frames, context.world.border), colours)
-
-
-def interruption(context: EvalContext) -> dict[str, Any]:
-    """Retrieval of `context` frames of which the last 1, 3, 10 are replaced by uniform noise or by black; poses stay true.
-
-    PSNR against the real frames, the replaced ones included; and its cost against the uninterrupted context, over all frames
-    and over those that weren't replaced.
-    """
-    visit = revisit(context, context.run.context)
-    truth, whole = visit.back.frames, recalled_frames(context, visit)
-    own = context.quality(whole, truth)
-    results: dict[str, Any] = {"uninterrupted: PSNR": score(own)}
-    pictures = {"truth": truth, "uninterrupted": whole}
-    for kind in ("noise", "black"):
-        for frames in context.run.interruption:
-            name = f"{frames} of {kind}"
-            state = context.prefilled(interrupted(context, visit.past, kind, frames))
-            pictures[name] = dreamed = context.generated(state, visit.back)
-            cost = own - context.quality(dreamed, truth)
-            results[f"{name}: PSNR"] = score(own - cost)
-            results[f"{name}: cost (dB)"] = score(cost)
-            results[f"{name}: cost for frames not replaced (dB)"] = score(cost[:, frames - 1 :])
-    context.keep("interruption", pictures)
-    return results
-
-
-def interrupted(context: EvalContext, past: Segment, kind: str, frames: int) -> Segment:
-    """The past with its last `frames` frames replaced by "noise" or "black", in pixels and as latents."""
-    if frames >= len(past):
-        raise ValueError(f"interruption must be shorter than the context of {len(past)} frames, not {frames}")
-    generator, end = torch.Generator().manual_seed(context.run.seed), past[-frames:]
-    noise = torch.randint(256, end.frames.shape, generator=generator, dtype=torch.uint8)
-    pixels = noise if kind == "noise" else torch.zeros_like(noise)
-    latents = [context.weights.autoencoder.encode(part) for part in pixels.flatten(0, 1).split(100)]
-    end = dataclasses.replace(end, frames=pixels, latent=torch.cat(latents).view_as(end.latent))
-    return joined([past[:-frames], end], lambda parts: torch.cat(parts, 1))

@@ -1,21 +1,17 @@
-"""Tests of prediction: the ceiling, the next frame, open-loop dreams, rewards, what follows a long past, drift of the pose."""
+"""Tests of prediction: the ceiling, the next frame, open-loop dreams, what follows a long past, drift of the pose."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext, Evaluation
-from lssvwm_gym.evaluation.ends import check_reward_head
+from lssvwm_gym.evaluation.context import EvalContext, Evaluation
 from lssvwm_gym.evaluation.metrics import Score, masked_score, psnr, rank_correlation, score
 from lssvwm_gym.evaluation.rollouts import (
-    clips_at,
     cut_clips,
     decode_clips,
     dream_along,
@@ -23,15 +19,8 @@ from lssvwm_gym.evaluation.rollouts import (
     prefill_without_poses,
 )
 from lssvwm_gym.models.geometry import PLANE, relative_to
-from lssvwm_gym.models.rollout import DreamState, imagine
-from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.models.rollout import imagine
 
-LEADS = (2, 5, 10, 20, 40)  # frames generated up to the rewarded one
-NEAR = 3  # frames that a predicted reward may be off
-LONG = 600  # frames of a long context
-MAX_FRAMES = 12_000  # of the contexts of one batch, to bound memory
-MAX_REWARDS = 12  # of an episode, for each of the clips that are asked for
 HORIZONS = (10, 100, 300, 1000)  # steps
 SIMILAR = 0.26  # radians of heading, and of tilt, within which two views of one place show the same
 SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
@@ -40,7 +29,7 @@ SPANS = ((1, 100), (100, 300), (300, 1000))  # frames since a view was last seen
 def reconstruction(context: EvalContext) -> dict[str, Any]:
     """The autoencoder's own reconstruction: the ceiling of everything else."""
     clips = cut_clips(context.episodes, 50, 4)
-    return context.scores("autoencoder", clips.latent, clips.frames)
+    return context.frame_scores("autoencoder", decode_clips(context.weights, clips.latent), clips.frames)
 
 
 def next_frame(context: EvalContext) -> dict[str, Any]:
@@ -61,7 +50,7 @@ def next_frame(context: EvalContext) -> dict[str, Any]:
     frames = decode_clips(context.weights, torch.stack(estimated, 1))
     return {
         **context.frame_scores("estimated motion", frames, truth),
-        **context.scores("true motion", torch.stack(true, 1), truth),
+        **context.frame_scores("true motion", decode_clips(context.weights, torch.stack(true, 1)), truth),
         **context.frame_scores("last frame repeated", clips.frames[:, run.context - 1 : -1], truth),
         "position error of one step (world units)": score(torch.stack(errors, 1)),
         **_uncertainty_correlation(run, torch.stack(uncertain, 1), context.quality(frames, truth)),
@@ -96,73 +85,6 @@ def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tens
     return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 
-def reward_ahead(context: EvalContext) -> dict[str, Any]:
-    """Dreams on real actions that end shortly after a recorded reward, begun 2 to 40 frames before it at true poses.
-
-    The share of these rewards that the dream has too, at most 3 frames off, by frames generated before (recall); and of the rewards
-    of the longest dreams, the share at most 3 frames off a recorded one (precision). What an agent can learn from a dream is
-    bounded by the first, what may mislead it shows in the second. All of it after `context` frames, and, where recordings are
-    that long, after 600: what was never seen can't be predicted, and after so many most of a maze has been. Rewards with fewer
-    frames before them don't count.
-    """
-    check_reward_head(context)
-    if min(context.world.reward_values, default=-1.0) < 0:
-        raise DoesNotApply("it looks for rewards among frames without any, and this world has negative ones or all kinds")
-    frames, results = context.run.context, rewards_ahead(context, context.run.context)
-    if not results:
-        raise DoesNotApply(f"no reward has {frames + LEADS[-1]} frames before it")
-    longer = rewards_ahead(context, LONG) if frames < LONG else {}
-    return results | {f"{LONG} context frames, {name}": value for name, value in longer.items()}
-
-
-def rewards_ahead(context: EvalContext, frames: int) -> dict[str, Any]:
-    """Rewards of dreams begun after `frames` frames and more; empty where no reward has that much before it."""
-    before = frames + LEADS[-1]
-    places = [place for episode in context.episodes for place in _before_rewards(episode, before, MAX_REWARDS * context.run.clips)]
-    if not places:
-        return {}
-    batch = max(1, MAX_FRAMES // before)
-    parts = [places[at : at + batch] for at in range(0, len(places), batch)]
-    columns = [list(_reward_rollouts(context, clips_at(part, before + NEAR + 1), frames)) for part in parts]
-    results: dict[str, Any] = {"rewards": len(places)}
-    for lead, *some in zip(sorted(LEADS, reverse=True), *columns, strict=True):
-        predicted, real = (torch.cat(column) for column in zip(*some, strict=True))
-        results[f"{lead} frames ahead: share of rewards dreamed"] = score(predicted[:, max(0, lead - 1 - NEAR) :].any(1))
-        if lead == LEADS[-1]:
-            hits, count = (predicted & _widened(real)).sum().item(), predicted.sum().item()
-            results[f"{lead} frames ahead: share of dreamed rewards that are real"] = round(hits / count, 4) if count else None
-    return results
-
-
-def _reward_rollouts(context: EvalContext, clips: Segment, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Predicted and recorded rewards along some clips, bool (B, T): from the longest dreams to the shortest."""
-    model, state, at = context.weights.world_model, context.prefilled(clips[: frames + 1]), frames + 1
-    for lead in sorted(LEADS, reverse=True):
-        upto = frames + LEADS[-1] - lead + 1
-        if upto > at:
-            state, at = prefill_further(model, state, clips[at:upto]).state, upto
-        yield predicted_rewards(model, state, clips[upto:], context.run.steps), clips[upto:].reward > 0
-
-
-def predicted_rewards(model: WorldModel, state: DreamState, clips: Segment, steps: int) -> Tensor:
-    """Which frames of a dream along clips' actions, with estimated motion, have a reward: bool (B, T)."""
-    dream, _ = dream_along(model, state, clips, steps, true_motion=False)
-    return model.reward_head(dream.features).argmax(-1) > 0
-
-
-def _before_rewards(episode: Segment, before: int, most: int) -> list[tuple[Segment, int]]:
-    """Where clips begin that have a reward `before` frames later: at most so many, evenly over the episode's."""
-    rewarded = torch.nonzero(episode.reward > 0)[:, 0].tolist()
-    starts = [t - before for t in rewarded if t >= before and t + NEAR < len(episode)]
-    chosen: list[int] = np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int)).tolist() if starts else []
-    return [(episode, starts[number]) for number in chosen]
-
-
-def _widened(events: Tensor) -> Tensor:
-    """Frames (B, T) at most `NEAR` from an event."""
-    return torch.nn.functional.max_pool1d(events.float(), 2 * NEAR + 1, 1, NEAR) > 0
-
-
 def drift(context: EvalContext) -> dict[str, Any]:
     """Estimated against true poses along each episode from its start: errors in world units and degrees after 10, 100, 300, 1000 steps
     (in space, position counts height too, and tilt has a row of its own), of
@@ -174,6 +96,7 @@ def drift(context: EvalContext) -> dict[str, Any]:
 
     The last horizon is as far as the shortest episode goes, if that is less.
     """
+    context.check_poses(discrete=True)
     model, run = context.weights.world_model, context.run
     frames = min(run.drift + 1, *(len(episode.frames) for episode in context.episodes))
     if frames <= run.context + 1:
@@ -216,6 +139,7 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
     (seen before) or none had (new); and what was seen before by the frames since the last such frame. A clip without frames of
     a kind doesn't count there.
     """
+    context.check_poses(discrete=True)
     model, run = context.weights.world_model, context.run
     length, ahead = run.reasoning
     clips = cut_clips(context.episodes, length + ahead, run.clips)

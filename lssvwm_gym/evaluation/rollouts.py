@@ -13,17 +13,12 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import Weights
-from lssvwm_gym.data.episode import episode_paths, read_episode
+from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
 from lssvwm_gym.models.rollout import DreamState, Prefilled, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment, joined
 from lssvwm_gym.models.world_model import WorldModel
-
-
-def read_real_episodes(folder: Path, weights: Weights) -> list[Segment]:
-    """All episodes of a folder, encoded by the weights' autoencoder."""
-    return read_encoded(episode_paths(folder), weights)
 
 
 def read_encoded(paths: list[Path], weights: Weights) -> list[Segment]:

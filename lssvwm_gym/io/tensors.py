@@ -131,7 +131,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
     """
     expected = module.state_dict()
     check_names_and_shapes(expected, tensors, source)
-    kinds = [f"{k} {tensors[k].dtype}, not {v.dtype}" for k, v in expected.items() if not _same_kind(tensors[k].dtype, v.dtype)]
+    floats = {k for k, v in expected.items() if tensors[k].is_floating_point() and v.is_floating_point()}  # of any precision
+    other = [k for k, v in expected.items() if tensors[k].dtype != v.dtype and k not in floats]
+    kinds = [f"{k} {tensors[k].dtype}, not {expected[k].dtype}" for k in other]
     if kinds:
         raise TensorFileError(f"{source}: wrong type of {'; '.join(kinds[:4])}")
     fitting = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
@@ -157,10 +159,6 @@ def check_header(path: Path, header: Mapping[str, Any], **expected: Any) -> None
     for name, mine in json.loads(json.dumps(expected)).items():
         if header.get(name) != mine:
             raise TensorFileError(f"{path} was made with {name} {header.get(name)!s:.500}, not {mine}; choose another --out")
-
-
-def _same_kind(found: torch.dtype, needed: torch.dtype) -> bool:
-    return found == needed or (found.is_floating_point and needed.is_floating_point)
 
 
 DRAWN = {torch.rand, torch.randn, torch.linspace, torch.zeros, torch.ones, torch.empty, torch.eye}  # of the default type, if of none

@@ -129,18 +129,12 @@ def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is open gets closed
     work: Work | None = None
     try:
-        while (job := _next_job(pipe)) is not None:
-            work = _do(pipe, work or _open(pipe, open_work), job)
+        with contextlib.suppress(EOFError, OSError):
+            for job in iter(pipe.recv, None):
+                work = _do(pipe, work or _open(pipe, open_work), job)
     finally:
         if work is not None:
             work.close()
-
-
-def _next_job(pipe: Connection) -> int | None:
-    try:
-        return pipe.recv()
-    except (EOFError, OSError):
-        return None
 
 
 def _open(pipe: Connection, open_work: Callable[[], Work]) -> Work:

@@ -109,7 +109,7 @@ class Game:
     def replay(self, path: Path) -> None:
         """Begin where a saved game began and repeat its moves. Raises as `load` does."""
         loaded = load_game(path, self.env.dream)
-        info = self._info(loaded.begin)
+        info = single(self.env.dream.info(loaded.begin.dream))
         self.past.push(self.now)
         self._go(Snapshot(loaded.begin, info, begin=loaded.begin, trail=_trail((), info)))
         self.replaying.extend(loaded.moves)
@@ -135,9 +135,6 @@ class Game:
         if terminated:
             return "the dream has ended"
         return f"{self.world.max_episode_steps} steps: the episode is over" if state.steps[0] == self.world.max_episode_steps else ""
-
-    def _info(self, state: EnvState) -> dict[str, Any]:
-        return single(self.env.dream.info(state.dream))
 
     def _go(self, snapshot: Snapshot) -> None:
         self.replaying.clear()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pygame
@@ -24,23 +25,6 @@ MEASURED = 20  # steps over which the speed is measured
 ARROWS = {"up": "w", "left": "a", "down": "s", "right": "d"}
 OTHER_NAMES = {"space": " ", "escape": "q", "return": "p", ".": "n", "+": "="}  # of the same key
 REWIND = "backspace"
-COMMANDS = {  # key: (short, what it does)
-    "p": ("pause", "pause, go on"),
-    "n": ("step", "one step, then pause"),
-    REWIND: ("rewind", "hold: go back through the moments that are kept"),
-    "m": ("mark", "mark this moment"),
-    "b": ("back to mark", "go back to the last mark; f1 to f8: to that mark"),
-    "f": ("profile", "next profile: fast, balanced, quality"),
-    "-": ("slower", "fewer steps a second"),
-    "=": ("faster", "more steps a second"),
-    "v": ("film", "begin or end a film, MP4"),
-    "f9": ("save", "save the game to a new file"),
-    "f10": ("load", "load the game saved last; drop any other file here"),
-    "r": ("anew", "begin anew"),
-    "h": ("help", "show or hide all keys"),
-    "q": ("quit", "quit"),
-}
-POLICY = {"t": ("policy", "let the policy act, or stop it")}
 MARK_KEYS = tuple(f"f{number}" for number in range(1, MARKS + 1))
 SLOWEST, FASTEST = 0.5, 1000.0  # steps a second
 
@@ -82,24 +66,7 @@ class Controls:
         self.paused = self.shows_help = self.quits = False
         self.message, self.is_error, self.said_at = "", False, 0.0
         self.film: list[np.ndarray] | None = None
-        self.commands: dict[str, Callable[[], None]] = {
-            "q": lambda: setattr(self, "quits", True),
-            "p": self._pause,
-            "n": self._single_step,
-            "r": self._begin_anew,
-            "m": self._mark,
-            "b": lambda: self._return_to(len(game.marks) - 1),
-            "f": self._next_profile,
-            "v": lambda: self._try(self._film),
-            "h": lambda: setattr(self, "shows_help", not self.shows_help),
-            "-": lambda: self._change_pace(1 / 1.25),
-            "=": lambda: self._change_pace(1.25),
-            "f9": lambda: self._try(self._save),
-            "f10": lambda: self._try(self._load_latest),
-        }
-        self.commands |= {key: lambda number=number: self._return_to(number) for number, key in enumerate(MARK_KEYS)}  # type: ignore[misc]
-        if game.policy is not None:
-            self.commands["t"] = lambda: setattr(game, "policy_acts", not game.policy_acts)
+        self.commands = COMMANDS | (POLICY if game.policy is not None else {})
 
     @property
     def rewinds(self) -> bool:
@@ -110,16 +77,16 @@ class Controls:
         if event.type == pygame.QUIT:
             self.quits = True
         elif event.type == pygame.DROPFILE:
-            self._try(lambda: self._load(Path(event.file)))
+            self.attempt(lambda: self._load(Path(event.file)))
         elif event.type == pygame.WINDOWFOCUSLOST:
             self.keyboard.forget()
         elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
             key = meaning(pygame.key.name(event.key), self.game.world.keys)
             if event.type == pygame.KEYUP:
                 self.keyboard.release(key)
-            elif key in self.commands and key not in self.game.world.keys:
+            elif (key in self.commands or key in MARK_KEYS) and key not in self.game.world.keys:
                 self.say("")
-                self.commands[key]()
+                self.commands[key].do(self) if key in self.commands else self.return_to(MARK_KEYS.index(key))
             else:
                 self.keyboard.press(key)
 
@@ -142,7 +109,7 @@ class Controls:
     def finish(self) -> None:
         """Write the film that is under way."""
         if self.film is not None:
-            print(self._film())
+            print(self.begin_or_end_film())
 
     def _step(self) -> None:
         pressed = chosen_action(self.game.world.keys, self.keyboard.read())
@@ -155,7 +122,7 @@ class Controls:
         self.game.step(next((action for action in (chosen, pressed) if action is not None), 0))
         self.pace.step_times.append(time.perf_counter())
         if self.game.now.over:
-            self._pause()
+            self.pause()
             self.say(f"{self.game.now.over}: r begins anew, p goes on all the same")
 
     def _rewind(self) -> None:
@@ -164,25 +131,26 @@ class Controls:
         if not self.game.back():
             self.say("no earlier moment is kept")
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
         self.paused = not self.paused
         self.pace.step_times.clear()
 
-    def _single_step(self) -> None:
-        self.paused = True
+    def single_step(self) -> None:
         self.pace.step_times.clear()
         self._step()
-        self.paused = True
+        self.paused = True  # also at an end, which pauses by itself
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
         self.game.begin()
         self.pace.step_times.clear()
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
         number = self.game.mark()
         self.say(f"marked: f{number + 1} comes back to here")
 
-    def _return_to(self, number: int) -> None:
+    def return_to(self, number: int) -> None:
+        """Go back to a mark; -1 is the last one."""
+        number = number if number >= 0 else len(self.game.marks) - 1
         if not 0 <= number < len(self.game.marks):
             self.say("no moment is marked" if number < 0 else f"there is no mark {number + 1}: m marks a moment")
             return
@@ -190,15 +158,15 @@ class Controls:
         self.pace.step_times.clear()
         self.say(f"back at mark {number + 1}")
 
-    def _next_profile(self) -> None:
+    def next_profile(self) -> None:
         self.game.next_profile()
         self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 
-    def _change_pace(self, factor: float) -> None:
+    def change_pace(self, factor: float) -> None:
         self.pace = Pace(min(max(self.pace.wanted * factor, SLOWEST), FASTEST))
 
-    def _film(self) -> str:
+    def begin_or_end_film(self) -> str:
         """Begin a film, or write the one under way, which goes on if it can't be written."""
         if self.film is None:
             self.film = [self.game.picture()]
@@ -209,7 +177,7 @@ class Controls:
         self.film = None
         return said
 
-    def _save(self) -> str:
+    def save(self) -> str:
         path = free_name(self.saves, self.game.world.name, ".safetensors")
         self.game.save(path)
         return f"saved as {path}"
@@ -218,19 +186,52 @@ class Controls:
         self.game.load(path)
         return f"loaded {path}"
 
-    def _load_latest(self) -> str:
+    def load_latest(self) -> str:
         path = latest(self.saves, self.game.world.name)
         if path is None:
             raise ValueError(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one")
         return self._load(path)
 
-    def _try(self, what: Callable[[], str]) -> None:
+    def attempt(self, what: Callable[[], str]) -> None:
         """Say what came of it; a wrong file, or one that can't be written, is no reason to end a game."""
         try:
             self.say(what())
             self.pace.step_times.clear()  # what took the time was no step
         except (OSError, ValueError, ImportError) as error:
             self.say(str(error), is_error=True)
+
+
+class Command(NamedTuple):
+    """What a key stands for."""
+
+    short: str
+    at_length: str
+    do: Callable[[Controls], None]
+
+
+COMMANDS = {
+    "p": Command("pause", "pause, go on", lambda controls: controls.pause()),
+    "n": Command("step", "one step, then pause", lambda controls: controls.single_step()),
+    REWIND: Command("rewind", "hold: go back through the moments that are kept", lambda controls: controls.keyboard.press(REWIND)),
+    "m": Command("mark", "mark this moment", lambda controls: controls.mark()),
+    "b": Command("back to mark", "go back to the last mark; f1 to f8: to that mark", lambda controls: controls.return_to(-1)),
+    "f": Command("profile", "next profile: fast, balanced, quality", lambda controls: controls.next_profile()),
+    "-": Command("slower", "fewer steps a second", lambda controls: controls.change_pace(1 / 1.25)),
+    "=": Command("faster", "more steps a second", lambda controls: controls.change_pace(1.25)),
+    "v": Command("film", "begin or end a film, MP4", lambda controls: controls.attempt(controls.begin_or_end_film)),
+    "f9": Command("save", "save the game to a new file", lambda controls: controls.attempt(controls.save)),
+    "f10": Command("load", "load the game saved last; drop any other file here", lambda controls: controls.attempt(controls.load_latest)),
+    "r": Command("anew", "begin anew", lambda controls: controls.begin_anew()),
+    "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
+    "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
+}
+POLICY = {
+    "t": Command(
+        "policy",
+        "let the policy act, or stop it",
+        lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts),
+    )
+}
 
 
 def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 import pygame
 
 from lssvwm_gym.envs.dream_env import DreamEnv
+from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.video import check_movie
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.input import FASTEST, SLOWEST, Controls, write_film
@@ -48,10 +49,7 @@ class Playing:
     def __post_init__(self) -> None:
         if self.fps is not None and not SLOWEST <= self.fps <= FASTEST:
             raise ValueError(f"fps must be {SLOWEST:g} to {FASTEST:g} steps a second, not {self.fps}")
-        if self.scale is not None and self.scale < 1:
-            raise ValueError(f"scale must be at least 1, not {self.scale}")
-        if self.rewind_mb < 0:
-            raise ValueError(f"rewind_mb must be 0 or more, not {self.rewind_mb}")
+        check_bounds(self, scale=1, rewind_mb=0)
         if self.load and self.replay:
             raise ValueError("one of --load and --replay, not both")
 

@@ -7,6 +7,7 @@ NAME.json                the moves (action and profile), the return so far and t
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -27,10 +28,8 @@ FORMAT = "lssvwm_gym game 1"
 def free_name(folder: Path, stem: str, ending: str) -> Path:
     """The first of stem-001, stem-002, ... that is not there yet; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while (path := folder / f"{stem}-{number:03d}{ending}").exists():
-        number += 1
-    return path
+    paths = (folder / f"{stem}-{number:03d}{ending}" for number in itertools.count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def latest(folder: Path, stem: str) -> Path | None:

@@ -47,12 +47,6 @@ class Snapshot:
         return self.moves[-1].action if self.moves else None
 
 
-def bytes_of(state: EnvState) -> int:
-    """Memory that a state holds, whole storages counted."""
-    storages = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in tree_leaves((state.dream, state.frame))}
-    return sum(storages.values())
-
-
 @dataclass
 class Ring:
     """The last snapshots, the oldest first, as many as fit into `limit` bytes of states; always one at least."""
@@ -62,7 +56,8 @@ class Ring:
     held: int = 0  # bytes
 
     def push(self, snapshot: Snapshot) -> None:
-        size = bytes_of(snapshot.state)
+        whole = [leaf.untyped_storage() for leaf in tree_leaves((snapshot.state.dream, snapshot.state.frame))]
+        size = sum({storage.data_ptr(): storage.nbytes() for storage in whole}.values())
         self.snapshots.append((snapshot, size))
         self.held += size
         while self.held > self.limit and len(self.snapshots) > 1:

@@ -60,14 +60,12 @@ class Window:
             self._draw_all_keys(controls)
         pygame.display.flip()
 
-    def picture_box(self) -> pygame.Rect:
-        return pygame.Rect(0, CAPTION, self.side, self.side)
-
     def _draw_picture(self, controls: Controls) -> None:
-        box = self.picture_box()
+        box, game = pygame.Rect(0, CAPTION, self.side, self.side), controls.game
+        acts = "replays" if game.replaying else "policy acts" if game.policy_acts else ""
         width = self.theme.write(self.screen, (box.left + 10, 8), "dream", ACCENT)
-        self.theme.write(self.screen, (box.left + 20 + width, 10), _dream_state(controls.game), DIM, "small")
-        self.screen.blit(self._enlarged(controls.game.now.frame, box.size), box.topleft)
+        self.theme.write(self.screen, (box.left + 20 + width, 10), acts, DIM, "small")
+        self.screen.blit(self._enlarged(game.now.frame, box.size), box.topleft)
         if controls.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
             pygame.draw.circle(self.screen, WRONG, (self.side - 16, 15), 6)
 
@@ -86,7 +84,8 @@ class Window:
             self.theme.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
 
     def _draw_message(self, controls: Controls) -> None:
-        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (_standing(controls), ACCENT)
+        standing = "going back" if controls.rewinds else "paused: p goes on, n takes one step" if controls.paused else ""
+        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (standing, ACCENT)
         self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
 
     def _draw_keys(self, controls: Controls) -> None:
@@ -129,15 +128,4 @@ class Window:
 
 def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
     commands = COMMANDS | (POLICY if game.policy is not None else {})
-    return [(shown(key), said[at_length]) for key, said in commands.items()]
-
-
-def _standing(controls: Controls) -> str:
-    if controls.rewinds:
-        return "going back"
-    return "paused: p goes on, n takes one step" if controls.paused else ""
-
-
-def _dream_state(game: Game) -> str:
-    """Who acts."""
-    return "replays" if game.replaying else "policy acts" if game.policy_acts else ""
+    return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]

@@ -170,7 +170,8 @@ def load_tasks() -> ModuleType:
             tasks = importlib.import_module("memory_maze.tasks")
     except ModuleNotFoundError as error:
         raise SimulatorUnavailable(f"Memory Maze can't run without the Python package {error.name}: {PIP_INSTALL}") from error
-    logging.getLogger("absl").addFilter(_is_worth_reading)
+    said_at_every_reset = "Cannot set velocity on Entity with no free joint"  # of no consequence
+    logging.getLogger("absl").addFilter(lambda record: said_at_every_reset not in record.getMessage())
     return tasks
 
 
@@ -203,10 +204,6 @@ def _load_renderer() -> None:
         raise SimulatorUnavailable(f"MuJoCo can't render with MUJOCO_GL={backend!r} ({error}). On Debian: {install}") from error
     if sys.platform == "linux" and renderer.BACKEND == "glfw" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         raise SimulatorUnavailable("MuJoCo draws with glfw, which needs a display: set MUJOCO_GL=egl before dm_control is first imported")
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return "Cannot set velocity on Entity with no free joint" not in record.getMessage()  # at every reset, of no consequence
 
 
 def _check(size: int, render_mode: str | None, image_size: int, max_episode_steps: int | None) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lssvwm_gym.data.episode import episode_paths
-from lssvwm_gym.data.segments import encode_episode
+from lssvwm_gym.data.episode import episode_paths, read_episode
+from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.io.tensors import TensorFileError, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.segment import Segment
@@ -49,7 +49,7 @@ def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> Segmen
             if frames.keys() != set(HOLDS) or len(set(frames.values())) != 1:
                 raise TensorFileError(f"{stored}: not the latents of an episode; delete it, and they are made again")
             return Segment(**tensors)
-    episode = encode_episode(path, autoencoder)
+    episode = encoded(read_episode(path), autoencoder)
     save_tensors(stored, episode.parts(), stamp)
     return episode
 

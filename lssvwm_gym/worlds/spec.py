@@ -57,7 +57,9 @@ class WorldSpec:
         if not self.actions or len(set(self.actions)) < len(self.actions):
             raise ValueError(f"{self.name}: actions need names, each its own, got {self.actions}")
         if self.low or self.high:
-            if not len(self.low) == len(self.high) == len(self.actions) or not self._bounded():
+            with np.errstate(over="ignore"):  # float32, as the action space has them
+                low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
+            if not len(low) == len(high) == len(self.actions) or not (low < high).all():
                 raise ValueError(
                     f"{self.name}: low and high don't bound the {len(self.actions)} numbers of an action: {self.low}, {self.high}"
                 )
@@ -77,11 +79,6 @@ class WorldSpec:
             raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
         if self.length_scale < 0:
             raise ValueError(f"{self.name}: length_scale is {self.length_scale}, below 0")
-
-    def _bounded(self) -> bool:
-        """Whether low is below high, as the float32 that an action space has."""
-        with np.errstate(over="ignore"):
-            return bool((np.array(self.low, np.float32) < np.array(self.high, np.float32)).all())
 
     @property
     def continuous(self) -> bool:

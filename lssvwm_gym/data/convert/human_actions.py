@@ -1,17 +1,7 @@
 """Mouse and keyboard of a human who plays Minecraft, as buttons and camera degrees, and as one discrete action.
 
 `buttons` and `camera` keep what was done, in the order of `BUTTONS` and in degrees. The discrete action is what a small world model can
-learn from: one of 315 combinations of a move, a turn, a tilt and a hand, or `screen`.
-
-| part | values | when |
-|---|---|---|
-| move | none, forward, jump_forward, jump, back, left, right | the first of: forward and jump; jump; forward; back; left; right |
-| turn | none, turn_left, turn_left_fast, turn_right, turn_right_fast | camera to the side: below 1.5°, below 10°, more |
-| tilt | none, look_up, look_down | camera up or down: below 1.5°, more |
-| hand | none, attack, use | attack before use |
-
-`id = move + 7 turn + 35 tilt + 105 hand`, so 0 is "nothing is done", and 315 is `screen`: a screen (inventory, chest, menu) opens, is
-open or closes. Opposite keys cancel. What the parts leave out (sneak, sprint, drop, hotbar, picking, swapping) is in `buttons`.
+learn from: one of 315 combinations of a move, a turn, a tilt and a hand, or `screen`; docs/data.md has a table of them.
 """
 
 from __future__ import annotations

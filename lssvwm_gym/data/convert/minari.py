@@ -35,7 +35,9 @@ def find_minari(source: Path) -> list[Found]:
     Raises:
         EpisodeError: no dataset, one that Minari can't read, or one that doesn't describe its spaces.
     """
-    folder = _folder(source)
+    folder = next((folder for folder in (source / "data", source) if (folder / METADATA).is_file()), None)
+    if folder is None:
+        raise EpisodeError(f"{source}: holds no Minari dataset (data/metadata.json)")
     return [Found(f"{number:06d}", folder, number) for number in range(_dataset(folder).total_episodes)]
 
 
@@ -66,7 +68,9 @@ def read_minari(found: Found, images: str = "") -> Recording:
             f"{what}: observations are uint8 {frames.shape[1:]}, but no pictures: {why}. Record the dataset with a wrapper that shows "
             "pictures, such as MiniGrid's RGBImgPartialObsWrapper, or, in a Dict, name the entry with --images to take it as it is"
         )
-    others = {name: np.asarray(seen[name]) for name in seen if _is_plain(dataset.observation_space[name])}
+    parts = {name: dataset.observation_space[name] for name in seen}
+    plain = [name for name, part in parts.items() if isinstance(part, (spaces.Box, spaces.Discrete)) and not _is_picture(part)]
+    others = {name: np.asarray(seen[name]) for name in plain}
     arrays = {f"observed_{name}" if name in OWN else name: array for name, array in others.items()} | {
         "action": led(_actions(dataset.action_space, episode.actions, found.path)),
         "reward": led(np.asarray(episode.rewards, np.float32)),
@@ -97,13 +101,6 @@ def picture_name(space: spaces.Space, images: str, path: Path) -> str:
     return pictures[0]
 
 
-def _folder(source: Path) -> Path:
-    for folder in (source / "data", source):
-        if (folder / METADATA).is_file():
-            return folder
-    raise EpisodeError(f"{source}: holds no Minari dataset (data/metadata.json)")
-
-
 def _dataset(folder: Path) -> MinariDataset:
     try:
         from minari import MinariDataset
@@ -120,10 +117,6 @@ def _dataset(folder: Path) -> MinariDataset:
 
 def _is_picture(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] == 3
-
-
-def _is_plain(space: spaces.Space) -> bool:
-    return isinstance(space, (spaces.Box, spaces.Discrete)) and not _is_picture(space)
 
 
 def _actions(space: spaces.Space, actions: Any, path: Path) -> np.ndarray:

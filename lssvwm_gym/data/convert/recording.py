@@ -5,6 +5,7 @@ Long videos stream: a frame is decoded, kept or skipped, cropped, resized and en
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -168,7 +169,7 @@ def read_settings(path: Path, made: Callable[[dict[str, Any]], T], verb: str) ->
 
 def keep_settings(path: Path, settings: dict[str, Any], verb: str) -> None:
     """Write down how the episodes of a folder are made. Raises `EpisodeError` if those already there were made in another way."""
-    before = read_settings(path, dict, verb)
+    before, settings = read_settings(path, dict, verb), json.loads(json.dumps(settings))
     if before is None:
         write_json(path, settings)
         return

@@ -2,19 +2,8 @@
 
 Both lie in `train|test/<folder>/`. Minecraft: `<name>.mp4`, 128×128, beside `<name>.npz` with `actions`. DMLab: `<name>.npz` with `video`
 (T, 64, 64, 3) uint8 and `actions`. `actions` is (T,) integer with one entry a frame: entry t led to frame t, and entry 0 is that of the
-reset. They hold neither rewards nor poses.
-
-| id | Minecraft, one step = 5 ticks of 1/20 s, jump held in all | DMLab |
-|---|---|---|
-| 0 | placeholder of the first frame only | a class of its own |
-| 1 | forward | a class of its own |
-| 2 | left (camera 20° to the left) | a class of its own |
-| 3 | right (camera 20° to the right) | not there |
-
-The DMLab files don't say which class is which.
-
-With a frame skip of k the k actions between two kept frames become one: read as the digits of a number, the first action first. So a
-pair (a, b) is id 1 + 3 (a - 1) + (b - 1) in Minecraft and 3 a + b in DMLab, and nothing is lost.
+reset. They hold neither rewards nor poses. With a frame skip of k the k actions between two kept frames become one: read as the digits of
+a number, the first action first, so that nothing is lost. What the ids mean: docs/data.md.
 """
 
 from __future__ import annotations

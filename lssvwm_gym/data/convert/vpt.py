@@ -2,18 +2,8 @@
 
 A recording is up to five minutes: `<name>.mp4`, 640×360 at 20 Hz, beside `<name>.jsonl` with a JSON object a tick. The recorder takes the
 picture, writes it and the state of that moment, and then carries out what mouse and keyboard did. So line t describes frame t, and
-its mouse and keyboard led to frame t + 1; here they stand at t + 1, as everywhere in this package.
-
-What is known to be wrong in the recordings, and what is done about it:
-
-- At the end the recorder writes the last picture once more, so that a video has one frame more than there are lines: it is left out.
-- Attack can be stuck from the first line on, until it is really pressed: left out until then.
-- Slots chosen by the wheel aren't recorded as actions: a change of the slot between two lines counts as pressing its number between them.
-- With a screen open the mouse moves a pointer, which the video doesn't show: the camera is still then. Such frames stay, so that time
-  doesn't jump, and are marked in `screen`. Ticks without any action stay, too.
-- Turns by more than 180° a tick are jumps of the pointer, not turns: the camera is still.
-- BASALT's lines lack some fields: what isn't in every line of a recording isn't in its episode.
-- While the game was paused nothing was recorded; `tick` doesn't show it, and neither can this reader.
+its mouse and keyboard led to frame t + 1; here they stand at t + 1, as everywhere in this package. What is known to be wrong in the
+recordings, what is done about it, and the arrays of the episodes: docs/data.md.
 """
 
 from __future__ import annotations
@@ -73,11 +63,8 @@ def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
         cut: where video and lines end at different times, take what both have.
 
     Returns:
-        A recording with `action` (T,) uint16 and `buttons` (T, 23) uint8 as in `human_actions`, `camera` (T, 2) float32 degrees down and
-        right, all of what led to the frame; `reward` (T,) float32, all 0; `screen` (T,) bool; and where every line has them
-        `pos` (T, 3) float32 blocks, to the east, up, and to the north, of the feet; `yaw`, `pitch` (T,) float32 rad, yaw counter-clockwise
-        from the north, ahead being (-sin yaw, cos yaw) to the east and north, and pitch positive downwards; `inventory` (T, 17) int32
-        in the order of `ITEMS`; `hotbar` (T,) uint8, 0 to 8.
+        A recording with the arrays of docs/data.md and a `reward` of 0; `pos`, `yaw`, `pitch`, `inventory` and `hotbar` where every line
+        has them.
 
     Raises:
         EpisodeError: no such files, lines that are no JSON or lack mouse, keyboard or isGuiOpen; and later, while frames are read, a broken
@@ -169,7 +156,9 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
     columns = {name: [getattr(tick, name) for tick in ticks] for name in ("hotbar", "pose", "inventory")}
     recorded = {name: np.array(values) for name, values in columns.items() if all(value is not None for value in values)}
     if "hotbar" in recorded:
-        _press_changed_slots(buttons, recorded["hotbar"])
+        slot = recorded["hotbar"]
+        changed = np.flatnonzero(slot[1:] != slot[:-1])
+        buttons[changed, BUTTONS.index("hotbar.1") + slot[changed + 1]] = 1  # the number of what is chosen at t + 1 is pressed at t
     pressed_since, turned_since = _grouped(buttons, skip).max(1, initial=0), _grouped(camera, skip).sum(1)
     shown = _grouped(screen, skip).any(1) | screen[skip::skip]
     kept = slice(None, None, skip)
@@ -185,12 +174,6 @@ def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
     if "pose" in recorded:
         arrays |= _pose(recorded["pose"][kept])
     return arrays | ({"inventory": recorded["inventory"][kept]} if "inventory" in recorded else {})
-
-
-def _press_changed_slots(buttons: np.ndarray, hotbar: np.ndarray) -> None:
-    """Press in row t, in place, the number of the slot that is chosen at frame t + 1 and was not at frame t."""
-    changed = np.flatnonzero(hotbar[1:] != hotbar[:-1])
-    buttons[changed, BUTTONS.index("hotbar.1") + hotbar[changed + 1]] = 1
 
 
 def _grouped(rows: np.ndarray, skip: int) -> np.ndarray:

@@ -76,30 +76,20 @@ def chosen_backend(backend: str | Backend, device: str) -> Backend:
     if requested.compiled == "on":
         if torch.device(device).type != "cpu":
             raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', for a GPU there is graphs='on'")
-        check_compiler()
+        wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+        if not any(map(shutil.which, wanted)):
+            raise RuntimeError(
+                f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; "
+                "or leave backend at 'auto', which compiles nothing"
+            )
     if requested.scan == "mamba":
-        _check_kernels(device)
+        if torch.device(device).type != "cuda" and not (device == "cpu" and interpreted()):
+            raise ValueError(
+                f"backend='mamba' is for CUDA devices, not for {device}: take 'torch' (on a CPU its kernels run in Triton's interpreter "
+                "alone, for tests: TRITON_INTERPRET=1)"
+            )
+        kernels()
     return Backend(*(default if value == "auto" else value for value, default in zip(astuple(requested), astuple(PLAIN), strict=True)))
-
-
-def check_compiler() -> None:
-    """Raise `RuntimeError` if there is no C++ compiler."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    if not any(map(shutil.which, wanted)):
-        raise RuntimeError(
-            f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; \
-or leave backend at 'auto', which compiles nothing"
-        )
-
-
-def _check_kernels(device: str) -> None:
-    """Raise `ValueError` where mamba-ssm's kernels can't run, `ImportError` where they aren't installed."""
-    if torch.device(device).type != "cuda" and not (device == "cpu" and interpreted()):
-        raise ValueError(
-            f"backend='mamba' is for CUDA devices, not for {device}: take 'torch' (on a CPU its kernels run in Triton's interpreter alone, \
-for tests: TRITON_INTERPRET=1)"
-        )
-    kernels()
 
 
 def use_backend(model: nn.Module, backend: Backend) -> None:

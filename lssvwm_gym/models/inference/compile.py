@@ -33,20 +33,16 @@ def compile_step(step: Callable[..., Any], model: WorldModel, backend: Backend) 
 
     What is recorded or compiled is kept for the model, and made at the first call with arguments of new shapes.
     """
-    if backend.graphs == "on":
-        return _kept(Replay, step, model)
-    return _kept(CompiledStep, step, model) if backend.compiled == "on" else step
-
-
-_steps: weakref.WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
-
-
-def _kept(kind: type[Replay] | type[CompiledStep], step: Callable[..., Any], model: WorldModel) -> Callable[..., Any]:
-    """One of a kind for each step and model."""
+    kind = Replay if backend.graphs == "on" else CompiledStep if backend.compiled == "on" else None
+    if kind is None:
+        return step
     steps = _steps.setdefault(model, {})
     if (kind, step) not in steps:
         steps[kind, step] = kind(step)
     return steps[kind, step]
+
+
+_steps: weakref.WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
 class CompiledStep:

@@ -73,7 +73,8 @@ def mamba_scan(
     if x.dtype == torch.float64:
         raise ValueError("mamba-ssm's kernels compute in float32 or less, not in float64: choose backend='torch'")
     length = x.shape[1]
-    if length == 1 and _is_recorded(x, dt, A, B, C, D, initial_state):
+    given = (tensor for tensor in (x, dt, A, B, C, D, initial_state) if tensor is not None)
+    if length == 1 and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return ssd_scan(x, dt, A, B, C, chunk, D, initial_state)
     chunk = min(chunk, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))  # no longer than what there is
     run: Callable[..., tuple[Tensor, Tensor]] = _one_token if length == 1 else functools.partial(_many_tokens, chunk=chunk)
@@ -109,10 +110,6 @@ def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
         dt_bias=nothing[:, None].expand(h, p),
     )
     return y.unsqueeze(1), state
-
-
-def _is_recorded(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
 def _found() -> Any:

@@ -92,11 +92,6 @@ def make_mixed(rng: np.random.Generator) -> Wanderer | Sticky | RestlessExplorer
     return Wanderer(rng) if name == "wander" else make_sticky(rng) if name == "sticky" else RestlessExplorer(rng)
 
 
-def facts(policy: Any) -> dict[str, np.ndarray]:
-    """What is recorded of a player: which one it is, unless it is the plain explorer."""
-    return {"policy": np.asarray(policy.name)} if hasattr(policy, "name") else {}
-
-
 PLAYERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "explorer": MazeExplorer,
     "wander": Wanderer,

@@ -3,6 +3,7 @@
 programs.py  what has to be installed; the two C libraries, compiled at first use
 lockstep.c   preloaded into the client: its clocks, keys, mouse and frames
 lifeline.c   preloaded into client and X server: they end when Python does
+minetest.conf, world.mt   settings of the client and of its world
 mod/         the server's side: inventory, crafting, placing, starts of episodes, senses of scripted players
 client.py    a client and its X server as a Python object, and the folder that they work in
 env.py       the `gymnasium.Env`

@@ -38,64 +38,6 @@ SECONDS_TO_END = 5.0
 MESA = "libgl1-mesa-dri"
 LOG_LINES = 5  # shown of a client that has died
 
-WORLD = """
-gameid = minetest_game
-backend = sqlite3
-player_backend = sqlite3
-auth_backend = sqlite3
-mod_storage_backend = sqlite3
-creative_mode = false
-enable_damage = false
-"""
-SETTINGS: dict[str, Any] = {
-    "mg_name": "v7",
-    "secure.trusted_mods": "lockstep",
-    "bind_address": "127.0.0.1",
-    "server_announce": "false",
-    # time
-    "fps_max": 1000,
-    "fps_max_unfocused": 1000,
-    "vsync": "false",
-    "dedicated_server_step": 0.001,  # so that the client tells the server in every frame where it is
-    "disable_anticheat": "true",  # long frames look like cheating
-    "time_speed": 0,
-    "pause_on_lost_focus": "false",
-    # how far the world is made, sent and kept
-    "viewing_range": 40,
-    "max_block_send_distance": 3,
-    "max_block_generate_distance": 3,
-    "max_simultaneous_block_sends_per_client": 200,
-    "full_block_send_enable_min_time_from_building": 0,
-    "active_block_range": 1,
-    "server_map_save_interval": 1_000_000,
-    # look
-    "screen_w": SIDE,
-    "screen_h": SIDE,
-    "autosave_screensize": "false",
-    "video_driver": "opengl",
-    "fov": 72,
-    "mouse_sensitivity": 1 / PIXEL_DEGREES,  # a pixel, a degree
-    "leaves_style": "simple",
-    "mip_map": "true",
-    "smooth_lighting": "true",
-    "enable_shaders": "false",
-    "enable_clouds": "false",
-    "enable_weather": "false",
-    "view_bobbing_amount": 0,
-    "fall_bobbing_amount": 0,
-    "lighting_boost": 0.4,  # unlit caves are not quite black
-    "lighting_boost_center": 0.0,
-    "lighting_boost_spread": 0.3,
-    # nothing over the picture
-    "show_debug": "false",
-    "hud_scaling": 0.2,
-    "console_alpha": 0,
-    "chat_log_level": "",
-    "language": "en",
-    "enable_sound": "false",
-    "autojump": "false",
-}
-
 
 class ClientFrame(NamedTuple):
     """What there is at the end of a frame."""
@@ -309,10 +251,11 @@ class KeptFolder:
 
 def _furnish(folder: Path, map_seed: int) -> None:
     """Put into the client's folder all that it reads, so that it touches nothing of the user's."""
-    settings = SETTINGS | {"fixed_map_seed": map_seed}
-    (folder / "minetest.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    sizes = {"fixed_map_seed": map_seed, "screen_w": SIDE, "screen_h": SIDE, "mouse_sensitivity": 1 / PIXEL_DEGREES}  # a pixel, a degree
+    settings = (HERE / "minetest.conf").read_text() + "".join(f"{name} = {value}\n" for name, value in sizes.items())
+    (folder / "minetest.conf").write_text(settings)
     shutil.copytree(HERE / "mod", folder / "world" / "worldmods" / "lockstep")
-    (folder / "world" / "world.mt").write_text(WORLD)
+    shutil.copy(HERE / "world.mt", folder / "world")
 
 
 def _stop(process: subprocess.Popen[bytes], politely: signal.Signals) -> None:

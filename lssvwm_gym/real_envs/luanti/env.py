@@ -247,17 +247,14 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             client.frame(CLICK, ("place",))
             client.frame(SETTLE)
             return client.frame(SETTLE, seen=True)
-        keys, command = HELD.get(action, ()), self._command(action)
+        keys, command = HELD.get(action, ()), {"name": "hold_tool"} if self._block_in_hand else None
+        self._block_in_hand = False
+        if action.startswith("craft_"):
+            command = {"name": "craft", "what": action.removeprefix("craft_")}
         client.frame(LONG_DIG if action == "dig" else LONG, keys, self._turn(action), command)
         if action == "dig":  # the client completes it a frame late
             client.frame(SETTLE, keys)
         return client.frame(SETTLE, keys, seen=True)
-
-    def _command(self, action: str) -> dict[str, Any] | None:
-        had_block, self._block_in_hand = self._block_in_hand, False
-        if action.startswith("craft_"):
-            return {"name": "craft", "what": action.removeprefix("craft_")}
-        return {"name": "hold_tool"} if had_block else None
 
     def _turn(self, action: str) -> tuple[int, int]:
         right, down = TURNED.get(action, (0, 0))

@@ -44,7 +44,7 @@ def find_programs() -> Programs:
 def compiled(source: Path) -> Path:
     """The shared library made of a C file, from the user's cache or else compiled. Raises `SimulatorUnavailable`."""
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    library = _cache() / f"{source.stem}-{digest}.so"
+    library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lssvwm_gym" / f"{source.stem}-{digest}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with renamed_when_whole(library) as unfinished:
@@ -59,10 +59,6 @@ def _compile(source: Path, library: Path) -> None:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
         needs = "apt-get install gcc libc6-dev libx11-dev libgl-dev"
         raise SimulatorUnavailable(f"Luanti's {source.name} can't be compiled ({said}). On Debian: {needs}")
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lssvwm_gym"
 
 
 def _find(program: str, packages: str, path: str | None = None) -> str:

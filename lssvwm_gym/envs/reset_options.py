@@ -1,11 +1,4 @@
-"""How a dream starts: the real past that the options of `reset` ask for.
-
-{}                              a short real context, drawn by the row's seed
-{"context_id": 3}               that one
-{"context_frames": 200}         the first 200 frames of a long real context, drawn by the row's seed
-{"episode": path}               a recorded episode of your own; with "context_frames": so many of its frames
-{"start": "cold"}               no context: the first frame is imagined too
-"""
+"""Options of `reset`, which `DreamEnv` lists: how a dream starts, the real past that they ask for."""
 
 from __future__ import annotations
 
@@ -55,7 +48,11 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
     if "context_frames" in options:
-        return _long(weights.long_contexts, seeds, options["context_frames"])
+        long = weights.long_contexts
+        if not long.batch:
+            raise ValueError("these weights come without long contexts, so context_frames needs an episode of your own beside it")
+        because = f"the long contexts have {len(long)} frames"
+        return LongContexts(_drawn(seeds, long.batch), _whole_number("context_frames", options["context_frames"], 1, len(long), because))
     return _short(weights.short_contexts, seeds, options.get("context_id"))
 
 
@@ -71,13 +68,6 @@ def _short(contexts: Segment, seeds: Tensor, context_id: Any) -> Segment:
         return _recorded(contexts, _drawn(seeds, contexts.batch), len(contexts))
     context_id = _whole_number("context_id", context_id, 0, contexts.batch - 1, f"there are {contexts.batch} short contexts")
     return _recorded(contexts, [context_id] * len(seeds), len(contexts))
-
-
-def _long(contexts: Segment, seeds: Tensor, frames: Any) -> LongContexts:
-    if not contexts.batch:
-        raise ValueError("these weights come without long contexts, so context_frames needs an episode of your own beside it")
-    frames = _whole_number("context_frames", frames, 1, len(contexts), f"the long contexts have {len(contexts)} frames")
-    return LongContexts(_drawn(seeds, contexts.batch), frames)
 
 
 def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Segment:

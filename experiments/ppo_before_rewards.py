@@ -1,42 +1,54 @@
-"""Banks of states that the dreams of `agents.ppo` begin with, each prefilled once."""
+"""Proximal policy optimisation of `agents.ppo`, with the same settings, in dreams that also begin shortly before recorded rewards.
+
+python -m experiments.ppo_before_rewards --data data/train
+python -m experiments.ppo_before_rewards --data data/train --start runs/behavior_cloning/memory-maze/policy.safetensors --critic-first 6
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from tqdm import tqdm
 
+from agents import ppo
+from agents.ppo import bank_of_starts
 from lssvwm_gym.data.segments import Segment
-from lssvwm_gym.envs.contexts import past_of
+from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.rollout import DreamState, unknown_action
-from lssvwm_gym.models.state import join_rows, take_rows
+from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.training.latents import latent_episodes
 
-MAX_ROWS = 64  # that are prefilled in one call
 MAX_FRAMES = 1600  # of recorded episodes; a GB or two of work
 
 
-def bank_of_starts(dream: Dream, context_every: int, most: int, seed: int = 0, least: int = 0) -> DreamState:
-    """States to begin with: after all short contexts, and after every so many frames of the long ones (0: none).
+@dataclass(frozen=True)
+class Args(ppo.Args):
+    """What to learn, where, and how."""
 
-    With `least` only those with that many context frames, where there are any. Weights without either begin with imagined frames. At
-    most `most` states, drawn by the seed where there are more.
-    """
-    short, long = dream.weights.short_contexts, dream.weights.long_contexts
-    starts: list[DreamState] = []
-    if long.batch and context_every:
-        rows = torch.arange(min(2 * long.batch, MAX_ROWS))  # a seed draws one of the contexts
-        lengths = range(context_every, len(long) + 1, context_every)
-        starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
-    if len(short) >= least or not starts:
-        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(short.batch, most))] + starts
-    if not starts:
-        starts = [dream.reset(torch.arange(MAX_ROWS), {"start": "cold"})]
-    bank = join_rows(starts)
-    chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
-    return take_rows(bank, chosen.to(dream.device))
+    data: Path = Path("data/train")  # folder of recorded episodes
+    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    rewarding: float = 0.75  # share of the bank that begins before rewards
+    lead: tuple[int, int] = (2, 40)  # frames between such a beginning and the recorded reward: at least and at most
+    context: int = 600  # frames before it
+
+
+def main(args: Args) -> None:
+    ppo.main(args, lambda checked, dream: ppo.dreams(checked, dream, open_bank(args, dream, checked.bank or 1)))
+
+
+def open_bank(args: Args, dream: Dream, most: int) -> DreamState:
+    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
+    episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
+    rewarding = bank_before_rewards(dream, episodes, args.lead, args.context, max(1, round(args.rewarding * most)), args.seed)
+    others = most - len(rewarding.seed)
+    return join_rows([rewarding, bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)]) if others else rewarding
 
 
 @torch.no_grad()
@@ -73,3 +85,8 @@ def _prefilled(dream: Dream, beginnings: list[tuple[Segment, int]], context: int
     )
     action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
     return dream.prefill(torch.arange(len(beginnings)), past_of(latent.float(), action, pose, inventory))
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Args, description=__doc__))

@@ -1,20 +1,36 @@
-"""Many real environments in tensors, for `agents.ppo`."""
+"""Proximal policy optimisation of `agents.ppo`, with the same settings, in real environments that are observed through the model.
+
+python -m experiments.ppo_real --num-envs 8
+python -m experiments.ppo_real --env MemoryMaze11x11-Real-v0 --num-envs 8 --start runs/behavior_cloning/memory-maze/policy.safetensors
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+import tyro
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 import lssvwm_gym  # noqa: F401 - registers the ids
+from agents import ppo
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import NUMBERS, WorldModelObservationVec
 from lssvwm_gym.io.tensors import TensorFileError
+from lssvwm_gym.malloc import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Args(ppo.Args):
+    """What to learn, where, and how."""
+
+    env: str = "MemoryMaze9x9-Real-v0"
+    num_envs: int | None = 8  # a process each
 
 
 class RealEnvs:
@@ -52,3 +68,12 @@ class RealEnvs:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.dream.device)
+
+
+def main(args: Args) -> None:
+    ppo.main(args, lambda checked, dream: RealEnvs(args.env, dream, checked.num_envs or 1, checked.observation, checked.episode_steps))
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Args, description=__doc__))

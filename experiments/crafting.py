@@ -1,4 +1,4 @@
-"""Tests of the inventory: it changes as the game's recipes say, stays where nothing is done, and its milestones are rewarded once.
+"""Tests of the block world's inventory, for `experiments.more_tests`: it follows the recipes, stays, and its milestones are rewarded once.
 
 Shares here are of cases (crafts, steps, dreams), their number stands where that of clips does, and their standard error is
 that of (hits + 1) of (cases + 2), so that a few cases that all went well don't look certain.
@@ -36,6 +36,7 @@ SCRIPTS = {  # crafts in an order in which each is possible
     "stone pickaxe": ("craft_stone_pickaxe",),
 }
 PAUSE = "turn_left"  # between two crafts of a script
+DETOUR = 300  # frames dreamed in which nothing is done that changes the inventory
 LONGEST_SPELL = 8  # steps of a detour that are the same
 
 
@@ -69,12 +70,13 @@ def crafting(context: EvalContext) -> dict[str, Any]:
 
 
 def inventory(context: EvalContext) -> dict[str, Any]:
-    """What is left of the inventory after a dream of `detour` frames in which nothing is dug, placed or crafted.
+    """What is left of the inventory after a dream of `DETOUR` frames in which nothing is dug, placed or crafted.
 
     Each dream begins after `context` real frames at whose end something is carried, `clips` an episode; its actions are drawn at
     random, each for 1 to 8 steps.
     """
     _check_applies(context.world)
+    context.check_poses()
     model, run = context.weights.world_model, context.run
     places = []
     for episode in context.episodes:
@@ -84,10 +86,10 @@ def inventory(context: EvalContext) -> dict[str, Any]:
         raise ValueError(f"in no episode is anything carried after {run.context} frames")
     state = context.prefilled(clips_at(places, run.context))
     begun, results = state.inventory, {}
-    actions = detour(context.world, len(places), run.detour, run.seed)
+    actions = detour(context.world, len(places), DETOUR, run.seed)
     for step, action in enumerate(tqdm(actions.unbind(1), desc="detour", leave=False), 1):
         state = commit(model, state, action, imagine(model, state, action, run.steps))
-        if step in (100, run.detour):
+        if step in (100, DETOUR):
             lost, gained = (begun - state.inventory).clamp(min=0).sum(1), (state.inventory - begun).clamp(min=0).sum(1)
             results[f"after {step} frames: inventory unchanged"] = share((state.inventory == begun).all(1))
             results[f"after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1))
