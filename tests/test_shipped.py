@@ -81,3 +81,16 @@ def test_the_numbers_in_the_readme_are_those_measured():
         [sys.executable, "docs/_scripts/update_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stderr
+
+
+def test_games_of_take_cover_end_when_the_health_is_gone():
+    envs = gymnasium.make_vec("LSSVWM-TakeCover-v0", 8, profile="fast", device="cpu")
+    envs.reset(seed=1)
+    rng, ends = np.random.default_rng(0), []
+    for _ in range(160):
+        observation, reward, terminated, _, info = envs.step(rng.integers(3, size=8))
+        assert ((observation["inventory"] > 0) | terminated[:, None]).all()  # with a new one a row goes on
+        assert (reward[~terminated] == 4).all()
+        ends += [info["final_obs"][row]["inventory"].item() for row in np.flatnonzero(terminated)]
+    assert len(ends) >= 3
+    assert set(ends) == {0.0}
