@@ -204,7 +204,7 @@ BOX = {"actions": ["a", "b"], "keys": {}}
         ({**BOX, "low": list(range(4096)), "high": [0, 1]}, "don't bound"),
         ({**BOX, "low": [0, 0], "high": [1, 1e39]}, "high is 1e.39, not finite or out"),
         ({**BOX, "low": [0, 1], "high": [1, 1.00000000001]}, "don't bound"),
-        ({"inventory": ["log"]}, "max_inventory is 0"),
+        ({"inventory": ["log"], "milestones": [["log", 1]]}, "max_inventory is 0"),
         ({"inventory": ["log"], "max_inventory": 9, "milestones": [["gold", 1]]}, "milestones need counts, each its own, but .'gold'"),
         ({"inventory": ["log"], "max_inventory": 9, "milestones": [["log", 1], ["log", 2]]}, "one is there twice"),
     ],
