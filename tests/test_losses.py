@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.distributed import ShardedRNG
-from lssvwm_gym.training.objectives import LOSSES, LossOptions, rolled_out
+from lssvwm_gym.training.objectives import LOSSES, LossOptions, has_past, rolled_out
 from lssvwm_gym.training.world_model import Trainer
 
 REAL, FRAMES = 3, 7
@@ -95,3 +95,20 @@ def test_clips_keep_their_frames_whatever_way_they_teach(model, clip):
     for way in LOSSES.values():
         way(model, clip, model.initial_state(2), LossOptions(), metric, draws())
     assert all(torch.equal(a, b) for a, b in zip(before.parts().values(), clip.parts().values(), strict=True))
+
+
+def test_a_model_of_changes_begins_at_the_mean_and_seldom_learns_frames_with_none_before_them():
+    episodes = [signalling_episode(seed) for seed in range(4)]
+    run = replace(RUN, model=replace(TINY, residual=True), teacher_forcing=1.0, self_rollout=0.0)
+    trainer = Trainer(run, episodes)
+    mean = Episodes.of(episodes).whole.latent.float().mean(0)
+    assert torch.equal(trainer.average.residual.first, mean)
+    assert torch.equal(trainer.model.initial_state(2).last, mean.expand(2, -1, -1))
+    fresh, level, rng = trainer.model.initial_state(2000), torch.ones(2000, 3), ShardedRNG(torch.Generator().manual_seed(0), 0, 1)
+    asked = has_past(trainer.model, fresh, rng, level)
+    assert asked[:, 1:].all()
+    assert asked[:, 0].mean().item() == pytest.approx(0.05, abs=0.02)
+    assert has_past(trainer.model, fresh._replace(age=fresh.age + 1), rng, level).all()
+    assert has_past(WorldModel(TINY), WorldModel(TINY).initial_state(2000), rng, level).all()
+    losses = [trainer.train_step()["denoise"].item() for _ in range(12)]
+    assert sum(losses[-3:]) < sum(losses[:3])

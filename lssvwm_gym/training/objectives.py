@@ -62,7 +62,7 @@ def diffusion_forcing_losses(
     level = rng.shard(draw_noise_levels(rows * rng.num_processes, frames, options.noise, rng.generator))
     inputs = inputs_of(clip, level, _draw_known(options, clip, rng))
     output = model(_noised(options, clip.latent, level, rng), inputs, state)
-    noisy = level * clip.present * _has_past(model, state, rng, level)
+    noisy = level * clip.present * has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean, clip.latent, noisy, metric)
     return Losses(*_losses(model, output, clip, level, options, denoise, (noisy > 0).sum()), None)
 
@@ -132,7 +132,7 @@ def _denoising(
     twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
     noisy = _noised(options, clip.latent, level, rng)
     output = model(_in_turn(noisy, past), twice, state, (True, False) * level.shape[1])
-    level = level * clip.present * _has_past(model, state, rng, level)
+    level = level * clip.present * has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     committed = output._replace(features=output.features[:, 1::2])
     return Losses(*_losses(model, committed, clip, inputs.noise, options, denoise, (level > 0).sum()), output.state)
@@ -164,7 +164,7 @@ def _noised(options: LossOptions, latent: Tensor, level: Tensor, rng: ShardedRNG
     return add_noise(latent, noise, torch.maximum(level, unannounced))
 
 
-def _has_past(model: WorldModel, state: WorldState, rng: ShardedRNG, level: Tensor) -> Tensor:
+def has_past(model: WorldModel, state: WorldState, rng: ShardedRNG, level: Tensor) -> Tensor:
     """1 for frames that are learned from, (B, T); of a model of changes few that have no frame before them, as these weigh too much."""
     if model.residual is None:
         return torch.ones_like(level)
