@@ -5,30 +5,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
+from short_game import Game
 from tiny_world import OPENING_FRAMES, write_tiny_weights
 
 from experiments.check_own_worlds import FIRST_SEED, Played, RandomPlayers, compared, given_steps, in_dreams, in_world
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.worlds import WorldSpec
-
-
-class Game(gymnasium.Env):
-    """Pays 2 a step, and is over after one to ten steps, as its seed says."""
-
-    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = gymnasium.spaces.Discrete(3)
-
-    def reset(self, *, seed=None, options=None):
-        self.left = seed % 10 + 1
-        return np.zeros((64, 64, 3), np.uint8), {}
-
-    def step(self, action):
-        self.left -= 1
-        return np.zeros((64, 64, 3), np.uint8), 2.0, self.left == 0, False, {}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +28,9 @@ random = partial(RandomPlayers, Game.action_space, (), 0.5)
 
 def test_real_episodes_count_from_where_dreams_begin():
     assert FIRST_SEED % 10 == 0
-    played = in_world(Game(), random, random, episodes=3, steps=7, given=3, seed=1)
+    played = in_world(Game(2.0), random, random, episodes=3, steps=7, given=3, seed=1)
     assert played == [Played(1, True, 2.0), Played(2, True, 4.0), Played(3, True, 6.0)]  # those of 2 and 3 steps ended before
-    assert in_world(Game(), random, random, episodes=1, steps=7, given=0, seed=9) == [Played(7, False, 14.0)]
+    assert in_world(Game(2.0), random, random, episodes=1, steps=7, given=0, seed=9) == [Played(7, False, 14.0)]
 
 
 def test_dreams_count_until_each_ends(dream):

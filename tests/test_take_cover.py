@@ -4,30 +4,15 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
+from short_game import Game
 from tiny_world import write_tiny_weights
 
 from examples import take_cover
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.worlds import WorldSpec
-
-
-class Game(gymnasium.Env):
-    """Pays 4 a step, and is over after as many steps as its seed says."""
-
-    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = gymnasium.spaces.Discrete(3)
-
-    def reset(self, *, seed=None, options=None):
-        self.left = seed % 10 + 1
-        return np.zeros((64, 64, 3), np.uint8), {}
-
-    def step(self, action):
-        self.left -= 1
-        return np.full((64, 64, 3), 9, np.uint8), 4.0, self.left == 0, False, {}
 
 
 @pytest.fixture(scope="module")
