@@ -243,10 +243,16 @@ def _sampled(
     latent, uncertainty = model.flow_head.sample(evidence, noise, steps)
     if frame_context.memory_query is None:
         return latent, uncertainty
-    variance = 1 - state.pose_known * (1 - variance_at(frame_context.memory_query.keys, state.observed)[:, 0])
     known, unknown = OPEN
-    share = ((variance - known) / (unknown - known)).clamp(0, 1)
+    share = ((observed_variance(state, frame_context) - known) / (unknown - known)).clamp(0, 1)
     return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share
+
+
+def observed_variance(state: DreamState, context: FrameContext) -> Tensor:
+    """Posterior variance (B,) after the given frames alone, where a frame is asked for: 1 nothing is known, 0 all."""
+    if context.memory_query is None:
+        return torch.ones_like(state.uncertainty)
+    return 1 - state.pose_known * (1 - variance_at(context.memory_query.keys, state.observed)[:, 0])
 
 
 def frame_evidence(model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor) -> FrameEvidence:

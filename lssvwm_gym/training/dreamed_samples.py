@@ -29,14 +29,14 @@ from lssvwm_gym.models.rollout import (
     frame_evidence,
     next_inputs,
     next_pose,
+    observed_variance,
     prefill,
     rounded,
     unknown_action,
 )
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import join_rows, take_rows
-from lssvwm_gym.models.world_model import FrameContext, FrameInputs, WorldModel
+from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 
 GAP = (6, 40)  # recorded frames between two dreams of a row
 KNOWN, NEAR = 0.2, 0.5  # a dreamed past counts below this variance after given frames, or with this mean square error of its last frame
@@ -169,10 +169,10 @@ def _dreams(
         latent = torch.where(dreams[rows, None, None], latent, recorded)
         after = commit(model, state, action, Imagined(rounded(latent, LATENT_STEPS), motion, torch.zeros_like(off)))
         after = after._replace(inventory=clip.inventory[rows, t])
-        shown = [*shown, Shown(after.latent, inputs, dreams[rows] & posed & (variance > OPEN[0]))]
-        if t % AGAIN == 0 and model.config.has_spatial_memory:
-            parts += _asked_again(model, after, shown, rng, generator)
-        shown = [take_rows(one, counts) for one in shown]
+        if model.config.has_spatial_memory:
+            shown = [*shown, Shown(after.latent, inputs, dreams[rows] & posed & (variance > OPEN[0]))]
+            parts += _asked_again(model, after, shown, rng, generator) if t % AGAIN == 0 else []
+            shown = [take_rows(one, counts) for one in shown]
         state, rows = take_rows(after, counts), rows[counts]
     return parts
 
@@ -183,13 +183,6 @@ class Shown(NamedTuple):
     latent: Tensor  # (B, N, C)
     inputs: FrameInputs  # (B, 1) with which it was asked for
     imagined: Tensor  # (B,) bool, whether given frames say nothing of it
-
-
-def observed_variance(state: DreamState, context: FrameContext) -> Tensor:
-    """Posterior variance (B,) after the given frames alone, where a frame is asked for: 1 nothing is known, 0 all."""
-    if context.memory_query is None:
-        return torch.ones_like(state.uncertainty)
-    return 1 - state.pose_known * (1 - variance_at(context.memory_query.keys, state.observed)[:, 0])
 
 
 def _asked_again(
