@@ -124,7 +124,7 @@ def in_games(collecting: GymCollecting, dream: Dream, policy: str, run: TakeCove
     frames = list[np.ndarray]()
     tics = [real_episode(env, agent, first, show=frames.append), *(real_episode(env, agent, seed) for seed in others)]
     env.close()
-    return Trial(np.array(tics), np.stack(frames[:-1]))  # the last one shows nothing
+    return Trial(np.array(tics), np.stack(frames[:-1]))  # the last one is the one before it again
 
 
 if __name__ == "__main__":

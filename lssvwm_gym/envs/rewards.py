@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.rollout import DreamState, chance_of
 from lssvwm_gym.models.symlog import expected_reward
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WorldSpec
@@ -39,18 +39,16 @@ def reward_probability(world: WorldSpec, logits: Tensor) -> Tensor:
     return logits.softmax(-1) @ _table(tuple(float(value != 0) for value in world.reward_values), logits.device, logits.dtype)
 
 
-def termination_probability(model: WorldModel, features: Tensor, action: Tensor, after: DreamState) -> Tensor:
-    """How probable it is that the step by actions (B,) to a state ended the episode, (B,); 0 where the world model has no head for it.
+def terminated(model: WorldModel, features: Tensor, action: Tensor, after: DreamState, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the step by actions (B,) to a state ended the episode, (B,) bool, and how probable that was, (B,).
 
-    `features` (B, FEATURES) are those of the state before.
-
-    A step ends an episode by a draw with it, by `chance_of` its noise: it is no threshold, or episodes whose end nobody foresees would
-    never end.
+    `features` (B, FEATURES) are those of the state before, `noise` (B, N, C) is the step's. Never, where the world model has no head for
+    it. It is a draw and no threshold, or episodes whose end nobody foresees would never end.
     """
     if model.termination_head is None:
-        return torch.zeros_like(after.uncertainty)
+        return torch.zeros_like(after.seed, dtype=torch.bool), torch.zeros_like(after.uncertainty)
     logit: Tensor = model.termination_head(features, after.inventory, action)
-    return logit.sigmoid()
+    return chance_of(noise) < logit.sigmoid(), logit.sigmoid()
 
 
 @functools.lru_cache(maxsize=64)

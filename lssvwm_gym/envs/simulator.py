@@ -23,13 +23,13 @@ from torch import Tensor
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
 from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context
-from lssvwm_gym.envs.rewards import reward, reward_probability, termination_probability
+from lssvwm_gym.envs.rewards import reward, reward_probability, terminated
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import DreamState, chance_of, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
 from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
@@ -116,11 +116,11 @@ class Dream:
         model, step = self.weights.world_model, step_of(self.sampling_steps)
         step, action = compile_step(step, model, self.backend), action.to(self.device)
         noise = frame_noise(state, model) if noise is None else noise
-        features = state.features.clone()  # a recorded step writes where the last one wrote
+        features = state.features if model.termination_head is None else state.features.clone()  # a recorded step writes where the last did
         after, reward_logits = step(model, state, action, noise)
-        ending = termination_probability(model, features, action, after)
         paid = reward(self.world, state, after, reward_logits, bins=model.reward_bins)
-        return Step(after, paid, chance_of(noise) < ending, reward_logits, ending)
+        ended, probability = terminated(model, features, action, after, noise)
+        return Step(after, paid, ended, reward_logits, probability)
 
     @functools.cached_property
     def _after_context(self) -> Callable[[int, int], DreamState]:
