@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from agents.policies import SB3_KIND, Policy, policy_for
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.spaces import needs_frame
-from lssvwm_gym.envs.wrappers import observed
+from lssvwm_gym.envs.spaces import action_space, needs_frame, observation_space
+from lssvwm_gym.envs.wrappers import StateEstimator, observed
 from lssvwm_gym.io.tensors import load_tensors
 
 
@@ -83,6 +84,22 @@ def _policy_in(path: Path, dream: Dream, written: int) -> Any:
     if config.observation == "all" and dream.world.inventory:
         raise ValueError(f"{path}: sees counts beside images, which no agent is shown: let it learn from another observation")
     return policy, config
+
+
+class RealPlayer:
+    """An agent as the player of one episode of a real environment, for `lssvwm_gym.data.collect.record`: it sees what the dream's world
+    model makes of the frames."""
+
+    def __init__(self, agent: Agent, dream: Dream) -> None:
+        frames = observation_space(dream.world, dream.weights.world_model.config)
+        self._agent, self._estimator = agent, StateEstimator(dream, 1, agent.observation, frames, action_space(dream.world))
+        self._action: np.ndarray | None = None
+
+    def __call__(self, seen: Any, info: dict[str, Any]) -> int:
+        batch = tree_map(lambda part: part[None], seen)
+        numbers = self._estimator.reset(batch, np.array([0])) if self._action is None else self._estimator.step(batch, self._action)
+        self._action = self._agent.act(torch.from_numpy(numbers), info)
+        return int(self._action[0])
 
 
 class GameAgent:

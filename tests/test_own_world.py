@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 from tiny_world import write_tiny_weights
 
 import lssvwm_gym
-from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights
+from lssvwm_gym.checkpoints.checkpoint import load_weights, read_weights, save_weights
 from lssvwm_gym.checkpoints.model_card import CARD, Naming, card, described, write_card
 from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.data.episode import Episode, episode_paths, write_episode
@@ -297,6 +297,20 @@ def test_a_new_decoder_ships_with_the_starts_that_there_are(pond, recordings, tm
         package(dataclasses.replace(packaging, autoencoder=other))
     with pytest.raises(ValueError, match="has no contexts: name a folder with real episodes"):
         package(dataclasses.replace(packaging, world_model=decoder))
+
+
+def test_contexts_are_stored_in_bytes_and_stay_as_they_are_from_then_on(tmp_path):
+    first = load_weights(write_tiny_weights(tmp_path / "pond", actions=2))
+    latent = torch.randn_like(first.long_contexts.latent.float()).half()
+    save_weights(tmp_path / "bytes", dataclasses.replace(first, long_contexts=dataclasses.replace(first.long_contexts, latent=latent)))
+    read = read_weights(tmp_path / "bytes")
+    largest = latent.float().abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    assert ((read.long_contexts.latent.float() - latent.float()).abs() <= largest / 127 / 2 + 1e-3).all()
+    assert torch.equal(read.long_contexts.pose, first.long_contexts.pose)
+    file = tmp_path / "bytes/contexts.safetensors"
+    assert file.stat().st_size < latent.numel() + first.short_contexts.latent.numel() + 20_000
+    save_weights(tmp_path / "again", read)
+    assert (read_weights(tmp_path / "again").long_contexts.latent - read.long_contexts.latent).abs().max() <= 0.004  # of float16's rounding
 
 
 def test_a_card_written_by_hand_stays(pond):

@@ -22,7 +22,7 @@ from lssvwm_gym.checkpoints.build import built_autoencoder, built_world_model
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
-from lssvwm_gym.io.tensors import TensorFileError, independent, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import SCALE, TensorFileError, independent, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
@@ -36,7 +36,7 @@ LARGEST_CONFIG = 1_000_000  # bytes
 
 @dataclass(frozen=True)
 class Weights:
-    """Both models and the real contexts that dreams can continue: latents in float16, poses in world units."""
+    """Both models and the real contexts that dreams can continue: latents in float16, in files in 8 bits, poses in world units."""
 
     autoencoder: Autoencoder
     world_model: WorldModel
@@ -49,7 +49,7 @@ class Weights:
 
 
 def save_weights(folder: Path, weights: Weights) -> None:
-    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding to float16.
+    """Write a folder of weights; `load_weights` reads it back exactly, but for rounding: weights to float16, contexts to 8 bits.
 
     If that fails, what was in the folder stays. Its files are replaced together: a folder with a config.json is of one model.
     """
@@ -65,7 +65,8 @@ def save_weights(folder: Path, weights: Weights) -> None:
     folder = Path(folder).expanduser()
     with replaced_together(folder, last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
-        save_tensors(unfinished / CONTEXTS, {k: v for name, part in contexts.items() for k, v in prefixed(name, part.parts()).items()}, {})
+        stored = {k: v for name, part in contexts.items() for k, v in prefixed(name, _in_bytes(part.parts())).items()}
+        save_tensors(unfinished / CONTEXTS, stored, {})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / legacy.CONTEXTS_FILE).unlink(missing_ok=True)
 
@@ -138,17 +139,25 @@ def _check_files(folder: Path, sha256: Any) -> None:
             raise TensorFileError(f"{path}: its contents have changed since config.json was written")
 
 
+def _in_bytes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contexts with their latents in 8 bits, of equal steps from minus to plus a context's largest; `load_tensors` undoes it."""
+    scale = (parts["latent"].float().abs().flatten(1).amax(1) / 127).clamp(min=1e-6)
+    return parts | {"latent": (parts["latent"] / scale.view(-1, 1, 1, 1)).round().to(torch.int8), "latent" + SCALE: scale}
+
+
 def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Segment:
     """Contexts that this model can continue."""
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # shapes behind (B, T)
-        "latent": ((config.tokens, config.latent_channels), torch.float16),
+        "latent": ((config.tokens, config.latent_channels), torch.float16),  # rounded once more if it comes from 8 bits
         "action": ((config.action_size,), torch.float32) if config.action_size else ((), torch.int64),
         "pose": ((config.pose_size,), torch.float32),
         "inventory": ((config.inventory_size,), torch.float32),
     }
+    if "latent" in tensors and tensors["latent"].dtype == torch.float32:
+        tensors = tensors | {"latent": tensors["latent"].half()}
     if tensors.keys() != expected.keys():
         raise TensorFileError(f"{path}: {name} are {in_short(sorted(tensors))}, not {sorted(expected)}")
     first = tensors["action"].shape[:2]

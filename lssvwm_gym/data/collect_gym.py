@@ -21,11 +21,12 @@ import numpy as np
 import tyro
 from gymnasium.spaces import Box, Dict, Discrete
 
-from lssvwm_gym.data.collect import Collected, Collecting, Source, gather, record
+from lssvwm_gym.data.collect import Collected, Collecting, Policy, Source, gather, record
 from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, not_a_picture, note, read_settings
 from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.io.json_config import Bounds, check_bounds, fields_of, parsed
 from lssvwm_gym.io.video import VIDEO_CRF
+from lssvwm_gym.io.worker_pool import Work
 from lssvwm_gym.real_envs.experts.maze_players import Sticky, draw
 from lssvwm_gym.worlds.spec import LARGEST_NUMBER
 
@@ -112,8 +113,11 @@ class Collection:
     inventory: tuple[str, ...] = ()  # names of the numbers that are observed beside the picture
 
 
-def collect_gym(run: GymCollecting) -> Collected:
+def collect_gym(run: GymCollecting, open_work: Callable[[GymCollecting], Work] | None = None) -> Collected:
     """Collect the episodes that are not yet in `run.out`, as `lssvwm_gym.data.collect.collect` does.
+
+    Args:
+        open_work: a worker's work, importable by name, in place of `GymRecorder` with a player at random.
 
     Raises:
         ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
@@ -129,7 +133,7 @@ def collect_gym(run: GymCollecting) -> Collected:
     finally:
         env.close()
     run = replace(run, pixels="observation" if collection.pixels == "observation" else "render")
-    return gather(run.plain, partial(GymRecorder, run), run.steps + 1)
+    return gather(run.plain, partial(open_work or GymRecorder, run), run.steps + 1)
 
 
 def read_collection(folder: Path) -> Collection | None:
@@ -140,9 +144,10 @@ def read_collection(folder: Path) -> Collection | None:
 class GymRecorder:
     """A worker's work: one environment, kept open, and an episode written for every seed."""
 
-    def __init__(self, run: GymCollecting) -> None:
+    def __init__(self, run: GymCollecting, make_policy: Callable[[np.random.Generator], Policy] | None = None) -> None:
+        """`make_policy` gives an episode's player, where that is not one that draws at random."""
         self._run, self._env = run, make(run)
-        env, policy = self._env, partial(Sticky, self._env.action_space, run.odds, run.sticky)
+        env, policy = self._env, make_policy or partial(Sticky, self._env.action_space, run.odds, run.sticky)
         self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else (), frame=env.picture)
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
