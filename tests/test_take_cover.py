@@ -6,13 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from short_game import Game
 from tiny_world import write_tiny_weights
 
+from agents.agent import RealPlayer
+from agents.policies import Policy, PolicyConfig, save_policy
 from examples import take_cover
+from experiments.collect_with_policy import PolicyCollecting, open_recorder
 from lssvwm_gym.checkpoints.checkpoint import load_weights
+from lssvwm_gym.data.collect import Source, record
+from lssvwm_gym.data.collect_gym import GymCollecting
+from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.worlds import WorldSpec
+from lssvwm_gym.envs.wrappers import WorldModelObservation, observed_shape
+from lssvwm_gym.worlds import WorldSpec, read_world, write_world
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +55,45 @@ def test_dreams_count_until_each_ends(dream, monkeypatch):
     ended = take_cover.in_dreams(replace(dream, weights=replace(dream.weights, world_model=ending)), "random", run)
     assert len(set(ended.tics.tolist())) == 1
     assert ended.tics[0] < trial.tics.max()
+
+
+def test_a_policy_is_recorded_as_it_would_act_in_the_real_game(dream):
+    """The player of a recording sees what the wrapper for real environments shows, and its episode is one to learn from."""
+
+    class Watching:
+        observation = "features"
+
+        def __init__(self):
+            self.seen = []
+
+        def act(self, observation, info):
+            self.seen.append(observation)
+            return np.array([int(observation.sum() * 1e4) % 3])
+
+    recorded, shown = Watching(), Watching()
+    source = Source(lambda _: Game(), lambda rng: None, 9)
+    episode = record(Game(), RealPlayer(recorded, dream), source, 8, 50)
+    assert len(episode) == 10
+    assert episode.extras["terminated"].tolist() == [False] * 9 + [True]
+    env = WorldModelObservation(Game(), dream)
+    seen, info = env.reset(seed=8)
+    for action in episode.action[1:]:
+        assert shown.act(torch.from_numpy(seen[None]), info) == action
+        seen = env.step(np.int64(action))[0]
+    assert all(torch.equal(a, b) for a, b in zip(recorded.seen, shown.seen, strict=True))
+
+
+def test_a_second_round_of_recordings_is_of_a_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of a worker's process, which this isn't
+    game = GymCollecting("CartPole-v1", tmp_path / "games", episodes=2, steps=12, fps=9)
+    folder = write_tiny_weights(tmp_path / "weights", actions=2, memory_features=0)
+    write_world(folder, WorldSpec("LSSVWM-Poled-v0", "poled", 64, ("0", "1"), {}, 9, (0.0, 1.0), 30, folder))
+    poled = Dream(read_world(folder), load_weights(folder), "fast")
+    save_policy(tmp_path / "policy.safetensors", Policy(PolicyConfig("poled", "features", observed_shape(poled, "features"), 2)), {})
+    recorder = open_recorder(PolicyCollecting(tmp_path / "policy.safetensors", folder, game, random=0.0), replace(game, pixels="render"))
+    (tmp_path / "games").mkdir()
+    recorder(3)
+    recorder.close()
+    assert 2 <= len(read_episode(tmp_path / "games" / "000003")) <= 13
+    with pytest.raises(ValueError, match="random is a chance from 0 to 1"):
+        PolicyCollecting(tmp_path / "policy.safetensors", folder, game, random=2.0)
