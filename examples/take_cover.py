@@ -11,26 +11,28 @@ a game has at most 2,100 of them, 750 count as solved. A step lasts four tics. N
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from gymnasium.wrappers import TimeLimit
 
 import lssvwm_gym
 from agents import ppo
+from experiments import check_own_worlds
 from experiments.agents_by_name import open_agent
+from experiments.check_own_worlds import given_steps
 from experiments.trials import as_observed, real_episode, write_film
 from lssvwm_gym.data.collect_gym import GymCollecting, make
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.own_world import OwnWorld, dream
 
 TICS, STEPS, FPS = 4, 525, 9  # a step; steps of a game and of a second
+NOISES = (0.7, 0.85, 1.15, 1.3)  # by which what frames are drawn from is scaled: what a policy exploits holds in none but its own dreams
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def compare(dreams: Dream, policy: Path, run: TakeCover, scores: Path) -> np.nda
     for who, acts in (("random", "random"), ("learned in the dream", str(policy))):
         trials = {"dream": in_dreams(dreams, acts, run), "game": in_games(run.world.collecting, dreams, acts, run)}
         results[who] = {where: survival(trial.tics) for where, trial in trials.items()}
+        results[who] |= {f"dream, noise {noise}": survival(in_dreams(dreams, acts, run, noise).tics) for noise in NOISES}
         print(f"{who:<22}" + "".join(f"{where} {said['mean']:.0f} ± {said['deviation']:.0f}  " for where, said in results[who].items()))
     write_json(scores, results)
     longest = max(len(trial.frames) for trial in trials.values())
@@ -103,17 +106,12 @@ def survival(tics: np.ndarray) -> dict[str, float]:
     return {"mean": tics.mean(), "deviation": tics.std(ddof=1), "error": tics.std(ddof=1) / len(tics) ** 0.5, "episodes": len(tics)}
 
 
-@torch.no_grad()
-def in_dreams(dream: Dream, policy: str, run: TakeCover) -> Trial:
-    """Side by side in dreams, each from a beginning of its own."""
-    agent = open_agent(policy, dream, run.episodes, run.seed)
-    state = dream.reset(torch.arange(run.seed, run.seed + run.episodes))
-    alive, steps, frames = torch.ones(run.episodes, dtype=torch.bool), state.world.age.clone(), []
-    while alive.any() and steps.max() < STEPS:
-        frames += [dream.frame(state)[0].numpy()] if alive[0] else []
-        state, _, ended, *_ = dream.step(state, torch.from_numpy(agent.act(observed(dream, state, agent.observation), None)))
-        steps, alive = steps + alive, alive & ~ended
-    return Trial(TICS * steps.numpy().astype(float), np.stack(frames))
+def in_dreams(dream: Dream, policy: str, run: TakeCover, noise: float = 1.0) -> Trial:
+    """Side by side in dreams, each from a beginning of its own; `noise` scales what frames are drawn from."""
+    frames = list[np.ndarray]()
+    agents = partial(open_agent, policy, dream)
+    played = check_own_worlds.in_dreams(dream, agents, run.episodes, STEPS, run.seed, noise, frames.append)
+    return Trial(TICS * np.array([given_steps(dream) + one.steps for one in played], float), np.stack(frames))
 
 
 def in_games(collecting: GymCollecting, dream: Dream, policy: str, run: TakeCover) -> Trial:

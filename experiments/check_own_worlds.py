@@ -34,6 +34,7 @@ from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import write_json
+from lssvwm_gym.models.rollout import frame_noise
 from lssvwm_gym.own_world import OwnWorld, planned
 from lssvwm_gym.own_world import dream as make_dream
 from lssvwm_gym.real_envs.experts.maze_players import Sticky
@@ -105,13 +106,26 @@ def given_steps(dream: Dream) -> int:
 
 
 @torch.no_grad()
-def in_dreams(dream: Dream, make_agent: MakeAgent, episodes: int, steps: int, seed: int) -> list[Played]:
-    """Side by side, until each ends or has so many steps, with those that are given."""
+def in_dreams(
+    dream: Dream,
+    make_agent: MakeAgent,
+    episodes: int,
+    steps: int,
+    seed: int,
+    noise: float = 1.0,
+    show: Callable[[np.ndarray], None] | None = None,
+) -> list[Played]:
+    """Side by side, until each ends or has so many steps, with those that are given.
+
+    `noise` scales what frames are drawn from; `show` is given the frames (height, width, 3) of the first dream before each of its steps.
+    """
     agent, state, given = make_agent(episodes, seed), dream.reset(torch.arange(seed, seed + episodes)), given_steps(dream)
     alive, taken, earned = torch.ones(episodes, dtype=torch.bool), torch.zeros(episodes).long(), torch.zeros(episodes).double()
     for _ in range(steps - given):
-        action = agent.act(observed(dream, state, agent.observation), None)
-        state, reward, ended, *_ = dream.step(state, torch.from_numpy(action))
+        if show is not None and alive[0]:
+            show(dream.frame(state)[0].numpy())
+        action = torch.from_numpy(agent.act(observed(dream, state, agent.observation), None))
+        state, reward, ended, *_ = dream.step(state, action, noise * frame_noise(state, dream.weights.world_model))
         taken, earned, alive = taken + alive, earned + reward * alive, alive & ~ended
         if not alive.any():
             break

@@ -361,8 +361,13 @@ def test_what_given_frames_have_shown_is_recalled_and_what_is_open_is_sampled(mo
     imagined = commit(model, seen, action, there)
     assert torch.equal(imagined.observed, seen.observed)  # what was dreamed was not given
     assert not torch.equal(imagined.world.spatial_memory.explained, seen.observed)
-    back = imagine(model, imagined, action, 4, still)  # there again: only a dream has shown it
+    back = imagine(model, imagined, action, 4, still)  # what comes next there: only a dream has shown it
     assert not torch.allclose(back.latent, means[2].mean, atol=0.1)
+    monkeypatch.setattr(rollout, "NEW", (0.1, 0.2))  # more than the memory's noise leaves of one frame
+    again = imagine(model, imagined, action, 4, far, imagined.pose)  # the very view, come back to
+    assert torch.allclose(again.latent, means[3].mean, atol=0.5 / LATENT_STEPS)
+    beside = imagine(model, imagined, action, 4, far, imagined.pose + torch.tensor([9.0, 0, 0, 0]))
+    assert not torch.allclose(beside.latent, means[4].mean, atol=0.1)
 
 
 def test_states_of_before_count_all_that_they_remember_as_seen():

@@ -37,7 +37,7 @@ class Packaging:
     data: Path | None = None  # folder with real episodes to begin dreams with; none: those that `world_model`, a folder, begins with
     short_contexts: int = 64
     short_context_frames: int = 16
-    long_contexts: int = 4
+    long_contexts: int = 16
     long_context_frames: int = 500  # fewer where no recording is as long
     contexts: Literal["auto", "anywhere", "start"] = "auto"  # of a recording; auto: its start, as after a reset, where any ends by itself
     seed: int = 0

@@ -28,6 +28,7 @@ PREFILL_FRAMES = 128  # that go through the model in one call
 LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: differences in the last bit of a sum, which
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
 OPEN = (0.3, 0.8)  # posterior variances after the given frames below which a place is known, and above which it is open
+NEW = (0.03, 0.07)  # after dreamed ones too: below it the view is one that was dreamed before, above it it is another
 
 
 class DreamState(NamedTuple):
@@ -234,8 +235,8 @@ def _sampled(
 ) -> tuple[Tensor, Tensor]:
     """The latent, and its uncertainty. Sampled by the flow head, after one read-only pass of the model; without one, by the model itself.
 
-    Where given frames have shown the place the model's mean is taken, for that is what stays the same over hundreds of frames; what
-    is open is sampled. What only dreamed frames have shown counts as open: the head knows by the memory how to repeat it.
+    Where given frames have shown the place, or any frame this very view, the model's mean is taken, for that is what stays the same over
+    hundreds of frames; what is open is sampled. Places near dreamed frames count as open: the head knows by the memory how they go on.
     """
     if model.flow_head is None:
         return sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps)
@@ -243,9 +244,16 @@ def _sampled(
     latent, uncertainty = model.flow_head.sample(evidence, noise, steps)
     if frame_context.memory_query is None:
         return latent, uncertainty
-    known, unknown = OPEN
-    share = ((observed_variance(state, frame_context) - known) / (unknown - known)).clamp(0, 1)
+    moved = zip(inputs.motion[:, 0].unbind(-1), model.config.motion_scale, strict=True)
+    moves = torch.stack([part.abs() > scale / 3 for part, scale in moved]).any(0)  # frames of one place in a row stay samples
+    new = torch.where(moves, _openness(evidence.posterior_variance, NEW), 1.0)
+    share = _openness(observed_variance(state, frame_context), OPEN) * new
     return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share
+
+
+def _openness(variance: Tensor, bounds: tuple[float, float]) -> Tensor:
+    known, unknown = bounds
+    return ((variance - known) / (unknown - known)).clamp(0, 1)
 
 
 def observed_variance(state: DreamState, context: FrameContext) -> Tensor:
