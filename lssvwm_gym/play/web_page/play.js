@@ -81,8 +81,8 @@ function row(...cells) {
 
 function gauge(name, share) {
   const made = element("div", "", "gauge");
-  const bar = share === null ? element("span", "not with this profile", "none without") : document.createElement("meter");
-  if (share !== null) bar.value = share;
+  const bar = share === null ? element("span", "not with this profile", "none without") : document.createElement("progress");
+  if (share !== null) [bar.value, bar.className] = [share, name];
   made.append(element("span", name, "name"), bar);
   return made;
 }
