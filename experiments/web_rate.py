@@ -14,8 +14,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from experiments.benchmark.machine import Times, machine, memory_bytes
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.json_config import write_json
+from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.play import Playing
 from lssvwm_gym.play.web import Server
 
@@ -80,24 +80,27 @@ async def page(client: TestClient[Any, Any]) -> AsyncIterator[Page]:
 
 
 async def rates(args: Args, client: TestClient[Any, Any], env: DreamEnv) -> dict[str, Any]:
-    plain, delivered = [], []
+    plain, delivered, work = [], [], []
     async with page(client) as player:
         await player.until_paused(True)
         for _ in range(args.rounds):
+            used = time.process_time()
             plain.append(args.steps / await asyncio.to_thread(seconds_of_steps, env, args.steps))
+            used = time.process_time() - used
             await player.until_paused(False)
-            began = time.perf_counter()
+            began, used_before = time.perf_counter(), time.process_time()
             for _ in range(args.steps):
                 await player.frame()
             delivered.append(args.steps / (time.perf_counter() - began))
+            work.append((used / args.steps, (time.process_time() - used_before) / args.steps))
             await player.until_paused(True)
-            await player.tell("down", "r")
     shares = np.array(delivered) / np.minimum(plain, 30.0)
     return {
         "plain_steps_a_second": float(np.median(plain)),
         "frames_a_second": float(np.median(delivered)),
         "share_up_to_30": float(np.median(shares)),
         "share_standard_error": float(shares.std(ddof=1) / len(shares) ** 0.5),
+        "processor_ms": dict(zip(("plain_step", "frame"), (np.median(work, 0) * 1000).tolist(), strict=True)),
     }
 
 
@@ -158,29 +161,24 @@ async def come_and_go(args: Args, server: Server, client: TestClient[Any, Any]) 
 
 
 async def measured(args: Args) -> dict[str, Any]:
-    run = Playing(world=args.world, weights=args.weights, profile=args.profile, visitors=args.visitors, web=True)  # type: ignore[arg-type]
+    run = Playing(world=args.world, weights=args.weights, profile=args.profile, visitors=args.visitors)  # type: ignore[arg-type]
     env = DreamEnv(args.world, weights=args.weights, profile=args.profile)
     env.reset(seed=0)
     found: dict[str, Any] = {}
-    uncapped = Server(run, UNCAPPED)
-    uncapped.run = run
-    async with TestClient(TestServer(uncapped.app())) as client:
-        uncapped.fps = UNCAPPED
+    async with TestClient(TestServer(Server(replace(run, fps=UNCAPPED), UNCAPPED).app())) as client:
         found |= await rates(args, client, env)
-        print(found, flush=True)
         found |= await latency(args, client, env)
-        print(found, flush=True)
     server = Server(run)
     async with TestClient(TestServer(server.app())) as client:
         found["visitors_frames_a_second"] = await together(args, client)
-        print(found, flush=True)
         found |= await come_and_go(args, server, client)
     return found
 
 
 def main() -> None:
     args = tyro.cli(Args)
-    found = {"date": str(date.today()), "machine": machine(), "world": args.world, "profile": args.profile, **asyncio.run(measured(args))}
+    keep_freed_memory()  # as the command does
+    found = {"machine": machine(), "world": args.world, "profile": args.profile, **asyncio.run(measured(args))}
     print(json.dumps(found, indent=1))
     if args.out:
         write_json(args.out, found)

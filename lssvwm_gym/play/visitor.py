@@ -18,6 +18,7 @@ import io
 import json
 import math
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +52,7 @@ from lssvwm_gym.worlds import chosen_world
 OF_THE_WINDOW = {"v", "f9", "f10", "h", "q"}  # commands about files here, or that a page has ways of its own for
 MOST_COMMANDS = 16  # that wait for their turn
 LONGEST_WAIT = 3600.0  # seconds
+LONGEST_TURNS = 0.5  # seconds, after which the event loop hears of a visitor
 FILM_FRAMES = 2000  # at which a film ends by itself
 GOES_WRONG = (ValueError, AttributeError, RecursionError)  # in reading JSON of strangers
 
@@ -66,7 +68,7 @@ class View:
 
 
 class Visitor:
-    """A game, its controls, and what is wanted of it. `turn` and `close` take time and run elsewhere; the rest is for the event loop."""
+    """A game, its controls, and what is wanted of it. `turns` and `close` take time and run in a thread; the rest is for the event loop."""
 
     def __init__(self, run: Playing, fastest: float) -> None:
         self.run, self.fastest = run, fastest
@@ -74,7 +76,9 @@ class Visitor:
         self.commands = COMMANDS.keys() - OF_THE_WINDOW | (POLICY.keys() if run.policy else set())
         self.keyboard = Keyboard()  # as the page last told it
         self.waiting: deque[Callable[[], object]] = deque()  # what is to be done, one a turn
-        self.complaint = self._said = ""  # about the last wrong message: not yet handed over, handed over
+        self.complaint = ""  # about the last wrong message
+        self._lock = threading.RLock()  # of what is received and taken
+        self.is_in_line = self.has_left = False
         self.wake = asyncio.Event()  # something was received
         self.news = asyncio.Event()  # there is something to show, or room for it
         self.sent = self.seen = 0  # numbers of the last frames sent, and shown as the page says
@@ -92,7 +96,8 @@ class Visitor:
             ((name, value),) = json.loads(text).items()
             if name not in RECEIVED:
                 raise KeyError(name)
-            getattr(self, f"_{name}")(value)
+            with self._lock:
+                getattr(self, f"_{name}")(value)
         except KeyError as error:
             self.complain(f"this page sends what is not known here: {error!s:.60}")
         except GOES_WRONG as error:
@@ -102,7 +107,8 @@ class Visitor:
 
     def complain(self, about: str) -> None:
         """Say in the next turn what was wrong; the last complaint counts."""
-        self.complaint = about
+        with self._lock:
+            self.complaint = about
         self.wake.set()
 
     def greeting(self) -> dict[str, Any]:
@@ -121,11 +127,7 @@ class Visitor:
 
     async def until_due(self) -> None:
         """Wait for the next turn: at once for a command or a complaint, else when the next step is due."""
-        while self.controls is not None and not self.waiting and not self.complaint:
-            still = self.controls.paused and REWIND not in self.keyboard.held
-            wait = math.inf if still else self.controls.pace.due - time.perf_counter()
-            if wait <= 0:
-                return
+        while (wait := self.wait()) > 0:
             self.wake.clear()
             alarm = asyncio.get_running_loop().call_later(min(wait, LONGEST_WAIT), self.wake.set)
             try:
@@ -133,15 +135,13 @@ class Visitor:
             finally:
                 alarm.cancel()
 
-    def prepare(self) -> None:
-        """Before a turn: hand over the keys that are pressed and, after the last command, the complaint."""
-        self._said = ""
-        if len(self.waiting) <= 1:
-            self._said, self.complaint = self.complaint, ""
-        if self.controls is not None:
-            mine = self.controls.keyboard
-            mine.held, mine.tapped = self.keyboard.held, list(dict.fromkeys([*mine.tapped, *self.keyboard.tapped]))
-            self.keyboard.tapped = []
+    def wait(self) -> float:
+        """Seconds until the next turn is due; 0 or less if it is."""
+        if self.controls is None or self.waiting or self.complaint:
+            return 0.0
+        if self.controls.paused and REWIND not in self.keyboard.held:
+            return math.inf
+        return self.controls.pace.due - time.perf_counter()
 
     def _down(self, name: str) -> None:
         key = meaning(_text(name), self.world.keys)
@@ -181,16 +181,25 @@ class Visitor:
 
     # ---- in turns ----
 
-    def turn(self) -> View:
+    def turns(self, publish: Callable[[], object], others_wait: Callable[[], bool]) -> None:
+        """One turn, and more while they are due and nobody else waits: so a machine that is too slow for the pace waits for nothing."""
+        self.is_in_line = False
+        end = time.perf_counter() + LONGEST_TURNS
+        while not self.has_left:
+            self.turn()
+            publish()
+            if self.wait() > 0 or others_wait() or time.perf_counter() > end:
+                return
+
+    def turn(self) -> None:
         """Do one thing that is wanted, go on if it is time to, and see what is to be shown."""
         if self.controls is None:
             fps = min(self.run.fps or self.world.fps, self.fastest)
             self.controls = Controls(open_game(self.run), fps, self.run.saves, self.fastest)
             self.controls.pace.due = time.perf_counter() + 1 / fps
         else:
-            self._act(self.controls)
+            self._act(self.controls, self._take(self.controls))
         self.view = self._seen_now(self.controls)
-        return self.view
 
     def close(self) -> None:
         if self.controls is not None:
@@ -198,15 +207,25 @@ class Visitor:
         self.controls = self.view = None
         self._of = None, []
 
-    def _act(self, controls: Controls) -> None:
+    def _take(self, controls: Controls) -> str:
+        """Take over the keys that are pressed and, after the last command, the complaint, which is returned."""
+        with self._lock:
+            mine, complaint = controls.keyboard, ""
+            mine.held, mine.tapped = self.keyboard.held, list(dict.fromkeys([*mine.tapped, *self.keyboard.tapped]))
+            self.keyboard.tapped = []
+            if len(self.waiting) <= 1:
+                complaint, self.complaint = self.complaint, ""
+            return complaint
+
+    def _act(self, controls: Controls, complaint: str) -> None:
         if self.waiting:
             self.waiting.popleft()()
         controls.game.past.hold(self.rewind_bytes)
         controls.act(time.perf_counter())
         if controls.film is not None and len(controls.film) >= FILM_FRAMES:
             self._begin_or_end_film(controls, ENDINGS[0])
-        if self._said:
-            controls.say(self._said, is_error=True)
+        if complaint:
+            controls.say(complaint, is_error=True)
 
     def _begin_or_end_film(self, controls: Controls, ending: str) -> None:
         """A film that ends waits in `film`, until it is handed over."""

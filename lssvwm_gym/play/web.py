@@ -125,6 +125,7 @@ class Server:
         try:
             await _listen(visitor, to_page)
         finally:
+            visitor.has_left = True
             for task in tasks:
                 task.cancel()
             del self.visitors[visitor]
@@ -141,14 +142,20 @@ class Server:
     async def _play(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
         """Turn after turn."""
         loop, films = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def published() -> None:
+            visitor.news.set()
+            if visitor.film and not films and not visitor.has_left:
+                films.add(asyncio.create_task(self._hand_over(visitor, to_page)))
+                next(iter(films)).add_done_callback(films.discard)
+
+        def publish() -> None:
+            loop.call_soon_threadsafe(published)
+
         try:
             while True:
-                visitor.prepare()
-                await loop.run_in_executor(self._turns, visitor.turn)
-                visitor.news.set()
-                if visitor.film and not films:
-                    films.add(asyncio.create_task(self._hand_over(visitor, to_page)))
-                    next(iter(films)).add_done_callback(films.discard)
+                visitor.is_in_line = True
+                await loop.run_in_executor(self._turns, visitor.turns, publish, self._is_anyone_in_line)
                 await visitor.until_due()
         except Exception as error:
             log.exception("the game of a visitor has ended by an error")
@@ -156,6 +163,9 @@ class Server:
         finally:
             for film in films:
                 film.cancel()
+
+    def _is_anyone_in_line(self) -> bool:
+        return any(visitor.is_in_line for visitor in list(self.visitors))
 
     async def _hand_over(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
         """Make the film that has ended, and send it."""
