@@ -40,6 +40,7 @@ class Args:
     weights: Path | None = None
     rounds: int = 10  # of plain steps, then frames
     steps: int = 30  # a round
+    warm_up: int = 200  # frames before: until the memory for rewinding is full, every state needs fresh memory
     presses: int = 200
     visitors: int = 8
     seconds: float = 20.0  # that all visitors play
@@ -82,6 +83,8 @@ async def page(client: TestClient[Any, Any]) -> AsyncIterator[Page]:
 async def rates(args: Args, client: TestClient[Any, Any], env: DreamEnv) -> dict[str, Any]:
     plain, delivered, work = [], [], []
     async with page(client) as player:
+        for _ in range(args.warm_up):
+            await player.frame()
         await player.until_paused(True)
         for _ in range(args.rounds):
             used = time.process_time()

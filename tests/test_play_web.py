@@ -314,7 +314,7 @@ def test_the_visitor_too_many_is_told_so_and_the_place_is_free_again(run, tiny_w
                     assert (await third.hear())[0] == {"is": "end", "message": "all 2 places are taken: try again later", "sizes": []}
                     assert (await third.hear())[0] == {"is": "closed", "code": 1013}
                 assert same(await first.step("w"), dreamed(tiny_weights, [FORWARD])[1])
-                assert [visitor.rewind_bytes for visitor in server.visitors] == [400 * 10**6] * 2
+                assert [visitor.controls.game.past.limit for visitor in server.visitors] == [400 * 10**6] * 2  # though both are paused
             await gone(server, 1)
             async with page(client) as third:
                 await third.step()

@@ -68,7 +68,7 @@ class View:
 
 
 class Visitor:
-    """A game, its controls, and what is wanted of it. `turns` and `close` take time and run in a thread; the rest is for the event loop."""
+    """A game, its controls, and what is wanted of it. `turns`, `hold` and `close` run in a thread, the rest on the event loop."""
 
     def __init__(self, run: Playing, fastest: float) -> None:
         self.run, self.fastest = run, fastest
@@ -121,7 +121,6 @@ class Visitor:
             "actions": action_help(self.world),
             "commands": helped,
             "keys": spoken,
-            "marks": MARK_KEYS,
             "profiles": list(PROFILES),
         }
 
@@ -201,6 +200,11 @@ class Visitor:
             self._act(self.controls, self._take(self.controls))
         self.view = self._seen_now(self.controls)
 
+    def hold(self) -> None:
+        """Keep no more for rewinding than there is room for."""
+        if self.controls is not None:
+            self.controls.game.past.hold(self.rewind_bytes)
+
     def close(self) -> None:
         if self.controls is not None:
             self.controls.game.close()
@@ -220,7 +224,7 @@ class Visitor:
     def _act(self, controls: Controls, complaint: str) -> None:
         if self.waiting:
             self.waiting.popleft()()
-        controls.game.past.hold(self.rewind_bytes)
+        self.hold()
         controls.act(time.perf_counter())
         if controls.film is not None and len(controls.film) >= FILM_FRAMES:
             self._begin_or_end_film(controls, ENDINGS[0])
@@ -230,7 +234,7 @@ class Visitor:
     def _begin_or_end_film(self, controls: Controls, ending: str) -> None:
         """A film that ends waits in `film`, until it is handed over."""
         if controls.film is None:
-            controls.begin_film()
+            controls.say(controls.begin_film())
         elif self.film is None:
             self.film = ending, controls.take_film(), controls.pace.wanted
             controls.say("the film is being written")

@@ -33,6 +33,7 @@ PAGE = Path(__file__).parent / "web_page"
 MAX_MESSAGE = 4096  # bytes
 UNSEEN = 3  # frames under way to a page at most; those that it is too slow for are never sent
 BURST = 10  # messages of a page that are read before all others have their turn
+GOODBYE = 3.0  # seconds that a page has for the last message
 HEARTBEAT = 20.0  # seconds without an answer after which a page is gone
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'",
@@ -137,7 +138,7 @@ class Server:
     def _share_memory(self) -> None:
         for visitor in self.visitors:
             visitor.rewind_bytes = self.run.rewind_mb * 10**6 // len(self.visitors)
-            visitor.wake.set()
+            self._turns.submit(visitor.hold)
 
     async def _play(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
         """Turn after turn."""
@@ -196,8 +197,8 @@ class Server:
             await asyncio.sleep(1 / self.fastest)
 
     async def _end_all(self, _: web.Application) -> None:
-        for to_page in list(self.visitors.values()):
-            await _end(to_page, "the game has been ended where it was started", WSCloseCode.GOING_AWAY)
+        message = "the game has been ended where it was started"
+        await asyncio.gather(*(_end(to_page, message, WSCloseCode.GOING_AWAY) for to_page in self.visitors.values()))
 
     async def _end_threads(self, _: web.Application) -> None:
         for threads in (self._turns, self._films):
@@ -217,9 +218,12 @@ async def _listen(visitor: Visitor, to_page: web.WebSocketResponse) -> None:
 
 
 async def _end(to_page: web.WebSocketResponse, message: str, code: int = WSCloseCode.TRY_AGAIN_LATER) -> None:
-    with suppress(ConnectionError):
+    async def end() -> None:
         await to_page.send_bytes(packed({"is": "end", "message": message}))
         await to_page.close(code=code)
+
+    with suppress(ConnectionError, asyncio.TimeoutError):
+        await asyncio.wait_for(end(), GOODBYE)
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
