@@ -32,7 +32,6 @@ async def step(page, key, number):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.slow
 def test_the_page_plays_rewinds_marks_and_films(tiny_weights, tmp_path):
     run = Playing(world="memory-maze", weights=tiny_weights, fps=0.5, seed=3, web=True, saves=tmp_path / "saves")
 

@@ -150,6 +150,21 @@ def test_keys_give_the_frames_of_the_plain_environment(run, tiny_weights):
     asyncio.run(scenario())
 
 
+def test_the_page_is_told_the_keys_that_there_are(run):
+    async def scenario():
+        async with served(run()) as (_, client), page(client, paused=False) as player:
+            told, _ = await player.hear()
+            assert {"w", "up", "backspace", "p", "return", "f1", "f8", ".", "="} <= set(told["keys"])
+            assert not {"v", "f9", "f10", "h", "q", "escape", "space", "t"} & set(told["keys"])
+            for key in told["keys"]:
+                await player.press(key)
+            await player.tell("profile", "quality")
+            await player.until(lambda told: told["profile"] == "quality")
+            assert not player.told["wrong"]
+
+    asyncio.run(scenario())
+
+
 def test_the_game_goes_on_by_itself_and_a_tap_counts(run, tiny_weights):
     async def scenario():
         async with served(run(fps=20.0)) as (_, client), page(client, paused=False) as player:

@@ -114,7 +114,8 @@ class Visitor:
     def greeting(self) -> dict[str, Any]:
         """What the page is told first."""
         helped = [(key, command.short, command.at_length) for key, command in (COMMANDS | POLICY).items() if key in self.commands]
-        spoken = [*ARROWS, *OTHER_NAMES, *MARK_KEYS, *self.commands, *set("".join(self.world.keys))]
+        known = {*MARK_KEYS, *self.commands, *"".join(self.world.keys)}
+        spoken = [*known, *(name for name in (*ARROWS, *OTHER_NAMES) if meaning(name, self.world.keys) in known)]
         return {
             "is": "world",
             "title": title(self.world),

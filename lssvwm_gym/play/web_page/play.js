@@ -3,7 +3,7 @@
 const at = (id) => document.getElementById(id);
 const style = getComputedStyle(document.documentElement);
 const colour = (name) => style.getPropertyValue(`--${name}`);
-const NAMES = { ArrowUp: "up", ArrowLeft: "left", ArrowDown: "down", ArrowRight: "right", " ": "space", Backspace: "backspace" };
+const NAMES = { ArrowUp: "up", ArrowLeft: "left", ArrowDown: "down", ArrowRight: "right", " ": "space", Backspace: "backspace", Enter: "return" };
 const ENDED = { 1006: "the connection is lost", 1009: "a message of this page was too long" };
 const SMALLEST = 4; // units of length that the map shows at least
 
@@ -184,7 +184,7 @@ at("profile").onchange = () => { tell("profile", at("profile").value); at("profi
 
 function pressed(event) {
   const name = NAMES[event.key] ?? event.key.toLowerCase();
-  const isTyped = event.target.matches("button, select, summary") && [" ", "Enter"].includes(event.key) && !keys.has(" ");
+  const isTyped = event.target.matches?.("button, select, summary") && (event.key === "Enter" || (event.key === " " && !keys.has(" ")));
   return event.ctrlKey || event.altKey || event.metaKey || isTyped || !(keys.has(name) || ["v", "h"].includes(name)) ? null : name;
 }
 
