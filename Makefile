@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test results lint types versions docs graphics luanti
+.PHONY: help demo test results lint types versions docs graphics luanti browser
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PIP_ARGS ?=
@@ -20,11 +20,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/crafting.py experiments/luanti_*.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_before_rewards.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/crafting.py experiments/luanti_*.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_before_rewards.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/web_rate.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
 LUANTI := minetest minetest-data xvfb libgl1-mesa-dri gcc libc6-dev libx11-dev libgl-dev
+# For the page of the game
+BROWSER := chromium
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
@@ -34,7 +36,7 @@ help: ## this list
 demo: $(BIN)/.ready-demo ## dream a maze on the CPU and save what was seen
 	$(BIN)/python examples/demo.py
 
-test: $(BIN)/.ready-dev $(KERNELS)/.ready graphics luanti ## the whole test suite
+test: $(BIN)/.ready-dev $(KERNELS)/.ready graphics luanti browser ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make results DATA=<mazes> BLIND=<mazes> BLOCKS=<block world>
@@ -109,6 +111,9 @@ graphics:
 
 luanti:
 	$(call apt_install,$(LUANTI),the real block world)
+
+browser:
+	$(call apt_install,$(BROWSER),the page of the game)
 
 # $(1) packages, $(2) what for; nothing happens where they are there or there is no apt
 define apt_install

@@ -26,7 +26,8 @@ from lssvwm_gym.evaluation.rollouts import cut_clips, prefill_clips, read_encode
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModelConfig
-from lssvwm_gym.play.run import Playing, open_game, play
+from lssvwm_gym.play import Playing, play
+from lssvwm_gym.play.settings import open_game
 from lssvwm_gym.training.autoencoder import AutoencoderTraining, train_autoencoder
 from lssvwm_gym.training.world_model import check_data
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, chosen_world, read_world, write_world

@@ -24,11 +24,12 @@ from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.play import Playing, play
 from lssvwm_gym.play import input as input_module
 from lssvwm_gym.play import run as run_module
+from lssvwm_gym.play import window as window_module
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.input import COMMANDS, MARK_KEYS, POLICY, Controls, Keyboard, Pace, chosen_action, meaning
-from lssvwm_gym.play.run import open_game
+from lssvwm_gym.play.settings import open_game
 from lssvwm_gym.play.view import on_map
-from lssvwm_gym.play.window import Window
+from lssvwm_gym.play.window import Window, obey
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -93,7 +94,7 @@ def scripted(monkeypatch):
                 for event in script.pop(0) if script else [pygame.event.Event(pygame.QUIT)]:
                     pygame.event.post(event)
 
-        monkeypatch.setattr(run_module, "Window", Scripted)
+        monkeypatch.setattr(window_module, "Window", Scripted)
         return seen
 
     return give
@@ -438,7 +439,7 @@ def test_wrong_files_give_one_clear_error_and_the_game_goes_on(tiny_weights, tmp
     controls = Controls(game, 4, tmp_path / "empty")
     for path, said in broken_files(tmp_path, saved[1], other):
         before = game.now
-        controls.obey(dropped(path))
+        obey(controls, dropped(path))
         assert said in controls.message
         assert controls.is_error
         assert "\n" not in controls.message
@@ -446,11 +447,11 @@ def test_wrong_files_give_one_clear_error_and_the_game_goes_on(tiny_weights, tmp
         controls.act(1e9)
         assert game.now.steps == before.steps + 1
         controls.pace.due = 0.0
-    controls.obey(down(pygame.K_F10))
+    obey(controls, down(pygame.K_F10))
     assert "no game of memory-maze is saved in" in controls.message
     (tmp_path / "a_file").write_text("")
     controls.saves = tmp_path / "a_file"
-    controls.obey(down(pygame.K_F9))
+    obey(controls, down(pygame.K_F9))
     assert controls.is_error
     game.close()
 
@@ -531,13 +532,13 @@ def test_a_film_that_can_not_be_written_goes_on(tiny_weights, tmp_path):
     (tmp_path / "a_file").write_text("")
     game = open_game(Playing(weights=tiny_weights))
     controls = Controls(game, 4, tmp_path / "a_file")
-    controls.obey(down(pygame.K_v))
+    obey(controls, down(pygame.K_v))
     game.step(0)
-    controls.obey(down(pygame.K_v))
+    obey(controls, down(pygame.K_v))
     assert controls.is_error
     controls.saves = tmp_path / "saves"
     game.step(0)
-    controls.obey(down(pygame.K_v))
+    obey(controls, down(pygame.K_v))
     assert len(read_video(tmp_path / "saves" / "memory-maze-001.mp4")) == 3
     game.close()
 

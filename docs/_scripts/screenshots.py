@@ -17,7 +17,7 @@ from PIL import Image
 
 from lssvwm_gym.play import Playing
 from lssvwm_gym.play.input import Controls
-from lssvwm_gym.play.run import open_game
+from lssvwm_gym.play.settings import open_game
 from lssvwm_gym.play.window import Window
 from lssvwm_gym.worlds import WORLDS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def check_movie(path: Path) -> None:
         raise ValueError(f"{path}: a movie's name ends in {' or '.join(ENDINGS)}, not in {path.suffix!r}")
 
 
-def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write uint8 (T, height, width, 3) frames, whole or not at all; the folder is made. MP4 rounds `fps` to a whole number.
+def write_movie(path: Path, frames: np.ndarray | Sequence[np.ndarray], fps: float, scale: int = 1) -> None:
+    """Write uint8 (T, height, width, 3) frames, `enlarged`, whole or not at all; the folder is made. MP4 rounds `fps` to a whole number.
 
     Raises:
         ValueError: no frames, or a name that ends in neither .mp4 nor .gif.
@@ -41,11 +41,12 @@ def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
     if len(frames) == 0:
         raise ValueError(f"{path}: there are no frames to write")
     path.parent.mkdir(parents=True, exist_ok=True)
+    shown = (enlarged(frame, scale) for frame in frames)  # one at a time
     with renamed_when_whole(path) as unfinished:
         if path.suffix.lower() == ".mp4":
-            write_video(unfinished, frames, max(1, round(fps)), GOOD_ENOUGH)
+            write_video(unfinished, shown, max(1, round(fps)), GOOD_ENOUGH)
         else:
-            _write_gif(unfinished, frames, fps)
+            _write_gif(unfinished, shown, fps)
 
 
 def enlarged(frames: np.ndarray, scale: int) -> np.ndarray:
@@ -53,7 +54,7 @@ def enlarged(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     from PIL import Image
 
     method = Image.Quantize.MAXCOVERAGE  # keeps small things in their colours, where the median cut fades them

@@ -1,4 +1,4 @@
-"""The keyboard, and what each key does."""
+"""Keys, and what each does; free of any window, which says what was pressed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pygame
 
-from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.play.game import MARKS, Game
 from lssvwm_gym.play.save import free_name, latest
 from lssvwm_gym.worlds import WorldSpec
@@ -60,8 +59,8 @@ class Pace:
 class Controls:
     """What the keys do to a game, and the message that is shown about it."""
 
-    def __init__(self, game: Game, fps: float, saves: Path) -> None:
-        self.game, self.saves, self.pace = game, saves, Pace(fps)
+    def __init__(self, game: Game, fps: float, saves: Path, fastest: float = FASTEST) -> None:
+        self.game, self.saves, self.pace, self.fastest = game, saves, Pace(fps), fastest
         self.keyboard = Keyboard()
         self.paused = self.shows_help = self.quits = False
         self.message, self.is_error, self.said_at = "", False, 0.0
@@ -72,23 +71,13 @@ class Controls:
     def rewinds(self) -> bool:
         return REWIND in self.keyboard.held
 
-    def obey(self, event: pygame.event.Event) -> None:
-        """Note a key, or do what it stands for."""
-        if event.type == pygame.QUIT:
-            self.quits = True
-        elif event.type == pygame.DROPFILE:
-            self.attempt(lambda: self._load(Path(event.file)))
-        elif event.type == pygame.WINDOWFOCUSLOST:
-            self.keyboard.forget()
-        elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
-            key = meaning(pygame.key.name(event.key), self.game.world.keys)
-            if event.type == pygame.KEYUP:
-                self.keyboard.release(key)
-            elif (key in self.commands or key in MARK_KEYS) and key not in self.game.world.keys:
-                self.say("")
-                self.commands[key].do(self) if key in self.commands else self.return_to(MARK_KEYS.index(key))
-            else:
-                self.keyboard.press(key)
+    def press(self, key: str) -> None:
+        """Note a key of the world, or do what another one stands for. The key is named as `meaning` names it."""
+        if (key in self.commands or key in MARK_KEYS) and key not in self.game.world.keys:
+            self.say("")
+            self.commands[key].do(self) if key in self.commands else self.return_to(MARK_KEYS.index(key))
+        elif key in set("".join(self.game.world.keys)):
+            self.keyboard.press(key)
 
     def act(self, now: float) -> None:
         """Go on, or back, if it is time to."""
@@ -105,6 +94,20 @@ class Controls:
     def is_said(self) -> bool:
         """Whether the message is still shown: for some seconds, an error until the next command."""
         return bool(self.message) and (self.is_error or time.perf_counter() - self.said_at < SAID)
+
+    @property
+    def standing(self) -> str:
+        """What is said while there is no message."""
+        return "going back" if self.rewinds else "paused: p goes on, n takes one step" if self.paused else ""
+
+    @property
+    def acts(self) -> str:
+        """Who chooses actions besides the player."""
+        return "replays" if self.game.replaying else "policy acts" if self.game.policy_acts else ""
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved game, or say why not."""
+        self.attempt(lambda: self._load(path))
 
     def finish(self) -> None:
         """Write the film that is under way."""
@@ -158,24 +161,33 @@ class Controls:
         self.pace.step_times.clear()
         self.say(f"back at mark {number + 1}")
 
-    def next_profile(self) -> None:
-        self.game.next_profile()
+    def choose_profile(self, profile: str | None = None) -> None:
+        """The next one if none is given."""
+        self.game.choose_profile(profile) if profile else self.game.next_profile()
         self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 
     def change_pace(self, factor: float) -> None:
-        self.pace = Pace(min(max(self.pace.wanted * factor, SLOWEST), FASTEST))
+        self.pace = Pace(min(max(self.pace.wanted * factor, SLOWEST), self.fastest))
 
     def begin_or_end_film(self) -> str:
         """Begin a film, or write the one under way, which goes on if it can't be written."""
         if self.film is None:
-            self.film = [self.game.picture()]
-            self.game.films.append(self.film)
-            return "filming: v ends the film"
+            return self.begin_film()
         said = write_film(free_name(self.saves, self.game.world.name, ".mp4"), self.film, self.pace.wanted)
-        self.game.films = [other for other in self.game.films if other is not self.film]
-        self.film = None
+        self.take_film()
         return said
+
+    def begin_film(self) -> str:
+        self.film = [self.game.picture()]
+        self.game.films.append(self.film)
+        return "filming: v ends the film"
+
+    def take_film(self) -> list[np.ndarray]:
+        """The pictures of the film under way, which ends."""
+        film, self.film = self.film or [], None
+        self.game.films = [other for other in self.game.films if other is not film]
+        return film
 
     def save(self) -> str:
         path = free_name(self.saves, self.game.world.name, ".safetensors")
@@ -215,7 +227,7 @@ COMMANDS = {
     REWIND: Command("rewind", "hold: go back through the moments that are kept", lambda controls: controls.keyboard.press(REWIND)),
     "m": Command("mark", "mark this moment", lambda controls: controls.mark()),
     "b": Command("back to mark", "go back to the last mark; f1 to f8: to that mark", lambda controls: controls.return_to(-1)),
-    "f": Command("profile", "next profile: fast, balanced, quality", lambda controls: controls.next_profile()),
+    "f": Command("profile", "next profile: fast, balanced, quality", lambda controls: controls.choose_profile()),
     "-": Command("slower", "fewer steps a second", lambda controls: controls.change_pace(1 / 1.25)),
     "=": Command("faster", "more steps a second", lambda controls: controls.change_pace(1.25)),
     "v": Command("film", "begin or end a film, MP4", lambda controls: controls.attempt(controls.begin_or_end_film)),
@@ -236,7 +248,7 @@ POLICY = {
 
 def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:
     """Write pictures of a game, enlarged, and say so. Raises as `write_movie` does."""
-    write_movie(path, enlarged(np.stack(film), FILM_SCALE), fps)
+    write_movie(path, film, fps, FILM_SCALE)
     return f"{path}: {len(film)} frames"
 
 
@@ -248,8 +260,8 @@ class Keyboard:
     tapped: list[str] = field(default_factory=list)
 
     def press(self, key: str) -> None:
-        self.held.append(key)
-        self.tapped.append(key)
+        self.held = list(dict.fromkeys([*self.held, key]))
+        self.tapped = list(dict.fromkeys([*self.tapped, key]))
 
     def release(self, key: str) -> None:
         self.held = [other for other in self.held if other != key]
@@ -284,6 +296,12 @@ def meaning(name: str, keys: dict[str, int]) -> str:
 def action_help(world: WorldSpec) -> list[tuple[str, str]]:
     """Keys of the world, and their actions."""
     return [(shown(key), world.actions[action].replace("_", " ")) for key, action in world.keys.items() if len(key) == 1]
+
+
+def command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
+    """Keys of the commands, and what they do."""
+    commands = COMMANDS | (POLICY if game.policy is not None else {})
+    return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]
 
 
 def shown(key: str) -> str:

@@ -60,6 +60,11 @@ class Ring:
         size = sum({storage.data_ptr(): storage.nbytes() for storage in whole}.values())
         self.snapshots.append((snapshot, size))
         self.held += size
+        self.hold(self.limit)
+
+    def hold(self, limit: int) -> None:
+        """From now on so many bytes."""
+        self.limit = limit
         while self.held > self.limit and len(self.snapshots) > 1:
             self.held -= self.snapshots.popleft()[1]
 

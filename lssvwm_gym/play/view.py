@@ -6,10 +6,10 @@ import numpy as np
 import pygame
 
 from lssvwm_gym.play.input import Controls
+from lssvwm_gym.play.panel import gauges, inventory, numbers, title
 from lssvwm_gym.play.snapshot import Snapshot
 from lssvwm_gym.play.theme import ACCENT, DIM, FAINT, LIGHT, WRONG, Colour, Theme
 
-MAX_UNCERTAINTY = 0.2  # mean square in latent units at which the bar is full
 SMALLEST = 4.0  # units of length that the map shows at least
 MARGIN, LINE = 16, 23  # pixels
 
@@ -18,12 +18,12 @@ def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, controls:
     """From top to bottom; the map takes the height that is left."""
     game, now = controls.game, controls.game.now
     left, right, top = box.left + MARGIN, box.right - MARGIN, box.top + MARGIN - 6
-    theme.write(screen, (left, top), game.world.name.replace("-", " ").title(), LIGHT, "title")
+    theme.write(screen, (left, top), title(game.world), LIGHT, "title")
     theme.write(screen, (right, top + 5), game.profile, DIM, "small", right=True)
     top += 36
-    for name, value, colour in numbers(controls):
+    for name, value, is_wrong in numbers(controls):
         theme.write(screen, (left, top), name, DIM)
-        theme.write(screen, (right, top), value, colour, right=True)
+        theme.write(screen, (right, top), value, WRONG if is_wrong else LIGHT, right=True)
         top += LINE
     top += 6
     for name, share in gauges(now, bool(game.world.milestones)):
@@ -33,33 +33,6 @@ def draw_panel(screen: pygame.Surface, theme: Theme, box: pygame.Rect, controls:
         top = _draw_inventory(screen, theme, (left, top + 8), right, controls)
     if now.trail:
         _draw_map(screen, theme, pygame.Rect(left, top + 6, right - left, box.bottom - MARGIN - top - 6), now)
-
-
-def numbers(controls: Controls) -> list[tuple[str, str, Colour]]:
-    """Names, values and colours."""
-    game, now, pace = controls.game, controls.game.now, controls.pace
-    measured = "-" if pace.measured is None else f"{pace.measured:.1f}"
-    shown = [
-        ("step", f"{now.steps} of {game.world.max_episode_steps}", LIGHT),
-        ("steps a second", f"{measured} of {pace.wanted:.3g}", LIGHT if pace.is_held else WRONG),
-        ("return", f"{now.earned:g}", LIGHT),
-        ("action", "-" if now.action is None else game.world.actions[now.action].replace("_", " "), LIGHT),
-        ("can go back", f"{len(game.past)} steps, {game.past.held / 1e6:.0f} MB", LIGHT),
-    ]
-    if not pace.is_held:
-        shown.insert(2, ("", "too slow here: " + ("key f" if game.profile != "fast" else "key -"), WRONG))
-    return shown
-
-
-def gauges(now: Snapshot, has_milestones: bool) -> list[tuple[str, float | None]]:
-    """Names and shares 0..1 of the bars; None where the profile doesn't have it."""
-    uncertainty = now.info.get("uncertainty")
-    shown: list[tuple[str, float | None]] = [("uncertain", None if uncertainty is None else min(uncertainty / MAX_UNCERTAINTY, 1.0))]
-    if "familiarity" in now.info:
-        shown.append(("familiar", float(now.info["familiarity"])))
-    if not has_milestones:
-        shown.append(("reward", float(now.info["reward_probability"])))
-    return shown
 
 
 def _draw_gauge(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, name: str, share: float | None) -> None:
@@ -74,17 +47,14 @@ def _draw_gauge(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right
 
 def _draw_inventory(screen: pygame.Surface, theme: Theme, at: tuple[int, int], right: int, controls: Controls) -> int:
     """The inventory and its rewards. Returns where it ends."""
-    game, now = controls.game, controls.game.now
-    rewards, reached = dict(game.world.milestones), now.state.dream.inventory_peak[0].tolist()
     top = at[1]
-    for number, name in enumerate(game.world.inventory):
-        count, has_been = now.info["inventory"][number].item(), reached[number] > 0
-        theme.write(screen, (at[0], top), name.replace("_", " "), LIGHT if count else DIM, "small")
+    for name, count, reward, has_been in inventory(controls.game):
+        theme.write(screen, (at[0], top), name, LIGHT if count else DIM, "small")
         theme.write(screen, (right - 92, top), f"{count:.6g}", LIGHT if count else DIM, "small", right=True)
-        if name in rewards:
+        if reward is not None:
             box = pygame.Rect(right - 10, top + 2, 10, 10)
             pygame.draw.rect(screen, ACCENT if has_been else DIM, box, width=0 if has_been else 1, border_radius=2)
-            theme.write(screen, (right - 16, top), f"+{rewards[name]:g}", ACCENT if has_been else DIM, "small", right=True)
+            theme.write(screen, (right - 16, top), f"+{reward:g}", ACCENT if has_been else DIM, "small", right=True)
         top += 18
     return top
 

@@ -1,14 +1,15 @@
-"""The window: the dream, marks below, the panel at the right, keys at the bottom."""
+"""The window: the dream, marks below, the panel at the right, keys at the bottom; and what happens to it."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pygame
 
 from lssvwm_gym.play.game import MARKS, Game
-from lssvwm_gym.play.input import COMMANDS, POLICY, Controls, action_help, shown
+from lssvwm_gym.play.input import Controls, action_help, command_help, meaning
 from lssvwm_gym.play.theme import ACCENT, DARK, DIM, FAINT, LIGHT, WRONG, Theme
 from lssvwm_gym.play.view import MARGIN, draw_panel
 
@@ -36,6 +37,19 @@ def open_display() -> None:
         )
 
 
+def obey(controls: Controls, event: pygame.event.Event) -> None:
+    """Note a key, or do what it stands for."""
+    if event.type == pygame.QUIT:
+        controls.quits = True
+    elif event.type == pygame.DROPFILE:
+        controls.load(Path(event.file))
+    elif event.type == pygame.WINDOWFOCUSLOST:
+        controls.keyboard.forget()
+    elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
+        key = meaning(pygame.key.name(event.key), controls.game.world.keys)
+        controls.press(key) if event.type == pygame.KEYDOWN else controls.keyboard.release(key)
+
+
 class Window:
     """Shows a game."""
 
@@ -44,7 +58,7 @@ class Window:
         self.theme = Theme()
         self.side = game.world.image_size * (scale or SCALE)
         width = self.side + PANEL - 2 * MARGIN
-        self.help = self._flow(action_help(game.world), width) + self._flow(_command_help(game), width)
+        self.help = self._flow(action_help(game.world), width) + self._flow(command_help(game), width)
         self.upper = max(CAPTION + self.side + THUMBNAIL + 2 * 10, MIN_PANEL_WITH_INVENTORY if game.world.inventory else MIN_PANEL)
         self.screen = pygame.display.set_mode((self.side + PANEL, self.upper + MESSAGE + len(self.help) * HELP_LINE + 8))
         pygame.display.set_caption(f"{game.world.id}: a dream")
@@ -62,9 +76,8 @@ class Window:
 
     def _draw_picture(self, controls: Controls) -> None:
         box, game = pygame.Rect(0, CAPTION, self.side, self.side), controls.game
-        acts = "replays" if game.replaying else "policy acts" if game.policy_acts else ""
         width = self.theme.write(self.screen, (box.left + 10, 8), "dream", ACCENT)
-        self.theme.write(self.screen, (box.left + 20 + width, 10), acts, DIM, "small")
+        self.theme.write(self.screen, (box.left + 20 + width, 10), controls.acts, DIM, "small")
         self.screen.blit(self._enlarged(game.now.frame, box.size), box.topleft)
         if controls.film is not None and int(pygame.time.get_ticks() / 500) % 2 == 0:
             pygame.draw.circle(self.screen, WRONG, (self.side - 16, 15), 6)
@@ -84,8 +97,7 @@ class Window:
             self.theme.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
 
     def _draw_message(self, controls: Controls) -> None:
-        standing = "going back" if controls.rewinds else "paused: p goes on, n takes one step" if controls.paused else ""
-        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (standing, ACCENT)
+        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (controls.standing, ACCENT)
         self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
 
     def _draw_keys(self, controls: Controls) -> None:
@@ -99,7 +111,7 @@ class Window:
 
     def _draw_all_keys(self, controls: Controls) -> None:
         game = controls.game
-        lines = [*action_help(game.world), ("arrows", "as w a s d"), *_command_help(game, at_length=True)]
+        lines = [*action_help(game.world), ("arrows", "as w a s d"), *command_help(game, at_length=True)]
         width, height = min(560, self.screen.get_width() - 20), len(lines) * 19 + 30
         box = pygame.Rect(0, 0, width, height)
         box.center = (self.screen.get_width() // 2, self.screen.get_height() // 2)
@@ -124,8 +136,3 @@ class Window:
 
     def _enlarged(self, frame: np.ndarray, size: tuple[int, int]) -> pygame.Surface:
         return pygame.transform.scale(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), size)
-
-
-def _command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
-    commands = COMMANDS | (POLICY if game.policy is not None else {})
-    return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]
