@@ -379,4 +379,5 @@ def test_files_and_names_to_change_exist():
 
 def test_every_example_is_listed():
     text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    assert [path.name for path in sorted((ROOT / "examples").glob("*.py")) if f"(../examples/{path.name})" not in text] == []
+    examples = [path.name for path in sorted((ROOT / "examples").iterdir()) if path.suffix in (".py", ".ipynb")]
+    assert [name for name in examples if f"(../examples/{name})" not in text] == []

@@ -1,13 +1,17 @@
 """A hook of mkdocs: files outside `docs/` that its pages link to become pages of the site.
 
 A link such as `../agents/ppo.py` works where the repository is browsed; on the site it leads to a copy. Markdown becomes a
-page, anything else a page that shows its text. What such a page links to itself follows in the same way.
+page, a notebook one with what its cells have shown, anything else a page that shows its text. What such a page links to itself follows
+in the same way.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if files.get_file_from_path(placed(path)) is None:
                 copy = File.generated(config, placed(path), content=shown(path))
                 files.append(copy)
-                waiting += [copy] if path.endswith(".md") else []
+                waiting += [copy] if path.endswith((".md", ".ipynb")) else []
     return files
 
 
@@ -61,13 +65,28 @@ def outside(markdown: str, folder: str) -> list[str]:
 
 
 def placed(path: str) -> str:
-    """Where a file of the repository is on the site."""
-    return f"{PLACE}/{path}" if path.endswith(".md") else f"{PLACE}/{path}.md"
+    """Where a file of the repository is on the site; no README.md, which the menu would make the title of its section."""
+    return f"{PLACE}/{path.replace('README.md', 'readme.md')}" if path.endswith(".md") else f"{PLACE}/{path}.md"
 
 
 def shown(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return "\n\n".join(chain.from_iterable(map(cell_shown, json.loads(text)["cells"]))) + "\n"
     kind = FENCES.get(Path(path).suffix or path, "text")
     return f"# {path}\n\n````{kind}\n{text}````\n"
+
+
+def cell_shown(cell: dict[str, Any]) -> Iterator[str]:
+    """The Markdown of a notebook's cell: its text, or its code and the pictures and text that it has shown."""
+    source = "".join(cell["source"])
+    yield source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````"
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        picture = next((kind for kind in ("image/jpeg", "image/png") if kind in data), None)
+        if picture:
+            yield f"![What this cell shows](data:{picture};base64,{''.join(data[picture]).strip()})"
+        else:
+            yield f"````text\n{''.join(output.get('text') or data.get('text/plain', '')).rstrip()}\n````"
