@@ -353,6 +353,19 @@ def test_a_specification_tells_the_starts(specified):
 # Numbers elsewhere
 
 
+def test_tables_that_a_script_fills_say_when_and_by_which_command():
+    date = r"(?<![#\w-])\d{4}-\d\d-\d\d(?![\w-])"
+    tables = 0
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for part in re.split(r"^#+ ", text, flags=re.MULTILINE):
+            names = re.findall(r"<!-- numbers:([\w ]+) -->", part)
+            tables += len(names)
+            assert not names or re.search(date, part), (page, names)
+            assert not names or any(commands_of(text)), page
+    assert tables >= 20
+
+
 def test_every_world_has_a_specification():
     assert {world.id for world in map(WORLDS.get, SPECIFICATIONS.values()) if world} == {
         spec.id for spec in gymnasium.registry.values() if spec.id.startswith("LSSVWM-") and spec.kwargs.get("world") in WORLDS
