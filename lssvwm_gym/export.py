@@ -103,9 +103,9 @@ def portable(dream: Dream, folder: Path) -> Dream:
 
 def write(dream: Dream, folder: Path, dtype: str, contexts: list[Segment]) -> None:
     """Write a portable dream in float32 and contexts of one row each, as `past_of` gives them; the files are replaced together."""
-    blank = dream.empty(torch.zeros(1, dtype=torch.int64))
-    if dream.weights.world_model.config.inventory_changes and contexts:  # numbers beside the picture begin as in a real episode
-        blank = blank._replace(inventory=contexts[0].inventory[:, 0])
+    blank, real = dream.empty(torch.zeros(1, dtype=torch.int64)), dream.weights.short_contexts
+    if dream.weights.world_model.config.inventory_changes and real.batch:  # numbers beside the picture begin as in a real episode
+        blank = blank._replace(inventory=real.inventory[:1, 0])
     if not dream.weights.world_model.config.has_spatial_memory:
         blank = blank._replace(pose_known=torch.zeros(1))
     programs = {"step": _Step(dream, blank), "prefill": _Prefill(dream, blank)}
@@ -125,11 +125,13 @@ def write(dream: Dream, folder: Path, dtype: str, contexts: list[Segment]) -> No
 
 
 def _contexts(dream: Dream, run: Exporting) -> list[Segment]:
-    kept = []
+    """The first of those that come with the weights; a memory of places needs poses, which no program here estimates from frames."""
+    kept, needs_poses = [], dream.weights.world_model.config.has_spatial_memory
     for segment, count in ((dream.weights.short_contexts, run.short_contexts), (dream.weights.long_contexts, run.long_contexts)):
         for row in range(min(count, segment.batch)):
             one = segment.take([row])[: run.long_frames]
-            kept.append(replace(past_of(one.latent.float(), one.action, one.pose, one.inventory), latent=one.latent))
+            past = past_of(one.latent, one.action, one.pose, one.inventory)
+            kept += [past] if past.pose_known.any() or not needs_poses else []
     return kept
 
 
