@@ -27,22 +27,22 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 def main() -> None:
     """Make what is not there yet; leave out all of it where a program for it is missing."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing or shutil.which("npm") is None:
-        print(f"the live dream is left out of the site: {', '.join(missing) or 'npm'} is not installed")
-        return
-    from lssvwm_gym.export import Exporting, export
-
     made_from = fingerprint()
     stamp = LIVE / ".made_from"
     if stamp.is_file() and stamp.read_text() == made_from:
         return
     shutil.rmtree(LIVE, ignore_errors=True)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None] + (["npm"] if shutil.which("npm") is None else [])
+    if missing:
+        print(f"the live dream is left out of the site: {', '.join(missing)} is not installed")
+        return
+    from lssvwm_gym.export import Exporting, export
+
     LIVE.mkdir()
     try:
         runtime = from_npm()
-    except subprocess.CalledProcessError as error:
-        print(f"the live dream is left out of the site: npm can't get {PACKAGE} ({error.stderr.strip()[-200:]})")
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"the live dream is left out of the site: npm can't get {PACKAGE} ({error})")
         return
     worlds = []
     for world in WORLDS:
