@@ -216,6 +216,7 @@ def main() -> None:
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     tables["small world"] = small_world()
+    tables["live"] = live(_read("live.json"))
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
         sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/_scripts/update_numbers.py")
@@ -391,6 +392,26 @@ def precision(reports: dict[str, dict[str, Any]]) -> str:
         rates = [f"{case['steps_per_second']:.0f}" for case in cases]
         lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
     return "\n".join([*lines, "", _machine(next(iter(reports.values())))])
+
+
+def live(report: dict[str, Any]) -> str:
+    """One row a way of computing a step: time, memory, and for exported dreams size and differences."""
+    lines = [
+        "| | ms a step | steps/s | most memory, MB | download, MB | one step: largest, mean | 100 steps: largest, mean | other rewards |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way, row in report["ways"].items():
+        cells = [f"{row['milliseconds']:.1f}", f"{1000 / row['milliseconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        cells.append(f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "")
+        apart = row.get("difference")
+        if apart:
+            cells += [
+                f"{apart['one_step']}, {apart['one_step_mean']:.4f}",
+                f"{apart['largest']}, {apart['mean']:.2f}",
+                str(apart["rewards"]),
+            ]
+        lines.append(f"| {way} | {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    return "\n".join([*lines, "", _machine(report)])
 
 
 def bench(part: str, report: dict[str, Any]) -> str:
