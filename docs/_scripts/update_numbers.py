@@ -206,6 +206,7 @@ def main() -> None:
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["imagination test"] = imagined("test", (1, 4, 8))
+    tables["imagination long"] = lasting({steps: _read(f"imagination_long_{steps}.json") for steps in (1, 4)})
     tables["imagination headline"] = imagination_headline(tables["imagination test"])
     tables["agents"] = agents(
         _read(f"{name}.json")
@@ -357,6 +358,7 @@ IMAGINATION_HEADLINES = {  # titles of rows of `imagined`, and what they are cal
     "forward steps blocked": "forward steps that a wall blocks, made-up mazes",
     "Fréchet distance, latents, all 100 frames": "Fréchet distance of latents, made-up mazes",
     "AUC, single frames, all 100 frames": "AUC of a network that tells dreamed frames from real ones",
+    "own frames seen again after a full turn, PSNR": "made-up frames seen again after a full turn, PSNR",
     "known places: forward steps blocked": "forward steps that a wall blocks, along explorers in known mazes",
 }
 
@@ -379,6 +381,25 @@ def imagined(split: str, steps: tuple[int, ...]) -> str:
             beside = _mean(reports[0][test][real]) if real else ""
             episodes = [value["clips"] for value in found if value]
             lines += [f"| {title} | {beside} | {' | '.join(_mean(v) if v else '' for v in found)} | {one} |" for one in episodes[:1]]
+    return "\n".join(lines)
+
+
+def lasting(reports: dict[int, dict[str, Any]]) -> str:
+    """One row a window of long dreams: what is blocked and how far they are from real frames, by number of denoising steps."""
+    scores = {steps: report["scores"]["imagination"] for steps, report in reports.items()}
+    first = next(iter(scores.values()))
+    measures = (("blocked", "{}, {window}: share of forward steps blocked", "real", "dreamed"),) + tuple(
+        (title, f"{features}, {{window}}: {title}, {{}}", "floor", "dreamed")
+        for features, title in (("latents", "Fréchet distance"), ("single frames", "AUC"))
+    )
+    columns = [f"{title}, {by}" for title, _, beside, _ in measures for by in (beside, *(f"{n} step{'s' * (n > 1)}" for n in scores))]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for window in (key.split(", ")[1].split(":")[0] for key in first if key.startswith("real, frames")):
+        cells = []
+        for _, key, beside, dreamed in measures:
+            cells += [_mean(first[key.format(beside, window=window)])]
+            cells += [_mean(one[key.format(dreamed, window=window)]) for one in scores.values()]
+        lines.append(f"| {window} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
