@@ -73,6 +73,7 @@ types: $(BIN)/.ready-dev ## types: mypy over the package and the scripts
 	$(BIN)/mypy lssvwm_gym $(SCRIPTS)
 
 docs: $(BIN)/.ready-dev ## the site of the documentation, into site/
+	$(BIN)/python docs/_scripts/live.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 versions: $(BIN)/.ready-dev ## a part of the tests at the lowest and the newest releases: make versions OLDEST=python3.10 NEWEST=python3.13

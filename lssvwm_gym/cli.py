@@ -24,6 +24,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "evaluate": ("lssvwm_gym.evaluation.evaluate", "Evaluation", "evaluate", "measure a dream on real episodes"),
     "package": ("lssvwm_gym.checkpoints.package", "Packaging", "package", "make a folder of weights from finished models"),
     "generate": ("lssvwm_gym.generate", "Generating", "generate", "continue a video whose actions are unknown"),
+    "export": ("lssvwm_gym.export", "Exporting", "export", "write a dream as ONNX, for programs without PyTorch such as a web page"),
     "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
 
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         _run(command, words[len(command.split()) :])
     except ModuleNotFoundError as error:
         sys.exit(
-            f"lssvwm-gym {command}: {error.name} is not installed; pip install 'lssvwm_gym[train,play]' brings all that the commands need"
+            f"lssvwm-gym {command}: {error.name} is not installed; "
+            "pip install 'lssvwm_gym[train,play,onnx]' brings all that the commands need"
         )
     except (ValueError, OSError, ImportError, WorkerPoolError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")

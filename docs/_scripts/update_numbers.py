@@ -206,6 +206,7 @@ def main() -> None:
     tables |= {"minecraft": quality(_read("minecraft.json")), "minecraft bars": bars(_read("minecraft.json"))}
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["imagination test"] = imagined("test", (1, 4, 8))
+    tables["imagination long"] = lasting({steps: _read(f"imagination_long_{steps}.json") for steps in (1, 4)})
     tables["imagination headline"] = imagination_headline(tables["imagination test"])
     tables["agents"] = agents(
         _read(f"{name}.json")
@@ -216,6 +217,7 @@ def main() -> None:
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
     tables["small world"] = small_world()
+    tables["live"] = live(_read("live.json"))
     stale = [path for path in TARGETS if _updated(path, tables) != path.read_text()]
     if "--check" in sys.argv and stale:
         sys.exit(f"stale: {', '.join(map(str, stale))}; run python docs/_scripts/update_numbers.py")
@@ -356,6 +358,7 @@ IMAGINATION_HEADLINES = {  # titles of rows of `imagined`, and what they are cal
     "forward steps blocked": "forward steps that a wall blocks, made-up mazes",
     "Fréchet distance, latents, all 100 frames": "Fréchet distance of latents, made-up mazes",
     "AUC, single frames, all 100 frames": "AUC of a network that tells dreamed frames from real ones",
+    "own frames seen again after a full turn, PSNR": "made-up frames seen again after a full turn, PSNR",
     "known places: forward steps blocked": "forward steps that a wall blocks, along explorers in known mazes",
 }
 
@@ -381,6 +384,25 @@ def imagined(split: str, steps: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
+def lasting(reports: dict[int, dict[str, Any]]) -> str:
+    """One row a window of long dreams: what is blocked and how far they are from real frames, by number of denoising steps."""
+    scores = {steps: report["scores"]["imagination"] for steps, report in reports.items()}
+    first = next(iter(scores.values()))
+    measures = (("blocked", "{}, {window}: share of forward steps blocked", "real", "dreamed"),) + tuple(
+        (title, f"{features}, {{window}}: {title}, {{}}", "floor", "dreamed")
+        for features, title in (("latents", "Fréchet distance"), ("single frames", "AUC"))
+    )
+    columns = [f"{title}, {by}" for title, _, beside, _ in measures for by in (beside, *(f"{n} step{'s' * (n > 1)}" for n in scores))]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for window in (key.split(", ")[1].split(":")[0] for key in first if key.startswith("real, frames")):
+        cells = []
+        for _, key, beside, dreamed in measures:
+            cells += [_mean(first[key.format(beside, window=window)])]
+            cells += [_mean(one[key.format(dreamed, window=window)]) for one in scores.values()]
+        lines.append(f"| {window} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def precision(reports: dict[str, dict[str, Any]]) -> str:
     """One row a profile and number of environments, with its steps a second in each precision."""
     lines = [
@@ -391,6 +413,26 @@ def precision(reports: dict[str, dict[str, Any]]) -> str:
         rates = [f"{case['steps_per_second']:.0f}" for case in cases]
         lines.append(f"| {cases[0]['profile']} | {cases[0]['envs']} | {' | '.join(rates)} | {cases[-1]['first_seconds']:.0f} s |")
     return "\n".join([*lines, "", _machine(next(iter(reports.values())))])
+
+
+def live(report: dict[str, Any]) -> str:
+    """One row a way of computing a step: time, memory, and for exported dreams size and differences."""
+    lines = [
+        "| | ms a step | steps/s | most memory, MB | download, MB | one step: largest, mean | 100 steps: largest, mean | other rewards |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way, row in report["ways"].items():
+        cells = [f"{row['milliseconds']:.1f}", f"{1000 / row['milliseconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        cells.append(f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "")
+        apart = row.get("difference")
+        if apart:
+            cells += [
+                f"{apart['one_step']}, {apart['one_step_mean']:.4f}",
+                f"{apart['largest']}, {apart['mean']:.2f}",
+                str(apart["rewards"]),
+            ]
+        lines.append(f"| {way} | {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    return "\n".join([*lines, "", _machine(report)])
 
 
 def bench(part: str, report: dict[str, Any]) -> str:

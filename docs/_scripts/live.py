@@ -1,0 +1,86 @@
+"""Make what `docs/live.md` plays, into `docs/live/`, which is not committed: `python docs/_scripts/live.py`.
+
+Exports the shipped weights of two worlds in 8 bits and takes onnxruntime-web from npm. Where npm or onnx is missing it says so and makes
+nothing, and the page says that the live dream isn't part of the build. What was made from the same weights and code is kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+LIVE = ROOT / "docs" / "live"
+PACKAGE = "onnxruntime-web@1.30.0"
+SCRIPT, WASM = "package/dist/ort.wasm.bundle.min.mjs", "package/dist/ort-wasm-simd-threaded.wasm"
+WORLDS = ("memory-maze", "minecraft")
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+
+
+def main() -> None:
+    """Make what is not there yet; leave out all of it where a program for it is missing."""
+    made_from = fingerprint()
+    stamp = LIVE / ".made_from"
+    if stamp.is_file() and stamp.read_text() == made_from:
+        return
+    shutil.rmtree(LIVE, ignore_errors=True)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None] + (["npm"] if shutil.which("npm") is None else [])
+    if missing:
+        print(f"the live dream is left out of the site: {', '.join(missing)} is not installed")
+        return
+    from lssvwm_gym.export import Exporting, export
+
+    LIVE.mkdir()
+    try:
+        runtime = from_npm()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"the live dream is left out of the site: npm can't get {PACKAGE} ({error})")
+        return
+    worlds = []
+    for world in WORLDS:
+        report = export(Exporting(LIVE / world, world, weights_dtype="int8", check=0))
+        worlds.append({"name": world, "bytes": sum(report["bytes"].values())})
+    (LIVE / "live.json").write_text(json.dumps({"runtime": runtime, "worlds": worlds}, indent=1) + "\n")
+    stamp.write_text(made_from)
+
+
+def fingerprint() -> str:
+    """A hash of all that decides what is made."""
+    digest = hashlib.sha256(PACKAGE.encode())
+    package = ROOT / "lssvwm_gym"
+    code = [
+        Path(__file__),
+        package / "export.py",
+        *(path for part in ("models", "envs") for path in sorted((package / part).rglob("*.py"))),
+    ]
+    for path in (*code, *sorted(package.glob("weights/*/*.safetensors"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def from_npm() -> dict[str, Any]:
+    """The script and the WebAssembly of onnxruntime-web, the latter with gzip; what the page has to know of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=folder)
+        (archive,) = Path(folder).glob("*.tgz")
+        with tarfile.open(archive) as package:
+            for name in (SCRIPT, WASM):
+                package.extract(name, folder, filter="data")
+        shutil.copyfile(Path(folder) / SCRIPT, LIVE / "ort.js")
+        content = gzip.compress((Path(folder) / WASM).read_bytes(), mtime=0)
+    (LIVE / "ort.bin").write_bytes(content)
+    of_wasm = {"file": "ort.bin", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"package": PACKAGE, "script": "ort.js", "wasm": of_wasm, "bytes": len(content) + (LIVE / "ort.js").stat().st_size}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+// A dream that runs in the page: what `lssvwm-gym export` wrote, by onnxruntime-web on one core. Nothing is sent anywhere.
+// docs/_scripts/live.py puts the files that this reads into docs/live/.
+
+const ARROWS = { ArrowUp: "w", ArrowLeft: "a", ArrowDown: "s", ArrowRight: "d" };
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
+const SAFETENSORS = { F16: [Uint16Array, "float16"], F32: [Float32Array, "float32"], I64: [BigInt64Array, "int64"] };
+const NEXT = "next_"; // before the name of a part of the state, as an output
+
+/** Standard normal numbers from a seed: mulberry32, then Box-Muller. */
+export class Normals {
+  constructor(seed) {
+    this.seed = seed >>> 0;
+  }
+
+  uniform() {
+    this.seed = (this.seed + 0x6d2b79f5) >>> 0;
+    let t = this.seed;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  }
+
+  draw(count) {
+    return Float32Array.from({ length: count }, () => Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform()));
+  }
+}
+
+/** A file as bytes. Throws an error that says what is wrong with it, where it is not of the size and hash that were expected. */
+async function download(url, expected, progress) {
+  let response;
+  try {
+    response = await fetch(url);
+  } catch (error) {
+    throw new Error(`${url} can't be fetched (${error.message}). Is there still a connection?`);
+  }
+  if (!response.ok) throw new Error(`${url} can't be fetched: the server answers ${response.status}.`);
+  const parts = [];
+  for (let reader = response.body.getReader(), part; !(part = await reader.read()).done; ) {
+    parts.push(part.value);
+    progress(part.value.length);
+  }
+  const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
+  if (bytes.length !== expected.bytes) throw new Error(`${url} came with ${bytes.length} bytes instead of ${expected.bytes}. Load the page again.`);
+  if (globalThis.crypto?.subtle && (await sha256(bytes)) !== expected.sha256) throw new Error(`${url} is not the file that was exported. Load the page again.`);
+  return bytes;
+}
+
+async function sha256(bytes) {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function json(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status}`);
+  return response.json();
+}
+
+/** The tensors of a safetensors file, by name. */
+function tensorsOf(bytes, ort) {
+  const size = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + size)));
+  delete header.__metadata__;
+  const tensor = ({ dtype, shape, data_offsets: [start, end] }) => {
+    const [kind, type] = SAFETENSORS[dtype];
+    return new ort.Tensor(type, new kind(bytes.slice(8 + size + start, 8 + size + end).buffer), shape);
+  };
+  return Object.fromEntries(Object.entries(header).map(([name, entry]) => [name, tensor(entry)]));
+}
+
+/** Onnxruntime, with one thread: pages on plain servers may not have more. */
+async function openRuntime(base, runtime, progress) {
+  const packed = await download(base + runtime.wasm.file, runtime.wasm, progress);
+  const ort = await import(new URL(base + runtime.script, document.baseURI).href);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  ort.env.wasm.wasmBinary = await new Response(stream).arrayBuffer();
+  ort.env.wasm.numThreads = 1;
+  ort.env.logLevel = "error";
+  return ort;
+}
+
+/** A dream of one row. Its state is an object of tensors, a value: a step makes a new one. */
+export class Dream {
+  /** `base` is the folder of what docs/_scripts/live.py wrote; `progress(bytes)` is told of all that arrives. */
+  static async open(base, world, progress = () => {}) {
+    const dream = new Dream();
+    const build = await json(`${base}live.json`);
+    dream.manifest = await json(`${base}${world}/manifest.json`);
+    const ort = (dream.ort = await openRuntime(base, build.runtime, progress));
+    const names = Object.keys(dream.manifest.files);
+    const contents = await Promise.all(names.map((name) => download(`${base}${world}/${name}`, dream.manifest.files[name], progress)));
+    const files = Object.fromEntries(names.map((name, number) => [name, contents[number]]));
+    const options = { executionProviders: ["wasm"], externalData: [{ path: "weights.bin", data: files["weights.bin"] }] };
+    dream.programs = {};
+    for (const name of ["step", "prefill"]) dream.programs[name] = await ort.InferenceSession.create(files[`${name}.onnx`], options);
+    dream.contexts = tensorsOf(files["contexts.safetensors"], ort);
+    return dream;
+  }
+
+  get noiseSize() {
+    return this.manifest.noise.reduce((a, b) => a * b);
+  }
+
+  firstState() {
+    const tensor = ({ dtype, shape, value }) => {
+      const size = shape.reduce((a, b) => a * b, 1);
+      const number = dtype === "int64" ? BigInt : Number;
+      return new this.ort.Tensor(dtype, ARRAYS[dtype].from({ length: size }, (_, i) => number(Array.isArray(value) ? value[i] : value)), shape);
+    };
+    return Object.fromEntries(Object.entries(this.manifest.state).map(([name, first]) => [name, tensor(first)]));
+  }
+
+  /** A dream that begins with nothing. */
+  cold(noise) {
+    return this.step(this.firstState(), this.manifest.unknown_action, noise);
+  }
+
+  /** The state after a context's real frames, each of which `shown` is given as a picture. */
+  async begin(context, shown = async () => {}) {
+    const given = (name) => this.contexts[`${context}.${name}`];
+    const part = (name, t) => {
+      const { data, dims, type } = given(name);
+      const rest = dims.slice(2);
+      const size = rest.reduce((a, b) => a * b, 1);
+      return new this.ort.Tensor(type, data.slice(t * size, (t + 1) * size), [1, ...rest]);
+    };
+    let state = { ...this.firstState(), pose_known: part("pose_known", 0) };
+    const parts = ["latent", "action", "pose"];
+    if ("inventory" in state) {
+      parts.push("inventory");
+      state.inventory = part("inventory", 0);
+    }
+    let result;
+    for (let t = 0; t < this.manifest.contexts[context].frames; t++) {
+      result = await this.run("prefill", state, Object.fromEntries(parts.map((name) => [`given_${name}`, part(name, t)])));
+      state = result.state;
+      await shown(result.frame);
+    }
+    return result;
+  }
+
+  /** One frame on: { frame (RGB bytes), reward, terminated, state }. `noise` are as many standard normal numbers as `noiseSize`. */
+  step(state, action, noise) {
+    const tensors = {
+      action: new this.ort.Tensor("int64", BigInt64Array.of(BigInt(action)), [1]),
+      noise: new this.ort.Tensor("float32", noise, this.manifest.noise),
+    };
+    return this.run("step", state, tensors);
+  }
+
+  async run(program, state, tensors) {
+    const results = await this.programs[program].run({ ...state, ...tensors });
+    const next = Object.entries(results).filter(([name]) => name.startsWith(NEXT));
+    return {
+      frame: results.frame.data,
+      reward: Number(results.reward?.data[0] ?? 0),
+      terminated: Boolean(results.terminated?.data[0]),
+      state: { ...state, ...Object.fromEntries(next.map(([name, tensor]) => [name.slice(NEXT.length), tensor])) },
+    };
+  }
+}
+
+/** The action for keys that are held: that of the most of them together. */
+export function actionOf(keys, held) {
+  const meant = Object.keys(keys).filter((key) => [...key].every((one) => held.has(one)));
+  meant.sort((a, b) => b.length - a.length);
+  return meant.length ? keys[meant[0]] : 0;
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+
+function made(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+/** What is played: draws into a canvas, reads keys and buttons. */
+class Game {
+  constructor(root, base, build) {
+    Object.assign(this, { root, base, build, held: new Set(), pressed: null, times: [], busy: false });
+    this.world = made("select", {}, ...build.worlds.map(({ name }) => made("option", { value: name }, name)));
+    this.start = made("button", { className: "md-button md-button--primary", onclick: () => this.open() });
+    this.canvas = made("canvas", { width: 64, height: 64, tabIndex: 0, style: "width: min(100%, 384px); image-rendering: pixelated; background: #000" });
+    this.message = made("p", { role: "status" });
+    this.controls = made("p");
+    this.buttons = made("p");
+    this.world.onchange = () => this.offer();
+    root.replaceChildren(made("p", {}, this.world, " ", this.start), this.message, this.canvas, this.controls, this.buttons);
+    this.canvas.addEventListener("keydown", (event) => this.key(event, true));
+    this.canvas.addEventListener("keyup", (event) => this.key(event, false));
+    this.canvas.addEventListener("blur", () => this.held.clear());
+    this.offer();
+  }
+
+  offer() {
+    const { bytes } = this.build.worlds.find(({ name }) => name === this.world.value);
+    this.start.textContent = `Start (downloads ${megabytes(bytes + this.build.runtime.bytes)})`;
+  }
+
+  say(text) {
+    this.message.textContent = text;
+  }
+
+  fail(error) {
+    this.turn = null;
+    this.say(`The dream can't go on: ${error.message}`);
+    console.error(error);
+  }
+
+  async open() {
+    this.turn = null;
+    this.start.disabled = true;
+    let [arrived, opening] = [0, true];
+    const progress = (bytes) => {
+      arrived += bytes;
+      if (opening) this.say(`${megabytes(arrived)} have arrived`);
+    };
+    try {
+      this.dream = await Dream.open(this.base, this.world.value, progress);
+      this.arrange();
+      this.anew();
+    } catch (error) {
+      this.fail(error);
+    }
+    opening = false; // where one file was wrong, others may still come
+    this.start.disabled = false;
+  }
+
+  /** Controls for the world that was opened. */
+  arrange() {
+    const { world, contexts } = this.dream.manifest;
+    Object.assign(this.canvas, { width: world.image_size, height: world.image_size });
+    const offered = contexts.map(({ frames }, number) => made("option", { value: number }, `${frames} real frames, no. ${number + 1}`));
+    this.context = made("select", { onchange: () => this.anew() }, ...offered, made("option", { value: "cold" }, "nothing: all is made up"));
+    const paces = [...new Set([world.fps, 8, 15, 30])];
+    this.pace = made("select", {}, ...paces.map((pace) => made("option", { value: pace }, `${pace} frames/s`)));
+    const again = made("button", { className: "md-button", onclick: () => this.anew() }, "Dream anew");
+    this.controls.replaceChildren("Begin with ", this.context, " at ", this.pace, " ", again);
+    const keys = Object.fromEntries(Object.entries(world.keys).map(([key, action]) => [action, key]));
+    const buttons = world.actions.map((name, action) => {
+      const button = made("button", { className: "md-button", style: "touch-action: none; padding: .3em .6em; margin: .1em" }, name, keys[action] ? ` (${keys[action]})` : "");
+      button.onpointerdown = () => (this.pressed = action);
+      button.onpointerup = button.onpointerleave = button.onpointercancel = () => (this.pressed = null);
+      return button;
+    });
+    this.buttons.replaceChildren(...buttons.slice(1));
+  }
+
+  key(event, down) {
+    const key = ARROWS[event.key] ?? event.key.toLowerCase();
+    if (event.ctrlKey || event.metaKey || event.altKey || !Object.keys(this.dream?.manifest.world.keys ?? {}).some((keys) => keys.includes(key))) return;
+    event.preventDefault();
+    event.stopPropagation(); // the page has keys of its own
+    if (down) this.held.add(key);
+    else this.held.delete(key);
+  }
+
+  /** Begin with what was chosen, and with noise that nobody has seen. */
+  async anew() {
+    const turn = (this.turn = {}); // whoever holds another is to stop
+    while (this.busy) await pause(5);
+    if (turn !== this.turn) return;
+    this.busy = true;
+    try {
+      await this.play(turn);
+    } catch (error) {
+      this.fail(error);
+    }
+    this.busy = false;
+  }
+
+  async play(turn) {
+    const { dream } = this;
+    const { world } = dream.manifest;
+    const noise = new Normals(crypto.getRandomValues(new Uint32Array(1))[0]);
+    const draw = () => noise.draw(dream.noiseSize);
+    this.canvas.focus({ preventScroll: true });
+    this.say("real frames, as the model sees them");
+    let now;
+    if (this.context.value === "cold") now = await dream.cold(draw());
+    else {
+      const shown = async (frame) => {
+        this.show(frame);
+        await pause(0);
+        if (turn !== this.turn) throw turn;
+      };
+      try {
+        now = await dream.begin(Number(this.context.value), shown);
+      } catch (error) {
+        if (error === turn) return;
+        throw error;
+      }
+    }
+    this.show(now.frame);
+    let [rewards, steps, due] = [0, 0, performance.now()];
+    this.times = [];
+    while (turn === this.turn) {
+      due = Math.max(due + 1000 / this.pace.value, performance.now());
+      const begun = performance.now();
+      now = await dream.step(now.state, this.pressed ?? actionOf(world.keys, this.held), draw());
+      const took = performance.now() - begun;
+      this.show(now.frame);
+      rewards += now.reward;
+      steps += 1;
+      this.tell(now.state, steps, rewards, took);
+      if (now.terminated) return this.say(`The episode has ended after ${steps} steps. Dream anew?`);
+      await pause(Math.max(0, due - performance.now()));
+    }
+  }
+
+  tell(state, steps, rewards, took) {
+    const { world } = this.dream.manifest;
+    this.times = [...this.times.slice(-20), performance.now()];
+    const rate = (1000 * (this.times.length - 1)) / (this.times.at(-1) - this.times[0]) || 0;
+    const told = [`step ${steps}`, `${rate.toFixed(1)} frames/s`, `${took.toFixed(0)} ms a step`, `rewards ${+rewards.toFixed(2)}`];
+    if (state.observed) told.push(`familiarity ${(1 - state.posterior_variance.data[0]).toFixed(2)}`);
+    world.inventory.forEach((name, number) => state.inventory.data[number] && told.push(`${name} ${+state.inventory.data[number].toFixed(1)}`));
+    this.say(told.join(" · "));
+  }
+
+  show(frame) {
+    const picture = new ImageData(this.canvas.width, this.canvas.height);
+    for (let i = 0, j = 0; i < frame.length; i += 3, j += 4) picture.data.set([frame[i], frame[i + 1], frame[i + 2], 255], j);
+    this.canvas.getContext("2d").putImageData(picture, 0, 0);
+  }
+}
+
+/** Put the game into an element; where the site was built without the dream, say so. */
+export async function mount(root) {
+  const base = root.dataset.base;
+  try {
+    if (!("DecompressionStream" in globalThis) || !("WebAssembly" in globalThis)) throw new Error("this browser is too old for it: it needs WebAssembly and DecompressionStream");
+    return new Game(root, base, await json(`${base}live.json`));
+  } catch (error) {
+    const disk = location.protocol === "file:" ? " Pages on disk may not load it: serve the site, as by python -m http.server in its folder." : "";
+    root.replaceChildren(made("p", {}, made("em", {}, `The live dream isn't part of this build of the site (${error.message}).${disk}`)));
+    return null;
+  }
+}
+
+const root = document.querySelector("#live");
+if (root) mount(root);
