@@ -11,6 +11,8 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from docs._scripts.outside import shown
+
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "examples" / "tour.ipynb"
 PICTURES, LARGEST = 7, 400_000  # at least; bytes
@@ -55,3 +57,9 @@ def test_the_tour_links_to_files_that_there_are(tour):
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert len(links) >= 5
     assert [link for link in links if not (TOUR.parent / link).is_file()] == []
+
+
+def test_the_site_shows_the_text_and_the_pictures_of_the_tour(tour):
+    page = shown("examples/tour.ipynb")
+    assert all(cell.source in page for cell in tour.cells)
+    assert page.count("](data:image/") == len(pictures(tour))
