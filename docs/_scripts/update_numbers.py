@@ -388,9 +388,10 @@ def lasting(reports: dict[int, dict[str, Any]]) -> str:
     """One row a window of long dreams: what is blocked and how far they are from real frames, by number of denoising steps."""
     scores = {steps: report["scores"]["imagination"] for steps, report in reports.items()}
     first = next(iter(scores.values()))
-    measures = (("blocked", "{}, {window}: share of forward steps blocked", "real", "dreamed"),) + tuple(
-        (title, f"{features}, {{window}}: {title}, {{}}", "floor", "dreamed")
-        for features, title in (("latents", "Fréchet distance"), ("single frames", "AUC"))
+    measures = (
+        ("blocked", "{}, {window}: share of forward steps blocked", "real", "dreamed"),
+        ("Fréchet distance", "latents, {window}: Fréchet distance, {}", "floor", "dreamed"),
+        ("AUC", "single frames, {window}: AUC, {}", "floor", "dreamed"),
     )
     columns = [f"{title}, {by}" for title, _, beside, _ in measures for by in (beside, *(f"{n} step{'s' * (n > 1)}" for n in scores))]
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
