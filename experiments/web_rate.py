@@ -74,7 +74,8 @@ class Page:
 
 @asynccontextmanager
 async def page(client: TestClient[Any, Any]) -> AsyncIterator[Page]:
-    async with client.ws_connect("/socket", max_msg_size=0) as to_server:
+    # by its session: the client itself would keep every socket
+    async with client.session.ws_connect(client.make_url("/socket"), max_msg_size=0) as to_server:
         opened = Page(to_server)
         await opened.frame()
         yield opened

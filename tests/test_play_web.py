@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -333,6 +335,25 @@ def test_the_visitor_too_many_is_told_so_and_the_place_is_free_again(run, tiny_w
             await gone(server, 1)
             async with page(client) as third:
                 await third.step()
+
+    asyncio.run(scenario())
+
+
+def test_200_tabs_leave_no_objects_behind(run):
+    async def scenario():
+        async with served(run()) as (server, client):
+            objects = []
+            for number in range(200):
+                async with client.session.ws_connect(client.make_url("/socket")) as to_server:  # the client itself would keep every socket
+                    assert (await Page(to_server).hear())[0]["is"] == "world"
+                    await to_server.receive(timeout=20)
+                await gone(server)
+                if number in (99, 199):
+                    gc.collect()
+                    objects.append(Counter(type(each).__name__ for each in gc.get_objects()))
+            left = objects[1] - objects[0]
+            assert not left.keys() & {"Visitor", "Game", "Controls", "DreamEnv", "Snapshot", "WebSocketResponse", "Task"}, left
+            assert left.total() < 300, left.most_common(20)  # less than 3 a tab: caches of the libraries
 
     asyncio.run(scenario())
 

@@ -20,6 +20,7 @@ import math
 import tempfile
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -280,7 +281,7 @@ def _panel(controls: Controls) -> dict[str, Any]:
 def png(frame: np.ndarray) -> bytes:
     """uint8 (height, width, 3) as a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, "PNG", compress_level=1)
+    Image.fromarray(frame).save(file, "PNG", compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)  # no slow search for repetitions
     return file.getvalue()
 
 
