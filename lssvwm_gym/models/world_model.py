@@ -114,7 +114,7 @@ class WorldModel(nn.Module):
         if self.residual is not None:
             index = last_committed(read_only, latent.shape[1], latent.device)
             known = torch.cat([last.unsqueeze(1).to(latent.dtype), latent], 1)
-            before, last = known[:, index[:-1]], known[:, index[-1]]
+            before, last = known[:, index[:-1]], known[:, index[-1:]].squeeze(1)
             x = x + self.residual.into_tokens(before)
         x, after = self.through_layers(x, condition, state, read_only)
         committed = latent.shape[1] if read_only is None else read_only.count(False)
