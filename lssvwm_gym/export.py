@@ -61,7 +61,7 @@ class Exporting:
     profile: Literal["fast", "balanced", "quality"] = "fast"  # denoising steps a frame
     weights_dtype: Literal["float32", "float16", "int8"] = "float16"  # as stored; computed is in float32
     short_contexts: int = 8  # how many to write, the first of those of the weights
-    long_contexts: int = 1  # the same of long ones
+    long_contexts: int = 1  # how many of the long ones to write
     long_frames: int = 200  # of each long context, at most
     check: int = 100  # steps to compare with PyTorch afterwards
 
