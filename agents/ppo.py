@@ -7,7 +7,7 @@ python -m experiments.ppo_real --num-envs 8                in the real world, ob
 python -m experiments.check_transfer --policies random runs/ppo/memory-maze/policy.safetensors         try it in the real world
 
 `runs/ppo/WORLD` gets policy.safetensors (see `agents.policies`), checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo`.
-Needs `pip install 'lssvwm_gym[agents]'`; see docs/agents.md.
+Needs `pip install -e '.[agents]'`; see docs/agents.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ python -m agents.ppo_sb3 --resume --total-timesteps 1000000    go on where the l
 
 The folder `runs/ppo_sb3/ENV` (`runs/ppo_sb3/ENV-recurrent` with an LSTM) gets policy.safetensors (see `agents.sb3_policies`),
 checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
-`pip install 'lssvwm_gym[agents]'`, and for the real maze `lssvwm_gym[memory-maze]`.
+`pip install -e '.[agents]'`, and for the real maze `.[memory-maze]`.
 """
 
 from __future__ import annotations

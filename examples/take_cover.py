@@ -5,7 +5,7 @@ python examples/take_cover.py --minutes 90          dream the game and learn in 
 A random player's games of *VizDoom Take Cover* are recorded; a world model, an autoencoder and a flow head are trained on them
 (`lssvwm-gym dream`); a policy learns by PPO in the dream and never sees the game (`python -m agents.ppo`); then it is tried in both, and a
 film shows them side by side. It is the task of "World Models" (Ha and Schmidhuber 2018, arXiv 1803.10122): every tic survived counts 1,
-a game has at most 2,100 of them, 750 count as solved. A step lasts four tics. Needs `pip install 'lssvwm_gym[train,agents,doom]'`.
+a game has at most 2,100 of them, 750 count as solved. A step lasts four tics. Needs `pip install -e '.[train,agents,doom]'`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ python -m agents.ppo --start runs/behavior_cloning/memory-maze/policy.safetensor
 
 The policy sees each recorded frame as it will see dreams and the real world: the model's numbers, or with `--observation image` the
 frame as dreams show it. Recordings without rewards are imitated throughout with `--within 0`.
-Needs `pip install 'lssvwm_gym[agents,train]'`.
+Needs `pip install -e '.[agents,train]'`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ dreamed where some ball is.
 
 Counter-measures are tried on the same dreams: see `experiments.check_rewards.COUNTER_MEASURES`, and
 `experiments.conservative_rollouts` for those that can be learned behind.
-Needs `pip install 'lssvwm_gym[agents,memory-maze]'`, and for `--plot` `lssvwm_gym[train]`.
+Needs `pip install -e '.[agents,memory-maze]'`, and for `--plot` `.[train]`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/beh
 Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
 know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
 for so many steps. Needs
-`pip install 'lssvwm_gym[agents,memory-maze]'`.
+`pip install -e '.[agents,memory-maze]'`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "play": ("lssvwm_gym.play", "Playing", "play", "play in a dream by hand"),
 }
 
-FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "generate": "--clip"}  # what may stand without its name
+# what may stand first without its name
+FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "export": "--world", "generate": "--clip"}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A dream as ONNX, for programs without PyTorch such as a web page: `lssvwm-gym export --onnx DIR --world memory-maze`.
+"""A dream as ONNX, for programs without PyTorch such as a web page: `lssvwm-gym export memory-maze --onnx DIR`.
 
 manifest.json         names, shapes and first values of all tensors, keys, contexts; the size and hash of every other file
 step.onnx             of one row: action, noise and state in; picture, reward, whether the episode ended and the next state out
@@ -13,7 +13,9 @@ as the state after it, 4.6 MB. Noise is an input, standard normal numbers of whi
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,13 +56,13 @@ class Exporting:
     """Which dream to write as ONNX, and how."""
 
     onnx: Path  # folder to write
-    world: str = ""  # whose model dreams; what the weights say if not given, else memory-maze
+    world: str = ""  # its name may also stand first, without --world; if not given, what the weights say, else memory-maze
     weights: Path | None = None  # folder of weights; the shipped ones if not given
-    profile: str = "fast"  # denoising steps a frame
+    profile: Literal["fast", "balanced", "quality"] = "fast"  # denoising steps a frame
     weights_dtype: Literal["float32", "float16", "int8"] = "float16"  # as stored; computed is in float32
-    short_contexts: int = 8  # to ship, the first of those of the weights
-    long_contexts: int = 1
-    long_frames: int = 200  # of each long context
+    short_contexts: int = 8  # how many to write, the first of those of the weights
+    long_contexts: int = 1  # how many of the long ones to write
+    long_frames: int = 200  # of each long context, at most
     check: int = 100  # steps to compare with PyTorch afterwards
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ def export(run: Exporting) -> dict[str, Any]:
     """
     world = chosen_world(run.world, run.weights)
     folder = weights_of(world, run.weights)
+    print(f"{run.onnx}: {world.name} as ONNX. Two programs, a step and a given frame, are traced: about a minute each", flush=True)
     dream = portable(open_dream(world, run.profile, "cpu", folder, "float32", "torch"), folder)
     write(dream, run.onnx, run.weights_dtype, _contexts(dream, run))
     report: dict[str, Any] = {"bytes": {path.name: path.stat().st_size for path in sorted(run.onnx.expanduser().iterdir())}}
@@ -222,19 +225,24 @@ def _hypot(x: Any, y: Any) -> Any:
 
 
 def _traced(program: _Program) -> onnx.ModelProto:
-    leaves = _carried(program.blank)
+    leaves, log_level = _carried(program.blank), logging.root.manager.disable
     examples = tuple(one.clone() for one in (*program.arguments.values(), *leaves.values()))  # one that came twice would be one input
-    with torch.no_grad():
-        program.eval()(*examples)  # so that what is kept between calls is made of real tensors, not of the tracer's
-        traced = torch.onnx.export(
-            program,
-            examples,
-            input_names=[*program.arguments, *leaves],
-            output_names=[*program.results, *(NEXT + name for name in leaves if name not in program.kept)],
-            dynamo=True,
-            verbose=False,
-            custom_translation_table={torch.ops.aten.hypot.default: _hypot},
-        )
+    logging.disable(logging.WARNING)  # what torch and onnxscript say of themselves; what they can't trace is an error
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program.eval()(*examples)  # so that what is kept between calls is made of real tensors, not of the tracer's
+            traced = torch.onnx.export(
+                program,
+                examples,
+                input_names=[*program.arguments, *leaves],
+                output_names=[*program.results, *(NEXT + name for name in leaves if name not in program.kept)],
+                dynamo=True,
+                verbose=False,
+                custom_translation_table={torch.ops.aten.hypot.default: _hypot},
+            )
+    finally:
+        logging.disable(log_level)
     assert traced is not None
     return traced.model_proto
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_minecraft import write_tiny_minecraft
+from tiny_world import write_tiny_weights
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.checkpoints.checkpoint import load_prepacked
@@ -94,6 +95,15 @@ def test_a_world_with_counts_and_poses_in_space_compiles(tmp_path):
         dreams.append([state.latent, state.inventory, state.pose, reward, terminated, counts])
     for mine, other in zip(*dreams, strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_model_of_changes_compiles(tmp_path):
+    folder = write_tiny_weights(tmp_path, residual=True, flow_width=40, flow_layers=1, memory_features=0)
+    dreams = both(folder, profile="fast")
+    mine, other = (walked(dream, [(1,), (2,)], seeds=(7,))[0][-1] for dream in dreams)
+    torch.testing.assert_close(other.latent, mine.latent, rtol=1e-3, atol=1e-3)
 
 
 def test_a_missing_compiler_is_named(monkeypatch, tiny_weights):

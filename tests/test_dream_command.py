@@ -160,7 +160,9 @@ def test_the_time_is_shared_out(tmp_path, monkeypatch):
             {name: plan.seconds[name] for name in spent}, rel=0.05
         )
     monkeypatch.setattr(planning, "measured", lambda *_: Costs(0.1, 1, 0.1, 0.01))
-    with pytest.raises(ValueError, match=r"2 minutes are too few: at least \(200, 120, 60\) steps .* take 5 on this machine"):
+    with pytest.raises(
+        ValueError, match=r"--minutes 2 is too few: at least 200 steps of the autoencoder, 120 of .* take 5 minutes on this machine"
+    ):
         made_plan(asked(tmp_path, network="auto", minutes=2))
     assert sum(SHARES.values()) + 3 * SHARES["between"] == pytest.approx(1)
 

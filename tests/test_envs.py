@@ -202,11 +202,15 @@ def test_wrong_arguments_are_named(tiny_weights, arguments, message):
 def test_weights_of_another_world_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights of 9 actions, but a dream of memory-maze needs 6"):
         open_dream("memory-maze", weights=write_tiny_weights(tmp_path, actions=9))
+    with pytest.raises(ValueError, match=r"needs 6; its world\.json says that they dream take-cover"):
+        open_dream("memory-maze", weights=WORLDS["take-cover"].weights)
 
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(TensorFileError, match=r"config\.json: no such file"):
         open_dream("memory-maze", weights=tmp_path)
+    with pytest.raises(TensorFileError, match=r"nowhere: no such folder; a folder of weights"):
+        open_dream("memory-maze", weights=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("action", [6, -1, np.int64(7)])

@@ -21,10 +21,7 @@ from lssvwm_gym.export import Difference, Exporting, OnnxDream, difference, expo
 from lssvwm_gym.models.rollout import frame_noise
 from lssvwm_gym.worlds import WORLDS, write_world
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # torch's exporter, of torch
-]
+pytestmark = pytest.mark.slow
 BOTH = dict(flow_width=20, flow_layers=1, collisions=True)  # as the maze's: what is open is sampled, walls stop
 BESIDE = dict(actions=4, inventory_size=2, termination=True, inventory_changes=((-1.0, 0.0), (0.0, 2.0)), inventory_range=((0.0, 9.0),) * 2)
 
@@ -110,11 +107,16 @@ def test_fewer_bits_are_a_smaller_download_of_nearly_the_same_dream(dtype, mean,
     assert difference(dream_of(weights), OnnxDream(tmp_path), 20).one_step_mean < mean
 
 
-def test_numbers_beside_the_picture_and_ends_are_those_of_pytorch(tmp_path):
+def test_numbers_beside_the_picture_and_ends_are_those_of_pytorch(tmp_path, caplog, capsys):
     weights = write_tiny_weights(tmp_path / "weights", memory_features=0, **BESIDE)
     world = replace(WORLDS["memory-maze"], name="pond", actions=("a", "b", "c", "d"), keys={}, inventory=("health", "speed"))
     write_world(weights, world)
-    report = export(Exporting(tmp_path / "exported", weights=weights, weights_dtype="float32", short_contexts=1, long_contexts=0, check=40))
+    with caplog.at_level("WARNING"):
+        report = export(
+            Exporting(tmp_path / "exported", weights=weights, weights_dtype="float32", short_contexts=1, long_contexts=0, check=40)
+        )
+    assert not caplog.records  # nor does the tracer warn
+    assert "pond as ONNX" in capsys.readouterr().out
     assert isinstance(report["difference"], Difference)
     assert report["difference"].one_step <= 1
     exported = OnnxDream(tmp_path / "exported")
@@ -161,7 +163,7 @@ def test_a_broken_folder_is_one_error(breaking, said, folder, tmp_path):
 
 def test_wrong_settings_are_one_error(tmp_path):
     with pytest.raises(SystemExit, match="no world named 'mars'"):
-        main(["export", "--onnx", str(tmp_path / "out"), "--world", "mars"])
+        main(["export", "mars", "--onnx", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="long_frames"):
         Exporting(tmp_path, long_frames=0)

@@ -195,7 +195,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, settings, said):
 
 
 def test_what_cannot_be_made_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"Nowhere-v0 can't be made.*--import MODULE"):
+    with pytest.raises(ValueError, match=r"Nowhere-v0 can't be made.*[^.]\. --import MODULE"):
         collect_gym(GymCollecting("Nowhere-v0", tmp_path))
     with pytest.raises(ValueError, match="2 odds for 3 actions"):
         collect_gym(run(tmp_path, odds=(1.0, 1.0)))

@@ -558,7 +558,7 @@ def test_a_display_that_nobody_sees_is_refused_unless_it_was_asked_for(run, monk
     monkeypatch.delenv("SDL_VIDEODRIVER")
     monkeypatch.setattr(pygame.display, "init", lambda: None)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: driver)
-    with pytest.raises(OSError, match=rf"no screen .*'{driver}'.*ssh -X.*SDL_VIDEODRIVER=dummy"):
+    with pytest.raises(OSError, match=rf"no screen .*'{driver}'.*--web.*ssh -X.*SDL_VIDEODRIVER=dummy"):
         play(Playing(weights=Path("never looked for"), world="memory-maze"))
     monkeypatch.undo()
     monkeypatch.setenv("SDL_VIDEODRIVER", driver)

@@ -539,7 +539,10 @@ def test_the_command_serves_until_it_is_interrupted(run, monkeypatch, capsys):
 
 
 def test_a_port_that_is_taken_is_named(run):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match=r"can't listen at port \d+ of 127.0.0.1 .*--port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match=r"can't listen at port \d+ of 127.0.0.1 \([^():]*in use\): .*--port"),
+    ):
         play(run(port=taken.getsockname()[1]))
 
 

@@ -1,6 +1,6 @@
 """How long the shipped policy of Take Cover survives in dreams and in the game: docs/scores/take_cover.json and docs/media/take_cover.gif.
 
-python -m docs._scripts.take_cover          needs `pip install 'lssvwm_gym[agents,doom]'`; a quarter of an hour
+python -m docs._scripts.take_cover          needs `pip install -e '.[agents,doom]'`; a quarter of an hour
 """
 
 from __future__ import annotations

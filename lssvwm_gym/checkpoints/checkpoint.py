@@ -122,7 +122,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = parsed(bounded(path, LARGEST_CONFIG))
     except FileNotFoundError:
-        raise TensorFileError(f"{path}: no such file; a folder of weights is written by `lssvwm-gym package`") from None
+        missing = f"{path}: no such file" if path.parent.is_dir() else f"{path.parent}: no such folder"
+        raise TensorFileError(f"{missing}; a folder of weights is written by `lssvwm-gym package`") from None
     except (OSError, ValueError) as error:
         raise TensorFileError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("info", {}), dict):

@@ -291,7 +291,8 @@ def _made(run: GymCollecting, **more: Any) -> gym.Env:
     try:
         return gym.make(run.env, disable_env_checker=True, **{**run.arguments, **more})
     except gym.error.Error as error:
-        raise ValueError(f"{run.env} can't be made: {error}. --import MODULE registers the environments of a package") from None
+        problem = str(error).rstrip(".")
+        raise ValueError(f"{run.env} can't be made: {problem}. --import MODULE registers the environments of a package") from None
 
 
 def _picture(env: gym.Env, run: GymCollecting) -> str | None:

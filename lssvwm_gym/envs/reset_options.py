@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,11 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
     """
     options = {name: value for name, value in checked_options(options).items() if value is not None}
     if tuple(sorted(map(str, options))) not in COMBINATIONS:
-        allowed = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
-        raise ValueError(f"reset knows no options {{{', '.join(map(str, options))}}}; it takes one of {allowed}")
+        known, given = set(chain.from_iterable(COMBINATIONS)), ", ".join(map(str, options))
+        problem = "can't combine the" if options.keys() <= known else "knows no"
+        raise ValueError(
+            f"reset {problem} options {{{given}}}; it takes one of {', '.join('{' + ', '.join(keys) + '}' for keys in COMBINATIONS)}"
+        )
     if "start" in options:
         if not isinstance(options["start"], str) or options["start"] != "cold":
             given = options["start"]

@@ -32,7 +32,7 @@ from lssvwm_gym.models.inference.compile import compile_step
 from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import join_rows
-from lssvwm_gym.worlds import WORLDS, WorldSpec, weights_of
+from lssvwm_gym.worlds import WORLDS, WorldSpec, has_record, read_world, weights_of
 
 CONTEXTS_KEPT = 16  # states of some MB
 
@@ -237,7 +237,9 @@ def _check_fit(dream: Dream, folder: Path) -> None:
         ("counts", model.inventory_size, len(world.inventory)),
     ):
         if found != needed:
-            raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}")
+            told = read_world(folder).name if has_record(folder) else world.name
+            whose = f"; its world.json says that they dream {told}" if told != world.name else ""
+            raise ValueError(f"{folder}: weights of {found} {what}, but a dream of {world.name} needs {needed}{whose}")
 
 
 @functools.cache

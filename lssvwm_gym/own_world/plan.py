@@ -138,8 +138,8 @@ def made_plan(run: OwnWorld) -> Plan:
         chosen = with_steps(plan, name, counts, left)
     if chosen is None:
         raise ValueError(
-            f"{run.minutes:g} minutes are too few: at least {least} steps of autoencoder, world model and flow head take "
-            f"{math.ceil((whole - left + costs.seconds(least, frames)) / 60)} on this machine"
+            f"--minutes {run.minutes:g} is too few: at least {least[0]} steps of the autoencoder, {least[1]} of the world model "
+            f"and {least[2]} of the flow head take {math.ceil((whole - left + costs.seconds(least, frames)) / 60)} minutes on this machine"
         )
     return chosen
 

@@ -61,7 +61,8 @@ async def _serve(run: Playing) -> None:
         try:
             await web.TCPSite(runner, run.host, run.port).start()
         except OSError as error:
-            raise OSError(f"can't listen at port {run.port} of {run.host} ({error.strerror}): choose another --port, or 0") from None
+            problem = str(error.strerror).rpartition(": ")[2]  # before it, asyncio says the address again
+            raise OSError(f"can't listen at port {run.port} of {run.host} ({problem}): choose another --port, or 0") from None
         print(f"{server.address(runner.addresses[0][1])}   (Ctrl-C ends)", flush=True)
         await asyncio.Event().wait()
     finally:

@@ -32,8 +32,8 @@ def open_display() -> None:
         driver, problem = "", str(error)
     if problem and driver not in os.environ.get("SDL_VIDEODRIVER", "").split(","):
         raise OSError(
-            f"no screen to open a window on ({problem}). Run this on a desktop; over SSH, forward its display (`ssh -X`). "
-            "To run without a window, with --policy or --replay and --record, set SDL_VIDEODRIVER=dummy"
+            f"no screen to open a window on ({problem}). Play in a browser, with --web, or on a desktop; over SSH, forward its display "
+            "(`ssh -X`). To run without a window, with --policy or --replay and --record, set SDL_VIDEODRIVER=dummy"
         )
 
 
