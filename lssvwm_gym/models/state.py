@@ -81,10 +81,16 @@ def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:
     return tuple(t - sum(read_only[:t]) for t in range(len(read_only)))
 
 
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is kept must serve training, too
 def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Whole numbers on a device, copied there once: a copy makes a GPU wait, and can't be part of a CUDA graph."""
+    if torch.compiler.is_compiling():  # a compiler keeps them itself, and warns of what is kept elsewhere
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+    return _kept(numbers, device)
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve training, too
+def _kept(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
