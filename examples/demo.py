@@ -51,7 +51,7 @@ def main(run: Demo) -> None:
     frames, speed = wander(env, run.steps, run.seed)
     print(f"one dream, {run.profile}: {speed:.1f} steps/s")
     print(f"{run.many} dreams at once, fast: {speed_of_many(run):.1f} steps/s")
-    write_movie(run.out / "dream.gif", enlarged(frames, run.scale), fps=8)
+    write_movie(run.out / "dream.gif", frames, 8, run.scale)
     print(f"dreaming along {run.episode.name} ...", flush=True)
     episode = read_episode(run.episode)
     frames, infos = dream_along(env, run, episode)

@@ -93,11 +93,11 @@ def compare(dreams: Dream, policy: Path, run: TakeCover, scores: Path) -> np.nda
     for who, acts in (("random", "random"), ("learned in the dream", str(policy))):
         trials = {"dream": in_dreams(dreams, acts, run), "game": in_games(run.world.collecting, dreams, acts, run)}
         results[who] = {where: survival(trial.tics) for where, trial in trials.items()}
-        fewer = replace(run, episodes=min(run.episodes, 32))
-        results[who] |= {
-            f"dream, noise {noise}": survival(in_dreams(dreams, acts, fewer, noise).tics) for noise in NOISES if acts != "random"
-        }
-        print(f"{who:<22}" + "".join(f"{where} {said['mean']:.0f} ± {said['deviation']:.0f}  " for where, said in results[who].items()))
+        print(f"{who:<22}{told(results[who])}")
+    fewer = replace(run, episodes=min(run.episodes, 32))
+    by_noise = {f"dream, noise {noise}": survival(in_dreams(dreams, acts, fewer, noise).tics) for noise in NOISES}
+    print(f"{who:<22}{told(by_noise)}")
+    results[who] |= by_noise
     write_json(scores, results)
     longest = max(len(trial.frames) for trial in trials.values())
     sides = [np.concatenate([trial.frames, trial.frames[-1:].repeat(longest - len(trial.frames), 0)]) for trial in trials.values()]
@@ -107,6 +107,10 @@ def compare(dreams: Dream, policy: Path, run: TakeCover, scores: Path) -> np.nda
 def survival(tics: np.ndarray) -> dict[str, float]:
     """Mean, deviation and standard error of the tics survived."""
     return {"mean": tics.mean(), "deviation": tics.std(ddof=1), "error": tics.std(ddof=1) / len(tics) ** 0.5, "episodes": len(tics)}
+
+
+def told(found: dict[str, dict[str, float]]) -> str:
+    return "".join(f"{where} {said['mean']:.0f} ± {said['deviation']:.0f}  " for where, said in found.items())
 
 
 def in_dreams(dream: Dream, policy: str, run: TakeCover, noise: float = 1.0) -> Trial:

@@ -35,6 +35,7 @@ from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.rollout import frame_noise
+from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.own_world import OwnWorld, planned
 from lssvwm_gym.own_world import dream as make_dream
 from lssvwm_gym.real_envs.experts.maze_players import Sticky
@@ -123,7 +124,7 @@ def in_dreams(
     alive, taken, earned = torch.ones(episodes, dtype=torch.bool), torch.zeros(episodes).long(), torch.zeros(episodes).double()
     for _ in range(steps - given):
         if show is not None and alive[0]:
-            show(dream.frame(state)[0].numpy())
+            show(dream.frame(take_rows(state, torch.tensor([0])))[0].numpy())
         action = torch.from_numpy(agent.act(observed(dream, state, agent.observation), None))
         state, reward, ended, *_ = dream.step(state, action, noise * frame_noise(state, dream.weights.world_model))
         taken, earned, alive = taken + alive, earned + reward * alive, alive & ~ended

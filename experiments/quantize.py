@@ -10,17 +10,16 @@ time. A dream of them differs slightly, so states saved with the full weights ar
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, read_weights, save_weights
-from lssvwm_gym.io.tensors import SCALE, load_tensors, save_tensors
+from lssvwm_gym.io.tensors import into_eight_bits, load_tensors, save_tensors
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.worlds import WORLDS, has_record, read_world, weights_of, write_world
 
@@ -55,7 +54,7 @@ def quantize(run: Quantizing) -> dict[str, Any]:
     save_weights(run.out, kept)
     path, models = run.out / "model.safetensors", {"autoencoder": kept.autoencoder, "world_model": kept.world_model}
     names = [f"{name}.{weight}" for name, model in models.items() for weight in multiplied(model)]
-    save_tensors(path, in_eight_bits(load_tensors(path)[0], names), {})
+    save_tensors(path, into_eight_bits(load_tensors(path)[0], names), {})
     if (folder / CARD).exists():
         (run.out / CARD).write_text(REMARK + (folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
     if has_record(folder):
@@ -72,19 +71,6 @@ def quantize(run: Quantizing) -> dict[str, Any]:
     print("in memory, and as quick, as before; see what the dream lost with")
     print(f"  lssvwm-gym evaluate --world {run.world} --weights {run.out} --data DIR")
     return report
-
-
-def in_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The same tensors, of which those of `names`, (out, ...) floating-point, are int8 with a scale beside them."""
-    stored = dict(tensors)
-    for name in names:
-        weight = tensors[name].float()
-        largest = weight.abs().flatten(1).amax(1)
-        scale = largest / 127
-        scale = torch.where(scale > 0, scale, 1.0)
-        stored[name] = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-127, 127).to(torch.int8)
-        stored[name + SCALE] = scale
-    return stored
 
 
 def multiplied(model: nn.Module) -> list[str]:

@@ -21,7 +21,7 @@ from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.evaluation.metrics import rank_correlation
 from lssvwm_gym.io.json_config import write_json
-from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.io.worker_pool import Done, Failed, run_jobs
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
@@ -118,7 +118,7 @@ def write_result(path: Path, result: Any) -> None:
 
 def write_film(path: Path, frames: np.ndarray, fps: float) -> None:
     """Frames (T, height, width, 3) uint8, four times as large."""
-    write_movie(path, enlarged(frames, 4), fps)
+    write_movie(path, frames, fps, 4)
     print(f"film: {path}")
 
 

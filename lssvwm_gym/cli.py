@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         sys.exit(
             f"lssvwm-gym {command}: {error.name} is not installed; "
-            "pip install 'lssvwm_gym[train,play,onnx]' brings all that the commands need"
+            "pip install 'lssvwm_gym[train,play,web,onnx]' brings all that the commands need"
         )
     except (ValueError, OSError, ImportError, WorkerPoolError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")

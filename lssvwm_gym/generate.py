@@ -21,7 +21,7 @@ from lssvwm_gym.data.convert.recording import Framing, framed
 from lssvwm_gym.data.convert.videos import even_frames, frames_a_second
 from lssvwm_gym.data.episode import read_arrays
 from lssvwm_gym.io.json_config import check_bounds
-from lssvwm_gym.io.video import check_movie, enlarged, write_movie
+from lssvwm_gym.io.video import check_movie, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
 from lssvwm_gym.models.inference.backend import FLOAT32, chosen_device
@@ -85,7 +85,7 @@ def generate(run: Generating) -> np.ndarray:
         seen = np.concatenate([decoded(weights, latents), dreamed])
         real = np.concatenate([clip, np.zeros_like(seen)])[: len(seen)]
         film = np.concatenate([real, seen], 2)
-    write_movie(run.out, enlarged(film, run.scale), run.fps or frames_a_second(run.clip))
+    write_movie(run.out, film, run.fps or frames_a_second(run.clip), run.scale)
     print(f"{run.out}: {len(film)} frames, of which {len(dreamed)} are dreamed, after {len(past)} of {run.clip}")
     return film
 

@@ -21,11 +21,10 @@ import pytest
 import torch
 from fuzz_files import MEMORY
 
-from experiments.quantize import in_eight_bits
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, read_video
 from lssvwm_gym.io.json_config import parsed
-from lssvwm_gym.io.tensors import TensorFileError, load_tensors, out_of_eight_bits, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, into_eight_bits, load_tensors, out_of_eight_bits, save_tensors
 from lssvwm_gym.io.video import write_video
 from lssvwm_gym.worlds import WORLDS, WorldError, WorldSpec, read_world, write_world
 
@@ -284,7 +283,7 @@ def test_a_key_named_twice_among_many_is_found_at_once():
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, -1.0, float("nan"), float("inf"), -float("inf")])
 def test_a_scale_that_is_none_is_refused(tmp_path, scale):
-    stored = in_eight_bits({"a": torch.randn(3, 4)}, ["a"])
+    stored = into_eight_bits({"a": torch.randn(3, 4)}, ["a"])
     stored["a_scale"][1] = scale
     save_tensors(tmp_path / "some.safetensors", stored, {})
     with pytest.raises(TensorFileError, match=r"some\.safetensors.*a_scale has scales that are not finite and above 0"):
@@ -292,7 +291,7 @@ def test_a_scale_that_is_none_is_refused(tmp_path, scale):
 
 
 def test_numbers_too_small_for_a_scale_can_be_read_again():
-    stored = in_eight_bits({"a": torch.tensor([[1e-45, 0.0], [1.0, -1.0]])}, ["a"])
+    stored = into_eight_bits({"a": torch.tensor([[1e-45, 0.0], [1.0, -1.0]])}, ["a"])
     assert out_of_eight_bits(stored)["a"].tolist() == [[0.0, 0.0], [1.0, -1.0]]
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_world import write_tiny_weights
 
-from experiments.quantize import Quantizing, in_eight_bits, quantize
+from experiments.quantize import Quantizing, quantize
 from lssvwm_gym.checkpoints.checkpoint import load_weights
-from lssvwm_gym.io.tensors import TensorFileError, load_tensors, out_of_eight_bits, save_tensors
+from lssvwm_gym.io.tensors import TensorFileError, into_eight_bits, load_tensors, out_of_eight_bits, save_tensors
 from lssvwm_gym.worlds import WORLDS
 
 WORLD = WORLDS["memory-maze"]
@@ -26,14 +26,14 @@ def folder(tiny_weights, tmp_path):
 
 def test_every_channel_is_rounded_to_its_own_scale():
     weight = torch.randn(5, 3, 2, 2) * torch.tensor([1e-4, 1.0, 1e3, 0.0, 7.0]).view(-1, 1, 1, 1)
-    stored = in_eight_bits({"a": weight, "b": torch.ones(2)}, ["a"])
+    stored = into_eight_bits({"a": weight, "b": torch.ones(2)}, ["a"])
     assert stored["a"].dtype == torch.int8
     assert stored["a"].flatten(1).abs().amax(1).tolist() == [127, 127, 127, 0, 127]
     back = out_of_eight_bits(stored)
     assert back.keys() == {"a", "b"}
     step = weight.abs().flatten(1).amax(1) / 127
     assert ((back["a"] - weight).abs().flatten(1).amax(1) <= 0.501 * step).all()
-    again = in_eight_bits(back, ["a"])
+    again = into_eight_bits(back, ["a"])
     assert torch.equal(again["a"], stored["a"])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from examples.take_cover import FPS, TakeCover, compare
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.worlds import WORLDS
 
@@ -23,4 +23,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dream = open_dream(WORLDS["take-cover"], "fast", "cpu")
     frames = compare(dream, dream.world.weights / "policy.safetensors", TakeCover(), DOCS / "scores" / "take_cover.json")
-    write_movie(DOCS / "media" / "take_cover.gif", enlarged(frames[:SHOWN], 3), FPS)
+    write_movie(DOCS / "media" / "take_cover.gif", frames[:SHOWN], FPS, 3)

@@ -22,7 +22,7 @@ from lssvwm_gym.checkpoints.build import built_autoencoder, built_world_model
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import bounded, in_short, parsed
-from lssvwm_gym.io.tensors import SCALE, TensorFileError, independent, load_tensors, prefixed, save_tensors, under
+from lssvwm_gym.io.tensors import TensorFileError, independent, into_eight_bits, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, Precision, on_backend
 from lssvwm_gym.models.inference.decode import PrepackedAutoencoder, PrepackedWorldModel
@@ -65,8 +65,8 @@ def save_weights(folder: Path, weights: Weights) -> None:
     folder = Path(folder).expanduser()
     with replaced_together(folder, last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
-        stored = {k: v for name, part in contexts.items() for k, v in prefixed(name, _in_bytes(part.parts())).items()}
-        save_tensors(unfinished / CONTEXTS, stored, {})
+        pasts = {k: v for name, part in contexts.items() for k, v in prefixed(name, part.parts()).items()}
+        save_tensors(unfinished / CONTEXTS, into_eight_bits(pasts, [f"{name}.latent" for name in contexts]), {})
         (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / legacy.CONTEXTS_FILE).unlink(missing_ok=True)
 
@@ -138,12 +138,6 @@ def _check_files(folder: Path, sha256: Any) -> None:
     for path, expected in ((folder / name, expected) for name, expected in sha256.items()):
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise TensorFileError(f"{path}: its contents have changed since config.json was written")
-
-
-def _in_bytes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contexts with their latents in 8 bits, of equal steps from minus to plus a context's largest; `load_tensors` undoes it."""
-    scale = (parts["latent"].float().abs().flatten(1).amax(1) / 127).clamp(min=1e-6)
-    return parts | {"latent": (parts["latent"] / scale.view(-1, 1, 1, 1)).round().to(torch.int8), "latent" + SCALE: scale}
 
 
 def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Segment:

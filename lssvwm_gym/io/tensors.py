@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
 
-    What was stored in 8 bits, as by `experiments/quantize.py`, is float32 again.
+    What was stored in 8 bits, by `into_eight_bits`, is float32 again.
 
     Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
@@ -96,6 +96,19 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("sha256", expected := checksum(tensors, metadata["header"])) != expected:
         raise ValueError("its contents have changed since it was written")
     return out_of_eight_bits(tensors), header
+
+
+def into_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The same tensors, of which those of `names`, (out, ...) floating-point, are int8 with a scale beside them."""
+    stored = dict(tensors)
+    for name in names:
+        weight = tensors[name].float()
+        largest = weight.abs().flatten(1).amax(1)
+        scale = largest / 127
+        scale = torch.where(scale > 0, scale, 1.0)
+        stored[name] = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-127, 127).to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
 
 
 def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
