@@ -33,8 +33,7 @@ from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import join_rows, take_rows
+from lssvwm_gym.models.state import DreamState, join_rows, take_rows
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
 
 MAX_ROWS = 64  # of long contexts that are prefilled in one call

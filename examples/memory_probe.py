@@ -23,7 +23,8 @@ from lssvwm_gym.evaluation.metrics import psnr
 from lssvwm_gym.evaluation.rollouts import memory_of
 from lssvwm_gym.io.video import enlarged
 from lssvwm_gym.models.geometry import motion_between, relative_to
-from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.rollout import commit, imagine
+from lssvwm_gym.models.state import DreamState
 
 
 @dataclass(frozen=True)

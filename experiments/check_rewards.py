@@ -38,7 +38,7 @@ from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball

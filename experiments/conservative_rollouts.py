@@ -19,8 +19,7 @@ from gymnasium.vector import VectorWrapper
 
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import where_rows
+from lssvwm_gym.models.state import DreamState, where_rows
 
 WINDOW = 8  # steps that uncertainty and familiarity are averaged over
 OTHER_NOISE = 2**31  # added to the seed of a dream for that of its twin: the same context and actions with other noise

@@ -20,8 +20,9 @@ from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_further
-from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.rollout import commit, imagine
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing

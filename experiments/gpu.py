@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map
 from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.inference.compile import Replay
-from lssvwm_gym.models.rollout import DreamState, commit, imagine
+from lssvwm_gym.models.rollout import commit, imagine
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 OUT = Path(__file__).parent.parent / "docs" / "scores" / "memory_maze_gpu.json"

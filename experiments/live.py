@@ -27,8 +27,9 @@ import tyro
 
 from experiments.benchmark.machine import machine, memory_bytes, peak_memory_bytes
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.export import Exporting, OnnxDream, export
+from lssvwm_gym.export import Exporting, export
 from lssvwm_gym.io.json_config import write_json
+from lssvwm_gym.onnx_dream import OnnxDream
 from lssvwm_gym.worlds import WORLDS
 
 DOCS = Path(__file__).parent.parent / "docs"

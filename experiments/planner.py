@@ -24,8 +24,7 @@ from lssvwm_gym.envs.rewards import reward
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
 from lssvwm_gym.io.json_config import check_bounds
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.state import DreamState, take_rows
 
 POLICIES = {"memory-maze": Path(__file__).parent.parent / "agents" / "policies" / "memory_maze.safetensors"}
 MANOEUVRES = {1: (0.5, 2, 10), 2: (0.15, 1, 8), 3: (0.15, 1, 8), 4: (0.1, 1, 4), 5: (0.1, 1, 4)}  # action: chance, fewest and most steps

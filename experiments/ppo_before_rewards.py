@@ -21,8 +21,8 @@ from lssvwm_gym.data.segments import Segment
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.rollout import DreamState, unknown_action
-from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.models.rollout import unknown_action
+from lssvwm_gym.models.state import DreamState, join_rows
 from lssvwm_gym.training.latents import latent_episodes
 
 MAX_FRAMES = 1600  # of recorded episodes; a GB or two of work

@@ -13,8 +13,8 @@ from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.ends import check_reward_head
 from lssvwm_gym.evaluation.metrics import score
 from lssvwm_gym.evaluation.rollouts import clips_at, dream_along, prefill_further
-from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 LEADS = (2, 5, 10, 20, 40)  # frames generated up to the rewarded one

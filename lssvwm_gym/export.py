@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
@@ -36,17 +35,16 @@ from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.saved_state import named
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.atomic import replaced_together
-from lssvwm_gym.io.json_config import bounded, check_bounds, parsed, write_json
-from lssvwm_gym.io.tensors import load_tensors, save_tensors, under
-from lssvwm_gym.models.rollout import DreamState, frame_noise, prefill, unknown_action
+from lssvwm_gym.io.json_config import check_bounds, write_json
+from lssvwm_gym.io.tensors import save_tensors
+from lssvwm_gym.models.rollout import frame_noise, prefill, unknown_action
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import DreamState
+from lssvwm_gym.onnx_dream import CONTEXTS, FORMAT, MANIFEST, NEXT, OnnxDream, sha256
 from lssvwm_gym.worlds import chosen_world, weights_of
 
-FORMAT = "lssvwm_gym ONNX 1"
-MANIFEST, STORED, CONTEXTS = "manifest.json", "weights.bin", "contexts.safetensors"
-LARGEST_MANIFEST = 1_000_000  # bytes
+STORED = "weights.bin"
 LEFT_OUT = ("seed", "uncertainty")  # leaves of a state that no step reads
-NEXT = "next_"  # before the name of a leaf, as an output
 STORED_FROM = 1024  # numbers; smaller tensors stay in the program, in float32
 ALIGNED = 64  # bytes
 
@@ -123,7 +121,7 @@ def write(dream: Dream, folder: Path, dtype: str, contexts: list[Segment]) -> No
         (unfinished / STORED).write_bytes(b"".join(store.parts))
         parts = {f"{number}.{name}": part for number, one in enumerate(contexts) for name, part in one.parts().items()}
         save_tensors(unfinished / CONTEXTS, parts, {})
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(unfinished.iterdir())}
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(unfinished.iterdir())}
         write_json(unfinished / MANIFEST, _manifest(dream, blank, dtype, contexts, files))
 
 
@@ -311,68 +309,6 @@ def _in_eight_bits(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray
     return np.rint(array / scale).astype(np.int8), scale.astype(np.float32)
 
 
-class OnnxDream:
-    """A folder of `export` as a dream of one row, by onnxruntime on one core; its state is a dict of arrays, a value."""
-
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        """Raises `ValueError` for a folder that is none of `export`, or of which a file is missing or changed."""
-        folder = Path(folder).expanduser()
-        try:
-            self.manifest = parsed(bounded(folder / MANIFEST, LARGEST_MANIFEST))
-            if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT!r}")
-            changed = [name for name, it in self.manifest["files"].items() if _sha256(folder / name) != it["sha256"]]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder}: not a dream written by `lssvwm-gym export` ({error})") from None
-        if changed:
-            raise ValueError(f"{folder}: {', '.join(changed)} changed since it was exported; export it again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.programs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("step", "prefill")}
-        tensors = load_tensors(folder / CONTEXTS)[0]
-        self.contexts = [{k: v.numpy() for k, v in under(str(n), tensors).items()} for n in range(len(self.manifest["contexts"]))]
-
-    def first_state(self) -> dict[str, np.ndarray]:
-        """The state before any frame."""
-        return {name: np.resize(np.array(it["value"], it["dtype"]), it["shape"]) for name, it in self.manifest["state"].items()}
-
-    def cold(self, noise: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """A dream that begins with nothing, from noise (1, N, C): its first picture and the state."""
-        frame, _, _, state = self.step(self.first_state(), np.array([self.manifest["unknown_action"]]), noise)
-        return frame, state
-
-    def begin(self, context: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The last picture of a context, and the state after it."""
-        given, state = self.contexts[context], self.first_state()
-        state["pose_known"] = given["pose_known"][:, 0].copy()
-        if "inventory" in state:
-            state["inventory"] = given["inventory"][:, 0].copy()
-        frame = np.zeros(0)
-        for t in range(given["action"].shape[1]):
-            parts = {f"given_{name}": given[name][:, t] for name in ("latent", "action", "pose", "inventory") if given[name].size}
-            (frame,), state = self._run("prefill", 1, state, parts)
-        return frame, state
-
-    def step(
-        self, state: dict[str, np.ndarray], action: np.ndarray, noise: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, dict[str, np.ndarray]]:
-        """One frame on, for an action (1,) int64, or (1, A) float32, and noise (1, N, C) float32.
-
-        Returns the picture, uint8 (height, width, 3), the reward, whether the episode ended, and the next state.
-        """
-        (frame, reward, terminated), state = self._run("step", 3, state, {"action": action, "noise": noise})
-        return frame, float(reward[0]), bool(terminated[0]), state
-
-    def _run(
-        self, program: str, results: int, state: dict[str, np.ndarray], tensors: dict[str, np.ndarray]
-    ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-        session = self.programs[program]
-        names = [output.name.removeprefix(NEXT) for output in session.get_outputs()]
-        frame, *values = session.run(None, state | tensors)
-        values = [frame[0], *values]
-        return values[:results], state | dict(zip(names[results:], values[results:], strict=True))
-
-
 @torch.no_grad()
 def difference(dream: Dream, exported: OnnxDream, steps: int, seed: int = 0) -> Difference:
     """Step both along the same random actions and noise from the first context, or where there is none, from nothing."""
@@ -394,7 +330,3 @@ def difference(dream: Dream, exported: OnnxDream, steps: int, seed: int = 0) -> 
         one_step.append(np.abs(exported.step(lent, action.numpy(), noise.numpy())[0] - expected))
         rewards += reward != step.reward.float().item()
     return Difference(steps, int(np.max(apart)), float(np.mean(apart)), int(np.max(one_step)), float(np.mean(one_step)), rewards)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

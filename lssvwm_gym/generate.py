@@ -25,8 +25,8 @@ from lssvwm_gym.io.video import check_movie, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
 from lssvwm_gym.models.inference.backend import FLOAT32, chosen_device
-from lssvwm_gym.models.rollout import DreamState, Imagined, commit, first_state, imagine, prefill, unknown_action
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.rollout import Imagined, commit, first_state, imagine, prefill, unknown_action
+from lssvwm_gym.models.state import DreamState, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.worlds import chosen_world, weights_of
 

@@ -17,8 +17,9 @@ from tiny_world import write_tiny_weights
 import lssvwm_gym.export as exporting
 from lssvwm_gym.cli import main
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.export import Difference, Exporting, OnnxDream, difference, export, portable, write
+from lssvwm_gym.export import Difference, Exporting, difference, export, portable, write
 from lssvwm_gym.models.rollout import frame_noise
+from lssvwm_gym.onnx_dream import OnnxDream
 from lssvwm_gym.worlds import WORLDS, write_world
 
 pytestmark = pytest.mark.slow

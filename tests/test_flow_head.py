@@ -18,10 +18,10 @@ from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models import rollout
-from lssvwm_gym.models.collisions import is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
+from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig

@@ -12,8 +12,8 @@ from real_walks import write_real_walks
 from lssvwm_gym.evaluation import distributions as sets
 from lssvwm_gym.evaluation import imagination as tests
 from lssvwm_gym.evaluation.evaluate import Evaluation, evaluate, open_context
-from lssvwm_gym.models.collisions import moving_actions
 from lssvwm_gym.models.geometry import integrate_motion
+from lssvwm_gym.models.motion_heads import moving_actions
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import MotionHead
 

@@ -73,7 +73,7 @@ def driven(files: dict[str, bytes], wait: str, play: bool = False) -> dict:
 
 @pytest.mark.parametrize("world", ["memory-maze", "minecraft"])
 def test_a_page_dreams_what_onnxruntime_dreams(world):
-    from lssvwm_gym.export import OnnxDream
+    from lssvwm_gym.onnx_dream import OnnxDream
 
     random, exported, apart = np.random.default_rng(0), OnnxDream(LIVE / world), []
     actions, noise = random.integers(6, size=30), random.standard_normal((30, *exported.manifest["noise"]), np.float32)

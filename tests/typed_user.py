@@ -16,7 +16,7 @@ import lssvwm_gym
 from lssvwm_gym.data.episode import Episode, read_episode, write_episode
 from lssvwm_gym.envs import Dream, DreamEnv, DreamVectorEnv, EnvState, open_dream
 from lssvwm_gym.envs.sb3 import DreamVecEnv, make_sb3_vec_env
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.state import DreamState
 
 
 def use(weights: Path, folder: Path) -> None:

@@ -15,8 +15,8 @@ from experiments.benchmark.models import config_of, dreaming_model, random_episo
 from experiments.benchmark.steps import AGED
 from lssvwm_gym.envs.profiles import sampling_steps
 from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine
-from lssvwm_gym.models.state import state_bytes
+from lssvwm_gym.models.rollout import commit, first_state, imagine
+from lssvwm_gym.models.state import DreamState, state_bytes
 from lssvwm_gym.models.world_model import WorldModel
 
 OURS, CAUSAL = "ours", "full-causal"

@@ -25,7 +25,7 @@ from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.json_config import check_bounds, imported
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, Progress, Work, run_jobs
-from lssvwm_gym.real_envs.experts import maze_players
+from lssvwm_gym.real_envs.experts import block_players, maze_players
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 Policy = Callable[[Any, dict[str, Any]], Any]  # (observation, info) -> action
@@ -44,7 +44,8 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    player: str | None = None  # in Memory Maze explorer (the same as none), wander, sticky or mixed; or your own, module:attribute
+    # explorer (the same as none), wander, sticky or mixed in Memory Maze; wander, dig, craft or mixed in Luanti; your own, module:attribute
+    player: str | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self, episodes=1, workers=1, steps=1, first_seed=0)
@@ -113,6 +114,7 @@ SOURCES = {
         once=("seed", "biome"),
         steps=MINECRAFT.max_episode_steps,
         frame="image",
+        players=block_players.PLAYERS,
     ),
 }
 

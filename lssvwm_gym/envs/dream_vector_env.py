@@ -20,8 +20,8 @@ from lssvwm_gym.envs.saved_state import EnvState, Resumable, named
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, independent
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import DreamState, drawn_noise
-from lssvwm_gym.models.state import put_rows, put_rows_in_place, take_rows
+from lssvwm_gym.models.rollout import drawn_noise
+from lssvwm_gym.models.state import DreamState, put_rows, put_rows_in_place, take_rows
 from lssvwm_gym.worlds import WorldSpec
 
 

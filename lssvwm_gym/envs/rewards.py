@@ -7,7 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.rollout import DreamState, chance_of
+from lssvwm_gym.models.rollout import chance_of
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.symlog import expected_reward
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WorldSpec

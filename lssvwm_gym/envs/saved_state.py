@@ -19,8 +19,7 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, check_names_and_shapes, independent, load_tensors, save_tensors
-from lssvwm_gym.models.rollout import DreamState
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.state import DreamState, take_rows
 
 FORMAT = "lssvwm_gym EnvState 1"
 MAX_STEPS = 2**53  # that a file can claim; every JSON reader knows numbers up to here

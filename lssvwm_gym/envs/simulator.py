@@ -29,9 +29,9 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.models.state import DreamState, join_rows
 from lssvwm_gym.worlds import WORLDS, WorldSpec, has_record, read_world, weights_of
 
 CONTEXTS_KEPT = 16  # states of some MB

@@ -13,7 +13,7 @@ from torch.utils._pytree import register_pytree_node, tree_map
 
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.worlds import WorldSpec
 from lssvwm_gym.worlds.spec import LARGEST_NUMBER
 

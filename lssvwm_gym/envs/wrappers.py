@@ -25,8 +25,8 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import DreamState, prefill, unknown_action
-from lssvwm_gym.models.state import put_rows
+from lssvwm_gym.models.rollout import prefill, unknown_action
+from lssvwm_gym.models.state import DreamState, put_rows
 
 NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(name))
 

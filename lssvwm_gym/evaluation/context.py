@@ -13,8 +13,8 @@ from lssvwm_gym.data.episode import episode_paths
 from lssvwm_gym.evaluation.metrics import Score, psnr, score, ssim
 from lssvwm_gym.evaluation.rollouts import decode_clips, dream_at_poses, prefill_clips, read_encoded
 from lssvwm_gym.io.json_config import check_bounds
-from lssvwm_gym.models.rollout import DreamState
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.worlds import WorldSpec, chosen_world, weights_of
 
 PREDICTION = ("reconstruction", "next_frame", "open_loop", "reward")

@@ -25,10 +25,10 @@ from lssvwm_gym.evaluation import distributions as sets
 from lssvwm_gym.evaluation.context import EvalContext
 from lssvwm_gym.evaluation.metrics import Score, inner, masked_score, score
 from lssvwm_gym.evaluation.rollouts import DreamedFrames, cut_clips, decode_clips, dream_along, prefill_further, read_encoded
-from lssvwm_gym.models.collisions import is_blocked, moving_actions
-from lssvwm_gym.models.rollout import LATENT_STEPS, DreamState, imagine, rounded, unknown_action
+from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
+from lssvwm_gym.models.rollout import LATENT_STEPS, imagine, rounded, unknown_action
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import join_rows
+from lssvwm_gym.models.state import DreamState, join_rows
 
 WINDOWS = (50, 200, 500, 1000)  # last frames of the windows in which drift shows
 ROWS = 24  # dreams at a time

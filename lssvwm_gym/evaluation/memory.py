@@ -13,8 +13,9 @@ from torch import Tensor
 from lssvwm_gym.evaluation.context import MEMORIES, EvalContext
 from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, memory_of, prefill_without_poses, with_reversal
-from lssvwm_gym.models.rollout import DreamState, imagine
+from lssvwm_gym.models.rollout import imagine
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.state import DreamState
 
 AGES = (10, 50, 100, 200, 400, 600, 800, 1000)  # frames since last seen, at which the revisit curve has a point
 AROUND = 4  # frames since last seen that a point may be off

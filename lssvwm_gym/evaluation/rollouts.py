@@ -16,8 +16,9 @@ from lssvwm_gym.checkpoints.checkpoint import Weights
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.models.geometry import motion_between, relative_to, start_pose
-from lssvwm_gym.models.rollout import DreamState, Prefilled, commit, first_state, imagine, prefill
+from lssvwm_gym.models.rollout import Prefilled, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment, joined
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 

@@ -1,12 +1,18 @@
-"""Motion from frame to frame: what an action leads to expect, and its correction by what is seen (visual odometry)."""
+"""Motion from frame to frame: what an action leads to expect, whether a wall blocks it, and what is seen of it (visual odometry)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
+from lssvwm_gym.models.geometry import motion_between
+from lssvwm_gym.models.segment import Segment
+
+BLOCKED = 1 / 3  # of the world's scale of motion: a forward action that moves less is blocked
 
 
 class MotionHead(nn.Module):
@@ -31,6 +37,33 @@ class MotionHead(nn.Module):
         return self.network(known) * self.motion_scale
 
 
+class CollisionMotionHead(nn.Module):
+    """Expects the next motion from what the last frame shows: whether the step is blocked, and the motion in either case.
+
+    The likelier case's motion is expected, for a mean of both is neither.
+    """
+
+    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.frame = nn.Linear(config.tokens * config.latent_channels + len(config.motion_scale), hidden)
+        self.action = ActionEmbedding(config, hidden)
+        self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+        self.blocked, self.motions = nn.Linear(hidden, 1), nn.Linear(hidden, 2 * len(config.motion_scale))
+
+    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
+        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
+        blocked, motions = self.cases(latent, motion, next_action)
+        return torch.where(blocked.unsqueeze(-1) > 0, motions[..., 1, :], motions[..., 0, :])
+
+    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is."""
+        seen = torch.cat([latent.flatten(-2), motion / self.motion_scale], -1)
+        hidden = self.network(self.frame(seen) + self.action(next_action))
+        return self.blocked(hidden)[..., 0], self.motions(hidden).unflatten(-1, (2, -1)) * self.motion_scale
+
+
 class OdometryHead(nn.Module):
     """Visual odometry: corrects the motion that the action leads to expect by what two clean frames show."""
 
@@ -49,3 +82,26 @@ class OdometryHead(nn.Module):
         motions = torch.cat([motion, last_motion], -1) / self.motion_scale.repeat(2)
         seen = self.frames(torch.cat([before.flatten(-2), latent.flatten(-2), motions], -1)) + self.action(action)
         return motion + self.network(seen) * self.motion_scale
+
+
+def moving_actions(episodes: Sequence[Segment], scale: float) -> tuple[list[int], int | None]:
+    """The discrete actions that lead ahead, by more than `scale` in one of ten steps at least, and the one of the others that turns most.
+
+    Only steps after the same action, of recorded poses, count: others may coast. Of continuous actions there are none.
+    """
+    if not episodes or episodes[0].action.is_floating_point():
+        return [], None
+    action = torch.cat([one.action[2:] for one in episodes])
+    motion = torch.cat([motion_between(one.pose[1:-1], one.pose[2:]) for one in episodes])
+    counted = (action == torch.cat([one.action[1:-1] for one in episodes])) & motion.isfinite().all(-1)
+    steps = {kind: motion[counted & (action == kind)] for kind in action[counted].unique().tolist()}
+    ahead = [kind for kind, moved in steps.items() if moved[:, 0].quantile(0.9) > scale]
+    turns = {kind: abs(moved[:, 2].mean().item()) for kind, moved in steps.items() if kind not in ahead}
+    return ahead, max(turns, key=lambda kind: turns[kind], default=None)
+
+
+def is_blocked(motion: Tensor, action: Tensor, ahead: Sequence[int], scale: float | Tensor) -> Tensor:
+    """Which motions (..., 3 or 5) by actions (...), of which some lead `ahead`, are blocked: bool (...); none of continuous actions."""
+    if action.is_floating_point():
+        return torch.zeros(motion.shape[:-1], dtype=torch.bool, device=action.device)
+    return torch.isin(action, action.new_tensor(ahead)) & (motion[..., 0] < BLOCKED * scale)

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.collisions import CollisionMotionHead
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
+from lssvwm_gym.models.motion_heads import CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
-from lssvwm_gym.models.state import WorldState, constant
+from lssvwm_gym.models.state import DreamState, WorldState, constant
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
 PREFILL_FRAMES = 128  # that go through the model in one call
@@ -29,23 +29,6 @@ LATENT_STEPS = 64  # committed latents are rounded to 1/64, poses to 1/1024: dif
 POSE_STEPS = 1024  # depend on the number of rows computed together, die out instead of growing from frame to frame
 OPEN = (0.3, 0.8)  # posterior variances after the given frames below which a place is known, and above which it is open
 NEW = (0.03, 0.07)  # after dreamed ones too: below it the view is one that was dreamed before, above it it is another
-
-
-class DreamState(NamedTuple):
-    """All that a dream is, a row an environment."""
-
-    world: WorldState
-    latent: Tensor  # (B, N, C) the last committed frame
-    features: Tensor  # (B, FEATURES) of the last committed frame
-    pose: Tensor  # (B, 4 or 6) the estimated pose, seen from where the state began
-    motion: Tensor  # (B, 3 or 5) the last motion
-    inventory: Tensor  # (B, V) counts that go with the last frame
-    inventory_peak: Tensor  # (B, V) the most of each that was ever counted
-    uncertainty: Tensor  # (B,) float, see `Imagined`; 0 where the last frame was given
-    posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
-    pose_known: Tensor  # (B,) float, 1 where poses are kept at all
-    observed: Tensor  # (B, F, F) float32, what given frames explained of the spatial memory: `explained` after the last of them
-    seed: Tensor  # (B,) int64; with the age it determines all noise
 
 
 def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> DreamState:

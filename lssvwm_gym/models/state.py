@@ -42,6 +42,23 @@ class WorldState(NamedTuple):
     last: Tensor  # (B, N, C) the last committed latent, where frames are told by how they differ from it; else (B, 0)
 
 
+class DreamState(NamedTuple):
+    """All that a dream is, a row an environment."""
+
+    world: WorldState
+    latent: Tensor  # (B, N, C) the last committed frame
+    features: Tensor  # (B, FEATURES) of the last committed frame
+    pose: Tensor  # (B, 4 or 6) the estimated pose, seen from where the state began
+    motion: Tensor  # (B, 3 or 5) the last motion
+    inventory: Tensor  # (B, V) counts that go with the last frame
+    inventory_peak: Tensor  # (B, V) the most of each that was ever counted
+    uncertainty: Tensor  # (B,) float, see `lssvwm_gym.models.rollout.Imagined`; 0 where the last frame was given
+    posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
+    pose_known: Tensor  # (B,) float, 1 where poses are kept at all
+    observed: Tensor  # (B, F, F) float32, what given frames explained of the spatial memory: `explained` after the last of them
+    seed: Tensor  # (B,) int64; with the age it determines all noise
+
+
 def take_rows(state: S, rows: Tensor) -> S:
     """The state of some rows, in that order; rows may repeat (branching)."""
     return tree_map(lambda tensor: tensor[rows], state)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
-from lssvwm_gym.models.collisions import CollisionMotionHead
 from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
-from lssvwm_gym.models.motion_heads import MotionHead, OdometryHead
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask, last_committed
 from lssvwm_gym.models.symlog import bin_values

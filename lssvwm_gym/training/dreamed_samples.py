@@ -21,7 +21,6 @@ from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.rollout import (
     LATENT_STEPS,
     OPEN,
-    DreamState,
     Imagined,
     commit,
     estimated_motion,
@@ -35,7 +34,7 @@ from lssvwm_gym.models.rollout import (
     unknown_action,
 )
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import join_rows, take_rows
+from lssvwm_gym.models.state import DreamState, join_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 
 GAP = (6, 40)  # recorded frames between two dreams of a row

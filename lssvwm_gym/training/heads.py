@@ -31,10 +31,10 @@ from lssvwm_gym.data.episode import fingerprint
 from lssvwm_gym.data.segments import Episodes, flipped
 from lssvwm_gym.io.tensors import check_header, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.collisions import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel

@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, inputs_of, read_clip
 from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.models.rollout import DreamState, commit, first_state, imagine, prefill
+from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training.latents import latent_episodes
 

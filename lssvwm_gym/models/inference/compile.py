@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import DreamState
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 # weights are constants, laid out once; what calls the kernels is C++, too

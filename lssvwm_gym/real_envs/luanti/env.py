@@ -25,6 +25,7 @@ FORESTS = BIOMES[:2]
 EPISODE_STEPS, FPS = MINECRAFT.max_episode_steps, MINECRAFT.fps
 IMAGE_SIZE = SIDE // 2
 SEEDS = 2**32  # of starts that are told apart
+MOST_GIVEN = 99  # of one kind of item, at the start
 
 STEEPEST = 60.5  # degrees of look up or down, with room for rounding
 TURN = 15  # degrees
@@ -48,7 +49,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     """Fell a tree, make a pickaxe, find stone: the beginnings of a block world that never ends.
 
     ## Description
-    The player stands at noon on fresh ground in a forest of Luanti's Minetest Game, bare-handed and invulnerable. Blocks can
+    The player stands at noon on fresh ground in a forest of Luanti's Minetest Game, invulnerable. Blocks can
     be dug and placed, and what is dug made into better tools. A step is 0.2 s of game time (0.204 s while digging),
     whatever time it takes: the game stands still in between.
 
@@ -85,7 +86,8 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     ## Starting State
     `reset(seed=s)` looks for a start from seed s (taken modulo 2**32) on, `reset()` from one drawn by `self.np_random`. Its
     options: `biome`, one of "deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest" (dark, and half as fast);
-    `trees`, whether one must be within 20 m. Without them it is one of `biomes`, with trees. The same seed is the same place
+    `trees`, whether one must be within 20 m; `inventory`, what is in the bag, 9 numbers from 0 to 99. Without them it is one of `biomes`,
+    with trees, and the bag is empty. What is in the bag from the start is no milestone. The same seed is the same place
     in the same world, but not the same episode to the last pixel: the game's threads are free in their order, so it is
     registered as nondeterministic.
 
@@ -151,12 +153,12 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
-        biome, trees = self._requested(options or {})
+        biome, trees, inventory = self._requested(options or {})
         start_seed = int(self.np_random.integers(SEEDS)) if seed is None else seed % SEEDS
         self._start = {"biome": biome, "seed": np.int64(start_seed)}
-        frame = self._start_episode({"name": "start", "seed": start_seed, "biome": biome, "trees": trees})
+        frame = self._start_episode({"name": "start", "seed": start_seed, "biome": biome, "trees": trees, "inventory": inventory})
         self._steps_left = self.max_episode_steps
-        self._milestones_left = dict(enumerate(REWARDS))
+        self._milestones_left = {item: reward for item, reward in enumerate(REWARDS) if not inventory[item]}
         self._block_in_hand = False
         return self._observe(frame)
 
@@ -179,16 +181,19 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
             self._client.close()
         self._client, self._frame, self._steps_left = None, None, 0
 
-    def _requested(self, options: dict[str, Any]) -> tuple[str, bool]:
-        """Biome, and whether there must be trees."""
-        unknown = options.keys() - {"biome", "trees"}
+    def _requested(self, options: dict[str, Any]) -> tuple[str, bool, list[int]]:
+        """Biome, whether there must be trees, and what is in the bag."""
+        unknown = options.keys() - {"biome", "trees", "inventory"}
         if unknown:
-            raise ValueError(f"options are biome and trees, got {', '.join(sorted(unknown))}")
+            raise ValueError(f"options are biome, trees and inventory, got {', '.join(sorted(unknown))}")
         drawn = self.biomes[int(self.np_random.integers(len(self.biomes)))]
         biome = options.get("biome", drawn)
         if biome not in BIOMES:
             raise ValueError(f"biome must be one of {', '.join(BIOMES)}, got {biome!r}")
-        return biome, bool(options.get("trees", True))
+        inventory = np.asarray(options.get("inventory", [0] * len(ITEMS)))
+        if inventory.shape != (len(ITEMS),) or inventory.dtype.kind not in "iu" or not ((inventory >= 0) & (inventory <= MOST_GIVEN)).all():
+            raise ValueError(f"inventory must be {len(ITEMS)} whole numbers from 0 to {MOST_GIVEN}: {', '.join(ITEMS)}")
+        return biome, bool(options.get("trees", True)), inventory.tolist()
 
     def _start_episode(self, start: dict[str, Any]) -> ClientFrame:
         """The first frame of an episode; a client that has died is replaced."""

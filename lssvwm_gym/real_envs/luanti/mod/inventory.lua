@@ -13,6 +13,10 @@ local NAMED = {
 local GROUPED = {tree = LOG, wood = PLANKS, stick = STICK, sand = SAND}
 local TO_PLACE = {DIRT, PLANKS, LOG}
 local TO_DIG = {STONE_PICKAXE, WOODEN_PICKAXE}
+local GIVEN = { -- at the start of an episode, one of each kind
+	"default:tree", "default:wood", "default:stick", "default:pick_wood", "default:cobble", "default:pick_stone",
+	"default:dirt", "default:sand", "default:gravel",
+}
 -- kinds of items on the crafting grid, 0 where nothing lies; the game's own recipes say what becomes of them
 local GRIDS = {
 	planks = {width = 1, LOG},
@@ -42,6 +46,14 @@ function lockstep.empty_inventory(player)
 		inventory:set_size(list, slots)
 		inventory:set_list(list, {})
 	end
+end
+
+-- `counts`: how many of each kind, by its number
+function lockstep.fill_inventory(player, counts)
+	for kind, count in ipairs(counts) do
+		for _ = 1, count do player:get_inventory():add_item("bag", GIVEN[kind]) end
+	end
+	lockstep.commands.hold_tool(player)
 end
 
 local function find_in_bag(inventory, kind)

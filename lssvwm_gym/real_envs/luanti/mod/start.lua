@@ -1,4 +1,4 @@
--- The start of an episode: the player stands at noon, empty-handed, on dry ground of the wanted biome, somewhere he has not been.
+-- The start of an episode: the player stands at noon on dry ground of the wanted biome, somewhere he has not been.
 
 local FARTHEST = 25000 -- metres from the middle of the world, which ends at 31000
 local LOWEST, HIGHEST = 3, 40 -- metres above the sea
@@ -51,28 +51,29 @@ local function find_ground(x, place, z)
 	end
 end
 
-local function stand(player, random, feet)
+local function stand(player, random, feet, inventory)
 	player:set_pos(feet)
 	player:add_velocity(vector.multiply(player:get_velocity(), -1))
 	player:set_look_horizontal(math.rad(15) * random:next(0, 23))
 	player:set_look_vertical(0)
 	player:set_hp(20)
 	lockstep.empty_inventory(player)
+	lockstep.fill_inventory(player, inventory)
 	minetest.set_timeofday(NOON)
 end
 
-local function land(player, random, place, wants_trees)
+local function land(player, random, place, arguments)
 	for _ = 1, 60 do
 		local feet = find_ground(place.x + random:next(-6, 6), place, place.z + random:next(-6, 6))
-		if feet and not (wants_trees and #lockstep.trees_near(feet, 20) == 0) then
-			stand(player, random, feet)
+		if feet and not (arguments.trees and #lockstep.trees_near(feet, 20) == 0) then
+			stand(player, random, feet, arguments.inventory)
 			return true
 		end
 	end
 	return false
 end
 
--- arguments: seed (integer), biome (name), trees (whether one must be near)
+-- arguments: seed (integer), biome (name), trees (whether one must be near), inventory (how many of each kind)
 function lockstep.commands.start(player, arguments)
 	local random = PcgRandom(arguments.seed)
 	outcome = {state = "searching"}
@@ -85,7 +86,7 @@ function lockstep.commands.start(player, arguments)
 		local low, high = vector.subtract(place, GENERATED), vector.add(place, GENERATED)
 		minetest.emerge_area(low, high, function(_, _, remaining)
 			if remaining > 0 then return end
-			if land(player, random, place, arguments.trees) then
+			if land(player, random, place, arguments) then
 				outcome = {state = "standing"}
 			else
 				try(landings - 1)
