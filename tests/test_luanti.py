@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -31,8 +32,9 @@ from experiments.luanti_players import mixed
 from lssvwm_gym.data.collect import Collecting, collect
 from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.real_envs import SimulatorUnavailable
+from lssvwm_gym.real_envs.experts import block_players
 from lssvwm_gym.real_envs.luanti import LuantiEnv, programs
-from lssvwm_gym.real_envs.luanti.env import ACTIONS, ITEMS, REWARDS, shrink
+from lssvwm_gym.real_envs.luanti.env import ACTIONS, BIOMES, ITEMS, REWARDS, shrink
 
 DIRT = ITEMS.index("dirt")
 CRAFTS = [number for number, name in enumerate(ACTIONS) if name.startswith("craft_")]
@@ -98,7 +100,11 @@ def test_episodes_are_truncated_and_options_are_obeyed(luanti):
         env.step(NOOP)
     for options, says in (
         ({"biome": "sea"}, "biome must be one of .* got 'sea'"),
-        ({"weather": 1}, "options are biome and trees, got weather"),
+        ({"weather": 1}, "options are biome, trees and inventory, got weather"),
+        ({"inventory": [1]}, "inventory must be 9 whole numbers from 0 to 99: log, planks"),
+        ({"inventory": [0.5] * 9}, "inventory must be 9 whole numbers"),
+        ({"inventory": [-1] + [0] * 8}, "inventory must be 9 whole numbers"),
+        ({"inventory": [100] + [0] * 8}, "inventory must be 9 whole numbers"),
     ):
         with pytest.raises(ValueError, match=says):
             env.reset(options=options)
@@ -270,7 +276,29 @@ def test_an_impossible_craft_changes_nothing(env):
         assert difference(before, observation["image"]) < 1.5
 
 
+def test_an_episode_may_begin_with_things_in_the_bag_which_are_no_milestones(env):
+    given = [2, 1, 0, 1, 3, 0, 99, 4, 5]
+    observation, _ = env.reset(seed=3, options={"inventory": given})
+    assert observation["inventory"].tolist() == given
+    observation, reward, *_ = env.step(CRAFTS[0])
+    assert (observation["inventory"].tolist(), reward) == ([1, 5, *given[2:]], 0)
+    observation, reward, *_ = env.step(CRAFTS[1])
+    assert (observation["inventory"][:3].tolist(), reward) == ([1, 4, 4], REWARDS[2])
+    observation, reward, *_ = env.step(CRAFTS[3])
+    assert (observation["inventory"][2:6].tolist(), reward) == ([2, 1, 0, 1], REWARDS[5])
+    observation, _ = env.reset(seed=3)
+    assert not observation["inventory"].any()
+
+
 # ---- collecting ----
+
+
+def test_players_that_do_not_look_are_collected_with_their_bags(luanti, tmp_path):
+    collect(Collecting("luanti", tmp_path, episodes=1, workers=1, first_seed=5, steps=12, player="craft"))
+    episode, player = read_episode(tmp_path / "000005"), block_players.PLAYERS["craft"](np.random.default_rng([5, 1]))
+    assert (str(episode.extras["policy"]), str(episode.extras["biome"])) == ("craft", player.start["biome"])
+    assert tuple(episode.extras["inventory"][0]) == player.start["inventory"]
+    assert episode.action[1:].tolist() == [player(None, {}) for _ in range(12)]
 
 
 def test_episodes_are_collected_as_documented(luanti, tmp_path):
@@ -296,6 +324,31 @@ def test_episodes_are_collected_as_documented(luanti, tmp_path):
 
 
 # ---- without the game ----
+
+
+def test_players_that_do_not_look_try_everything():
+    seen, names, bags = Counter(), Counter(), []
+    for seed in range(60):
+        player, again = (block_players.PLAYERS["mixed"](np.random.default_rng(seed)) for _ in range(2))
+        actions = [player(None, {}) for _ in range(200)]
+        assert (player.start, actions) == (again.start, [again(None, {}) for _ in range(200)])
+        assert player.start["biome"] in BIOMES
+        seen.update(actions)
+        names[player.name] += 1
+        bags += [player.start["inventory"]] if "inventory" in player.start else []
+    assert set(seen) == set(range(len(ACTIONS)))
+    assert min(names[name] for name in block_players.MIX) > 5
+    assert {0, 1, 2, 3, 10} <= {count for bag in bags for count in bag} <= set(range(11))
+    assert {len(bag) for bag in bags} == {len(ITEMS)}
+
+
+def test_one_that_digs_goes_back_to_what_it_has_dug():
+    player = block_players.PLAYERS["dig"](np.random.default_rng(0))
+    actions = np.array([player(None, {}) for _ in range(20_000)])
+    turned = np.cumsum((actions == LEFT).astype(int) - (actions == RIGHT))
+    after_digging = np.flatnonzero((actions[:-20] == DIG) & (actions[1:-19] != DIG))
+    came_back = np.mean([(turned[t + 1 : t + 20] != turned[t]).any() and turned[t + 20] == turned[t] for t in after_digging])
+    assert came_back > 0.1
 
 
 @pytest.mark.parametrize(

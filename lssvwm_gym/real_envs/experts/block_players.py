@@ -86,6 +86,4 @@ def make_mixed(rng: np.random.Generator) -> BlindPlayer:
     return BlindPlayer(str(rng.choice(list(MIX), p=list(MIX.values()))), rng)
 
 
-PLAYERS: dict[str, Callable[[np.random.Generator], Any]] = {name: partial(BlindPlayer, name) for name in ODDS} | {
-    "mixed": make_mixed
-}
+PLAYERS: dict[str, Callable[[np.random.Generator], Any]] = {name: partial(BlindPlayer, name) for name in ODDS} | {"mixed": make_mixed}
