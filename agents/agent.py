@@ -24,7 +24,7 @@ from lssvwm_gym.io.tensors import load_tensors
 class Agent(Protocol):
     """Acts in some episodes side by side, from their first frame to their last."""
 
-    observation: str  # what it sees: image, latent, features or latent+features
+    observation: str  # what it sees: image, latent, features, latent+features, or the last two +inventory
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         """Actions (B,) int64 for observations (B, ...); `info` is the real world's, of its one episode."""

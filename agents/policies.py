@@ -32,7 +32,7 @@ class PolicyConfig:
     """What a policy sees and does."""
 
     world: str  # name of the world that it acts in
-    observation: str  # image, latent, features or latent+features
+    observation: str  # image, latent, features, latent+features, or the last two +inventory
     shape: tuple[int, ...]  # of one observation: (height, width, 3) or (numbers,)
     actions: int
     hidden: int = 256  # units of each of two layers

@@ -51,7 +51,7 @@ class Args:
     time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
     seed: int = 0
 
-    observation: str = "features"  # image, latent, features or latent+features; only image needs the decoder
+    observation: str = "features"  # image, latent, features, latent+features, or the last two +inventory; only image needs the decoder
     profile: str = "balanced"  # of the dream: fast, balanced or quality
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"

@@ -43,7 +43,7 @@ class Args:
     weights: Path | None = None  # of the world model that sees; the shipped ones if not given
     out: Path | None = None  # folder to write to; runs/behavior_cloning/WORLD if not given
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    observation: str = "latent+features"  # image, latent, features or latent+features
+    observation: str = "latent+features"  # image, latent, features, latent+features, or the last two +inventory
     within: int = 60  # imitate those frames alone that are followed by a reward within so many; 0: all
     hidden: int = 256
     epochs: int = 6

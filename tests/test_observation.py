@@ -151,3 +151,24 @@ def test_worlds_with_counts_have_them_too(tmp_path):
     env = DreamEnv("minecraft", weights=write_tiny_minecraft(tmp_path), profile="fast", observation="features")
     assert env.observation_space.contains(env.reset(seed=0)[0])
     assert env.step(8)[4]["inventory"].shape == (9,)
+
+
+@pytest.mark.parametrize("observation", ["features+inventory", "latent+features+inventory"])
+def test_counts_may_stand_behind_the_numbers(tmp_path, observation):
+    weights = write_tiny_minecraft(tmp_path)
+    env, without = (
+        DreamEnv("minecraft", weights=weights, profile="fast", observation=seen)
+        for seen in (observation, observation.removesuffix("+inventory"))
+    )
+    assert env.observation_space.shape[0] == without.observation_space.shape[0] + 9
+    seen, rest = env.reset(seed=0)[0], without.reset(seed=0)[0]
+    for action in (8, 10, 11):
+        assert env.observation_space.contains(seen)
+        assert np.array_equal(seen[:-9], rest)
+        assert np.array_equal(seen[-9:], env.clone_state().dream.inventory[0].numpy())
+        seen, rest = env.step(action)[0], without.step(action)[0]
+
+
+def test_counts_of_a_world_that_has_none_are_refused(arguments):
+    with pytest.raises(ValueError, match="memory-maze has no inventory to observe: choose latent\\+features"):
+        DreamEnv(**arguments, observation="latent+features+inventory")

@@ -45,8 +45,9 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     `minecraft`, a `Dict` of that `image` and `inventory`, `Box(0, 3267, (9,), int32)`, in the order of
     `env.unwrapped.dream.world.inventory`; with `observation="image"` the picture alone.
 
-    Three more observations are numbers that the model has anyway, float32; they spare the decoder, and `render()` still shows the
-    picture. `lssvwm_gym.envs.WorldModelObservation` makes the same of a real environment.
+    More observations are numbers that the model has anyway, float32; they spare the decoder, and `render()` still shows the picture.
+    In worlds that have an inventory, `+inventory` behind the last two appends it, (V,).
+    `lssvwm_gym.envs.WorldModelObservation` makes the same of a real environment.
 
     | `observation`       | Space                               | Meaning                                                          |
     |---------------------|-------------------------------------|------------------------------------------------------------------|
@@ -103,7 +104,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     |               |              | the weights have one (`memory-maze`), else 1, 2 or 4 of the world model                       |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
     | `weights`     | `None`       | another folder of weights                                                                     |
-    | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`: see above     |
+    | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`, ...: see above |
     | `dtype`       | `"auto"`     | on a CPU `"float32"`, `"bfloat16"`, or, `"auto"`, only pictures in the latter, where it has it  |
     | `backend`     | `"auto"`     | `"auto"` and `"torch"`: eager PyTorch; on CUDA also `"mamba"`, scans by mamba-ssm's kernels;      |
     |               |              | on a CPU also `"compiled"`: the first step compiles for a minute, those after it are quicker    |

@@ -34,7 +34,7 @@ class Info(dict[str, Any]):
 register_pytree_node(Info, lambda info: (list(info.values()), list(info)), lambda values, names: Info(zip(names, values, strict=True)))
 
 OUTPUTS = ("numpy", "torch")
-OBSERVATIONS = ("all", "image", "features", "latent", "latent+features")
+OBSERVATIONS = ("all", "image", "features", "latent", "latent+features", "features+inventory", "latent+features+inventory")
 MAX_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
 MAX_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
@@ -56,10 +56,19 @@ def needs_frame(observation: str) -> bool:
 
 
 def observation_space(world: WorldSpec, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
-    """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
+    """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`.
+
+    Raises `ValueError` for an observation with the inventory of a world that has none.
+    """
     if not needs_frame(observation):
-        most = {"latent": (MAX_LATENT, model.tokens * model.latent_channels), "features": (MAX_FEATURE, FEATURES)}
-        high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(most.__getitem__, observation.split("+"))])
+        if "inventory" in observation and not world.inventory:
+            raise ValueError(f"{world.name} has no inventory to observe: choose {observation.replace('+inventory', '')}")
+        parts = {
+            "latent": (MAX_LATENT, model.tokens * model.latent_channels),
+            "features": (MAX_FEATURE, FEATURES),
+            "inventory": (world.max_inventory or LARGEST_NUMBER, len(world.inventory)),
+        }
+        high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(parts.__getitem__, observation.split("+"))])
         return Box(-high, high, dtype=np.float32)
     image = Box(0, 255, (world.image_size, world.image_size, 3), np.uint8)
     if not world.inventory or observation == "image":
@@ -70,8 +79,13 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
-    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, and its features."""
-    parts = {"latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), "features": state.features}
+    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, and the
+    counts or other numbers that go with it."""
+    parts = {
+        "latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT),
+        "features": state.features,
+        "inventory": state.inventory,
+    }
     return torch.cat([parts[part] for part in observation.split("+")], -1)
 
 
