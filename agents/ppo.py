@@ -24,6 +24,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from agents import starts
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
@@ -33,10 +34,9 @@ from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend, chosen_device
-from lssvwm_gym.models.state import DreamState, join_rows, take_rows
+from lssvwm_gym.models.state import DreamState, join_rows
+from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
-
-MAX_ROWS = 64  # of long contexts that are prefilled in one call
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,14 @@ class Args:
     graphs: bool = True  # on a GPU: record the dream's step once as a CUDA graph
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
     episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
-    bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 64 on a CPU
-    context_every: int = 100  # frames between two states of the long contexts in the bank; 0 for the short contexts only
-    min_context: int = 300  # context frames of a state of the bank, where there are any such: a dream rewards balls that it has seen
+    bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 256 on a CPU; a dream rewards balls that it has seen
+    before_rewards: float = 0.75  # share of them shortly before a reward, in the long contexts that come with the weights
+    lead: tuple[int, int] = (2, 40)  # frames between such a state and the reward: at least and at most
+    context: int = 150  # frames before it
+    data: Path | None = None  # folder of recorded episodes, whose rewards these are instead
+    latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    context_every: int = 100  # frames between two of the other states, of the long contexts; 0 for the short contexts only
+    min_context: int = 300  # context frames of these, where there are any such
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     learning_rate: float = 5e-4
@@ -126,8 +131,24 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
 def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:
     """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given."""
     if bank is None:
-        bank = bank_of_starts(dream, args.context_every, args.bank or 1, args.seed, args.min_context)
+        bank = open_bank(args, dream)
     return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
+
+
+def open_bank(args: Args, dream: Dream) -> DreamState:
+    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
+    most = args.bank or 1
+    before = starts.BeforeRewards(args.lead, args.context)
+    rewarding: list[DreamState] = []
+    if wanted := round(args.before_rewards * most):
+        if args.data is not None:
+            episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
+            rewarding = [starts.bank_before_rewards(dream, episodes, before, wanted, args.seed)]
+        elif starts.moments(contexts := starts.rewarded_contexts(dream), before):
+            rewarding = [starts.bank_before_rewards(dream, contexts, before, wanted, args.seed)]
+    others = most - sum(len(part.seed) for part in rewarding)
+    rest = [starts.bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
+    return join_rows([*rewarding, *rest])
 
 
 def with_defaults(args: Args, device: str) -> Args:
@@ -137,33 +158,14 @@ def with_defaults(args: Args, device: str) -> Args:
         args,
         observation=observation_today(args.observation),
         num_envs=(1024 if many else 16) if args.num_envs is None else args.num_envs,
-        bank=(512 if many else 64) if args.bank is None else args.bank,
+        bank=(512 if many else 256) if args.bank is None else args.bank,
     )
-    check_bounds(args, num_envs=1, bank=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
+    check_bounds(args, num_envs=1, bank=1, context=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
+    if not (0 <= args.before_rewards <= 1 and 1 <= args.lead[0] <= args.lead[1]):
+        raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
     return args
-
-
-def bank_of_starts(dream: Dream, context_every: int, most: int, seed: int = 0, least: int = 0) -> DreamState:
-    """States to begin with: after all short contexts, and after every so many frames of the long ones (0: none).
-
-    With `least` only those with that many context frames, where there are any. Weights without either begin with imagined frames. At
-    most `most` states, drawn by the seed where there are more.
-    """
-    short, long = dream.weights.short_contexts, dream.weights.long_contexts
-    starts: list[DreamState] = []
-    if long.batch and context_every:
-        rows = torch.arange(min(2 * long.batch, MAX_ROWS))  # a seed draws one of the contexts
-        lengths = range(context_every, len(long) + 1, context_every)
-        starts = [dream.reset(rows, {"context_frames": frames}) for frames in lengths if frames >= least]
-    if len(short) >= least or not starts:
-        starts = [dream.reset(torch.tensor([number]), {"context_id": number}) for number in range(min(short.batch, most))] + starts
-    if not starts:
-        starts = [dream.reset(torch.arange(MAX_ROWS), {"start": "cold"})]
-    bank = join_rows(starts)
-    chosen = torch.randperm(len(bank.seed), generator=torch.Generator().manual_seed(seed))[:most]
-    return take_rows(bank, chosen.to(dream.device))
 
 
 class Rollout(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_minecraft import write_tiny_minecraft
 from tiny_world import OPENINGS, WALK_FRAMES, WALKS
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo import Args, EpisodeReturns, Learner, Rollout, bank_of_starts, main, resume, save, start_from, with_defaults
+from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
+from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, rewarded_contexts, seen_rewards
 from experiments import behavior_cloning as imitation
-from experiments import ppo_before_rewards
 from experiments.behavior_cloning import leads_to_reward, watched
-from experiments.ppo_before_rewards import bank_before_rewards, open_bank
 from experiments.ppo_real import RealEnvs
 from lssvwm_gym.data.segments import Segment
 from lssvwm_gym.envs import DreamVectorEnv
@@ -37,6 +38,7 @@ OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
     num_envs=ROWS,
     bank=6,
+    before_rewards=0.0,
     context_every=0,
     episode_steps=LIMIT,
     rollout_steps=8,
@@ -150,7 +152,7 @@ def test_an_episode_that_the_world_ends_is_worth_nothing_more(tmp_path):
 
 def test_milestones_are_learned_from_as_they_are_rewarded(tmp_path, monkeypatch):
     """Planks from two logs: the first time they are rewarded, in each of the episodes of two steps."""
-    from tiny_minecraft import PLANKS, WORLD, recipes_are_followed, write_tiny_minecraft
+    from tiny_minecraft import PLANKS, WORLD, recipes_are_followed
 
     from lssvwm_gym.models.inventory_head import InventoryHead
 
@@ -387,7 +389,7 @@ def walked(rewards, frames=30):
 
 def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
     episode = walked([12])
-    bank = bank_before_rewards(dream, [episode], (4, 4), 5, 10)
+    bank = bank_before_rewards(dream, [episode], BeforeRewards((4, 4), 5), 1)
     assert torch.equal(bank.latent[0], episode.latent[8].float())  # 4 frames on it is paid
     assert bank.world.age.tolist() == [5]
     expected = prefill(
@@ -400,25 +402,57 @@ def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
     assert torch.allclose(bank.features, expected.features, atol=1e-5)
 
 
-def test_beginnings_before_rewards_are_many_and_no_more_than_wanted(dream):
+def test_each_reward_is_begun_before_as_often_as_another(dream):
     episodes = [walked([3, 15, 25]), walked([14, 28], frames=31)]
-    every = bank_before_rewards(dream, episodes, (2, 6), 8, 10)
-    assert every.world.age.tolist() == [8] * 4  # too little comes before the reward at frame 3
-    assert len(bank_before_rewards(dream, episodes, (2, 6), 8, 2).seed) == 2
+    bank = bank_before_rewards(dream, episodes, BeforeRewards((2, 6), 8), 40)
+    assert bank.world.age.tolist() == [8] * 40  # too little comes before the reward at frame 3
+    latents = torch.cat([episode.latent for episode in episodes]).float()
+    began = Counter((latents == latent).flatten(1).all(1).nonzero().item() for latent in bank.latent)
+    per_reward = [sum(began[number] for number in range(t - 6, t - 1)) for t in (15, 25, 30 + 14, 30 + 28)]
+    assert per_reward == [10] * 4
+    assert len(began) > 12  # and at many distances
 
 
 @pytest.mark.parametrize("rewards", [[], [11]])
 def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
     with pytest.raises(ValueError, match="none of 1 episodes has a reward after 8 frames of context and 5 of lead"):
-        bank_before_rewards(dream, [walked(rewards)], (5, 9), 8, 10)
+        bank_before_rewards(dream, [walked(rewards)], BeforeRewards((5, 9), 8), 10)
 
 
 def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
-    monkeypatch.setattr("experiments.ppo_before_rewards.latent_episodes", lambda *_: [walked([14, 20, 27])])
-    args = ppo_before_rewards.Args(**vars(SMALL), data=tmp_path, rewarding=0.5, lead=(2, 5), context=5)
-    bank = open_bank(args, dream, 6)
+    monkeypatch.setattr("agents.ppo.latent_episodes", lambda *_: [walked([14, 20, 27])])
+    bank = open_bank(replace(SMALL, data=tmp_path, before_rewards=0.5, lead=(2, 5), context=5), dream)
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3
+
+
+def test_the_rewards_of_contexts_are_those_that_the_model_sees(dream, monkeypatch):
+    contexts = dream.weights.long_contexts
+    probability = torch.zeros(WALK_FRAMES)
+    monkeypatch.setattr("agents.starts.reward_probability", lambda world, logits: probability[: len(logits)])
+    assert not open_bank(replace(SMALL, before_rewards=1.0), dream).world.age.eq(5).any()  # none is seen: as if none were wanted
+    probability[12] = 0.9
+    episodes = rewarded_contexts(dream)
+    assert [episode.reward.nonzero().tolist() for episode in episodes] == [[[12]]] * contexts.batch
+    bank = open_bank(replace(SMALL, before_rewards=1.0, lead=(3, 3), context=5), dream)
+    assert bank.world.age.tolist() == [5] * SMALL.bank
+    assert {tuple(latent.flatten()[:3].tolist()) for latent in bank.latent} == {
+        tuple(latent.float().flatten()[:3].tolist()) for latent in contexts.latent[:, 9]
+    }
+
+
+def test_the_rewards_of_a_world_with_milestones_are_first_items(tmp_path):
+    dream = open_dream("minecraft", "fast", "cpu", write_tiny_minecraft(tmp_path))
+    inventory = torch.zeros(8, 9)
+    inventory[3:, 0], inventory[5:, 6], inventory[6:, 1], inventory[7, 0] = 1, 1, 2, 0  # a log, dirt, planks
+    episode = Segment(torch.zeros(8, 16, 4), torch.zeros(8, dtype=torch.int64), inventory=inventory)
+    assert seen_rewards(dream, episode).tolist() == [0, 0, 0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"before_rewards": 1.5}, {"lead": (5, 3)}, {"lead": (0, 3)}, {"context": 0}])
+def test_beginnings_that_cannot_be_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        with_defaults(replace(SMALL, **wrong), "cpu")
 
 
 # real environments
