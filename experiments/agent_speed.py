@@ -48,7 +48,9 @@ def main(args: Args) -> None:
     settings = ppo.with_defaults(settings, "cpu")
     envs = ppo.dreams(settings, dream)
     shape = observed_shape(dream, settings.observation)
-    learner = ppo.Learner(settings, PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions)), envs, dream.device)
+    learner = ppo.Learner(
+        settings, PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions)), envs, dream.device
+    )
     steps = args.num_envs * settings.rollout_steps
 
     def dream_alone() -> None:

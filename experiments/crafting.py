@@ -23,6 +23,7 @@ from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, pre
 from lssvwm_gym.models.rollout import commit, imagine
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState
+from lssvwm_gym.real_envs.experts.block_players import random_bag
 from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
@@ -38,6 +39,7 @@ SCRIPTS = {  # crafts in an order in which each is possible
 }
 PAUSE = "turn_left"  # between two crafts of a script
 DETOUR = 300  # frames dreamed in which nothing is done that changes the inventory
+BAGS = 4  # drawn at random at each moment at which crafts are tried
 LONGEST_SPELL = 8  # steps of a detour that are the same
 
 
@@ -48,7 +50,8 @@ def crafting(context: EvalContext) -> dict[str, Any]:
     dreamed frames: the recorded actions are dreamed, `ahead` frames at a time, each time from the real context up to there, with
     the dream's own inventory. A craft that was possible then may not be possible in the dream, or the other way round, so
     that crafts are also compared with what the recipe makes of the dream's own inventory;
-    crafts tried: each of the crafts in one dreamed frame, after every `ahead` real ones, against the recipe.
+    crafts tried: each of the crafts in one dreamed frame, after every `ahead` real ones, against the recipe; with the bag that the episode
+    has there, and with bags drawn at random in its place.
 
     Crafts are right where every item's count changes as it should. Digging and placing change the inventory on few steps only:
     recall is of those on which they did, exactly right of those on which they did in every count, precision of those on which
@@ -175,18 +178,25 @@ def _inventory_rollouts(context: EvalContext, clips: Segment) -> tuple[Tensor, T
     """A dream's inventory before and after each frame from `ahead` on, (B, T, V), in pieces; scores of crafts tried between them."""
     model, run, piece = context.weights.world_model, context.run, context.run.ahead
     state = context.prefilled(clips[:piece])
-    before, after, tries = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor]]()
+    before, after = list[Tensor](), list[Tensor]()
+    tries: dict[str, list[tuple[Tensor, Tensor]]] = {"crafts tried": [], "crafts tried with any bag": []}
+    rng = np.random.default_rng(run.seed)
     for start in range(piece, len(clips), piece):
-        tries += _tried(context, state)
+        tries["crafts tried"] += _tried(context, state)
+        for _ in range(BAGS):
+            bags = state.inventory.new_tensor([random_bag(rng) for _ in range(len(state.inventory))])
+            tries["crafts tried with any bag"] += _tried(context, state._replace(inventory=bags))
         future = clips[start : start + piece]
         counts = dream_along(model, state, future, run.steps, true_motion=False)[0].inventory
         before.append(torch.cat([state.inventory.unsqueeze(1), counts[:, :-1]], 1))
         after.append(counts)
         state = prefill_further(model, state, future).state
-    due, made = (torch.cat(column) for column in zip(*tries, strict=True))
-    possible, right = due.any(-1), (due == made).all(-1)
-    cases = {"possible ones right": (right, possible), "impossible ones without effect": (right, ~possible)}
-    return torch.cat(before, 1), torch.cat(after, 1), _shares("crafts tried", cases)
+    scores: dict[str, Any] = {}
+    for name, each in tries.items():
+        due, made = (torch.cat(column) for column in zip(*each, strict=True))
+        possible, right = due.any(-1), (due == made).all(-1)
+        scores |= _shares(name, {"possible ones right": (right, possible), "impossible ones without effect": (right, ~possible)})
+    return torch.cat(before, 1), torch.cat(after, 1), scores
 
 
 def _tried(context: EvalContext, state: DreamState) -> Iterator[tuple[Tensor, Tensor]]:

@@ -136,6 +136,9 @@ def test_crafts_that_follow_the_recipes_are_right_at_their_step(bench, followed)
     assert results["dreamed frames: possible crafts right"].mean == 1
     assert results["dreamed frames: impossible crafts without effect, by its own inventory"].mean == 1
     assert results["crafts tried: possible ones right"].mean == results["crafts tried: impossible ones without effect"].mean == 1
+    with_any_bag = [results[f"crafts tried with any bag: {kind}"] for kind in ("possible ones right", "impossible ones without effect")]
+    assert [score.mean for score in with_any_bag] == [1, 1]
+    assert min(score.clips for score in with_any_bag) > 0
     tried = sum(results[f"crafts tried: {kind}"].clips for kind in ("possible ones right", "impossible ones without effect"))
     assert tried == episodes * 4 * len(range(AHEAD, FRAMES, AHEAD))
 
