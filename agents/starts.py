@@ -65,8 +65,7 @@ def seen_rewards(dream: Dream, episode: Segment) -> Tensor:
     """How probable the world model finds a reward at each frame of an episode, (T,); in a world with milestones 1 at each, else 0."""
     if dream.world.milestones:
         worth = torch.tensor([name in dict(dream.world.milestones) for name in dream.world.inventory])
-        peak = episode.inventory.cummax(0).values
-        risen = torch.diff((peak > 0).int(), dim=0, prepend=(peak[:1] > 0).int()) > 0
+        risen = torch.diff((_peak(episode) > 0).int(), dim=0, prepend=(_peak(episode)[:1] > 0).int()) > 0
         return (risen & worth.to(risen.device)).any(-1).float()
     past = _past([(episode, slice(0, len(episode)))], dream)
     state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known[:, 0])
@@ -115,6 +114,13 @@ def _past(cuts: list[tuple[Segment, slice]], dream: Dream) -> Segment:
         torch.stack([getattr(episode, name)[part] for episode, part in cuts]).to(dream.device)
         for name in ("latent", "action", "pose", "inventory")
     )
+    peak = torch.stack([_peak(episode)[part] for episode, part in cuts]).to(dream.device)
     action = action.clone()
     action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
-    return past_of(latent.float(), action, pose, inventory)
+    return past_of(latent.float(), action, pose, inventory, peak)
+
+
+def _peak(episode: Segment) -> Tensor:
+    """The most of each number up to every frame, (T, V)."""
+    counted = episode.inventory if episode.inventory_peak is None else episode.inventory_peak
+    return counted.cummax(0).values

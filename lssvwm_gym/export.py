@@ -131,7 +131,7 @@ def _contexts(dream: Dream, run: Exporting) -> list[Segment]:
     for segment, count in ((dream.weights.short_contexts, run.short_contexts), (dream.weights.long_contexts, run.long_contexts)):
         for row in range(min(count, segment.batch)):
             one = segment.take([row])[: run.long_frames]
-            past = past_of(one.latent, one.action, one.pose, one.inventory)
+            past = past_of(one.latent, one.action, one.pose, one.inventory, one.inventory_peak)
             kept += [past] if past.pose_known.any() or not needs_poses else []
     return kept
 

@@ -1,5 +1,7 @@
 """Dreams that carry something: observations of two parts, counts that are remembered, saved and branched, milestones that pay once."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ from tiny_minecraft import (
 )
 from tiny_world import same
 
+from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
+from lssvwm_gym.checkpoints.package import _contexts as contexts_of
+from lssvwm_gym.data.episode import read_episode
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
 from lssvwm_gym.models.inventory_head import InventoryHead
 
@@ -251,3 +256,34 @@ def test_dirt_and_logs_have_their_columns():
         "dig",
         "craft_wooden_pickaxe",
     )
+
+
+def test_what_an_episode_reached_before_a_context_pays_no_more(tmp_path, followed):
+    """The contexts of a package come from anywhere in their episodes: here from after the planks, which are used up."""
+    weights = load_weights(write_tiny_minecraft(tmp_path / "weights"))
+    recorded = write_real_plays(tmp_path / "real", 1)
+    path = recorded / "000000.npz"
+    late = contexts_of([path], {path: 40}, 1, 12, weights.autoencoder, True, np.random.default_rng(3))
+    counts = read_episode(path).extras["inventory"]
+    start = next(t for t in range(29) if np.array_equal(counts[t : t + 12], late.inventory[0].numpy()) and (t > 5))
+    assert np.array_equal(late.inventory_peak[0].numpy(), np.maximum.accumulate(counts)[start : start + 12])
+    assert (late.inventory_peak[0, 0] > late.inventory[0, 0]).any()
+
+    bag = torch.zeros_like(late.inventory)
+    bag[..., LOG] = 1  # a log, and nothing of what it becomes
+    peak = bag.clone()
+    peak[..., WORLD.inventory.index("planks")] = 4
+    for name, reached, paid in (("never", bag, 2.0), ("before", peak, 0.0)):
+        short = replace(late, inventory=bag, inventory_peak=reached)
+        save_weights(tmp_path / name, replace(weights, short_contexts=short))
+        env = DreamEnv("minecraft", weights=tmp_path / name, profile="fast", device="cpu")
+        env.reset(seed=0)
+        observation, reward, *_ = env.step(PLANKS)
+        assert (counts_of := observation["inventory"].tolist())[:2] == [0, 4], counts_of
+        assert reward == paid
+
+
+def test_contexts_written_before_peaks_were_kept_count_from_themselves(tmp_path):
+    folder = write_tiny_minecraft(tmp_path)
+    weights = load_weights(folder)
+    assert torch.equal(weights.long_contexts.inventory_peak, weights.long_contexts.inventory.cummax(1).values)

@@ -33,7 +33,7 @@ def hurt_world(folder, **sizes):
     weights = read_weights(write_tiny_weights(folder, openings=0, walks=0, actions=2, memory_features=0, **{**TWO, **sizes}))
     latent, action = torch.randn(3, 6, 16, 4).half(), torch.randint(2, (3, 6))
     contexts = dataclasses.replace(weights.short_contexts, latent=latent, action=action, pose=torch.full((3, 6, 4), torch.nan))
-    contexts = dataclasses.replace(contexts, inventory=torch.tensor([50.0, -1.0]).expand(3, 6, 2).clone())
+    contexts = dataclasses.replace(contexts, inventory=torch.tensor([50.0, -1.0]).expand(3, 6, 2).clone(), inventory_peak=None)
     save_weights(folder, dataclasses.replace(weights, short_contexts=contexts))
     write_world(folder, WorldSpec("LSSVWM-Hurt-v0", "hurt", 64, ("stay", "swim"), {}, 5, (0.0, 1.0), 40, folder, ("health", "speed")))
     return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -113,5 +114,7 @@ def _contexts(
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):
         episode = read_episode(paths[number % len(paths)])
         start = int(rng.integers(lengths[paths[number % len(paths)]] - frames + 1)) if anywhere else 0
-        pieces.append(replace(encoded(episode, autoencoder, slice(start, start + frames)), reward=ABSENT, terminated=ABSENT))
+        piece = encoded(episode, autoencoder, slice(start, start + frames))
+        peak = torch.from_numpy(np.maximum.accumulate(episode.inventory)[start : start + frames]).to(piece.inventory)
+        pieces.append(replace(piece, inventory_peak=peak, reward=ABSENT, terminated=ABSENT))
     return joined(pieces)

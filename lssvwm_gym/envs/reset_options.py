@@ -18,7 +18,7 @@ from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
-from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.segment import ABSENT, Segment
 
 EPISODE_FRAMES = 32  # of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("context_frames",), ("context_id",), ("episode",), ("context_frames", "episode"), ("start",))
@@ -111,14 +111,19 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
 
 
 def _recorded(starts: Segment, index: list[int], frames: int) -> Segment:
-    return past_of(starts.latent[index, :frames].float(), *(x[index, :frames] for x in (starts.action, starts.pose, starts.inventory)))
+    part = starts.take(index)[:frames]
+    return past_of(part.latent.float(), part.action, part.pose, part.inventory, part.inventory_peak)
 
 
-def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor) -> Segment:
-    """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN."""
+def past_of(latent: Tensor, action: Tensor, pose: Tensor, inventory: Tensor, inventory_peak: Tensor = ABSENT) -> Segment:
+    """Recorded frames as a past: poses (B, T, 4 or 6) in world units, in rows of which nothing is known NaN.
+
+    `inventory_peak` (B, T, V) is left out where the frames are an episode's first.
+    """
     known = pose.isfinite().flatten(1).all(1)
     pose = torch.where(known[:, None, None], relative_to(pose, pose[:, :1]), start_pose(1, pose.shape[-1], pose.device))
-    return Segment(latent, action, pose=pose, inventory=inventory, pose_known=known.float()[:, None].expand(pose.shape[:2]))
+    pose_known = known.float()[:, None].expand(pose.shape[:2])
+    return Segment(latent, action, pose=pose, inventory=inventory, inventory_peak=inventory_peak, pose_known=pose_known)
 
 
 def _drawn(seeds: Tensor, count: int) -> list[int]:

@@ -135,7 +135,8 @@ class Dream:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
-            state = state._replace(inventory=past.inventory[:, 0])
+            reached = state.inventory_peak if past.inventory_peak is None else past.inventory_peak[:, 0]
+            state = state._replace(inventory=past.inventory[:, 0], inventory_peak=reached)
         if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: they are estimated
             return prefill(model, state, past.latent, past.action).state
         state = state._replace(pose_known=past.pose_known[:, 0])

@@ -24,6 +24,7 @@ class Segment:
     reward: Tensor = ABSENT  # (...) float32
     pose: Tensor = ABSENT  # (..., 4 or 6) float32, NaN where not recorded
     inventory: Tensor = ABSENT  # (..., V) float32 counts that go with the frame; V is 0 where there are none
+    inventory_peak: Tensor = ABSENT  # (..., V) the most of each that was counted since the episode began
     before: Tensor = ABSENT  # (..., V) counts before the frame; where it runs backwards those that the frame was recorded with
     motion: Tensor = ABSENT  # (..., 3 or 5) since the frame before; zeros at the first frame
     pose_known: Tensor = ABSENT  # (...) float; 0 where no pose was recorded, so that pose and motion mean nothing
