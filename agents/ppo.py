@@ -1,6 +1,6 @@
 """Proximal policy optimisation in plain PyTorch, in a thousand dreams at once that never leave their device.
 
-python -m agents.ppo                                       learn, on a GPU if there is one
+python -m agents.ppo                                       learn for 55 minutes, on a GPU if there is one
 python -m agents.ppo --time-limit 180 --num-envs 1024      for three minutes, then save and end
 python -m agents.ppo --resume --total-steps 20000000       go on where the last run stopped
 python -m experiments.ppo_real --num-envs 8                in the real world, observed through the same model
@@ -12,6 +12,7 @@ Needs `pip install -e '.[agents]'`; see docs/agents.md.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, prefixed, save_tensors, under
 from lssvwm_gym.malloc import keep_freed_memory
-from lssvwm_gym.models.inference.backend import Backend, chosen_device
+from lssvwm_gym.models.inference.backend import COMPILERS, Backend, chosen_device
 from lssvwm_gym.models.state import DreamState, join_rows
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import load_optimizer_tensors, optimizer_tensors
@@ -48,17 +49,17 @@ class Args:
     resume: bool = False  # go on from out/checkpoint.safetensors
     start: Path | None = None  # policy.safetensors to begin with, such as that of `experiments.behavior_cloning`
     total_steps: int = 10_000_000  # of all dreams together
-    time_limit: float | None = None  # seconds of this run, imports aside; all is saved and ended before
+    time_limit: float | None = 3300  # seconds of this run, imports aside; all is saved and ended before
     seed: int = 0
 
-    observation: str = "features"  # image, latent, features, latent+features, or the last two +inventory; only image needs the decoder
-    profile: str = "balanced"  # of the dream: fast, balanced or quality
+    observation: str = "latent+features"  # image (needs the decoder), latent, features, latent+features; the last two with +inventory
+    profile: str = "fast"  # of the dream: fast, balanced or quality
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"
-    compile: bool = False  # on a CPU: compile the dream's step, which takes a minute or more at the start
+    compile: bool | None = None  # on a CPU: compile the dream's step, which takes a minute or more; if not given, where a C++ compiler is
     graphs: bool = True  # on a GPU: record the dream's step once as a CUDA graph
-    num_envs: int | None = None  # dreams at once; 1024 on a GPU, 16 on a CPU; each keeps some MB of memory, several times while it steps
-    episode_steps: int = 250  # after which a dream begins anew: the longer it is, the less it can be trusted
+    num_envs: int | None = None  # dreams at once; 1024 on a GPU, 32 on a CPU; each keeps some MB of memory, several times while it steps
+    episode_steps: int = 100  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 256 on a CPU; a dream rewards balls that it has seen
     before_rewards: float = 0.75  # share of them shortly before a reward, in the long contexts that come with the weights
     lead: tuple[int, int] = (2, 40)  # frames between such a state and the reward: at least and at most
@@ -70,11 +71,11 @@ class Args:
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     learning_rate: float = 5e-4
-    rollout_steps: int = 32  # of each dream between two updates
+    rollout_steps: int = 64  # of each dream between two updates
     minibatches: int = 4  # into which a rollout is cut
-    epochs: int = 4  # over each rollout
+    epochs: int = 3  # over each rollout
     critic_first: int = 0  # updates that teach the critic alone, where the actor has a start that it shouldn't forget
-    gamma: float = 0.99
+    gamma: float = 0.97
     gae_lambda: float = 0.95
     clip: float = 0.2
     entropy: float = 0.01
@@ -98,8 +99,9 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     try:
-        graphs = args.graphs and torch.device(chosen_device(args.device)).type == "cuda"
-        backend = Backend(graphs="on" if graphs else "off", compiled="on" if args.compile else "off")
+        device = torch.device(chosen_device(args.device)).type
+        compiled = device == "cpu" and any(map(shutil.which, COMPILERS)) if args.compile is None else args.compile
+        backend = Backend(graphs="on" if args.graphs and device == "cuda" else "off", compiled="on" if compiled else "off")
         dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
@@ -157,7 +159,7 @@ def with_defaults(args: Args, device: str) -> Args:
     args = replace(
         args,
         observation=observation_today(args.observation),
-        num_envs=(1024 if many else 16) if args.num_envs is None else args.num_envs,
+        num_envs=(1024 if many else 32) if args.num_envs is None else args.num_envs,
         bank=(512 if many else 256) if args.bank is None else args.bank,
     )
     check_bounds(args, num_envs=1, bank=1, context=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)

@@ -67,8 +67,12 @@ def main(run: TakeCover) -> None:
     policy = run.out / "ppo" / "policy.safetensors"
     if not policy.exists():
         learning = {
+            "observation": "features",
+            "before_rewards": 0.0,
             "context_every": 0,
             "bank": 64,
+            "compile": False,
+            "epochs": 4,
             "episode_steps": STEPS,
             "num_envs": 32,
             "rollout_steps": 64,

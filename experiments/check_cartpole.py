@@ -47,11 +47,8 @@ def main(args: Args) -> None:
     weights = make_dream(world)
     name, policy = lssvwm_gym.register(weights).name, args.out / "ppo" / "policy.safetensors"
     if not policy.exists():
-        ppo.main(
-            ppo.Args(
-                name, policy.parent, time_limit=60 * args.learn, profile=args.profile, weights=weights, episode_steps=args.episode_steps
-            )
-        )
+        learning = {"observation": "features", "before_rewards": 0.0, "gamma": 0.99, "episode_steps": args.episode_steps}
+        ppo.main(ppo.Args(name, policy.parent, time_limit=60 * args.learn, profile=args.profile, weights=weights, **learning))  # type: ignore[arg-type]
     real = {"random": balanced(args, world, "random"), "learned in the dream": balanced(args, world, str(policy))}
     for who, steps in real.items():
         print(f"{who}: {np.mean(steps):.1f} ± {np.std(steps) / len(steps) ** 0.5:.1f} real steps, {len(steps)} episodes")

@@ -38,6 +38,7 @@ OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
     num_envs=ROWS,
     bank=6,
+    compile=False,
     before_rewards=0.0,
     context_every=0,
     episode_steps=LIMIT,
@@ -294,7 +295,7 @@ def test_a_script_runs_by_its_name_and_by_its_path(how):
 
 def test_the_device_decides_how_many_dreams_there_are():
     assert with_defaults(Args(), "cuda").num_envs == 1024
-    assert with_defaults(Args(), "cpu").num_envs == 16
+    assert with_defaults(Args(), "cpu").num_envs == 32
     assert with_defaults(SMALL, "cuda").num_envs == ROWS
 
 
