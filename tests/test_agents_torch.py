@@ -39,6 +39,7 @@ SMALL = Args(
     num_envs=ROWS,
     bank=6,
     compile=False,
+    time_limit=None,
     before_rewards=0.0,
     context_every=0,
     episode_steps=LIMIT,
