@@ -7,24 +7,24 @@ time, so that a busy machine counts for little. The last way is Chromium without
 
 from __future__ import annotations
 
-import functools
-import http.server
+import asyncio
+import base64
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 
+from docs._scripts.browser import CHROMIUM, WEBGPU, served, tab
 from experiments.benchmark.machine import machine, memory_bytes, peak_memory_bytes
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.export import Exporting, export
@@ -33,6 +33,8 @@ from lssvwm_gym.onnx_dream import OnnxDream
 from lssvwm_gym.worlds import WORLDS
 
 DOCS = Path(__file__).parent.parent / "docs"
+LONGEST = 600.0  # seconds that a page may compute
+NO_FILES = MappingProxyType[str, bytes]({})
 WAYS = {  # title to what it is
     "PyTorch": "plain",
     "PyTorch, compiled": "compiled",
@@ -40,24 +42,28 @@ WAYS = {  # title to what it is
     "onnxruntime, float16": "float16",
     "onnxruntime, int8": "int8",
 }
-PAGE = """<script type="module">
+PAGE = b"""<script type="module">
 import { Dream } from "./assets/live.js";
-const told = (what, body) => fetch(what, { method: "POST", body });
-try {
-  const { world, actions, warm } = await (await fetch("plan.json")).json();
-  const noise = new Float32Array(await (await fetch("noise.bin")).arrayBuffer());
-  const dream = await Dream.open("live/", world);
-  let now = await dream.begin(0);
-  const frames = [], size = dream.noiseSize;
-  let begun = performance.now();
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
+const frames = [];
+let dream, now;
+globalThis.begin = async (world, processor) => {
+  dream = await Dream.open("live/", world, { processor, failed: (error) => { throw error; } });
+  now = await dream.begin(0);
+};
+globalThis.play = async (actions, text) => {
+  const noise = new Float32Array(bytes(text)), size = dream.noiseSize, begun = performance.now();
   for (const [t, action] of actions.entries()) {
-    if (t === warm) { await told("begun", ""); begun = performance.now(); }
     now = await dream.step(now.state, action, noise.slice(t * size, (t + 1) * size));
     frames.push(now.frame.slice());
   }
-  await told("took", String(performance.now() - begun));
-  await told("frames", new Blob(frames));
-} catch (error) { await told("failed", String(error)); }
+  return performance.now() - begun;
+};
+globalThis.told = () => new Promise((done) => {
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.split(",")[1]);
+  reader.readAsDataURL(new Blob(frames));
+});
 </script>"""
 
 
@@ -101,11 +107,11 @@ def main(run: LiveMeasuring) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows[title] = row | json.loads(done.stdout.splitlines()[-1])
             print(title, rows[title], flush=True)
-    if (DOCS / "live" / "live.json").is_file() and shutil.which("chromium"):
+    if (DOCS / "live" / "live.json").is_file() and CHROMIUM:
         actions, noise = _plan(run)
-        seen = in_browser(DOCS, run.world, actions, noise, run.warm)
+        seen = in_browser(run.world, actions, noise, run.warm)
         build = json.loads((DOCS / "live" / "live.json").read_text())
-        size = build["runtime"]["bytes"] + next(it["bytes"] for it in build["worlds"] if it["name"] == run.world)
+        size = build["runtimes"]["wasm"]["bytes"] + next(it["bytes"] for it in build["worlds"] if it["name"] == run.world)
         row = {
             "milliseconds": seen.processor_milliseconds,
             "wall_milliseconds": seen.milliseconds,
@@ -155,67 +161,33 @@ def _of_process(run: LiveMeasuring) -> dict[str, Any]:
     return {"milliseconds": float(np.median(milliseconds[run.warm :])), "peak_bytes": (peak_memory_bytes() or 0) - before}
 
 
-def in_browser(site: Path, world: str, actions: np.ndarray, noise: np.ndarray, warm: int = 0) -> BrowserRun:
-    """Dream from the first context in a page, with the code and the files of a folder with `assets/live.js` and `live/`.
+def in_browser(
+    world: str, actions: np.ndarray, noise: np.ndarray, warm: int = 0, files: Mapping[str, bytes] = NO_FILES, webgpu: bool = False
+) -> BrowserRun:
+    """Dream from the first context in a page, with the files of the site, except for `files`, by their paths.
 
-    Raises `RuntimeError` with what the page says where it fails.
+    With `webgpu` a program that stands for a graphics processor computes, so that its speed says nothing. Raises `RuntimeError` with what
+    the page says where it fails.
     """
-    plan = {"world": world, "actions": actions.tolist(), "warm": warm}
-    files = {"/plan.json": json.dumps(plan).encode(), "/noise.bin": noise.astype(np.float32).tobytes(), "/page.html": PAGE.encode()}
-    told, spent, peak = browse(site, files)
-    frames = np.frombuffer(told["frames"], np.uint8).reshape(len(actions), -1)
-    side, count = round((frames.shape[1] / 3) ** 0.5), len(actions) - warm
-    processor = 1000 * (spent["took"] - spent.get("begun", 0.0)) / count
-    return BrowserRun(frames.reshape(-1, side, side, 3), float(told["took"]) / count, processor, peak)
 
+    def play(part: slice) -> str:
+        drawn = base64.b64encode(noise[part].astype(np.float32).tobytes()).decode()
+        return f"play({actions[part].tolist()}, {drawn!r})"
 
-def browse(site: Path, files: Mapping[str, bytes], timeout: float = 300) -> tuple[dict[str, bytes], dict[str, float], int]:
-    """Open `/page.html` in Chromium, without a screen, from a server of a folder in which `files`, by their paths, stand for others.
+    async def played() -> BrowserRun:
+        async with served(DOCS, {"/page.html": PAGE, **files}) as address, tab(*(WEBGPU if webgpu else ()), patience=LONGEST) as page:
+            await page.open(f"{address}/page.html")
+            await page.until("Boolean(globalThis.begin)")
+            await page.value(f"begin({world!r}, {'webgpu' if webgpu else 'wasm'!r})")
+            await page.value(play(slice(warm)))
+            begun = _used(page.process)[0]
+            took = await page.value(play(slice(warm, None)))
+            spent, peak = _used(page.process)
+            frames = np.frombuffer(base64.b64decode(await page.value("told()")), np.uint8).reshape(len(actions), -1)
+        side, count = round((frames.shape[1] / 3) ** 0.5), len(actions) - warm
+        return BrowserRun(frames.reshape(-1, side, side, 3), took / count, 1000 * (spent - begun) / count, peak)
 
-    Returns what the page has posted, by name, until it posted `frames`; the processor seconds that the browser had used at each; and the
-    most memory in bytes that one of its processes has had. Raises `RuntimeError` where it posts `failed`, or nothing in time.
-    """
-    told, spent, done = dict[str, bytes](), dict[str, float](), threading.Event()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path not in files:
-                return super().do_GET()
-            self.send_response(200)
-            self.send_header("Content-Type", self.guess_type(self.path))
-            self.end_headers()
-            self.wfile.write(files[self.path])
-
-        def do_POST(self) -> None:
-            name = self.path.strip("/")
-            told[name] = self.rfile.read(int(self.headers["Content-Length"]))
-            spent[name] = _used(browser.pid)[0]
-            self.send_response(204)
-            self.end_headers()
-            if name in ("frames", "failed"):
-                done.set()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,  # to which a browser that ends may still write
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site))) as server,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
-        command = ["chromium", *options, f"http://127.0.0.1:{server.server_port}/page.html"]
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            if not done.wait(timeout):
-                raise RuntimeError(f"the page has not finished after {timeout:.0f} s; it told {sorted(told)}")
-            peak = _used(browser.pid)[1]
-        finally:
-            browser.terminate()
-            browser.wait(30)
-            server.shutdown()
-    if "failed" in told:
-        raise RuntimeError(told["failed"].decode())
-    return told, spent, peak
+    return asyncio.run(played())
 
 
 def _used(process: int) -> tuple[float, int]:

@@ -47,6 +47,8 @@ STORED = "weights.bin"
 LEFT_OUT = ("seed", "uncertainty")  # leaves of a state that no step reads
 STORED_FROM = 1024  # numbers; smaller tensors stay in the program, in float32
 ALIGNED = 64  # bytes
+FROM_HALF = "from_float16"  # a node
+MOST_PARTS = 7  # of one split: WebGPU promises eight tensors at once
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def write(dream: Dream, folder: Path, dtype: str, contexts: list[Segment]) -> No
         store = _Store(dtype)
         for name, program in programs.items():
             model = _traced(program)
+            _suit_webgpu(model.graph)
             store.take(model.graph)
             del model.metadata_props[:]
             onnx.save(model, unfinished / f"{name}.onnx")
@@ -212,9 +215,9 @@ class _Prefill(_Program):
         self.arguments |= {"given_inventory": blank.inventory} if blank.inventory.numel() else {}
 
     def run(self, state: DreamState, *tensors: Tensor) -> tuple[tuple[Tensor, ...], DreamState]:
-        latent, action, pose, *inventory = (tensor.unsqueeze(1) for tensor in tensors)
+        latent, action, pose, *inventory = (tensor.unsqueeze(1) for tensor in (tensors[0].float(), *tensors[1:]))
         counts = inventory[0] if inventory else state.inventory.unsqueeze(1)
-        after = prefill(self.dream.weights.world_model, state, latent.float(), action, pose, counts).state
+        after = prefill(self.dream.weights.world_model, state, latent, action, pose, counts).state
         return (self.dream.frame(after),), after
 
 
@@ -243,6 +246,37 @@ def _traced(program: _Program) -> onnx.ModelProto:
         logging.disable(log_level)
     assert traced is not None
     return traced.model_proto
+
+
+def _suit_webgpu(graph: onnx.GraphProto) -> None:
+    """In place, for that build of onnxruntime: rewards in float32, since it can't cast float64; no wide `Split`; and a name for what makes
+    float16 inputs float32, by which a page keeps it from graphics processors without float16."""
+    halves = {one.name for one in graph.input if one.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for one in graph.initializer:
+        if one.data_type == TensorProto.DOUBLE:
+            one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one).astype(np.float32), one.name))
+    for node in graph.node:
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.DOUBLE:
+            node.attribute[0].i = TensorProto.FLOAT
+        node.name = FROM_HALF if halves & {*node.input} else node.name
+    nodes = [part for node in graph.node for part in _narrow(node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _narrow(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A split into many equal parts as one into groups, and one of each group; as it is, where their number has no small divisor."""
+    groups = next((few for few in range(MOST_PARTS, 1, -1) if len(node.output) % few == 0), 0)
+    if node.op_type != "Split" or len(node.input) > 1 or len(node.output) <= MOST_PARTS or not groups:
+        return [node]
+    axis, size = next(one.i for one in node.attribute if one.name == "axis"), len(node.output) // groups
+    names = [f"{node.input[0]}_{node.output[0]}_{number}" for number in range(groups)]
+    parts = [(name, node.output[size * number : size * (number + 1)]) for number, name in enumerate(names)]
+    split = helper.make_node("Split", node.input, names, axis=axis, num_outputs=groups)
+    return [
+        split,
+        *(one for name, outputs in parts for one in _narrow(helper.make_node("Split", [name], outputs, axis=axis, num_outputs=size))),
+    ]
 
 
 class _Store:
@@ -328,5 +362,5 @@ def difference(dream: Dream, exported: OnnxDream, steps: int, seed: int = 0) -> 
         frame, reward, _, own = exported.step(own, action.numpy(), noise.numpy())
         apart.append(np.abs(frame - expected))
         one_step.append(np.abs(exported.step(lent, action.numpy(), noise.numpy())[0] - expected))
-        rewards += reward != step.reward.float().item()
+        rewards += not np.isclose(reward, step.reward.item(), 1e-5)
     return Difference(steps, int(np.max(apart)), float(np.mean(apart)), int(np.max(one_step)), float(np.mean(one_step)), rewards)

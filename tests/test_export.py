@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from tiny_world import write_tiny_weights
 
 import lssvwm_gym.export as exporting
@@ -98,6 +99,29 @@ def test_a_thousand_steps_leave_the_state_as_large_as_it_was(folder):
     assert all(np.isfinite(part).all() for part in state.values())
     assert frame.shape == (64, 64, 3)
     assert state["world_age"] == 1006
+
+
+def test_its_programs_suit_webgpu(folder):
+    for name, from_half in (("step", []), ("prefill", ["Cast"])):
+        graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
+        splits = [len(node.output) for node in graph.node if node.op_type == "Split"]
+        assert 3 in splits, "nine parts are made by threes"
+        assert max(splits) <= exporting.MOST_PARTS
+        assert not [one.name for one in graph.initializer if one.data_type == onnx.TensorProto.DOUBLE]
+        assert [node.op_type for node in graph.node if node.name == exporting.FROM_HALF] == from_half
+
+
+@pytest.mark.parametrize("count", [8, 9, 11, 20, 56])
+def test_wide_splits_are_made_narrow(count):
+    names = [f"part_{number}" for number in range(count)]
+    nodes = exporting._narrow(onnx.helper.make_node("Split", ["whole"], names, axis=1, num_outputs=count))
+    assert max(len(node.output) for node in nodes) <= exporting.MOST_PARTS or count == 11  # which has no small divisor
+    tensors = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("whole", *names)]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "splits", tensors[:1], tensors[1:]), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    whole = np.arange(6 * count, dtype=np.float32).reshape(3, 2 * count)
+    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"whole": whole}), np.split(whole, count, 1))
 
 
 @pytest.mark.parametrize(("dtype", "mean"), [("float16", 0.2), ("int8", 3.0)])

@@ -2,73 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.live import browse, in_browser
+from docs._scripts.browser import CHROMIUM, WEBGPU, served, tab
+from experiments.live import in_browser
 
 DOCS = Path(__file__).parent.parent / "docs"
 LIVE = DOCS / "live"
 PLAYED = "".join(re.findall(r"^<.*>$", (DOCS / "live.md").read_text(encoding="utf-8"), re.MULTILINE))
-DRIVEN = (
-    PLAYED
-    + """<script type="module">
-const told = (what, body) => fetch(what, { method: "POST", body });
-const until = async (condition) => {
-  for (let tries = 0; tries < 1200; tries++) {
-    const value = condition();
-    if (value) return value;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  throw new Error(`waited in vain; the page says: ${document.querySelector("#live").textContent}`);
-};
-const said = () => document.querySelector("#live").textContent;
-try {
-  const { play, wait } = await (await fetch("plan.json")).json();
-  const report = {};
-  const button = await until(() => document.querySelector("#live button") ?? (said().includes("part of this build") && {}));
-  report.offer = button.textContent;
-  button.click?.();
-  await until(() => new RegExp(wait).test(said()));
-  const canvas = document.querySelector("canvas");
-  report.said = said();
-  if (play) {
-    let bubbled = 0;
-    document.addEventListener("keydown", () => bubbled++);
-    canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "w", bubbles: true }));
-    const pictures = new Set();
-    await until(() => pictures.add(canvas.toDataURL()).size > 8);
-    report.pictures = pictures.size;
-    report.bubbled = bubbled;
-    report.focused = document.activeElement === canvas;
-    const again = [...document.querySelectorAll("#live button")].find((one) => one.textContent === "Dream anew");
-    const step = () => Number(/step (\\d+)/.exec(said())?.[1] ?? 0);
-    const before = step();
-    again.click();
-    await until(() => step() && step() < before);
-    report.after = said();
-  }
-  await told("frames", JSON.stringify(report));
-} catch (error) { await told("failed", String(error)); }
-</script>"""
-)
+ROOT = "document.querySelector('#live')"
+SAID = f"{ROOT}.textContent"
+CANVAS = f"{ROOT}.querySelector('canvas')"
+STEP = f"Number(/step (\\d+) /.exec({SAID})?.[1] ?? 0)"
+START = f"{ROOT}.querySelector('button')"
+PROCESSOR = f"{ROOT}.querySelectorAll('select')[1]"
+ADAPTER = "<script>let asked = 0; navigator.gpu.requestAdapter = async () => (asked++ ? null : {});</script>"  # one for the page alone
+BROKEN = b"""export const env = { wasm: {} };
+export class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims, location: "cpu" }); } }
+export const InferenceSession = { create: async () => ({ run: async () => { throw new Error("The device is lost."); } }) };"""  # a runtime
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (LIVE / "live.json").is_file(), reason="docs/live is not there: python docs/_scripts/live.py makes it"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
 
 
-def driven(files: dict[str, bytes], wait: str, play: bool = False) -> dict:
-    plan = json.dumps({"wait": wait, "play": play}).encode()
-    told, *_ = browse(DOCS, {"/page.html": DRIVEN.encode(), "/plan.json": plan, **files})
-    return json.loads(told["frames"])
+def on_page(scenario, files=None, before="", flags=()):
+    """What a scenario makes of the page, where `files`, by their paths, stand for others and `before` is a script."""
+
+    async def played():
+        page_files = {"/page.html": (before + PLAYED).encode(), **(files or {})}
+        async with served(DOCS, page_files) as address, tab(*flags, patience=120) as page:
+            await page.open(f"{address}/page.html")
+            await page.until(f"Boolean({ROOT} && ({START} || {SAID}.includes('part of this build')))")
+            return await scenario(page)
+
+    return asyncio.run(played())
+
+
+def said_after_start(said, files=None):
+    async def scenario(page):
+        await page.value(f"{START}?.click()")
+        await page.until(f"{SAID}.includes({said!r})")
+
+    on_page(scenario, files)
 
 
 @pytest.mark.parametrize("world", ["memory-maze", "minecraft"])
@@ -77,7 +62,7 @@ def test_a_page_dreams_what_onnxruntime_dreams(world):
 
     random, exported, apart = np.random.default_rng(0), OnnxDream(LIVE / world), []
     actions, noise = random.integers(6, size=30), random.standard_normal((30, *exported.manifest["noise"]), np.float32)
-    seen = in_browser(DOCS, world, actions, noise)
+    seen = in_browser(world, actions, noise)
     _, now = exported.begin(0)
     for t in range(len(actions)):
         frame, _, _, now = exported.step(now, actions[t : t + 1], noise[t])
@@ -86,14 +71,87 @@ def test_a_page_dreams_what_onnxruntime_dreams(world):
     assert np.mean(apart) < 0.5
 
 
+@pytest.mark.parametrize("world", ["memory-maze", "minecraft"])
+def test_webgpu_dreams_what_onnxruntime_dreams(world):
+    """By a graphics processor that is a program, which takes a minute for the first steps: so one real frame is all of the context."""
+    from lssvwm_gym.onnx_dream import OnnxDream
+
+    if not on_page(lambda page: page.value("navigator.gpu?.requestAdapter().then(Boolean)"), flags=WEBGPU):
+        pytest.skip("this Chromium has no WebGPU without a graphics processor")
+    random, exported, steps = np.random.default_rng(0), OnnxDream(LIVE / world), 3
+    exported.manifest["contexts"][0]["frames"] = 1
+    exported.contexts[0] = {name: part[:, :1] for name, part in exported.contexts[0].items()}
+    actions, noise = random.integers(6, size=steps), random.standard_normal((steps, *exported.manifest["noise"]), np.float32)
+    seen = in_browser(world, actions, noise, 0, {f"/live/{world}/manifest.json": json.dumps(exported.manifest).encode()}, webgpu=True)
+    _, now = exported.begin(0)
+    for t in range(steps):
+        frame, _, _, now = exported.step(now, actions[t : t + 1], noise[t])
+        assert np.abs(frame.astype(int) - seen.frames[t]).max() <= 1
+
+
 def test_a_player_starts_it_and_moves():
-    report = driven({}, r"step \d+ ", play=True)
-    assert re.fullmatch(r"Start \(downloads (\d\.\d) MB\)", report["offer"]), report
-    assert float(report["offer"].split()[-2]) < 10
-    assert report["pictures"] > 8
-    assert not report["bubbled"], "the page's own keys, such as s for search, would answer"
-    assert report["focused"]
-    assert "frames/s" in report["after"]
+    async def scenario(page):
+        size = re.fullmatch(r"Start \(downloads (\d\.\d) MB\)", await page.value(f"{START}.textContent"))
+        assert float(size[1]) < 10
+        await page.value(f"{START}.click()")
+        await page.until(f"{STEP} > 0")
+        assert await page.value(f"document.activeElement === {CANVAS}")
+        await page.value(
+            "globalThis.bubbled = 0, document.addEventListener('keydown', () => bubbled++), globalThis.pictures = new Set(), null"
+        )
+        await page.key("down", "w")
+        await page.until(f"pictures.add({CANVAS}.toDataURL()).size > 8")
+        assert not await page.value("bubbled"), "the page's own keys, such as s for search, would answer"
+        before = await page.value(STEP)
+        await page.value(f"[...{ROOT}.querySelectorAll('button')].find((one) => one.textContent === 'Dream anew').click()")
+        await page.until(f"{STEP} && {STEP} < {before}")
+        assert "frames/s with WebAssembly" in await page.value(SAID)
+
+    on_page(scenario)
+
+
+def test_without_an_adapter_there_is_no_choice():
+    async def scenario(page):
+        await page.until(f"{SAID}.includes('No graphics adapter for WebGPU.')")
+        assert await page.value(f"{PROCESSOR}.disabled && {PROCESSOR}.value === 'wasm'")
+
+    on_page(scenario)
+
+
+def broken_runtime():
+    build = json.loads((LIVE / "live.json").read_text())
+    build["runtimes"]["webgpu"]["script"] |= {"bytes": len(BROKEN), "sha256": hashlib.sha256(BROKEN).hexdigest()}
+    return {"/live/live.json": json.dumps(build).encode(), "/live/ort.webgpu.js": BROKEN}
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (dict, "WebGPU has failed here (no available backend found."),
+        (broken_runtime, "WebGPU has failed here (The device is lost.)"),
+        (lambda: {"/live/ort.webgpu.bin": b"cut"}, "ort.webgpu.bin came with 3 bytes instead of"),
+        (
+            lambda: {"/live/ort.webgpu.js": bytes((LIVE / "ort.webgpu.js").stat().st_size)},
+            "ort.webgpu.js is not the file that was exported.",
+        ),
+    ],
+)
+def test_where_webgpu_fails_the_dream_goes_on(files, reason):
+    async def scenario(page):
+        await page.until(f"!{PROCESSOR}.disabled")
+        offer = await page.value(f"{START}.textContent")
+        await page.value(f"{PROCESSOR}.value = 'webgpu', {PROCESSOR}.dispatchEvent(new Event('change'))")
+        larger = await page.value(f"{START}.textContent")
+        assert float(larger.split()[-2]) > float(offer.split()[-2]) + 2, "it says how much more is downloaded"
+        await page.value(f"{START}.click()")
+        await page.until(f"{STEP} > 1")
+        said = await page.value(SAID)
+        assert reason in said
+        assert "so the dream goes on with WebAssembly." in said
+        assert "frames/s with WebAssembly" in said
+        assert await page.value(f"{PROCESSOR}.value") == "wasm"
+
+    on_page(scenario, files(), ADAPTER)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +163,11 @@ def test_a_player_starts_it_and_moves():
     ],
 )
 def test_what_is_wrong_is_one_sentence(files, said):
-    assert said in driven(files, said)["said"]
+    said_after_start(said, files)
 
 
 def test_a_changed_file_of_the_same_size_is_noticed():
     content = bytearray((LIVE / "memory-maze" / "weights.bin").read_bytes())
     content[1000] ^= 1
     said = "weights.bin is not the file that was exported"
-    assert said in driven({"/live/memory-maze/weights.bin": bytes(content)}, said)["said"]
+    said_after_start(said, {"/live/memory-maze/weights.bin": bytes(content)})

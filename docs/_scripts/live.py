@@ -20,7 +20,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 LIVE = ROOT / "docs" / "live"
 PACKAGE = "onnxruntime-web@1.30.0"
-SCRIPT, WASM = "package/dist/ort.wasm.bundle.min.mjs", "package/dist/ort-wasm-simd-threaded.wasm"
+RUNTIMES = {  # script and WebAssembly, by what computes
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+}
 WORLDS = ("memory-maze", "minecraft")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -40,7 +43,7 @@ def main() -> None:
 
     LIVE.mkdir()
     try:
-        runtime = from_npm()
+        runtimes = from_npm()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"the live dream is left out of the site: npm can't get {PACKAGE} ({error})")
         return
@@ -48,7 +51,7 @@ def main() -> None:
     for world in WORLDS:
         report = export(Exporting(LIVE / world, world, weights_dtype="int8", check=0))
         worlds.append({"name": world, "bytes": sum(report["bytes"].values())})
-    (LIVE / "live.json").write_text(json.dumps({"runtime": runtime, "worlds": worlds}, indent=1) + "\n")
+    (LIVE / "live.json").write_text(json.dumps({"package": PACKAGE, "runtimes": runtimes, "worlds": worlds}, indent=1) + "\n")
     stamp.write_text(made_from)
 
 
@@ -67,19 +70,28 @@ def fingerprint() -> str:
 
 
 def from_npm() -> dict[str, Any]:
-    """The script and the WebAssembly of onnxruntime-web, the latter with gzip; what the page has to know of them."""
+    """The scripts and the WebAssembly of onnxruntime-web, the latter with gzip; what the page has to know of each runtime."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=folder)
         (archive,) = Path(folder).glob("*.tgz")
         with tarfile.open(archive) as package:
-            for name in (SCRIPT, WASM):
-                package.extract(name, folder, filter="data")
-        shutil.copyfile(Path(folder) / SCRIPT, LIVE / "ort.js")
-        content = gzip.compress((Path(folder) / WASM).read_bytes(), mtime=0)
-    (LIVE / "ort.bin").write_bytes(content)
-    of_wasm = {"file": "ort.bin", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return {"package": PACKAGE, "script": "ort.js", "wasm": of_wasm, "bytes": len(content) + (LIVE / "ort.js").stat().st_size}
+            return {name: _runtime(name, *(_content(package, part) for part in parts)) for name, parts in RUNTIMES.items()}
+
+
+def _content(package: tarfile.TarFile, name: str) -> bytes:
+    file = package.extractfile(f"package/dist/{name}")
+    assert file is not None
+    return file.read()
+
+
+def _runtime(name: str, script: bytes, wasm: bytes) -> dict[str, Any]:
+    runtime: dict[str, Any] = {"bytes": 0}
+    for part, file, content in (("script", f"ort.{name}.js", script), ("wasm", f"ort.{name}.bin", gzip.compress(wasm, mtime=0))):
+        (LIVE / file).write_bytes(content)
+        runtime[part] = {"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        runtime["bytes"] += len(content)
+    return runtime
 
 
 if __name__ == "__main__":

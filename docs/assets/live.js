@@ -1,9 +1,10 @@
-// A dream that runs in the page: what `lssvwm-gym export` wrote, by onnxruntime-web on one core. Nothing is sent anywhere.
+// A dream that runs in the page: what `lssvwm-gym export` wrote, by onnxruntime-web on one core or by WebGPU. Nothing is sent anywhere.
 // docs/_scripts/live.py puts the files that this reads into docs/live/.
 
 const ARROWS = { ArrowUp: "w", ArrowLeft: "a", ArrowDown: "s", ArrowRight: "d" };
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 const SAFETENSORS = { F16: [Uint16Array, "float16"], F32: [Float32Array, "float32"], I64: [BigInt64Array, "int64"] };
+const PROCESSORS = { wasm: "WebAssembly", webgpu: "WebGPU" };
 const NEXT = "next_"; // before the name of a part of the state, as an output
 
 /** Standard normal numbers from a seed: mulberry32, then Box-Muller. */
@@ -68,33 +69,74 @@ function tensorsOf(bytes, ort) {
   return Object.fromEntries(Object.entries(header).map(([name, entry]) => [name, tensor(entry)]));
 }
 
+const runtimes = {}; // opened ones, by processor: each is a module that keeps its memory
+
 /** Onnxruntime, with one thread: pages on plain servers may not have more. */
-async function openRuntime(base, runtime, progress) {
-  const packed = await download(base + runtime.wasm.file, runtime.wasm, progress);
-  const ort = await import(new URL(base + runtime.script, document.baseURI).href);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  ort.env.wasm.wasmBinary = await new Response(stream).arrayBuffer();
-  ort.env.wasm.numThreads = 1;
-  ort.env.logLevel = "error";
-  return ort;
+function openRuntime(base, build, processor, progress) {
+  const open = async ({ script, wasm }) => {
+    const [code, packed] = await Promise.all([script, wasm].map((file) => download(base + file.file, file, progress)));
+    const ort = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    ort.env.wasm.wasmBinary = await new Response(stream).arrayBuffer();
+    ort.env.wasm.numThreads = 1;
+    ort.env.logLevel = "error";
+    return ort;
+  };
+  runtimes[processor] ??= open(build.runtimes[processor]);
+  runtimes[processor].catch(() => delete runtimes[processor]);
+  return runtimes[processor];
 }
 
-/** A dream of one row. Its state is an object of tensors, a value: a step makes a new one. */
+/** Why this browser can't compute with WebGPU; empty where it can. */
+async function lackOfWebgpu() {
+  if (!navigator.gpu) return isSecureContext ? "No WebGPU in this browser." : "WebGPU needs https.";
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return adapter ? "" : "No graphics adapter for WebGPU.";
+}
+
+/** A dream of one row. Its state is an object of tensors in the main memory, a value: a step makes a new one. */
 export class Dream {
-  /** `base` is the folder of what docs/_scripts/live.py wrote; `progress(bytes)` is told of all that arrives. */
-  static async open(base, world, progress = () => {}) {
-    const dream = new Dream();
-    const build = await json(`${base}live.json`);
+  /**
+   * `base` is the folder of what docs/_scripts/live.py wrote, `processor` one of PROCESSORS; `progress(bytes)` is told of all that arrives.
+   * Where WebGPU fails, now or in a later step, `failed(error)` is told and all goes on with WebAssembly.
+   */
+  static async open(base, world, { processor = "wasm", progress = () => {}, failed = () => {} } = {}) {
+    const dream = Object.assign(new Dream(), { base, processor, progress, failed });
+    dream.build = await json(`${base}live.json`);
     dream.manifest = await json(`${base}${world}/manifest.json`);
-    const ort = (dream.ort = await openRuntime(base, build.runtime, progress));
     const names = Object.keys(dream.manifest.files);
     const contents = await Promise.all(names.map((name) => download(`${base}${world}/${name}`, dream.manifest.files[name], progress)));
-    const files = Object.fromEntries(names.map((name, number) => [name, contents[number]]));
-    const options = { executionProviders: ["wasm"], externalData: [{ path: "weights.bin", data: files["weights.bin"] }] };
-    dream.programs = {};
-    for (const name of ["step", "prefill"]) dream.programs[name] = await ort.InferenceSession.create(files[`${name}.onnx`], options);
-    dream.contexts = tensorsOf(files["contexts.safetensors"], ort);
+    dream.files = Object.fromEntries(names.map((name, number) => [name, contents[number]]));
+    await dream.compute(() => {});
+    dream.contexts = tensorsOf(dream.files["contexts.safetensors"], dream.ort);
     return dream;
+  }
+
+  /** What `call` makes of the two programs. */
+  async compute(call) {
+    try {
+      this.programs ??= await this.load();
+      return await call(this.programs);
+    } catch (error) {
+      if (this.processor === "wasm") throw error;
+      this.failed(error);
+      delete runtimes[this.processor]; // what has lost its device stays without
+      Object.assign(this, { processor: "wasm", programs: null });
+      return this.compute(call);
+    }
+  }
+
+  async load() {
+    this.ort = await openRuntime(this.base, this.build, this.processor, this.progress);
+    const provider = { name: this.processor, forceCpuNodeNames: ["from_float16"] }; // not every graphics processor has float16
+    const options = { executionProviders: [provider], externalData: [{ path: "weights.bin", data: this.files["weights.bin"] }] };
+    const programs = {};
+    for (const name of ["step", "prefill"]) programs[name] = await this.ort.InferenceSession.create(this.files[`${name}.onnx`], options);
+    return programs;
+  }
+
+  close() {
+    for (const program of Object.values(this.programs ?? {})) program.release();
   }
 
   get noiseSize() {
@@ -149,7 +191,7 @@ export class Dream {
   }
 
   async run(program, state, tensors) {
-    const results = await this.programs[program].run({ ...state, ...tensors });
+    const results = await this.compute((programs) => programs[program].run({ ...state, ...tensors }));
     const next = Object.entries(results).filter(([name]) => name.startsWith(NEXT));
     return {
       frame: results.frame.data,
@@ -181,13 +223,20 @@ class Game {
   constructor(root, base, build) {
     Object.assign(this, { root, base, build, held: new Set(), pressed: null, times: [], busy: false });
     this.world = made("select", {}, ...build.worlds.map(({ name }) => made("option", { value: name }, name)));
+    this.processor = made("select", { disabled: true }, ...Object.entries(PROCESSORS).map(([value, name]) => made("option", { value }, name)));
+    this.lack = made("small");
     this.start = made("button", { className: "md-button md-button--primary", onclick: () => this.open() });
     this.canvas = made("canvas", { width: 64, height: 64, tabIndex: 0, style: "width: min(100%, 384px); image-rendering: pixelated; background: #000" });
     this.message = made("p", { role: "status" });
+    this.warning = made("p", { role: "alert" });
     this.controls = made("p");
     this.buttons = made("p");
-    this.world.onchange = () => this.offer();
-    root.replaceChildren(made("p", {}, this.world, " ", this.start), this.message, this.canvas, this.controls, this.buttons);
+    this.world.onchange = this.processor.onchange = () => this.offer();
+    lackOfWebgpu().then((lack) => {
+      this.processor.disabled = Boolean(lack);
+      this.lack.textContent = lack;
+    });
+    root.replaceChildren(made("p", {}, this.world, " ", this.processor, " ", this.start, " ", this.lack), this.warning, this.message, this.canvas, this.controls, this.buttons);
     this.canvas.addEventListener("keydown", (event) => this.key(event, true));
     this.canvas.addEventListener("keyup", (event) => this.key(event, false));
     this.canvas.addEventListener("blur", () => this.held.clear());
@@ -196,7 +245,7 @@ class Game {
 
   offer() {
     const { bytes } = this.build.worlds.find(({ name }) => name === this.world.value);
-    this.start.textContent = `Start (downloads ${megabytes(bytes + this.build.runtime.bytes)})`;
+    this.start.textContent = `Start (downloads ${megabytes(bytes + this.build.runtimes[this.processor.value].bytes)})`;
   }
 
   say(text) {
@@ -212,13 +261,24 @@ class Game {
   async open() {
     this.turn = null;
     this.start.disabled = true;
+    this.warning.textContent = "";
     let [arrived, opening] = [0, true];
     const progress = (bytes) => {
       arrived += bytes;
       if (opening) this.say(`${megabytes(arrived)} have arrived`);
     };
+    const failed = (error) => {
+      console.error(error);
+      const reason = String(error.message ?? error).replace(/.*(ERROR_MESSAGE:|was false\.) /s, ""); // without where in onnxruntime
+      this.warning.textContent = `WebGPU has failed here (${reason.slice(0, 200).trim()}), so the dream goes on with WebAssembly.`;
+      this.processor.value = "wasm";
+      this.offer();
+    };
     try {
-      this.dream = await Dream.open(this.base, this.world.value, progress);
+      const dream = await Dream.open(this.base, this.world.value, { processor: this.processor.value, progress, failed });
+      while (this.busy) await pause(5);
+      this.dream?.close();
+      this.dream = dream;
       this.arrange();
       this.anew();
     } catch (error) {
@@ -314,7 +374,7 @@ class Game {
     const { world } = this.dream.manifest;
     this.times = [...this.times.slice(-20), performance.now()];
     const rate = (1000 * (this.times.length - 1)) / (this.times.at(-1) - this.times[0]) || 0;
-    const told = [`step ${steps}`, `${rate.toFixed(1)} frames/s`, `${took.toFixed(0)} ms a step`, `rewards ${+rewards.toFixed(2)}`];
+    const told = [`step ${steps}`, `${rate.toFixed(1)} frames/s with ${PROCESSORS[this.dream.processor]}`, `${took.toFixed(0)} ms a step`, `rewards ${+rewards.toFixed(2)}`];
     if (state.observed) told.push(`familiarity ${(1 - state.posterior_variance.data[0]).toFixed(2)}`);
     world.inventory.forEach((name, number) => state.inventory.data[number] && told.push(`${name} ${+state.inventory.data[number].toFixed(1)}`));
     this.say(told.join(" · "));
