@@ -171,6 +171,7 @@ export class Dream {
     if ("inventory" in state) {
       parts.push("inventory");
       state.inventory = part("inventory", 0);
+      state.inventory_peak = part("inventory_peak", 0);
     }
     let result;
     for (let t = 0; t < this.manifest.contexts[context].frames; t++) {
