@@ -62,8 +62,8 @@ class Args:
     episode_steps: int = 100  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 256 on a CPU; a dream rewards balls that it has seen
     before_rewards: float = 0.75  # share of them shortly before a reward, in the long contexts that come with the weights
-    lead: tuple[int, int] = (2, 40)  # frames between such a state and the reward: at least and at most
-    context: int = 150  # frames before it
+    lead: tuple[int, int] = (2, 30)  # frames between such a state and the reward: at least and at most
+    context: int = 300  # frames before it: what a dream has seen it rewards
     data: Path | None = None  # folder of recorded episodes, whose rewards these are instead
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     context_every: int = 100  # frames between two of the other states, of the long contexts; 0 for the short contexts only
