@@ -24,7 +24,7 @@ HABITS: dict[str, tuple[tuple[int, ...], int]] = {  # what is drawn from, and fo
     "look": ((UP, DOWN), 9),
     "dig": ((DIG,), 22),
     "place": ((PLACE,), 2),
-    "craft": (tuple(CRAFTS), 1),
+    "craft": (tuple(CRAFTS), 8),
 }
 ODDS: dict[str, dict[str, float]] = {  # Dirichlet parameters of how often a habit is drawn, by episode
     "wander": {"walk": 4, "jump": 2, "turn": 3, "look": 0.5, "rest": 0.2, "dig": 0.1, "place": 0.1, "craft": 0.2},
@@ -65,6 +65,8 @@ class BlindPlayer:
         habit = str(self._rng.choice(self._habits, p=self._shares))
         choices, longest = HABITS[habit]
         action, steps = int(self._rng.choice(choices)), int(self._rng.integers(1, longest + 1))
+        if habit == "craft":  # each of its steps is drawn
+            return [action, *map(int, self._rng.choice(choices, steps - 1))]
         there = [action] * steps
         if habit not in ("turn", "look") or self.name != "dig" or self._rng.random() >= RETURN_SHARE:
             return there
