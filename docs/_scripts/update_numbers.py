@@ -90,6 +90,8 @@ BARS = (  # of what is carried: test, score, what it should reach
     ("crafting", "dreamed frames: impossible crafts without effect, by its own inventory", 0.95),
     ("crafting", "crafts tried: possible ones right", 0.9),
     ("crafting", "crafts tried: impossible ones without effect", 0.95),
+    ("crafting", "crafts tried with any bag: possible ones right", 0.98),
+    ("crafting", "crafts tried with any bag: impossible ones without effect", 0.99),
     ("inventory", "after 300 frames: inventory unchanged", 0.95),
     ("milestones", "wooden pickaxe: rewards given once each and in order", 1.0),
     ("milestones", "stone pickaxe: rewards given once each and in order", 1.0),
@@ -207,6 +209,7 @@ def main() -> None:
     tables |= {"headline": headline(_read("memory_maze.json")), "gpu": gpu(_read("memory_maze_gpu.json"))}
     tables["imagination test"] = imagined("test", (1, 4, 8))
     tables["imagination long"] = lasting({steps: _read(f"imagination_long_{steps}.json") for steps in (1, 4)})
+    tables["imagination minecraft"] = imagined("minecraft", (1, 4), ("imagination",))
     tables["imagination headline"] = imagination_headline(tables["imagination test"])
     tables["agents"] = agents(
         _read(f"{name}.json")
@@ -370,15 +373,15 @@ def imagination_headline(table: str) -> str:
     return "\n".join([head, line, *(f"| {called} | {found[title].split(' | ', 1)[1]}" for title, called in IMAGINATION_HEADLINES.items())])
 
 
-def imagined(split: str, steps: tuple[int, ...]) -> str:
+def imagined(split: str, steps: tuple[int, ...], files: tuple[str, ...] = tuple(IMAGINED)) -> str:
     """One row a measure of dreams, by number of denoising steps, beside real frames, the floor, or the autoencoder."""
     columns = " | ".join(f"{number} step" if number == 1 else f"{number} steps" for number in steps)
     lines = [f"| | real, or floor | {columns} | episodes |", "|---|---|" + "---|" * (len(steps) + 1)]
-    for file, rows in IMAGINED.items():
+    for file in files:
         reports = [_read(f"{file}_{split}_{number}.json")["scores"] for number in steps]
-        for title, test, dreamed, real in rows:
-            found = [report[test].get(dreamed) for report in reports]
-            beside = _mean(reports[0][test][real]) if real else ""
+        for title, test, dreamed, real in IMAGINED[file]:
+            found = [report.get(test, {}).get(dreamed) for report in reports]
+            beside = _mean(reports[0][test][real]) if real and any(found) else ""
             episodes = [value["clips"] for value in found if value]
             lines += [f"| {title} | {beside} | {' | '.join(_mean(v) if v else '' for v in found)} | {one} |" for one in episodes[:1]]
     return "\n".join(lines)
