@@ -56,7 +56,7 @@ class Args:
     profile: str = "fast"  # of the dream: fast, balanced or quality
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"
-    compile: bool | None = None  # on a CPU: compile the dream's step, which takes a minute or more; if not given, where a C++ compiler is
+    compile: str = "auto"  # on a CPU: compile the dream's step, which takes a minute or more; auto: where there is a C++ compiler; on, off
     graphs: bool = True  # on a GPU: record the dream's step once as a CUDA graph
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 32 on a CPU; each keeps some MB of memory, several times while it steps
     episode_steps: int = 100  # after which a dream begins anew: the longer it is, the less it can be trusted
@@ -100,8 +100,9 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     torch.set_float32_matmul_precision("high")
     try:
         device = torch.device(chosen_device(args.device)).type
-        compiled = device == "cpu" and any(map(shutil.which, COMPILERS)) if args.compile is None else args.compile
-        backend = Backend(graphs="on" if args.graphs and device == "cuda" else "off", compiled="on" if compiled else "off")
+        can_compile = device == "cpu" and any(map(shutil.which, COMPILERS))
+        compiled = ("on" if can_compile else "off") if args.compile == "auto" else args.compile
+        backend = Backend(graphs="on" if args.graphs and device == "cuda" else "off", compiled=compiled)
         dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)

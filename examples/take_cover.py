@@ -71,7 +71,7 @@ def main(run: TakeCover) -> None:
             "before_rewards": 0.0,
             "context_every": 0,
             "bank": 64,
-            "compile": False,
+            "compile": "off",
             "epochs": 4,
             "episode_steps": STEPS,
             "num_envs": 32,

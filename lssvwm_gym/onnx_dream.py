@@ -52,7 +52,7 @@ class OnnxDream:
         given, state = self.contexts[context], self.first_state()
         state["pose_known"] = given["pose_known"][:, 0].copy()
         if "inventory" in state:
-            state["inventory"], state["inventory_peak"] = given["inventory"][:, 0].copy(), given["inventory_peak"][:, 0].copy()
+            state |= {name: given[name][:, 0].copy() for name in ("inventory", "inventory_peak") if name in given}
         frame = np.zeros(0)
         for t in range(given["action"].shape[1]):
             parts = {f"given_{name}": given[name][:, t] for name in ("latent", "action", "pose", "inventory") if given[name].size}

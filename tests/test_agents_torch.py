@@ -38,7 +38,7 @@ OBSERVATIONS = ("image", "features", "latent", "latent+features")
 SMALL = Args(
     num_envs=ROWS,
     bank=6,
-    compile=False,
+    compile="off",
     time_limit=None,
     before_rewards=0.0,
     context_every=0,
@@ -275,7 +275,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (dict(observation="smell"), "observation must be one of image"),
+        (dict(observation="smell"), "observation must be one of all, image"),
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(rollout_steps=0), "rollout_steps must be at least 1"),
         (dict(minibatches=100), "too few for 100 minibatches"),

