@@ -140,18 +140,18 @@ def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVec
 
 def open_bank(args: Args, dream: Dream) -> DreamState:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
-    most = args.bank or 1
-    before = starts.BeforeRewards(args.lead, args.context)
-    rewarding: list[DreamState] = []
-    if wanted := round(args.before_rewards * most):
+    most, before = args.bank or 1, starts.BeforeRewards(args.lead, args.context)
+    wanted, states = round(args.before_rewards * most), list[DreamState]()
+    if wanted:
         if args.data is not None:
             episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
-            rewarding = [starts.bank_before_rewards(dream, episodes, before, wanted, args.seed)]
-        elif starts.moments(contexts := starts.rewarded_contexts(dream), before):
-            rewarding = [starts.bank_before_rewards(dream, contexts, before, wanted, args.seed)]
-    others = most - sum(len(part.seed) for part in rewarding)
-    rest = [starts.bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
-    return join_rows([*rewarding, *rest])
+        else:
+            episodes = starts.rewarded_contexts(dream, before)
+        if args.data is not None or starts.moments(episodes, before):  # contexts need not have any
+            states = [starts.bank_before_rewards(dream, episodes, before, wanted, args.seed)]
+    others = most - wanted if states else most
+    states += [starts.bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
+    return join_rows(states)
 
 
 def with_defaults(args: Args, device: str) -> Args:

@@ -56,9 +56,7 @@ class Args:
 
     algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
     env: str = "LSSVWM-MemoryMaze-v0"  # a dream, or a real environment such as MemoryMaze9x9-Real-v0
-    observation: str = (
-        "features"  # features, latent, latent+features, both +inventory, image, or all; the last two need no model of a real env
-    )
+    observation: str = "features"  # features or latent+features (+inventory), latent; or image, all: no model of a real env
     out: Path | None = None  # folder to write to; runs/ppo_sb3/ENV if not given
     resume: bool = False  # go on from out/checkpoint.safetensors
     total_timesteps: int = 50_000  # of all environments together

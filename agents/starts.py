@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.rewards import reward_probability
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.models.rollout import prefill, unknown_action
+from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
 
@@ -54,25 +54,27 @@ def bank_of_starts(dream: Dream, context_every: int, most: int, seed: int = 0, l
     return take_rows(bank, chosen.to(dream.device))
 
 
-def rewarded_contexts(dream: Dream) -> list[Segment]:
-    """The long contexts that come with the weights, as episodes: contexts hold no rewards, so that they are those that the model sees."""
-    contexts = dream.weights.long_contexts
-    return [replace(contexts.take(row), reward=seen_rewards(dream, contexts.take(row))) for row in range(contexts.batch)]
-
-
 @torch.no_grad()
-def seen_rewards(dream: Dream, episode: Segment) -> Tensor:
-    """How probable the world model finds a reward at each frame of an episode, (T,); in a world with milestones 1 at each, else 0."""
+def rewarded_contexts(dream: Dream, before: BeforeRewards) -> list[Segment]:
+    """The long contexts that come with the weights, as episodes; none where they are too short for any such moment.
+
+    Contexts hold no rewards. In their place is how probable the world model finds one at each frame, (T,); in a world with milestones 1 at
+    each, else 0.
+    """
+    contexts = dream.weights.long_contexts
+    if not contexts.batch or len(contexts) < before.context + before.lead[0]:
+        return []
+    episodes = [contexts.take(row) for row in range(contexts.batch)]
     if dream.world.milestones:
-        worth = torch.tensor([name in dict(dream.world.milestones) for name in dream.world.inventory])
-        risen = torch.diff((_peak(episode) > 0).int(), dim=0, prepend=(_peak(episode)[:1] > 0).int()) > 0
-        return (risen & worth.to(risen.device)).any(-1).float()
-    past = _past([(episode, slice(0, len(episode)))], dream)
-    state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known[:, 0])
-    model = dream.weights.world_model
-    state = state._replace(inventory=past.inventory[:, 0]) if past.inventory.shape[-1] else state
-    features = prefill(model, state, past.latent, past.action, past.pose, past.inventory).features[0]
-    return reward_probability(dream.world, model.reward_head(features)).float()
+        worth = torch.tensor([name in dict(dream.world.milestones) for name in dream.world.inventory], device=contexts.inventory.device)
+        reached = torch.stack([_peak(episode) > 0 for episode in episodes])
+        rewards = ((reached[:, 1:] & ~reached[:, :-1]) & worth).any(-1).float()
+        rewards = torch.cat([torch.zeros_like(rewards[:, :1]), rewards], 1)
+    else:
+        past = _past([(episode, slice(None)) for episode in episodes], dream)
+        features = dream.prefilled(torch.arange(contexts.batch), past).features
+        rewards = reward_probability(dream.world, dream.weights.world_model.reward_head(features)).float()
+    return [replace(episode, reward=reward) for episode, reward in zip(episodes, rewards, strict=True)]
 
 
 def moments(episodes: Sequence[Segment], before: BeforeRewards) -> list[tuple[Segment, int]]:
@@ -122,5 +124,4 @@ def _past(cuts: list[tuple[Segment, slice]], dream: Dream) -> Segment:
 
 def _peak(episode: Segment) -> Tensor:
     """The most of each number up to every frame, (T, V)."""
-    counted = episode.inventory if episode.inventory_peak is None else episode.inventory_peak
-    return counted.cummax(0).values
+    return episode.inventory.cummax(0).values if episode.inventory_peak is None else episode.inventory_peak

@@ -24,7 +24,6 @@ from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import frame_noise
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def main(args: Args) -> None:
         state = envs.clone_state().dream
         for _ in range(settings.rollout_steps):
             action = torch.randint(len(dream.world.actions), (args.num_envs,))
-            state = dream.step(state, action, frame_noise(state, dream.weights.world_model)).state
+            state = dream.step(state, action, torch.randn_like(state.latent)).state
 
     def environment() -> None:
         for _ in range(settings.rollout_steps):

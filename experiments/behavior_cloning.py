@@ -130,7 +130,7 @@ def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
     state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known[:, 0], inventory=past.inventory[:, 0])
     seen = prefill(model, state, past.latent, past.action, past.pose, past.inventory)
-    return numbers_of(state._replace(latent=past.latent[0], features=seen.features[0]), observation)
+    return numbers_of(state._replace(latent=past.latent[0], features=seen.features[0], inventory=past.inventory[0]), observation)
 
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:

@@ -21,7 +21,7 @@ pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
 from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
 from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
-from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, rewarded_contexts, seen_rewards
+from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, rewarded_contexts
 from experiments import behavior_cloning as imitation
 from experiments.behavior_cloning import leads_to_reward, watched
 from experiments.ppo_real import RealEnvs
@@ -275,7 +275,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (dict(observation="smell"), "observation must be one of all, image"),
+        (dict(observation="smell"), "observation must be one of image"),
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(rollout_steps=0), "rollout_steps must be at least 1"),
         (dict(minibatches=100), "too few for 100 minibatches"),
@@ -431,10 +431,10 @@ def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
 def test_the_rewards_of_contexts_are_those_that_the_model_sees(dream, monkeypatch):
     contexts = dream.weights.long_contexts
     probability = torch.zeros(WALK_FRAMES)
-    monkeypatch.setattr("agents.starts.reward_probability", lambda world, logits: probability[: len(logits)])
+    monkeypatch.setattr("agents.starts.reward_probability", lambda world, logits: probability.expand(logits.shape[:2]))
     assert not open_bank(replace(SMALL, before_rewards=1.0), dream).world.age.eq(5).any()  # none is seen: as if none were wanted
     probability[12] = 0.9
-    episodes = rewarded_contexts(dream)
+    episodes = rewarded_contexts(dream, BeforeRewards((3, 3), 5))
     assert [episode.reward.nonzero().tolist() for episode in episodes] == [[[12]]] * contexts.batch
     bank = open_bank(replace(SMALL, before_rewards=1.0, lead=(3, 3), context=5), dream)
     assert bank.world.age.tolist() == [5] * SMALL.bank
@@ -447,8 +447,11 @@ def test_the_rewards_of_a_world_with_milestones_are_first_items(tmp_path):
     dream = open_dream("minecraft", "fast", "cpu", write_tiny_minecraft(tmp_path))
     inventory = torch.zeros(8, 9)
     inventory[3:, 0], inventory[5:, 6], inventory[6:, 1], inventory[7, 0] = 1, 1, 2, 0  # a log, dirt, planks
-    episode = Segment(torch.zeros(8, 16, 4), torch.zeros(8, dtype=torch.int64), inventory=inventory)
-    assert seen_rewards(dream, episode).tolist() == [0, 0, 0, 1, 0, 0, 1, 0]
+    contexts = Segment(torch.zeros(1, 8, 16, 4), torch.zeros(1, 8, dtype=torch.int64), inventory=inventory[None])
+    dream = replace(dream, weights=replace(dream.weights, long_contexts=contexts))
+    (episode,) = rewarded_contexts(dream, BeforeRewards((2, 4), 3))
+    assert episode.reward.tolist() == [0, 0, 0, 1, 0, 0, 1, 0]
+    assert rewarded_contexts(dream, BeforeRewards((2, 4), 7)) == []  # too short
 
 
 @pytest.mark.parametrize("wrong", [{"before_rewards": 1.5}, {"lead": (5, 3)}, {"lead": (0, 3)}, {"context": 0}])
@@ -551,6 +554,16 @@ def test_what_is_imitated_is_what_a_dream_would_show(dream):
         led = torch.tensor([[6 if t == 0 else int(episode.action[t])]])
         state = prefill(dream.weights.world_model, state, episode.latent[None, t : t + 1].float(), led, pose[:, t : t + 1]).state
         assert torch.allclose(seen[t], torch.cat([state.latent.flatten(), state.features.flatten()]), atol=1e-4)
+
+
+def test_what_is_imitated_carries_what_was_carried(tmp_path):
+    dream = open_dream("minecraft", "fast", "cpu", write_tiny_minecraft(tmp_path))
+    inventory = torch.arange(12.0)[:, None].expand(12, 9)
+    pose = torch.tensor([0.0, 0, 0, 1, 0, 0]).expand(12, 6)
+    episode = Segment(torch.randn(12, 16, 4), torch.zeros(12, dtype=torch.int64), torch.zeros(12), pose, inventory)
+    seen = watched(dream, episode, "features+inventory")
+    assert seen.shape == (12, 256 + 9)
+    assert torch.equal(seen[:, 256:], inventory)
 
 
 def test_a_policy_learns_what_was_done(dream, monkeypatch, tmp_path, tiny_weights):

@@ -379,8 +379,8 @@ def imagined(split: str, steps: tuple[int, ...], files: tuple[str, ...] = tuple(
     lines = [f"| | real, or floor | {columns} | episodes |", "|---|---|" + "---|" * (len(steps) + 1)]
     for file in files:
         reports = [_read(f"{file}_{split}_{number}.json")["scores"] for number in steps]
-        for title, test, dreamed, real in IMAGINED[file]:
-            found = [report.get(test, {}).get(dreamed) for report in reports]
+        for title, test, dreamed, real in (row for row in IMAGINED[file] if row[1] in reports[0]):  # of the tests that were made
+            found = [report[test].get(dreamed) for report in reports]
             beside = _mean(reports[0][test][real]) if real and any(found) else ""
             episodes = [value["clips"] for value in found if value]
             lines += [f"| {title} | {beside} | {' | '.join(_mean(v) if v else '' for v in found)} | {one} |" for one in episodes[:1]]

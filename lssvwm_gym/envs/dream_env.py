@@ -101,7 +101,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `world`       |              | name of a world, or a `WorldSpec`; the registered ids set it                                      |
     | `render_mode` | `None`       | `None` or `"rgb_array"`                                                                       |
     | `profile`     | `"balanced"` | `"fast"`, `"balanced"` or `"quality"`: 1, 4 or 8 denoising steps a frame of the flow head, where  |
-    |               |              | the weights have one (`memory-maze`), else 1, 2 or 4 of the world model                       |
+    |               |              | the weights have one, else 1, 2 or 4 of the world model                                       |
     | `device`      | `"auto"`     | a torch device; `"auto"` is CUDA where there is one, else the CPU                             |
     | `weights`     | `None`       | another folder of weights                                                                     |
     | `observation` | `"all"`      | `"image"` leaves out the counts; `"features"`, `"latent"`, `"latent+features"`, ...: see above |

@@ -29,7 +29,7 @@ from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import Prefilled, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows
 from lssvwm_gym.worlds import WORLDS, WorldSpec, has_record, read_world, weights_of
@@ -129,18 +129,22 @@ class Dream:
         kept = functools.lru_cache(CONTEXTS_KEPT)
         return kept(lambda context, frames: self.prefill(torch.tensor([0]), long_context(contexts, context, frames)))
 
-    @independent
-    @torch.no_grad()
     def prefill(self, seeds: Tensor, past: Segment) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""
+        return self.prefilled(seeds, past).state
+
+    @independent
+    @torch.no_grad()
+    def prefilled(self, seeds: Tensor, past: Segment) -> Prefilled:
+        """`prefill`, and the features and poses of every frame on the way."""
         model, state = self.weights.world_model, self.empty(seeds)
         if past.inventory.shape[-1]:
             reached = state.inventory_peak if past.inventory_peak is None else past.inventory_peak[:, 0]
             state = state._replace(inventory=past.inventory[:, 0], inventory_peak=reached)
         if model.config.has_spatial_memory and not past.pose_known.any():  # an episode without poses: they are estimated
-            return prefill(model, state, past.latent, past.action).state
+            return prefill(model, state, past.latent, past.action)
         state = state._replace(pose_known=past.pose_known[:, 0])
-        return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
+        return prefill(model, state, past.latent, past.action, past.pose, past.inventory)
 
     @independent
     @torch.no_grad()

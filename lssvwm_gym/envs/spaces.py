@@ -44,9 +44,9 @@ def picture_of(observation: Any) -> Any:
     return observation["image"] if isinstance(observation, dict) else observation
 
 
-def checked_observation(observation: str, world: WorldSpec | None = None) -> str:
-    """Raises `ValueError` for one that doesn't exist, in this world where it is given: not all worlds have an inventory."""
-    there_are = [name for name in OBSERVATIONS if world is None or world.inventory or "inventory" not in name]
+def checked_observation(observation: str, world: WorldSpec | None = None, among: tuple[str, ...] = OBSERVATIONS) -> str:
+    """Raises `ValueError` for one that is none of these, or not in this world where it is given: not all worlds have an inventory."""
+    there_are = [name for name in among if world is None or world.inventory or "inventory" not in name]
     if observation not in there_are:
         raise ValueError(f"observation must be one of {', '.join(there_are)}, not {observation!r}")
     return observation

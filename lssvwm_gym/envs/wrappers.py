@@ -38,8 +38,7 @@ def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
 
 def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
     """Shape of one row of `observed`. Raises `ValueError` for an observation that doesn't exist."""
-    if spaces.checked_observation(observation, dream.world) == "all":
-        raise ValueError(f"observation must be one of image, {', '.join(NUMBERS)}, not 'all', which is a dict")
+    spaces.checked_observation(observation, dream.world, ("image", *NUMBERS))
     return spaces.observation_space(dream.world, dream.weights.world_model.config, observation).shape or ()
 
 
@@ -52,8 +51,7 @@ class StateEstimator:
 
     def __init__(self, dream: Dream, rows: int, observation: str, frames: Space[Any], actions: Space[Any]) -> None:
         """`frames` and `actions` are the spaces of one environment. Raises `ValueError` where they are not the dreamed world's."""
-        if spaces.needs_frame(spaces.checked_observation(observation, dream.world)):
-            raise ValueError(f"observation must be one of {', '.join(NUMBERS)}, not {observation!r}")
+        spaces.checked_observation(observation, dream.world, NUMBERS)
         _check_fit(frames, actions, dream)
         self.dream, self.rows, self.observation = dream, rows, observation
         self.space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
