@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from agents.agent import Agent, agent_in
 from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
+from lssvwm_gym.real_envs.experts.block_players import PLAYERS
+from lssvwm_gym.worlds.minecraft import MINECRAFT
 
+PLAYER = "player:"  # before the name of a player of the block world, as `lssvwm-gym collect luanti --player` knows it
 EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
 
 
@@ -37,8 +42,11 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name == EXPERT:
         return ExpertAgent(seed)
     if name in SCRIPTS:
-        return ScriptedAgent(name, dream, num_envs, seed)
-    raise ValueError(f"a policy is {', '.join(SCRIPTS)}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
+        return ScriptedAgent([functools.partial(SCRIPTS[name], dream, None)] * num_envs, seed)
+    if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
+        return ScriptedAgent([lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={})] * num_envs, seed)
+    blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
+    raise ValueError(f"a policy is {', '.join(SCRIPTS)}{blind}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
 
 
 def _name_and_modifier(name: str) -> tuple[str, str]:
@@ -71,16 +79,17 @@ class EpsilonAgent:
 
 
 class ScriptedAgent:
-    """One of `lssvwm_gym.play.policies` in each episode; they look at nothing."""
+    """Players that look at nothing, one in each episode."""
 
     observation = "image"
 
-    def __init__(self, name: str, dream: Dream, num_envs: int, seed: int) -> None:
-        seeds = np.random.default_rng(seed).integers(2**32, size=num_envs)
-        self._policies = [SCRIPTS[name](dream, None, int(one)) for one in seeds]
+    def __init__(self, players: Sequence[Callable[[int], Callable[[Any], int]]], seed: int) -> None:
+        """`players` are opened with a seed each; what they return is called with None for an action."""
+        seeds = np.random.default_rng(seed).integers(2**32, size=len(players))
+        self._players = [player(int(one)) for player, one in zip(players, seeds, strict=True)]
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        return np.array([policy(None) for policy in self._policies])  # type: ignore[arg-type] # they look at nothing
+        return np.array([player(None) for player in self._players])
 
 
 class ExpertAgent:

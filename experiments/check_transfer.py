@@ -7,6 +7,7 @@ A policy is one of
 
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
+player:NAME       in the block world: a player that looks at nothing, as `lssvwm-gym collect luanti --player NAME`
 explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
 planner           plans in the dream, see experiments/mpc.py
 PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
@@ -23,7 +24,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -40,6 +41,8 @@ from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.state import DreamState, join_rows
+from lssvwm_gym.real_envs.experts.block_players import random_bag
+from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Args:
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
     walked: int = 0  # steps of the scripted explorer before a policy takes over in the real world; what they earn doesn't count
+    dream: bool = True  # --no-dream leaves dreams out
     real: bool = True  # --no-real leaves the real world out
+    bags: bool = False  # in the block world: begin with things in the bag, drawn by the number of the episode, the same in both
     workers: int = 1  # processes that episodes are shared out to; 1: all are played in this one
     planning: Planning = field(default_factory=Planning)  # of the planner, where it is one of the policies
     out: Path = Path("runs/transfer.json")
@@ -126,6 +131,12 @@ def check(args: Args) -> None:
         raise ValueError(f"an episode of {args.world} has at most {most} steps, not {args.steps + args.walked}{walked}")
     if len(set(args.policies)) < len(args.policies) or not args.policies:
         raise ValueError(f"name each policy once, not {' '.join(args.policies) or 'none'}")
+    if args.bags and dream.world.name != MINECRAFT.name:
+        raise ValueError(f"bags are drawn for the block world, {MINECRAFT.name}, not for {dream.world.name}")
+    if args.bags and args.data is not None:
+        raise ValueError("with bags dreams begin after short contexts: leave --data out")
+    if not (args.dream or args.real):
+        raise ValueError("nothing is left to try policies in: give one of --no-dream and --no-real, not both")
     if args.real and dream.world.real_id is None:
         raise ValueError(f"{args.world} has no real environment here: leave it out with --no-real")
     for path in recordings(args):
@@ -147,7 +158,7 @@ def recordings(args: Args) -> tuple[Path, ...]:
 
 def trials(args: Args) -> Iterator[Trial]:
     """What is to be tried. Policies take turns in the real world, so that all are tried alike if it is stopped."""
-    for first in range(0, args.episodes, args.batch):
+    for first in range(0, args.episodes * args.dream, args.batch):
         seeds = range(args.dream_seed + first, args.dream_seed + min(first + args.batch, args.episodes))
         for policy in args.policies:
             if policy.partition("@")[0] != EXPERT:
@@ -181,10 +192,17 @@ def dreams(trial: Trial) -> TrialResult:
 def beginnings(dream: Dream, trial: Trial) -> DreamState:
     """The states that dreams of these seeds begin with."""
     seeds, paths = torch.tensor(trial.seeds), recordings(trial.args)
+    if trial.args.bags:
+        return join_rows([dream.reset(seeds[row : row + 1], bag(seed - trial.args.dream_seed)) for row, seed in enumerate(trial.seeds)])
     if not paths:
         return dream.reset(seeds)
     rows = [after_recording(dream, paths[seed % len(paths)], trial.args.context) for seed in trial.seeds]
     return join_rows(rows)._replace(seed=seeds.to(dream.device))
+
+
+def bag(number: int) -> dict[str, Any]:
+    """The options of `reset` that begin an episode of this number with a bag of its own, in a dream and in the game."""
+    return {"inventory": random_bag(np.random.default_rng(number))}
 
 
 @functools.lru_cache(maxsize=64)
@@ -200,7 +218,8 @@ def real(trial: Trial) -> TrialResult:
     env = as_observed(gymnasium.make(dream.world.real_id or "", max_episode_steps=args.walked + args.steps), dream, agent.observation)
     frames: list[np.ndarray] = []
     try:
-        earned = real_episode(env, agent, seed, args.walked, frames.append if trial.filmed else lambda frame: None)
+        options = bag(seed - args.seed) if args.bags else None
+        earned = real_episode(env, agent, seed, args.walked, frames.append if trial.filmed else lambda frame: None, options)
     finally:
         env.close()
     return TrialResult([earned], frames)

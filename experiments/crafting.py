@@ -22,8 +22,8 @@ from lssvwm_gym.evaluation.metrics import Score, score
 from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, prefill_further
 from lssvwm_gym.models.rollout import commit, imagine
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.models.state import DreamState
-from lssvwm_gym.real_envs.experts.block_players import random_bag
+from lssvwm_gym.models.state import DreamState, take_rows
+from lssvwm_gym.real_envs.experts.block_players import MOST_ITEMS, random_bag
 from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
@@ -37,9 +37,12 @@ SCRIPTS = {  # crafts in an order in which each is possible
     "wooden pickaxe": ("craft_planks", "craft_sticks", "craft_wooden_pickaxe"),
     "stone pickaxe": ("craft_stone_pickaxe",),
 }
+ALL_CRAFTS = ("craft_planks", "craft_planks", "craft_sticks", "craft_wooden_pickaxe", "craft_stone_pickaxe")  # planks for sticks, too
 PAUSE = "turn_left"  # between two crafts of a script
 DETOUR = 300  # frames dreamed in which nothing is done that changes the inventory
 BAGS = 4  # drawn at random at each moment at which crafts are tried
+CARRIED = 100  # dreams of a detour that begin with a bag drawn at random
+SCRIPTED = 50  # dreams in which all crafts are done in order, from a bag of logs and cobblestones
 LONGEST_SPELL = 8  # steps of a detour that are the same
 
 
@@ -77,11 +80,11 @@ def inventory(context: EvalContext) -> dict[str, Any]:
     """What is left of the inventory after a dream of `DETOUR` frames in which nothing is dug, placed or crafted.
 
     Each dream begins after `context` real frames at whose end something is carried, `clips` an episode; its actions are drawn at
-    random, each for 1 to 8 steps.
+    random, each for 1 to 8 steps. Others, `CARRIED` of them, begin there with a bag drawn at random.
     """
     _check_applies(context.world)
     context.check_poses()
-    model, run = context.weights.world_model, context.run
+    run = context.run
     places = []
     for episode in context.episodes:
         carried = episode.inventory.any(1) & (torch.arange(len(episode)) >= run.context - 1)
@@ -89,15 +92,22 @@ def inventory(context: EvalContext) -> dict[str, Any]:
     if not places:
         raise ValueError(f"in no episode is anything carried after {run.context} frames")
     state = context.prefilled(clips_at(places, run.context))
-    begun, results = state.inventory, {}
-    actions = detour(context.world, len(places), DETOUR, run.seed)
+    rng, rows = np.random.default_rng(run.seed), torch.arange(CARRIED) % len(places)
+    bags = state.inventory.new_tensor([random_bag(rng) for _ in rows])
+    return _carried_on(context, "", state) | _carried_on(context, "any bag, ", take_rows(state, rows)._replace(inventory=bags))
+
+
+def _carried_on(context: EvalContext, name: str, state: DreamState) -> dict[str, Any]:
+    """What becomes of the inventories of a state in a detour."""
+    model, begun, results = context.weights.world_model, state.inventory, dict[str, Any]()
+    actions = detour(context.world, len(begun), DETOUR, context.run.seed)
     for step, action in enumerate(tqdm(actions.unbind(1), desc="detour", leave=False), 1):
-        state = commit(model, state, action, imagine(model, state, action, run.steps))
+        state = commit(model, state, action, imagine(model, state, action, context.run.steps))
         if step in (100, DETOUR):
             lost, gained = (begun - state.inventory).clamp(min=0).sum(1), (state.inventory - begun).clamp(min=0).sum(1)
-            results[f"after {step} frames: inventory unchanged"] = share((state.inventory == begun).all(1))
-            results[f"after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1))
-            results[f"after {step} frames: items from nowhere"] = score(gained)
+            results[f"{name}after {step} frames: inventory unchanged"] = share((state.inventory == begun).all(1))
+            results[f"{name}after {step} frames: share of items still there"] = score(1 - lost / begun.sum(1).clamp(min=1))
+            results[f"{name}after {step} frames: items from nowhere"] = score(gained)
     return results
 
 
@@ -105,12 +115,13 @@ def milestones(context: EvalContext) -> dict[str, Any]:
     """Scripts of crafts in dreams: whether each reward is given once and in order, and the repeat gives none.
 
     A script is its crafts in order and then all of them again, with a turn after each. A dream begins after all real frames up
-    to one of `clips` steps an episode at which the crafts are possible and none of what they make was ever there.
+    to one of `clips` steps an episode at which the crafts are possible and none of what they make was ever there. The script of all
+    crafts is done in `SCRIPTED` dreams, which begin after `context` frames with a bag of logs and cobblestones.
     """
     _check_applies(context.world)
     results: dict[str, Any] = {}
     for name, crafts in SCRIPTS.items():
-        runs = [_run_script(context, past, crafts, number) for number, past in enumerate(_pasts(context, crafts))]
+        runs = [_run_script(context, context.prefilled(past), crafts, number) for number, past in enumerate(_pasts(context, crafts))]
         if runs:
             given, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
             once = 2 * len(crafts)  # steps before the crafts are repeated
@@ -118,9 +129,24 @@ def milestones(context: EvalContext) -> dict[str, Any]:
             results[f"{name}: rewards given in order the first time"] = share((given == due)[:, :once].all(1))
             results[f"{name}: repeated crafts give no reward"] = share((given == 0)[:, once:].all(1))
             results[f"{name}: inventory follows the recipes throughout"] = share(followed)
-    if not results:
-        raise ValueError("no episode has a moment at which a script of crafts could begin")
-    return results
+    return results | _from_logs_and_stones(context)
+
+
+def _from_logs_and_stones(context: EvalContext) -> dict[str, Any]:
+    """Scores of the script of all crafts, in dreams that begin with a bag of what they are made of; the script is done once each."""
+    world, rng = context.world, np.random.default_rng(context.run.seed)
+    past = cut_clips(context.episodes, context.run.context, 1)
+    state, runs = context.prefilled(past), []
+    for number in range(SCRIPTED):
+        counts = torch.tensor([[float(rng.integers(2, MOST_ITEMS + 1)) if name == "log" else 0.0 for name in world.inventory]])
+        counts[0, world.inventory.index("cobblestone")] = float(rng.integers(3, MOST_ITEMS + 1))
+        row = take_rows(state, torch.tensor([number % len(state.seed)]))
+        runs.append(_run_script(context, row._replace(inventory=counts, inventory_peak=counts.clone()), ALL_CRAFTS, number))
+    given, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
+    return {
+        "all crafts from logs and cobblestones: rewards given once each and in order": share((given == due).all(1)),
+        "all crafts from logs and cobblestones: inventory follows the recipes throughout": share(followed),
+    }
 
 
 def share(hits: Tensor) -> Score:
@@ -233,13 +259,13 @@ def _pasts(context: EvalContext, crafts: tuple[str, ...]) -> Iterator[Segment]:
             yield clips_at([(episode, 0)], end + 1)
 
 
-def _run_script(context: EvalContext, past: Segment, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
-    """A script after one context: rewards given at each step, rewards due, whether the inventory followed the recipes."""
+def _run_script(context: EvalContext, state: DreamState, crafts: tuple[str, ...], number: int) -> tuple[list[float], list[float], bool]:
+    """A script after a context, of one row: rewards given at each step, rewards due, whether the inventory followed the recipes."""
     profiles = {sampling_steps(context.weights.world_model, name): name for name in PROFILES}
     if context.run.steps not in profiles:
         raise ValueError(f"milestones are tried in the environment, which has {sorted(profiles)} steps a frame, not {context.run.steps}")
     world, dream = context.world, Dream(context.world, context.weights, profiles[context.run.steps])
-    state = context.prefilled(past)._replace(seed=torch.tensor([number]))
+    state = state._replace(seed=torch.tensor([number]))
     counts, owned, given, due, followed = state.inventory, set[str](), list[float](), list[float](), True
     for name in [step for craft in crafts * 2 for step in (craft, PAUSE)]:
         action = torch.tensor([world.actions.index(name)])

@@ -16,6 +16,7 @@ from einops import reduce
 from torch import Tensor
 
 from experiments.crafting import crafting, inventory, milestones
+from experiments.digging import dug_away
 from experiments.rewards_ahead import reward_ahead
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.evaluate import TESTS, Evaluation, evaluate
@@ -27,7 +28,16 @@ from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.segment import Segment, joined
 
-ALWAYS = ("reward_ahead", "crafting", "inventory", "milestones", "interruption", "identity", "cold_start")  # where no tests are named
+ALWAYS = (
+    "reward_ahead",
+    "crafting",
+    "inventory",
+    "milestones",
+    "dug_away",
+    "interruption",
+    "identity",
+    "cold_start",
+)  # where no tests are named
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 GRID = 6  # patches a side
 COLOURS = 12  # classes
@@ -204,7 +214,7 @@ def _args(context: EvalContext) -> Args:
     return cast(Args, context.run)
 
 
-TESTS |= {test.__name__: test for test in (reward_ahead, crafting, inventory, milestones, interruption, identity, cold_start)}
+TESTS |= {test.__name__: test for test in (reward_ahead, crafting, inventory, milestones, dug_away, interruption, identity, cold_start)}
 
 if __name__ == "__main__":
     evaluate(tyro.cli(Args, description=__doc__))

@@ -37,14 +37,19 @@ def as_observed(env: gymnasium.Env, dream: Dream, observation: str) -> gymnasium
 
 
 def real_episode(
-    env: gymnasium.Env, agent: Agent, seed: int, explored: int = 0, show: Callable[[np.ndarray], None] = lambda frame: None
+    env: gymnasium.Env,
+    agent: Agent,
+    seed: int,
+    explored: int = 0,
+    show: Callable[[np.ndarray], None] = lambda frame: None,
+    options: dict[str, Any] | None = None,
 ) -> float:
-    """An agent's return in one episode; `show` is given its frames (height, width, 3) uint8, the first one too.
+    """An agent's return in one episode; `show` is given its frames (height, width, 3) uint8, the first one too; `options` are `reset`'s.
 
     Before the agent takes over, the scripted explorer acts for `explored` steps, the same ones whoever the agent is; they don't count.
     """
     torch.manual_seed(seed)  # some agents draw from it
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options=options)
     explorer = MazeExplorer(np.random.default_rng([seed, explored])) if explored else None
     for _ in range(explored):
         assert explorer is not None

@@ -351,6 +351,25 @@ def test_one_that_digs_goes_back_to_what_it_has_dug():
     assert came_back > 0.1
 
 
+def test_one_that_returns_looks_at_what_it_has_dug_again():
+    player = block_players.PLAYERS["return"](np.random.default_rng(0))
+    actions = np.array([player(None, {}) for _ in range(20_000)])
+    turned = np.cumsum((actions == LEFT).astype(int) - (actions == RIGHT))
+    ends = np.flatnonzero((actions[:-90] == DIG) & (actions[1:-89] != DIG))
+    away = [np.flatnonzero((turned[t + 1 : t + 90] == turned[t]) & (actions[t + 1 : t + 90] == NOOP)) for t in ends]
+    assert len(ends) > 100
+    assert all(len(steps) for steps in away)
+    assert np.mean([steps[-1] >= 50 for steps in away]) > 0.2
+
+
+def test_one_that_knows_the_recipes_crafts_in_order():
+    player = block_players.PLAYERS["recipes"](np.random.default_rng(0))
+    actions = [player(None, {}) for _ in range(500)]
+    first = next(t for t, action in enumerate(actions) if action >= CRAFTS[0])
+    assert actions[first : first + 5] == [CRAFTS[0], *CRAFTS]
+    assert "inventory" in player.start
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -198,6 +198,25 @@ def test_starts_of_the_weights_carry_what_was_recorded(env, options):
     assert counts(observation)["log"] == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"context_id": 1}, {"context_frames": 9}, {"start": "cold"}])
+def test_a_dream_can_begin_with_any_inventory(env, options, followed):
+    """As the real game does; what is carried at first is no milestone, what the context had reached is one again."""
+    carried = [0, 0, 0, 0, 5, 1, 0, 0, 0]
+    observation, info = env.reset(seed=0, options=options | {"inventory": carried})
+    assert observation["inventory"].tolist() == info["inventory"].tolist() == carried
+    assert [env.step(action)[1] for action in SCRIPT] == [0, 0, 0]
+    env.reset(seed=0, options=options | {"inventory": (1, 0, 0, 0, 0, 0, 0, 0, 0)})
+    assert env.step(PLANKS)[1] == 2
+    env.reset(seed=0, options=options | {"inventory": np.array([1, 4, 4, 0, 0, 0, 0, 0, 0])})
+    assert [env.step(action)[1] for action in SCRIPT] == [0, 0, 8]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [-1] + [0] * 8, [0.5] + [0] * 8, [True] * 9, "logs", [5000] + [0] * 8])
+def test_an_inventory_that_is_none_is_refused(env, wrong):
+    with pytest.raises(ValueError, match=r"inventory must be 9 whole numbers: log 0..3267, planks"):
+        env.reset(options={"inventory": wrong})
+
+
 def test_an_episode_of_another_world_is_refused(env, tmp_path):
     from real_walks import write_real_walks
 

@@ -94,3 +94,36 @@ def test_ten_thousand_frames_in_float32_stay_close_to_float64():
     (read, unknown), (true_read, true_unknown) = results
     assert (read - true_read).abs().max() < 0.02
     assert (unknown - true_unknown).abs().max() < 1e-3
+
+
+def written(k, v, writes, share, cuts):
+    """Reads of every frame and the memory after them, where that many frames at a time go through."""
+    (known, memory), reads = empty(len(k)), []
+    for at in range(0, k.shape[1], cuts):
+        part = slice(at, at + cuts)
+        memory_query, known = query_memory(k[:, part], writes[:, part], known)
+        read, memory = read_write(memory_query, v[:, part], memory, share=share[:, part])
+        reads.append(read)
+    return torch.cat(reads, 1), memory
+
+
+def test_where_the_world_changed_a_frame_overwrites_what_was_seen_often():
+    k = keys(1, 1).expand(1, 12, -1)  # one view, all the time
+    v = torch.tensor([[0.0] * 9 + [1.0, 1.0, 1.0]]).double()[..., None].expand(-1, -1, VALUES)
+    writes, changes = torch.ones(1, 12).double(), (torch.arange(12) == 9).double()[None]
+    blended, _ = written(k, v, writes, 0 * changes, 12)
+    assert blended[0, 10].max() < 0.15  # a mean of ten
+    replaced, _ = written(k, v, writes, 0.8 * changes, 12)
+    assert torch.allclose(replaced[0, :10], blended[0, :10])
+    assert torch.allclose(replaced[0, 10], torch.tensor(0.8).double())
+    assert (replaced[0, 11] > 0.8).all()
+
+
+@pytest.mark.parametrize("cuts", [1, 4, 30])
+def test_overwriting_is_the_same_in_any_split(cuts):
+    k, v, writes = keys(2, 30), values(2, 30), (torch.arange(30) % 3 != 1).double().expand(2, -1)
+    share = 0.8 * (torch.arange(30) % 4 == 0).double().expand(2, -1)
+    whole, memory = written(k, v, writes, share, 30)
+    parts, kept = written(k, v, writes, share, cuts)
+    assert torch.allclose(whole, parts)
+    assert torch.allclose(memory, kept)

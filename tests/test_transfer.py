@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from real_walks import write_real_walks
+from tiny_minecraft import write_tiny_minecraft
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import from_file
 from agents.policies import Policy, PolicyConfig, save_policy
+from experiments import check_transfer
 from experiments.agents_by_name import open_agent
-from experiments.check_transfer import Args, PolicyReturns, beginnings, main, table, trials
+from experiments.check_transfer import Args, PolicyReturns, bag, beginnings, main, table, trials
 from experiments.trials import correlation_of_returns, mean_and_error, real_episode, summary
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.spaces import action_space
@@ -75,6 +77,39 @@ def test_a_dream_alone_can_be_tried(tiny_weights, policy_file, tmp_path):
         results.append(json.loads((tmp_path / name).read_text())["policies"])
     assert results[0] == results[1]
     assert len(results[0][0]["dream"]["returns"]) == 3
+
+
+def test_the_real_world_alone_can_be_tried(tiny_weights, monkeypatch):
+    args = Args(("random",), episodes=2, steps=4, dream=False, weights=tiny_weights, device="cpu")
+    assert {trial.where for trial in trials(args)} == {"real"}
+    with pytest.raises(SystemExit, match="nothing is left to try policies in"):
+        main(replace(args, real=False))
+
+
+def test_dreams_and_the_game_begin_with_the_same_bags(tmp_path, monkeypatch):
+    weights = write_tiny_minecraft(tmp_path / "weights")
+    policies = ("player:recipes", "player:dig", "random")
+    args = Args(policies, episodes=3, steps=4, real=False, world="minecraft", weights=weights, device="cpu", bags=True, dream_seed=7)
+    dream = open_dream("minecraft", args.profile, "cpu", weights)
+    state = beginnings(dream, next(trials(args)))
+    bags = [list(bag(number)["inventory"]) for number in range(3)]
+    assert state.inventory.int().tolist() == state.inventory_peak.int().tolist() == bags
+    assert state.seed.tolist() == [7, 8, 9]
+    given = []
+
+    def real(env, agent, seed, walked, show, options):
+        given.append((seed, list(options["inventory"])))
+        return 0.0
+
+    monkeypatch.setattr(check_transfer, "real_episode", real)
+    monkeypatch.setattr(check_transfer.gymnasium, "make", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    main(replace(args, policies=policies[:1], real=True, seed=50, out=tmp_path / "out.json"))
+    assert given == [(50 + number, one) for number, one in enumerate(bags)]
+    for wrong, said in ((dict(world="memory-maze", weights=None), "drawn for the block world"), (dict(data=tmp_path), "leave --data out")):
+        with pytest.raises(SystemExit, match=said):
+            main(replace(args, **wrong))
+    with pytest.raises(SystemExit, match=r"player:craft.*not 'player:nobody'"):
+        main(replace(args, policies=("player:nobody",)))
 
 
 class Bag(gymnasium.Env):

@@ -88,6 +88,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `{"episode": "walk.npz"}`        | from the first 32 frames of an episode of your own                              |
     | `{"episode": ..., "context_frames": 9}` | the same with 9 frames                                                   |
     | `{"start": "cold"}`              | from nothing: the first frame is imagined too                                   |
+    | `{"inventory": [0, 3, ...]}`     | with these counts, beside any of the others; they are no milestones any more     |
 
     ## Episode End
     Terminated where the model has learned that episodes end in this world; in `memory-maze` they never do. It is drawn, with

@@ -19,9 +19,11 @@ from lssvwm_gym.envs.spaces import checked_options
 from lssvwm_gym.models.geometry import relative_to, start_pose
 from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import ABSENT, Segment
+from lssvwm_gym.worlds import WorldSpec
 
 EPISODE_FRAMES = 32  # of an episode where context_frames doesn't say
 COMBINATIONS = ((), ("context_frames",), ("context_id",), ("episode",), ("context_frames", "episode"), ("start",))
+INVENTORY = "inventory"  # beside any of them: what is carried when the dream begins
 
 
 class LongContexts(NamedTuple):
@@ -58,6 +60,28 @@ def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | No
         because = f"the long contexts have {len(long)} frames"
         return LongContexts(_drawn(seeds, long.batch), _whole_number("context_frames", options["context_frames"], 1, len(long), because))
     return _short(weights.short_contexts, seeds, options.get("context_id"))
+
+
+def split_inventory(world: WorldSpec, weights: Weights, options: Mapping[str, Any] | None) -> tuple[dict[str, Any], Tensor | None]:
+    """Options without `inventory`, and that as float32 (V,), None where it isn't given.
+
+    Raises `ValueError` where this world has none, and for anything but as many numbers as it has, within their range.
+    """
+    others = dict(checked_options(options))
+    given = others.pop(INVENTORY, None)
+    if given is None:
+        return others, None
+    if not world.inventory:
+        raise ValueError(f"nothing is carried in {world.name}, so a dream of it can't begin with an inventory")
+    bounds = weights.world_model.config.inventory_range or ((0, world.max_inventory or np.inf),) * len(world.inventory)
+    least, most = np.array(bounds).T
+    counts = np.asarray(given)
+    whole = counts.dtype.kind in ("iu" if world.max_inventory else "iuf")
+    if counts.shape != least.shape or not whole or not ((counts >= least) & (counts <= most)).all():
+        names = ", ".join(f"{name} {low:g}..{high:g}" for name, low, high in zip(world.inventory, least, most, strict=True))
+        kind = "whole numbers" if world.max_inventory else "numbers"
+        raise ValueError(f"the option inventory must be {len(least)} {kind}: {names}; not {given!r}")
+    return others, torch.from_numpy(counts.astype(np.float32))
 
 
 def long_context(contexts: Segment, context: int, frames: int) -> Segment:

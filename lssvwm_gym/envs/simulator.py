@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
-from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context
+from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context, split_inventory
 from lssvwm_gym.envs.rewards import reward, reward_probability, terminated
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
@@ -101,10 +101,16 @@ class Dream:
         seeds (B,) int64, 0..2**32-1, decide each row's context and noise. The options are the same for all rows; see
         `lssvwm_gym.envs.reset_options`. Raises `ValueError` for options that can't be met.
         """
+        options, inventory = split_inventory(self.world, self.weights, options)
         past = choose_past(self.weights, seeds, options)
         if isinstance(past, LongContexts):
-            return join_rows([self._after_context(context, past.frames) for context in past.contexts])._replace(seed=seeds.to(self.device))
-        return self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
+            state = join_rows([self._after_context(context, past.frames) for context in past.contexts])._replace(seed=seeds.to(self.device))
+        else:
+            state = self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
+        if inventory is not None:  # what the past had reached counts no more: the episode begins with this
+            carried = inventory.to(state.inventory).expand_as(state.inventory).clone()
+            state = state._replace(inventory=carried, inventory_peak=carried.clone())
+        return state
 
     @independent
     @torch.no_grad()

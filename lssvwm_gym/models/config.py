@@ -47,6 +47,7 @@ class WorldModelConfig:
     inventory_changes: tuple[tuple[float, ...], ...] = field(default=(), repr=False)  # of each number, in order; none: V are counts
     inventory_range: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # the least and the most of each of these numbers
 
+    changing_actions: tuple[int, ...] = field(default=(), repr=False)  # that change the world: what they show overwrites the spatial memory
     residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
 
     def __post_init__(self) -> None:

@@ -8,7 +8,9 @@ over the past, so the state keeps its size.
 
     P[t] = (1 + sum of k k^T up to t)^-1        M[t] = sum of value k^T up to t        read at q: M P q, variance q^T P q
 
-Values are the latents themselves, which need no learning.
+Values are the latents themselves, which need no learning. Where the world has changed, a mean of before and after is wrong: a frame
+that overwrites moves what is read at its place by a given share of the difference, however often the place was seen before.
+
 Sources: Gaussian-process regression with random features (Rahimi and Recht, 2007) as recursive least squares; MesaNet
 (arXiv 2506.05233) solves for the queries of learned keys in the same way.
 """
@@ -22,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.models.geometry import PLANE
+
+LEAST_VARIANCE = 1e-3  # of a place, in units of that of what is written: that of one seen a thousand times
 
 
 class PoseKeys(nn.Module):
@@ -122,23 +126,41 @@ def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
     return torch.cat([first, (x[:, 1:] - lower * first) * (covariance[:, 1:, 1:] - lower.square()).rsqrt()], 1)
 
 
-def read_write(memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def read_write(
+    memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None = None, share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Read at each frame, then write its values (B, T, V); memory (B, V, F), zeros at first. Returns reads and memory after.
 
-    What a query has read from this memory already, (B, T, V), need not be read again.
+    What a query has read from this memory already, (B, T, V), need not be read again. A frame moves what is read at its pose from there on
+    by at least its `share` (B, T) of the difference; by what a mean makes of it where that is more, or where there is no share.
     """
     values = values.to(memory.dtype)
     with torch.autocast(memory.device.type, enabled=False):  # large sums that nearly cancel
-        return _read_written(memory_query, values, memory, read)
+        return _read_written(memory_query, values, memory, read, share)
 
 
-def _read_written(memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor]:
+def _read_written(
+    memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None, share: Tensor | None
+) -> tuple[Tensor, Tensor]:
     read = _answers(memory_query.query, memory) if read is None else read
     if memory_query.written is None:
         return read, memory
+    gain = None if share is None else _amplification(memory_query, share)
     if values.shape[1] > 1:
-        read = read + (memory_query.query @ memory_query.written.transpose(1, 2)).tril(-1) @ values
+        among = (memory_query.query @ memory_query.written.transpose(1, 2)).tril(-1)
+        if gain is not None:  # what is written depends on what is read, and that on what was written before
+            system = torch.eye(values.shape[1], dtype=values.dtype, device=values.device) - (1 - gain) * among
+            values = torch.linalg.solve_triangular(system, torch.lerp(read, values, gain), upper=False, unitriangular=True)
+        read = read + among @ values
+    elif gain is not None:
+        values = torch.lerp(read, values, gain)
     return read, _with_products(memory, values, memory_query.written)
+
+
+def _amplification(memory_query: MemoryQuery, share: Tensor) -> Tensor:
+    """How many times the difference of a value and what is read must be written, (B, T, 1), for the read to move by a share of it."""
+    variance = (memory_query.query * memory_query.keys).sum(-1).clamp(min=LEAST_VARIANCE)
+    return ((share * (1 + variance) / variance).clamp(min=1)).unsqueeze(-1)
 
 
 def _answers(queries: Tensor, memory: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, Wo
 from lssvwm_gym.models.symlog import bin_values
 from lssvwm_gym.models.termination_head import TerminationHead
 
+OVERWRITTEN = 0.8  # share of what is remembered of a place that a frame of an action that changes the world replaces
+
 __all__ = ["FEATURES", "FrameInputs", "WorldModel", "WorldModelConfig", "WorldOutput"]
 
 
@@ -104,7 +106,11 @@ class WorldModel(nn.Module):
             query, explained = self._query(inputs, state.spatial_memory.explained, read_only, frame_context and frame_context.memory_query)
             recalled = frame_context and frame_context.recalled
             recalled, latents = read_write(
-                query, latent.flatten(2), state.spatial_memory.latents, None if recalled is None else recalled.flatten(2)
+                query,
+                latent.flatten(2),
+                state.spatial_memory.latents,
+                None if recalled is None else recalled.flatten(2),
+                self._overwritten_share(inputs.action),
             )
             recalled, memory = recalled.view_as(latent), SpatialMemoryState(explained, latents)
             tokens = frame_context and frame_context.tokens
@@ -144,6 +150,13 @@ class WorldModel(nn.Module):
             x, layer_state = layer(x, condition, before, read_only)
             after.append(layer_state)
         return x, after
+
+    def _overwritten_share(self, action: Tensor) -> Tensor | None:
+        """By how much frames (B, T) at least move what is remembered where they are; None in a world in which nothing changes."""
+        if not self.config.changing_actions:
+            return None
+        changed = [action == number for number in self.config.changing_actions]
+        return OVERWRITTEN * torch.stack(changed).any(0).to(self.token_in.weight.dtype)
 
     def _query(
         self, inputs: FrameInputs, explained: Tensor, read_only: ReadOnly, before: MemoryQuery | None = None

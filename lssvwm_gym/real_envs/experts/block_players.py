@@ -30,10 +30,13 @@ ODDS: dict[str, dict[str, float]] = {  # Dirichlet parameters of how often a hab
     "wander": {"walk": 4, "jump": 2, "turn": 3, "look": 0.5, "rest": 0.2, "dig": 0.1, "place": 0.1, "craft": 0.2},
     "dig": {"walk": 2, "jump": 1, "turn": 2, "look": 1.5, "rest": 0.2, "dig": 3, "place": 0.7, "craft": 0.7},
     "craft": {"walk": 1, "jump": 0.5, "turn": 1, "look": 0.5, "rest": 0.5, "dig": 0.5, "place": 0.7, "craft": 6},
+    "return": {"walk": 3, "jump": 1, "turn": 2, "look": 1.5, "return": 2},
+    "recipes": {"walk": 2, "turn": 2, "recipes": 2},
 }
 MIX = {"wander": 0.4, "dig": 0.35, "craft": 0.25}  # of the episodes
+AWAY = (10, 70)  # steps from what was dug to the sight of it again, at least and at most, of one that returns
 RETURN_SHARE = 0.5  # of the turns and looks of one that digs, which go back as far soon after
-BAG_SHARE = {"wander": 0.3, "dig": 0.5, "craft": 1.0}  # of the episodes begin with something in the bag
+BAG_SHARE = {"wander": 0.3, "dig": 0.5, "craft": 1.0, "return": 0.5, "recipes": 1.0}  # of the episodes begin with something in the bag
 ITEM_SHARE, MOST_ITEMS = 0.6, 10  # of the kinds of items are in such a bag, and how many of each at most
 BIOMES = {"deciduous_forest": 0.4, "coniferous_forest": 0.3, "grassland": 0.2, "savanna": 0.1}
 
@@ -63,6 +66,10 @@ class BlindPlayer:
 
     def _next(self) -> list[int]:
         habit = str(self._rng.choice(self._habits, p=self._shares))
+        if habit == "return":
+            return self._dig_and_return()
+        if habit == "recipes":  # in an order in which each can be possible
+            return [CRAFTS[0], *CRAFTS]
         choices, longest = HABITS[habit]
         action, steps = int(self._rng.choice(choices)), int(self._rng.integers(1, longest + 1))
         if habit == "craft":  # each of its steps is drawn
@@ -73,6 +80,14 @@ class BlindPlayer:
         dug = [DIG] * int(self._rng.integers(4, HABITS["dig"][1] + 1)) if self._rng.random() < 0.5 else []
         back = {LEFT: RIGHT, RIGHT: LEFT, UP: DOWN, DOWN: UP}[action]
         return [*dug, *there, *[NOOP] * int(self._rng.integers(4)), *[back] * steps]
+
+    def _dig_and_return(self) -> list[int]:
+        """Dig, turn away, and turn back to look at what is left."""
+        away, back = (LEFT, RIGHT) if self._rng.random() < 0.5 else (RIGHT, LEFT)
+        steps = int(self._rng.integers(*AWAY, endpoint=True))
+        turns = int(self._rng.integers(4, min(steps // 2, 20), endpoint=True))
+        dug = [DIG] * int(self._rng.integers(6, HABITS["dig"][1] + 1))
+        return [*dug, *[away] * turns, *[NOOP] * (steps - 2 * turns), *[back] * turns, NOOP, NOOP]
 
 
 def random_bag(rng: np.random.Generator) -> tuple[int, ...]:
