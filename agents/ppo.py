@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -75,6 +76,7 @@ class Args:
     minibatches: int = 4  # into which a rollout is cut
     epochs: int = 3  # over each rollout
     critic_first: int = 0  # updates that teach the critic alone, where the actor has a start that it shouldn't forget
+    anchor: float = 0.0  # weight of the divergence from the policy that --start names, which so is not forgotten where rewards are rare
     gamma: float = 0.97
     gae_lambda: float = 0.95
     clip: float = 0.2
@@ -111,12 +113,14 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
         raise SystemExit(str(error)) from None
     config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
     learner = Learner(args, config, envs, dream.device)
+    if args.start is not None:
+        start_from(learner, args.start)
+    elif args.anchor:
+        raise SystemExit("--anchor holds a policy to the one that --start names, and none is named")
     if args.resume:
         resume(args, learner, dream)
     elif (args.folder / "checkpoint.safetensors").exists():
         raise SystemExit(f"{args.folder} holds a run already: add --resume to go on with it, or name another folder with --out")
-    elif args.start is not None:
-        start_from(learner, args.start)
     print(f"{dream}: {envs.num_envs:,} environments, ready after {time.perf_counter() - began:.0f} s", flush=True)
     writer = SummaryWriter(str(args.folder / "log"), purge_step=learner.steps)
     for numbers in learner.learn(began):
@@ -210,6 +214,7 @@ class Learner:
     def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
         self.policy = Policy(config).to(device)
+        self.start: Policy | None = None  # what it began with
         self.optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, eps=1e-5, fused=device.type == "cuda")
         self.generator = torch.Generator(device).manual_seed(args.seed + 2)  # draws actions and minibatches
         self.steps = self.updates = 0
@@ -284,13 +289,13 @@ class Learner:
         if isinstance(self.policy.encoder, RunningNorm):
             self.policy.encoder.count(parts[0])  # only now: rollout and update must see alike
         unexplained = advantages.var() / target.var().clamp(min=1e-12)
-        names = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "gradient")
+        names = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "gradient", "away")
         values = [*torch.stack(losses).mean(0), 1 - unexplained, rollout.reward_per_step, torch.tensor(len(losses) / self.args.minibatches)]
         numbers = torch.stack([value.detach().to(target.device) for value in values]).tolist()
         return dict(zip((*names, "explained", "reward_per_step", "epochs"), numbers, strict=True))
 
     def improve(self, observation: Tensor, action: Tensor, before: Tensor, _: Tensor, advantage: Tensor, target: Tensor) -> Tensor:
-        """One step of the optimiser (Schulman et al., arXiv 1707.06347); returns what it was like, (6,)."""
+        """One step of the optimiser (Schulman et al., arXiv 1707.06347); returns what it was like, (7,)."""
         args = self.args
         log_probability, value = self.policy(observation)
         ratio_log = log_probability.gather(1, action[:, None])[:, 0] - before
@@ -299,13 +304,16 @@ class Learner:
         policy_loss = -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - args.clip, 1 + args.clip)).mean()
         value_loss = (value - target).square().mean()
         entropy = -(log_probability.exp() * log_probability).sum(-1).mean()
+        away = policy_loss.new_zeros(())
+        if self.start is not None and args.anchor:
+            away = F.kl_div(self.start(observation)[0], log_probability, reduction="batchmean", log_target=True)
         self.optimizer.zero_grad()
         acts = float(self.updates >= args.critic_first)
-        (acts * (policy_loss - args.entropy * entropy) + args.value * value_loss).backward()
+        (acts * (policy_loss - args.entropy * entropy + args.anchor * away) + args.value * value_loss).backward()
         gradient = nn.utils.clip_grad_norm_(self.policy.parameters(), args.max_gradient)
         self.optimizer.step()
         kl, clipped = (ratio - 1 - ratio_log).mean(), ((ratio - 1).abs() > args.clip).float().mean()
-        return torch.stack([policy_loss, value_loss, entropy, kl, clipped, gradient]).detach()
+        return torch.stack([policy_loss, value_loss, entropy, kl, clipped, gradient, away]).detach()
 
 
 def start_from(learner: Learner, path: Path) -> None:
@@ -314,6 +322,7 @@ def start_from(learner: Learner, path: Path) -> None:
     if start.config != learner.policy.config:
         raise SystemExit(f"{path} is a policy of {start.config}; this run needs one of {learner.policy.config}")
     learner.policy.load_state_dict(start.state_dict())
+    learner.start = start.requires_grad_(False)
 
 
 def report(args: Args, learner: Learner, numbers: dict[str, float], writer: SummaryWriter) -> None:

@@ -614,6 +614,27 @@ def test_a_start_of_another_kind_is_refused(tmp_path):
         start_from(Learner(SMALL, replace(CONFIG, hidden=8), Bandit(), torch.device("cpu")), tmp_path / "policy.safetensors")
 
 
+def test_a_policy_is_held_to_the_one_that_it_began_with(envs, tmp_path):
+    """One action is the best everywhere, so what learns leaves its start; the more that costs, the nearer it stays."""
+    save_policy(tmp_path / "policy.safetensors", learner_of(SMALL, envs).policy, {})
+    away = []
+    for anchor in (0.0, 30.0):
+        learner = learner_of(replace(SMALL, anchor=anchor, learning_rate=3e-3, target_kl=None), envs)
+        start_from(learner, tmp_path / "policy.safetensors")
+        for _ in range(8):
+            rollout = learner.rollout()
+            learner.update(rollout, (rollout.action == 0).float())
+        seen = learner.observation
+        now, then = learner.policy(seen)[0], learner.start(seen)[0]
+        away.append((now.exp() * (now - then)).sum(-1).mean().item())
+    assert 0 <= away[1] < 0.2 * away[0]
+
+
+def test_nothing_to_be_held_to_is_refused(tmp_path, tiny_weights):
+    with pytest.raises(SystemExit, match="--anchor holds a policy to the one that --start names"):
+        main(replace(SMALL, anchor=0.1, start=None, weights=tiny_weights, out=tmp_path))
+
+
 def test_the_critic_learns_alone_at_first(envs):
     learner = learner_of(replace(SMALL, critic_first=1), envs)
     before = [p.detach().clone() for p in learner.policy.parameters()]

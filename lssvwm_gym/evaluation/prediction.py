@@ -124,7 +124,8 @@ def _pose_errors(estimated: Tensor, true: Tensor, name: str) -> dict[str, Score]
         results[f"{name}, step {step}: position error (world units)"] = score(position[:, step])
         results[f"{name}, step {step}: heading error (degrees)"] = score(heading[:, step])
         if error.shape[-1] > PLANE:
-            results[f"{name}, step {step}: tilt error (degrees)"] = score(error[:, step, PLANE + 1].abs().rad2deg())
+            tilt = (estimated - true)[:, step, PLANE + 1]
+            results[f"{name}, step {step}: tilt error (degrees)"] = score(tilt.abs().rad2deg())
     return results
 
 

@@ -48,6 +48,7 @@ class WorldModelConfig:
     inventory_range: tuple[tuple[float, float], ...] = field(default=(), repr=False)  # the least and the most of each of these numbers
 
     changing_actions: tuple[int, ...] = field(default=(), repr=False)  # that change the world: what they show overwrites the spatial memory
+    most_tilt: float = field(default=0.0, repr=False)  # radians up or down that the view can be tilted by in space; 0: any
     residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 A pose is (x, y, cos heading, sin heading), in space with height and tilt (of the view, radians) behind; a motion is
 (forward, left, turn) seen from a pose, in space with rise and tilt behind. Gravity tells up from down, so only x, y and
-heading are turned.
+heading are turned, and a tilt is the same from wherever it is seen.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ SPACE = 6
 
 
 def relative_to(pose: Tensor, origin: Tensor) -> Tensor:
-    """Express poses (..., 4 or 6) in the frame of `origin`, of the same size, broadcast."""
+    """Express poses (..., 4 or 6) in the frame of `origin`, of the same size, broadcast; its heading becomes 0, its tilt stays."""
     offset = pose[..., :2] - origin[..., :2]
     cos, sin = origin[..., 2], origin[..., 3]
     seen = torch.stack([*_turned(offset[..., 0], offset[..., 1], cos, -sin), *_turned(pose[..., 2], pose[..., 3], cos, -sin)], -1)
-    return _with_rest(seen, pose[..., PLANE:] - origin[..., PLANE:])
+    height, tilt = (pose[..., PLANE : PLANE + 1] - origin[..., PLANE : PLANE + 1]), pose[..., PLANE + 1 :]
+    return _with_rest(seen, torch.cat([height, tilt.expand(*height.shape[:-1], -1)], -1))
 
 
 def motion_between(before: Tensor, after: Tensor) -> Tensor:
     """The motion (..., 3 or 5) that leads from one pose to the next; the turn is in radians, -pi..pi."""
     seen = relative_to(after, before)
-    return _with_rest(torch.stack([seen[..., 0], seen[..., 1], torch.atan2(seen[..., 3], seen[..., 2])], -1), seen[..., PLANE:])
+    planar = torch.stack([seen[..., 0], seen[..., 1], torch.atan2(seen[..., 3], seen[..., 2])], -1)
+    return _with_rest(planar, after[..., PLANE:] - before[..., PLANE:])
 
 
 def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:

@@ -121,7 +121,8 @@ def _commit_given(
 
     `frame_context`: what `condition` gave for this very frame and state.
     """
-    motion = motion_between(torch.cat([state.pose.unsqueeze(1), pose[:, :-1]], 1), pose)
+    begins = (state.world.age == 0).unsqueeze(-1)  # nothing led to the first frame, whatever its tilt is
+    motion = motion_between(torch.cat([torch.where(begins, pose[:, 0], state.pose).unsqueeze(1), pose[:, :-1]], 1), pose)
     known = state.pose_known[:, None].expand(pose.shape[:2])
     inventories = state.inventory.unsqueeze(1) if inventory is None else torch.cat([state.inventory.unsqueeze(1), inventory], 1)
     inputs = FrameInputs(torch.zeros_like(pose[..., 0]), action, pose, motion, known, inventories[:, : latent.shape[1]])
@@ -148,7 +149,11 @@ def _commit_given(
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
     seen = state.latent if isinstance(model.motion_head, CollisionMotionHead) else state.features
-    return model.motion_head(seen, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    motion = model.motion_head(seen, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    if not model.config.most_tilt:
+        return motion
+    tilt = (state.pose[..., -1:] + motion[..., -1:]).clamp(-model.config.most_tilt, model.config.most_tilt) - state.pose[..., -1:]
+    return torch.cat([motion[..., :-1], tilt], -1)
 
 
 class SharedContext(NamedTuple):

@@ -34,7 +34,7 @@ ODDS: dict[str, dict[str, float]] = {  # Dirichlet parameters of how often a hab
     "recipes": {"walk": 2, "turn": 2, "recipes": 2},
 }
 MIX = {"wander": 0.4, "dig": 0.35, "craft": 0.25}  # of the episodes
-AWAY = (10, 70)  # steps from what was dug to the sight of it again, at least and at most, of one that returns
+AWAY = (30, 70)  # steps from what was dug to the sight of it again, at least and at most, of one that returns
 RETURN_SHARE = 0.5  # of the turns and looks of one that digs, which go back as far soon after
 BAG_SHARE = {"wander": 0.3, "dig": 0.5, "craft": 1.0, "return": 0.5, "recipes": 1.0}  # of the episodes begin with something in the bag
 ITEM_SHARE, MOST_ITEMS = 0.6, 10  # of the kinds of items are in such a bag, and how many of each at most
@@ -84,10 +84,11 @@ class BlindPlayer:
     def _dig_and_return(self) -> list[int]:
         """Dig, turn away, and turn back to look at what is left."""
         away, back = (LEFT, RIGHT) if self._rng.random() < 0.5 else (RIGHT, LEFT)
-        steps = int(self._rng.integers(*AWAY, endpoint=True))
+        steps, down = int(self._rng.integers(*AWAY, endpoint=True)), int(self._rng.integers(4))  # the ground is always in reach
         turns = int(self._rng.integers(4, min(steps // 2, 20), endpoint=True))
-        dug = [DIG] * int(self._rng.integers(6, HABITS["dig"][1] + 1))
-        return [*dug, *[away] * turns, *[NOOP] * (steps - 2 * turns), *[back] * turns, NOOP, NOOP]
+        dug = [DIG] * int(self._rng.integers(8, HABITS["dig"][1] + 1))
+        turned = [*[away] * turns, *[NOOP] * (steps - 2 * turns), *[back] * turns]
+        return [*[DOWN] * down, *dug, *turned, NOOP, NOOP, *[UP] * down]
 
 
 def random_bag(rng: np.random.Generator) -> tuple[int, ...]:
