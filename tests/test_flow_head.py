@@ -300,6 +300,25 @@ def test_heads_learn_walls_and_go_on_where_they_stopped(tmp_path):
     assert Heads.of(other.model).flow_head is other.model.flow_head
 
 
+def test_what_the_motion_head_learns_from_can_be_hidden_from_it():
+    model, episodes = random_model(**FLOW), Episodes.of(walled_episodes())
+    samples = dreamed_samples(DreamOptions(rows=4, ahead=8), model, episodes, np.random.default_rng(0))
+
+    def seen(dropout: float) -> torch.Tensor:
+        shown = []
+        model.motion_head.frame.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+        heads.motion_loss(model.motion_head, samples, [1], 0.0, torch.Generator().manual_seed(0), dropout)
+        return shown[0][:, : 16 * 4]
+
+    before = torch.random.get_rng_state()
+    whole, part = seen(0.0), seen(0.75)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (part == 0).float().mean() == pytest.approx(0.75, abs=0.05)
+    assert torch.allclose(part[part != 0], 4 * whole[part != 0])
+    with pytest.raises(ValueError, match="motion_dropout is a share from 0 to below 1, not 1"):
+        HeadTraining(Path("w"), (), Path("out"), motion_dropout=1.0)
+
+
 def test_training_from_the_command_line_gives_a_model_that_can_be_packaged(tmp_path, monkeypatch):
     from lssvwm_gym.checkpoints.package import load_world_model
 

@@ -81,11 +81,16 @@ class HeadTraining:
     buffer: int = 200_000  # frames, of some 9 kB
     refresh: int = 150  # steps between two rounds of dreams
     motion_noise: float = 0.35  # latents carry up to this much for the motion head
+    motion_dropout: float = 0.0  # share of their numbers that it doesn't see while it learns: with few recordings it knows them by heart
     augmentation: tuple[int, ...] = ()  # each action's mirror image, as in training a world
     precision: str = "auto"
     save_every: int = 500  # steps
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.motion_dropout < 1:
+            raise ValueError(f"motion_dropout is a share from 0 to below 1, not {self.motion_dropout}")
 
     @property
     def checkpoint(self) -> Path:
@@ -135,10 +140,15 @@ def _weighed(error: Tensor, level: Tensor) -> Tensor:
     return (error.square().mean((1, 2)) / level.clamp(min=VELOCITY).square()).mean()
 
 
-def motion_loss(motion_head: CollisionMotionHead, samples: Samples, ahead: list[int], noise: float, generator: torch.Generator) -> Tensor:
+def motion_loss(
+    motion_head: CollisionMotionHead, samples: Samples, ahead: list[int], noise: float, generator: torch.Generator, dropout: float = 0.0
+) -> Tensor:
     """Whether each step was blocked, and the motion of the case that came."""
     samples = really_came(samples)
     latent = with_noise(samples.evidence.last, noise, generator)
+    if dropout:
+        kept = torch.rand(latent.shape, generator=generator, device=latent.device) >= dropout
+        latent = latent * kept / (1 - dropout)
     logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
     scale = motion_head.motion_scale
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, scale[0])
@@ -218,7 +228,8 @@ class HeadTrainer:
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
         if self.episodes.posed and self.heads.motion_head is not None:
-            losses["motion"] = motion_loss(self.heads.motion_head, self.buffer.draw(256, rng), self.ahead, run.motion_noise, generator)
+            some, noise, dropout = self.buffer.draw(256, rng), run.motion_noise, run.motion_dropout
+            losses["motion"] = motion_loss(self.heads.motion_head, some, self.ahead, noise, generator, dropout)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
