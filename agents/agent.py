@@ -3,8 +3,6 @@
 lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze/policy.safetensors
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any, Protocol

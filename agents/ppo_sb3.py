@@ -11,8 +11,6 @@ checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
 `pip install -e '.[agents]'`, and for the real maze `.[memory-maze]`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -6,8 +6,6 @@ policy, config = load_sb3_policy("runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safet
 action, memory = policy.predict(seen, memory, first)           # seen (B, ...) as dreams of `config.observation` show it
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

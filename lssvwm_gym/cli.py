@@ -1,7 +1,5 @@
 """The command line: `lssvwm-gym COMMAND --help` says what each command takes."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

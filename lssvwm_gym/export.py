@@ -10,8 +10,6 @@ Both programs are traced from `Dream.step` and `rollout.prefill`. A context is s
 as the state after it, 4.6 MB. Noise is an input, standard normal numbers of whichever generator, so a dream repeats where that does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -5,8 +5,6 @@ is causal by frames, as all that ship, dream frame by frame; those trained on ch
 2505.20171, section 3.2) dream a chunk at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

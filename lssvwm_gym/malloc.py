@@ -11,8 +11,6 @@ programs of this repository, `lssvwm-gym` among them, ask for it when they start
     keep_freed_memory()
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

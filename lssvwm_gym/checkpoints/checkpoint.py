@@ -6,8 +6,6 @@ contexts.safetensors  what dreams continue: real frames as latents, many short c
 README.md           the model card
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

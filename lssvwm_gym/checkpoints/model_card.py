@@ -1,7 +1,5 @@
 """The record of a new world, and the model card of its weights."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

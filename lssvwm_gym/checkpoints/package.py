@@ -4,8 +4,6 @@ Where the data or the settings name the world, its record (`world.json`) and a m
 `gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` makes its environment.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal

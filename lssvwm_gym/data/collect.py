@@ -5,8 +5,6 @@ Episode `<seed>` depends on its seed alone, as far as the world repeats itself. 
 the same command goes on where it was. Another world is one more entry in `SOURCES`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -5,8 +5,6 @@ drawn at random. What else a Dict observes in a few numbers, such as health, is 
 `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -4,8 +4,6 @@ Time is aligned once and for all: **action[t] is the action that led to frame t*
 array speak of the moment of frame t. action[0] is a placeholder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """One dream as a `gymnasium.Env`."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the environments of one world promise, alone or in a batch: spaces, metadata, and what they refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

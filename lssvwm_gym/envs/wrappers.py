@@ -7,8 +7,6 @@ A policy that learned in dreams of the same `observation` acts in them unchanged
 `lssvwm_gym.envs.sb3.WorldModelObservationVecEnv`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings of an evaluation, and the models, episodes and results that its tests share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

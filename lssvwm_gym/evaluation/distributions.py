@@ -4,8 +4,6 @@ Sets are (E, F, ...): E episodes, F frames or stacks of frames of each. Both set
 samples has too much, it has everywhere alike. Standard errors are over episodes, see `jackknife`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

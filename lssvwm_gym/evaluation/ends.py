@@ -1,7 +1,5 @@
 """Tests of what the heads say of real frames, in whole episodes of any length: rewards, and whether an episode ends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

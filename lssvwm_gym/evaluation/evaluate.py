@@ -1,7 +1,5 @@
 """Evaluate dreams on real episodes: `lssvwm-gym evaluate --data DIR`. Prints tables, writes JSON and pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

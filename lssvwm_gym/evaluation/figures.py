@@ -1,7 +1,5 @@
 """Figures of what the tests produced: curves and maps by matplotlib, contact sheets of frames by Pillow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

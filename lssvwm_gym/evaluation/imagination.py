@@ -4,8 +4,6 @@ Dreams run in a closed loop: along recorded actions, at the poses that the dream
 standard errors, and `clips` counts episodes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

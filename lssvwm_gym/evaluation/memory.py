@@ -1,7 +1,5 @@
 """A test of memory: revisiting along the reversed trajectory."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tests of prediction: the ceiling, the next frame, open-loop dreams, what follows a long past, drift of the pose."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Segments of real episodes, the state after them, and dreams along them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Settings and JSON: reports written whole; text from strangers in, plain values or the fields of a dataclass out."""
 
-from __future__ import annotations
-
 import json
 import math
 import pkgutil

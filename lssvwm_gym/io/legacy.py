@@ -3,8 +3,6 @@
 Nothing is written under these names any more. The next release but one may drop this file.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable, Mapping

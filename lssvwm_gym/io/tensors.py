@@ -3,8 +3,6 @@
 Nothing here is pickled, so a file from a stranger can do no more than be wrong; and what is wrong is refused.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Moving pictures for people to look at: an MP4 or a GIF, by the ending of the file's name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path

@@ -4,8 +4,6 @@ Unlike with `concurrent.futures.ProcessPoolExecutor`, a worker that is killed fa
 their progress, what is open is closed when the pool is, and workers end when the process that started them does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import signal

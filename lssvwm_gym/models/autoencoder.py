@@ -3,8 +3,6 @@
 `encode` and `decode` are the only two places where pixels (uint8, 0..255) change range.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

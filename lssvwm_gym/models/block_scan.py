@@ -1,7 +1,5 @@
 """Block-wise scan: Mamba-2 over time and the tokens of one block, every block with its own state."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

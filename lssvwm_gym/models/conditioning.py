@@ -1,7 +1,5 @@
 """What goes into the world model beside the latents: noise level, action, pose, motion and inventory of each frame."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

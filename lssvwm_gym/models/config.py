@@ -1,7 +1,5 @@
 """Sizes of the world model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from lssvwm_gym.models.geometry import PLANE, SPACE

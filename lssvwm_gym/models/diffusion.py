@@ -4,8 +4,6 @@ A noise level runs from 0 (clean) to 1 (pure noise) on the straight line between
 arXiv 2209.03003); the denoiser estimates the clean latent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

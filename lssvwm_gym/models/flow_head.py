@@ -6,8 +6,6 @@ Sources: rectified flow (arXiv 2209.03003), adaptive norm of diffusion transform
 network (shortcut models, arXiv 2410.12557).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

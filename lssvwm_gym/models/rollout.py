@@ -6,8 +6,6 @@ state = commit(model, state, action, imagined)                                  
 state, reward_logits = step_of(steps)(model, state, action, noise)                  # both in one
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 A call commits its frames to the state, but for those that are read only: they see what was committed before them and themselves.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar

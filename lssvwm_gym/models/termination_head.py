@@ -4,8 +4,6 @@ It can't be told from the step's own frame: many games show nothing, or what was
 learn to end with such a picture, which its dreams never show.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """How much of everything fits the time: an environment is played a little, each network trained a little, and the time shared out."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

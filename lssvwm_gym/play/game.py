@@ -1,7 +1,5 @@
 """A game: a dream, and what can be done with it. Without window or keys."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Keys, and what each does; free of any window, which says what was pressed."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

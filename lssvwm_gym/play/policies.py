@@ -6,8 +6,6 @@
 --policy module:attribute:ARGUMENT    the same with `attribute(dream, "ARGUMENT", seed)`, such as the file of a policy
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

@@ -5,8 +5,6 @@ NAME.begin.safetensors   the state where the moves begin
 NAME.json                the moves (action and profile), the return so far and the estimated poses
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

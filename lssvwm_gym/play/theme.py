@@ -1,10 +1,10 @@
 """Colours and text."""
 
-from __future__ import annotations
-
 import functools
 
 import pygame
+
+Colour = tuple[int, int, int]
 
 DARK: Colour = (18, 20, 26)
 FAINT: Colour = (32, 35, 44)
@@ -13,9 +13,6 @@ LIGHT: Colour = (232, 234, 240)
 ACCENT: Colour = (255, 176, 64)  # the dream
 WRONG: Colour = (255, 104, 96)
 SIZES = {"title": 30, "normal": 23, "small": 19, "tiny": 16}  # pygame's own font, in pixels
-
-
-Colour = tuple[int, int, int]
 
 
 class Theme:

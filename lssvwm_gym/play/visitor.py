@@ -11,8 +11,6 @@ The page sends JSON objects of one entry:
 A page that floods costs itself: of keys only the present state is kept, of commands some, of complaints the last.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -6,8 +6,6 @@ object, and the files whose lengths the object has as "sizes". Messages from the
 Steps of all visitors are taken by one thread, in turns, so that a step of one waits for one of every other at most.
 """
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 import hmac

@@ -1,7 +1,5 @@
 """The window: the dream, marks below, the panel at the right, keys at the bottom; and what happens to it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The `memory-maze` package needs the retired `gym` package when it is imported wh
 loaded here, without running the package's own `__init__`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

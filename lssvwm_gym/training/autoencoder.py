@@ -1,7 +1,5 @@
 """Train the autoencoder on a folder of episodes: `lssvwm-gym train autoencoder --data DIR --out DIR`."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of a training run of the world model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

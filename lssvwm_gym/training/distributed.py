@@ -5,8 +5,6 @@ those of its own, losses are weighed by how much of the whole batch they speak o
 weights become the same, up to rounding, whatever the number of processes.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

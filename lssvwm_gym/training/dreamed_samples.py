@@ -5,8 +5,6 @@ near the real one, or where given frames have shown what is there. Where they ha
 there again: then the dream's own frame is what should come.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

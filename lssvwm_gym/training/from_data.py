@@ -4,8 +4,6 @@ episodes end by themselves, and which rewards there are.
 What is given stays as it is: a size counts as given where it is not the default.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ mean, and the state after the clip where it was committed on the way. Gradients 
 Apart from those, visual odometry: the motion between two frames, learned from both and an estimate that is off.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

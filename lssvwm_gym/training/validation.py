@@ -1,7 +1,5 @@
 """Validation of a world model while it trains: scores, a contact sheet of recalled places, a GIF of a dream."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Train the world model on a folder of episodes: `lssvwm-gym train world --data DIR --autoencoder FILE --out DIR`."""
 
-from __future__ import annotations
-
 import copy
 import math
 import operator

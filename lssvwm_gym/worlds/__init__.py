@@ -1,7 +1,5 @@
 """The worlds that can be dreamed, one small file each, and how others become known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What distinguishes one dreamed world from another, as a frozen record."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import MISSING, dataclass, fields

@@ -4,8 +4,6 @@ What is there already stays, so the same command goes on where it was. One broke
 is converted, and then one error names the rest.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing

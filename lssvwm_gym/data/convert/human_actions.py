@@ -4,8 +4,6 @@
 learn from: one of 315 combinations of a move, a turn, a tilt and a hand, or `screen`; docs/data.md has a table of them.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

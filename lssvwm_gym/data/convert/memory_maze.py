@@ -5,8 +5,6 @@ There every array has a time axis, 1001 long: `image` (T, 64, 64, 3) uint8, `act
 `maze_layout` (T, size, size). Action and reward are the *last* ones, so `action[t]` led to `image[t]`, as it does here.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

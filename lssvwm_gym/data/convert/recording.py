@@ -3,8 +3,6 @@
 Long videos stream: a frame is decoded, kept or skipped, cropped, resized and encoded before the next one is read.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import deque

@@ -6,8 +6,6 @@ reset. They hold neither rewards nor poses. With a frame skip of k the k actions
 a number, the first action first, so that nothing is lost. What the ids mean: docs/data.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

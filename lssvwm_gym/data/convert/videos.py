@@ -8,8 +8,6 @@ Frames are turned and stretched as the file says that they are to be shown. Wher
 without actions are repeated or left out until they are; with actions they stay as they are. A note says either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

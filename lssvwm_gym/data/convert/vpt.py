@@ -6,8 +6,6 @@ its mouse and keyboard led to frame t + 1; here they stand at t + 1, as everywhe
 recordings, what is done about it, and the arrays of the episodes: docs/data.md.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ PyTorch's own operations are the reference and run everywhere; what is quicker o
 (`ops.mamba_ssm`); a whole step can be compiled or recorded (`compile`). See docs/backends.md.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import os

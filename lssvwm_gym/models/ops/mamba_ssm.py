@@ -4,8 +4,6 @@ Source: `mamba_chunk_scan_combined` and `selective_state_update` of mamba-ssm (D
 imported when kernels are first asked for, and only these two of it: they need Triton, but no compiled extension.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

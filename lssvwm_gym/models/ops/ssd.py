@@ -7,8 +7,6 @@ heads that share B and C, n state size.
     state[t] = exp(A * dt[t]) * state[t-1] + dt[t] * x[t] B[t]^T        y[t] = state[t] C[t] + D * x[t]
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ It walks shortest paths to random cells, or to the wanted ball, turns around on 
 burst of one random action. So it visits most of the maze and comes back often, which is what a memory needs to learn.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ What they do depends on their generator alone. So their recordings show what a w
 in the maze and in a dream of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

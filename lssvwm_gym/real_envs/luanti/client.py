@@ -3,8 +3,6 @@
 Whatever ends this Python process, or loses this object, ends both processes and removes their folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

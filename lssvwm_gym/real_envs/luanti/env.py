@@ -1,7 +1,5 @@
 """The block world as a `gymnasium.Env`."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """What the block world needs of the system: three Debian packages, and two small libraries that are compiled at first use."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
