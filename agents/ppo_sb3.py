@@ -28,16 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 import lssvwm_gym
 from agents.policies import SB3_KIND, as_json
-from agents.sb3_policies import (
-    SB3PolicyConfig,
-    algorithm_of,
-    config_in,
-    count,
-    has_counted,
-    policy_arguments,
-    policy_name,
-    save_sb3_policy,
-)
+from agents.sb3_policies import SB3PolicyConfig, algorithm_of, config_in, count, has_counted, policy_arguments, policy_name, save_sb3_policy
 from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import action_space, checked_observation, needs_frame

@@ -51,16 +51,10 @@ def register_all() -> None:
     """Every id of this package: its worlds, `LSSVWM-Dream-v0` for any folder of weights, and the real worlds."""
     for world in tuple(WORLDS.values()):
         register(world)
-    gymnasium.register(
-        DREAM_ID,
-        entry_point="lssvwm_gym.registry:make_dream",
-        vector_entry_point="lssvwm_gym.registry:make_dreams",
-    )
+    gymnasium.register(DREAM_ID, entry_point="lssvwm_gym.registry:make_dream", vector_entry_point="lssvwm_gym.registry:make_dreams")
     for size in MAZE_SIZES:
         gymnasium.register(
-            f"MemoryMaze{size}x{size}-Real-v0",
-            entry_point="lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv",
-            kwargs={"size": size},
+            f"MemoryMaze{size}x{size}-Real-v0", entry_point="lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv", kwargs={"size": size}
         )
     gymnasium.register(
         "Luanti-Real-v0",

@@ -55,11 +55,7 @@ def save_weights(folder: Path, weights: Weights) -> None:
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, model.state_dict()).items()}
     tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     contexts = {"short": weights.short_contexts, "long": weights.long_contexts}
-    config = {
-        "autoencoder": asdict(weights.autoencoder.config),
-        "world_model": asdict(weights.world_model.config),
-        "info": weights.info,
-    }
+    config = {"autoencoder": asdict(weights.autoencoder.config), "world_model": asdict(weights.world_model.config), "info": weights.info}
     folder = Path(folder).expanduser()
     with replaced_together(folder, last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})

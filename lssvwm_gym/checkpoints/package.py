@@ -96,13 +96,7 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
 
 
 def _contexts(
-    paths: list[Path],
-    lengths: dict[Path, int],
-    count: int,
-    frames: int,
-    autoencoder: Autoencoder,
-    anywhere: bool,
-    rng: np.random.Generator,
+    paths: list[Path], lengths: dict[Path, int], count: int, frames: int, autoencoder: Autoencoder, anywhere: bool, rng: np.random.Generator
 ) -> Segment:
     """`count` pieces of `frames` frames, at random places or from the start, one an episode as far as they go, of those long enough."""
     paths = [path for path in paths if lengths[path] >= frames]

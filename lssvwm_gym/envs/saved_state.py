@@ -165,13 +165,7 @@ def generator(state: Any) -> np.random.Generator:
 
 def save_state(path: str | Path, state: EnvState, dream: Dream) -> None:
     """Write a state as safetensors with a JSON header."""
-    header = {
-        "format": FORMAT,
-        "world": dream.world.id,
-        "weights": state.weights,
-        "steps": state.steps,
-        "random": state.random,
-    }
+    header = {"format": FORMAT, "world": dream.world.id, "weights": state.weights, "steps": state.steps, "random": state.random}
     save_tensors(path, {**named(state.dream), "frame": state.frame}, header)
 
 

@@ -76,11 +76,7 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 def numbers_of(state: DreamState, observation: str) -> Tensor:
     """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, and the
     counts or other numbers that go with it."""
-    parts = {
-        "latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT),
-        "features": state.features,
-        "inventory": state.inventory,
-    }
+    parts = {"latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), "features": state.features, "inventory": state.inventory}
     return torch.cat([parts[part] for part in observation.split("+")], -1)
 
 

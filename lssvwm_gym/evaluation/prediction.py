@@ -9,13 +9,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.evaluation.context import EvalContext, Evaluation
 from lssvwm_gym.evaluation.metrics import Score, masked_score, psnr, rank_correlation, score
-from lssvwm_gym.evaluation.rollouts import (
-    cut_clips,
-    decode_clips,
-    dream_along,
-    prefill_further,
-    prefill_without_poses,
-)
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, prefill_further, prefill_without_poses
 from lssvwm_gym.models.geometry import PLANE, relative_to
 from lssvwm_gym.models.rollout import imagine
 

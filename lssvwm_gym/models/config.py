@@ -91,24 +91,8 @@ class WorldModelConfig:
 
 PRESETS = {
     "tiny": WorldModelConfig(),
-    "base": WorldModelConfig(
-        width=512,
-        blocks=_FOUR + _FOUR[:2],
-        heads=8,
-        d_state=64,
-        d_conv=4,
-        window=8,
-        memory_features=1024,
-    ),
-    "paper": WorldModelConfig(
-        width=768,
-        blocks=_FOUR * 3,
-        heads=12,
-        d_state=128,
-        d_conv=4,
-        window=10,
-        memory_features=2048,
-    ),
+    "base": WorldModelConfig(width=512, blocks=_FOUR + _FOUR[:2], heads=8, d_state=64, d_conv=4, window=8, memory_features=1024),
+    "paper": WorldModelConfig(width=768, blocks=_FOUR * 3, heads=12, d_state=128, d_conv=4, window=10, memory_features=2048),
 }
 
 

@@ -237,9 +237,7 @@ COMMANDS = {
 }
 POLICY = {
     "t": Command(
-        "policy",
-        "let the policy act, or stop it",
-        lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts),
+        "policy", "let the policy act, or stop it", lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts)
     )
 }
 

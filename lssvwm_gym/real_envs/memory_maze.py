@@ -87,11 +87,7 @@ class MemoryMazeEnv(gym.Env[np.ndarray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
-        self,
-        size: int = 9,
-        render_mode: str | None = None,
-        image_size: int = SMALLEST_IMAGE,
-        max_episode_steps: int | None = None,
+        self, size: int = 9, render_mode: str | None = None, image_size: int = SMALLEST_IMAGE, max_episode_steps: int | None = None
     ) -> None:
         _check(size, render_mode, image_size, max_episode_steps)
         self.size = size

@@ -22,11 +22,7 @@ from lssvwm_gym.models.ops.ssd import ssd_scan
 M = TypeVar("M", bound=nn.Module)
 
 SCANS = {"torch": ssd_scan, "mamba": mamba_scan}
-CHOICES = {
-    "scan": ("auto", *SCANS),
-    "graphs": ("auto", "on", "off"),
-    "compiled": ("auto", "on", "off"),
-}
+CHOICES = {"scan": ("auto", *SCANS), "graphs": ("auto", "on", "off"), "compiled": ("auto", "on", "off")}
 COMPILERS = ("g++", "clang++")
 NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole backend
 

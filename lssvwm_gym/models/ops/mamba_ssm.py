@@ -54,14 +54,7 @@ def interpreted() -> bool:
 
 
 def mamba_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    chunk: int,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`ssd_scan` with its arguments and results, computed by mamba-ssm; with gradients to all arguments, from both results.
 
