@@ -81,8 +81,7 @@ class Difference(NamedTuple):
 def export(run: Exporting) -> dict[str, Any]:
     """Write the folder, compare it with PyTorch, print and return the size in bytes and the `Difference`.
 
-    Raises:
-        ValueError: settings or a world that there aren't; `TensorFileError` for weights that can't be read.
+    Raises `ValueError` for settings or a world that there aren't, `TensorFileError` for weights that can't be read.
     """
     world = chosen_world(run.world, run.weights)
     folder = weights_of(world, run.weights)

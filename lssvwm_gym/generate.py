@@ -64,8 +64,7 @@ class Generating:
 def generate(run: Generating) -> np.ndarray:
     """Write the film; returns its frames, uint8 (T, side, side, 3), twice as wide with `side_by_side`, before they are enlarged.
 
-    Raises:
-        ValueError: settings or a world that there aren't, or a clip too short; `EpisodeError` for what is no video.
+    Raises `ValueError` for settings or a world that there aren't, and a clip too short, `EpisodeError` for what is no video.
     """
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights), chosen_device(run.device))

@@ -23,16 +23,11 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> gymnasium.Env:
     """The dream of a folder of weights, or of a repository on the Hub, as an environment.
 
-    Args:
-        source: a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs
-            no network (`HF_HUB_OFFLINE=1` allows none).
-        revision: branch, tag or commit of the repository.
-        kwargs: for `gymnasium.make`: profile, device, render_mode, ...
-
-    Raises:
-        ValueError: neither a folder nor an id, or weights that are not sound (`TensorFileError`, `WorldError`).
-        FileNotFoundError: no such repository, or it can't be reached and is not in the cache.
-        ImportError: `huggingface_hub` is missing.
+    `source` is a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs no
+    network (`HF_HUB_OFFLINE=1` allows none). `revision` is its branch, tag or commit; `kwargs` are `gymnasium.make`'s: profile, device, ...
+    Raises `ValueError` for neither a folder nor an id, and weights that are not sound (`TensorFileError`, `WorldError`),
+    `FileNotFoundError` for no such repository, or one that can't be reached and is not in the cache, `ImportError` where `huggingface_hub`
+    is missing.
     """
     import gymnasium
 
@@ -66,11 +61,8 @@ def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, message: str = "Weights of a dream") -> str:
     """Upload a folder of weights, its card with it, to a repository that is made where there is none; returns the commit's address.
 
-    The account is the one that `hf auth login` knows. What lies in the folder beside the weights stays here.
-
-    Raises:
-        ValueError: the folder doesn't hold sound weights and a record of their world, or `repo_id` is not `owner/name`.
-        ImportError: `huggingface_hub` is missing.
+    The account is the one that `hf auth login` knows. What lies in the folder beside the weights stays here. Raises `ValueError` for a
+    folder without sound weights and a record of their world, and a `repo_id` that is not `owner/name`, `ImportError` as `load` does.
     """
     from lssvwm_gym.checkpoints.checkpoint import load_weights
     from lssvwm_gym.worlds import read_world

@@ -120,14 +120,9 @@ SOURCES = {
 def collect(collecting: Collecting, source: Source | None = None) -> Collected:
     """Collect the episodes that are not yet in `collecting.out`.
 
-    A failing episode is shown with its seed while the others go on; look at the answer's `failed`. Ctrl-C stops quietly.
-
-    Args:
-        source: where to collect from, if that is not in `SOURCES`.
-
-    Raises:
-        ValueError: `SOURCES` has no such world, or the world no such player.
-        WorkerPoolError: the simulator can't be started; the message says why.
+    A failing episode is shown with its seed while the others go on; look at the answer's `failed`. Ctrl-C stops quietly. `source` is
+    where to collect from, if that is not in `SOURCES`. Raises `ValueError` where `SOURCES` has no such world, or the world no such player,
+    `WorkerPoolError` where the simulator can't be started.
     """
     if source is None and collecting.world not in SOURCES:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")

@@ -114,13 +114,9 @@ class Collection:
 def collect_gym(run: GymCollecting, open_work: Callable[[GymCollecting], Work] | None = None) -> Collected:
     """Collect the episodes that are not yet in `run.out`, as `lssvwm_gym.data.collect.collect` does.
 
-    Args:
-        open_work: a worker's work, importable by name, in place of `GymRecorder` with a player at random.
-
-    Raises:
-        ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
-        EpisodeError: the folder holds episodes that were made in another way.
-        WorkerPoolError: it can't be made in another process.
+    `open_work` is a worker's work, importable by name, in place of `GymRecorder` with a player at random. Raises `ValueError` for an
+    environment that can't be made, or that has neither pictures nor Discrete or Box actions, `EpisodeError` where the folder holds episodes
+    that were made in another way, `WorkerPoolError` where it can't be made in another process.
     """
     env = make(run)
     try:

@@ -108,10 +108,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         model can end an episode. With `stagger`, the first episodes after a reset of all rows are as if begun, row by row, between 0
         and `max_episode_steps` steps ago (see `episode_steps`), so that not all rows end together.
 
-        `state_dict` and `load_state_dict` save all of it; `clone_state` copies the rows and leaves out the generator.
-
-        Raises:
-            ValueError: an argument is out of range, or `stagger` has no `max_episode_steps`.
+        `state_dict` and `load_state_dict` save all of it; `clone_state` copies the rows and leaves out the generator. Raises
+        `ValueError` for an argument that is out of range, and for `stagger` without `max_episode_steps`.
         """
         if stagger and max_episode_steps is None:
             raise ValueError("stagger needs max_episode_steps, after which rows end one by one")

@@ -114,10 +114,8 @@ class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int6
     """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
 
     The model estimates its own pose; with `true_poses` it is given `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
-    the real world could know. The real frame is in `render()`, as before.
-
-    Raises:
-        ValueError: the environment's frames or actions are not the dreamed world's, or the observation doesn't exist.
+    the real world could know. The real frame is in `render()`, as before. Raises `ValueError` where frames or actions are not the dreamed
+    world's, or the observation doesn't exist.
     """
 
     @legacy.renaming(legacy.POSES, "WorldModelObservation")
@@ -159,11 +157,8 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
     """`WorldModelObservation` over a Gymnasium vector environment; all rows go through the model in one batch.
 
     A row that begins anew begins with an empty state, in each of the three ways that Gymnasium has of it. With
-    `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too.
-
-    Raises:
-        ValueError: the environment's frames or actions are not the dreamed world's, the observation doesn't exist, or the
-            environment doesn't say in its metadata how its rows begin anew.
+    `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too. Raises `ValueError` as `WorldModelObservation`, and where the
+    environment doesn't say in its metadata how its rows begin anew.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], dream: Dream, observation: str = "features") -> None:

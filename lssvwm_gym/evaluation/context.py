@@ -115,11 +115,7 @@ class EvalContext:
 
 
 def open_context(run: Evaluation) -> EvalContext:
-    """Load the weights and encode the episodes.
-
-    Raises:
-        ValueError: a world that doesn't exist; `TensorFileError` or `EpisodeError` for files that can't be read.
-    """
+    """Load the weights and encode the episodes. Raises `ValueError` for a world that doesn't exist, and files that can't be read."""
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights))
     return EvalContext(run, world, weights, read_encoded(episode_paths(run.data), weights))

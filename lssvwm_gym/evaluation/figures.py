@@ -50,11 +50,7 @@ def revisits(report: dict[str, Any]) -> dict[int, list[tuple[int, float, float]]
 
 
 def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
-    """PSNR by frames since a view was last seen; a line for each labelled report and size of its past.
-
-    Raises:
-        ValueError: a report without such points.
-    """
+    """PSNR by frames since a view was last seen, a line for each report and size of its past. Raises `ValueError` for a report without."""
     figure, (axes,) = new_figure(7, 4.5)
     for label, report in reports.items():
         curves = revisits(report)
@@ -87,13 +83,7 @@ def paths_map(path: Path, true: Tensor, estimated: Tensor) -> Path:
 def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
     """The same clips as several models, or one with several memories, dream them: a row each under the truth, steps as columns.
 
-    Args:
-        path: of the PNG.
-        truth: (B, T, height, width, 3) uint8; the first clips are shown.
-        frames: label to frames of that shape.
-
-    Raises:
-        ValueError: frames of another shape than the truth.
+    Of the truth (B, T, height, width, 3) uint8 the first clips are shown. Raises `ValueError` for frames, by label, of another shape.
     """
     for label, dreamed in frames.items():
         if dreamed.shape != truth.shape:

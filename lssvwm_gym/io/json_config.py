@@ -23,12 +23,9 @@ def parsed(text: str | bytes) -> Any:
 
 
 def bounded(path: Path, most: int) -> bytes:
-    """What a file holds.
+    """What a file holds. Raises `ValueError` for more than `most` bytes, `OSError` where it can't be read.
 
-    Raises:
-        FileNotFoundError: there is no regular file; a pipe would be waited for, and a device may have no end.
-        ValueError: it holds more than `most` bytes.
-        OSError: it can't be read.
+    `FileNotFoundError` also for what is no regular file: a pipe would be waited for, and a device may have no end.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -47,9 +47,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
 
-    What was stored in 8 bits, by `into_eight_bits`, is float32 again.
-
-    Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
+    What was stored in 8 bits is float32 again. Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -112,8 +110,7 @@ def into_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> di
 def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which int8 ones and their scales beside them, one an output channel, become float32, all others stay as they are.
 
-    Raises:
-        ValueError: an int8 tensor without a scale a channel, or scales that are not finite and above 0.
+    Raises `ValueError` for an int8 tensor without a scale a channel, and for scales that are not finite and above 0.
     """
     whole = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int8}
     scales = {name: tensors[name + SCALE] for name in whole if name + SCALE in tensors}

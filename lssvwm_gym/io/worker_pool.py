@@ -58,11 +58,8 @@ class _Worker:
 def run_jobs(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
     """Do every job once, in `workers` processes, and yield what they say. Closing the iterator ends them.
 
-    Args:
-        open_work: called in every worker before its first job and after a failed one; importable by name (picklable).
-
-    Raises:
-        WorkerPoolError: `open_work` raised.
+    `open_work`, importable by name, is called in every worker before its first job and after a failed one; where it raises, this raises
+    `WorkerPoolError`.
     """
     pending = deque(jobs)
     pool: dict[Connection, _Worker] = {}

@@ -35,10 +35,8 @@ class DreamStage(NamedTuple):
 def dream(run: OwnWorld) -> Path:
     """Make the dream, as far as it is not yet made, and return its folder of weights.
 
-    Raises:
-        ValueError: an environment without pictures or with other actions than Discrete or Box, too little time, or a folder with something
-            else. All of these before anything is trained.
-        WorkerPoolError: the environment can't be made in another process.
+    Raises `ValueError` for an environment without pictures or with other actions than Discrete or Box, too little time, and a folder with
+    something else, all before anything is trained; `WorkerPoolError` where the environment can't be made in another process.
     """
     if run.threads:
         torch.set_num_threads(run.threads)

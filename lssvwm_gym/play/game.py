@@ -19,11 +19,9 @@ MARKS = 8  # snapshots that can be marked at once
 
 
 class Game:
-    """One game; `now` is its snapshot.
+    """One game; `now` is its snapshot. The dream's profile may change at any time, the state is the same for all of them.
 
-    env           the dream; its profile may change at any time, the state is the same for all of them
-    options       of the dream's reset
-    rewind_bytes  that the snapshots to go back to may hold
+    Options are those of its reset; the snapshots to go back to may hold `rewind_bytes`.
     """
 
     def __init__(self, env: DreamEnv, options: dict[str, Any], rewind_bytes: int, seed: int | None = None) -> None:

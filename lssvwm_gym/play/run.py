@@ -25,12 +25,10 @@ REDRAWS = 30  # a second at least, so that keys are read in time between two ste
 def play(run: Playing) -> Game | None:
     """Open a window and play until the player quits. Returns the game, whose env is closed; None after games in browsers (`run.web`).
 
-    However the game ends, by Ctrl-C or by an error too, what was recorded is written.
-
-    Raises:
-        ValueError: an unknown world, a policy, game or recording that can't be what it is said to be, or options that don't fit.
-        OSError: there is no screen, and no invisible one was asked for by `SDL_VIDEODRIVER`; or no port to serve browsers at.
-        ImportError: what shows the game is not installed.
+    However the game ends, by Ctrl-C or by an error too, what was recorded is written. Raises `ValueError` for an unknown world, for a
+    policy, game or recording that can't be what it is said to be, and for options that don't fit, `OSError` where there is no screen, and
+    no invisible one was asked for by `SDL_VIDEODRIVER`, or no port to serve browsers at, `ImportError` where what shows it is not
+    installed.
     """
     world = chosen_world(run.world, run.weights)
     if world.continuous:

@@ -68,10 +68,7 @@ async def _serve(run: Playing) -> None:
 
 
 class Server:
-    """All visitors.
-
-    fastest  steps, and frames, a second that a visitor has at most
-    """
+    """All visitors, each with `fastest` steps, and frames, a second at most."""
 
     def __init__(self, run: Playing, fastest: float = WEB_FASTEST) -> None:
         self.run, self.fastest = run, fastest

@@ -99,10 +99,8 @@ LAYOUTS = {
 def convert(converting: Converting) -> int:
     """Convert every recording of a folder, those already converted excepted; the number of new episodes.
 
-    Raises:
-        EpisodeError: the source holds no recordings, some can't be converted (the message names them; the others are), or `out` holds
-            episodes that were made with other settings.
-        WorkerPoolError: a worker process ended, or can't write.
+    Raises `EpisodeError` where the source holds no recordings, some can't be converted (the message names them; the others are), or `out`
+    holds episodes that were made with other settings, `WorkerPoolError` where a worker process ended, or can't write.
     """
     source, out = converting.source, converting.out
     if source.resolve() == out.resolve():

@@ -38,8 +38,7 @@ def read_public(path: str | Path) -> Episode:
     Every array it has beside image, action and reward comes along in `extras`: floats as float32, `maze_layout` and
     `targets_pos` without their time axis, and without `target_vec` and `targets_vec`, which follow from the rest.
 
-    Raises:
-        EpisodeError: no such file, no plain npz, or arrays that are missing or not as the set describes them.
+    Raises `EpisodeError` for no such file, no plain npz, and arrays that are missing or not as the set describes them.
     """
     arrays = read_arrays(path)
     missing = {"image", "action", "reward"} - arrays.keys()

@@ -34,18 +34,11 @@ DMLAB = Classes(first=0, count=3, placeholder=False)
 
 
 def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
-    """Open a trajectory by its mp4.
+    """Open a trajectory by its mp4, as a recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
 
-    Args:
-        skip: keep every `skip`-th frame; see the module's docstring for the actions.
-        outgoing: entry t of the file's actions is the one taken at frame t, not the one that led to it.
-
-    Returns:
-        A recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
-
-    Raises:
-        EpisodeError: no such files, no plain npz, no `actions`, ids that are none; and later, while frames are read, a broken or
-            short video.
+    Every `skip`-th frame is kept. With `outgoing` entry t of the file's actions is the one taken at frame t, not the one that led to it.
+    Raises `EpisodeError` for no such files, no plain npz, no `actions`, ids that are none, and, while frames are read, a broken or short
+    video.
     """
     path = found.path
     arrays = beside(path, ".npz")

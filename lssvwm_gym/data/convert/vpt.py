@@ -39,13 +39,9 @@ class Tick(NamedTuple):
 
 
 def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
-    """The recordings below `source`, or those that an index file lists.
+    """The recordings below `source`, or those that an index lists: JSON with `relpaths`, files below `source` or lying flat in it.
 
-    Args:
-        index: JSON with `relpaths`, files below `source` or lying flat in it; where they came from, `basedir`, doesn't matter here.
-
-    Raises:
-        EpisodeError: no recordings, an index that is none, or two recordings of one name.
+    Raises `EpisodeError` for no recordings, an index that is none, and two recordings of one name.
     """
     if index is None:
         return files_below(source, (".mp4", ".jsonl"))
@@ -53,20 +49,12 @@ def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
 
 
 def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
-    """Open a recording by its mp4.
+    """Open a recording by its mp4, with the arrays of docs/data.md; `pos`, `yaw`, `pitch`, `inventory`, `hotbar` where every line has them.
 
-    Args:
-        skip: keep every `skip`-th frame. Of the steps that led to it, buttons count if pressed in any and camera degrees add up;
-            the discrete action follows from those, and is `screen` if any of the frames since the last kept one shows a screen.
-        cut: where video and lines end at different times, take what both have.
-
-    Returns:
-        A recording with the arrays of docs/data.md and a `reward` of 0; `pos`, `yaw`, `pitch`, `inventory` and `hotbar` where every line
-        has them.
-
-    Raises:
-        EpisodeError: no such files, lines that are no JSON or lack mouse, keyboard or isGuiOpen; and later, while frames are read, a broken
-            video or one of another length.
+    Every `skip`-th frame is kept. Of the steps that led to it, buttons count if pressed in any and camera degrees add up; the discrete
+    action follows from those, and is `screen` if any of the frames since the last kept one shows a screen. With `cut`, what both video and
+    lines have is taken where they end at different times. Raises `EpisodeError` for no such files, lines that are no JSON or lack mouse,
+    keyboard or isGuiOpen, and, while frames are read, a broken video or one of another length.
     """
     path = found.path
     lines = beside(path, ".jsonl")

@@ -57,10 +57,8 @@ RECORDED = replace(PLAIN, graphs="on")
 def chosen_backend(backend: str | Backend, device: str) -> Backend:
     """For a requested, the name of one's scan, or `compiled`, and a torch device.
 
-    Raises:
-        ValueError: a name that doesn't exist, what is for CUDA on another device, or what is for a CPU.
-        ImportError: mamba-ssm is asked for by name and isn't there.
-        RuntimeError: steps are to be compiled, and there is no C++ compiler.
+    Raises `ValueError` for a name that doesn't exist, what is for CUDA on another device, and what is for a CPU, `ImportError` where
+    mamba-ssm is asked for by name and isn't there, `RuntimeError` where steps are to be compiled, and there is no C++ compiler.
     """
     if not isinstance(backend, Backend) and backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")

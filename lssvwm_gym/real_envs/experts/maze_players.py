@@ -40,11 +40,9 @@ class Wanderer:
 
 
 class Sticky:
-    """Acts at random, and often again as before; for any Discrete or Box actions.
+    """Acts at random, and with a chance of `sticky` again as before; for any Discrete or Box actions.
 
-    Args:
-        odds: how often each Discrete action is drawn beside the others; all alike if empty.
-        sticky: chance that the last action is taken again.
+    `odds` are how often each Discrete action is drawn beside the others; all alike if empty.
     """
 
     name = "sticky"
