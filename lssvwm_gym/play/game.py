@@ -9,7 +9,6 @@ import numpy as np
 
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.profiles import PROFILES
-from lssvwm_gym.envs.saved_state import EnvState
 from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.play.policies import GamePolicy
 from lssvwm_gym.play.save import load_game, save_game
@@ -57,8 +56,10 @@ class Game:
         state = self.env.clone_state()
         moves = (*before.moves, Move(action, self.profile))
         trail, earned = _trail(before.trail, info), before.earned + float(reward)
+        limit = self.world.max_episode_steps
+        over = "the dream has ended" if terminated else f"{limit} steps: the episode is over" if state.steps[0] == limit else ""
         self.past.push(before)
-        self._show(Snapshot(state, info, before.begin, moves, trail, earned, self._over(state, terminated)))
+        self._show(Snapshot(state, info, before.begin, moves, trail, earned, over))
 
     def policy_action(self) -> int | None:
         """What the replay, which chooses the profile too, or else the policy does now; None if there is neither."""
@@ -79,7 +80,7 @@ class Game:
         """To the snapshot before; whether there is one."""
         before = self.past.pop()
         if before is not None:
-            self._go(before)
+            self._go(before, comes_back=False)
         return before is not None
 
     def mark(self) -> int:
@@ -89,24 +90,19 @@ class Game:
 
     def return_to(self, number: int) -> None:
         """Go back to a mark; `back` leads here again. Raises `IndexError` if there is no such mark."""
-        mark = self.marks[number]
-        self.past.push(self.now)
-        self._go(mark)
+        self._go(self.marks[number])
 
     def save(self, path: Path) -> None:
         save_game(path, self.now, self.env.dream)
 
     def load(self, path: Path) -> None:
         """Raises `TensorFileError`, and changes nothing, for what is not a saved game or state of these weights."""
-        loaded = load_game(path, self.env.dream)
-        self.past.push(self.now)
-        self._go(loaded)
+        self._go(load_game(path, self.env.dream))
 
     def replay(self, path: Path) -> None:
         """Begin where a saved game began and repeat its moves. Raises as `load` does."""
         loaded = load_game(path, self.env.dream)
         info = single(self.env.dream.info(loaded.begin.dream))
-        self.past.push(self.now)
         self._go(Snapshot(loaded.begin, info, begin=loaded.begin, trail=_trail((), info)))
         self.replaying.extend(loaded.moves)
 
@@ -120,19 +116,12 @@ class Game:
         """From the next frame on."""
         self.env.dream = self._dreams[profile]
 
-    def next_profile(self) -> None:
-        names = list(PROFILES)
-        self.choose_profile(names[(names.index(self.profile) + 1) % len(names)])
-
     def close(self) -> None:
         self.env.close()
 
-    def _over(self, state: EnvState, terminated: bool) -> str:
-        if terminated:
-            return "the dream has ended"
-        return f"{self.world.max_episode_steps} steps: the episode is over" if state.steps[0] == self.world.max_episode_steps else ""
-
-    def _go(self, snapshot: Snapshot) -> None:
+    def _go(self, snapshot: Snapshot, comes_back: bool = True) -> None:
+        if comes_back:
+            self.past.push(self.now)
         self.replaying.clear()
         self.env.restore_state(snapshot.state)
         self._show(snapshot)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.play.game import MARKS, Game
 from lssvwm_gym.play.save import free_name, latest
@@ -161,7 +162,8 @@ class Controls:
 
     def choose_profile(self, profile: str | None = None) -> None:
         """The next one if none is given."""
-        self.game.choose_profile(profile) if profile else self.game.next_profile()
+        names = list(PROFILES)
+        self.game.choose_profile(profile or names[(names.index(self.game.profile) + 1) % len(names)])
         self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 

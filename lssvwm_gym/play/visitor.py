@@ -247,7 +247,20 @@ class Visitor:
         frame = view.frame if view and self._of[0] is now else png(now.frame)
         marks = view.marks if view and self._of[1] is game.marks else tuple(png(mark.frame) for mark in game.marks)
         self._of = now, game.marks
-        return View(_panel(controls), frame, now.trail, marks)
+        panel = {
+            "is": "frame",
+            "numbers": numbers(controls),
+            "gauges": gauges(now, bool(game.world.milestones)),
+            "inventory": inventory(game),
+            "profile": game.profile,
+            "action": "" if now.action is None else game.world.actions[now.action].replace("_", " "),
+            "message": controls.message if controls.is_said else controls.standing,
+            "wrong": controls.is_said and controls.is_error,
+            "acts": controls.acts,
+            "paused": controls.paused,
+            "films": controls.film is not None,
+        }
+        return View(panel, frame, now.trail, marks)
 
 
 RECEIVED = ("down", "up", "release", "profile", "film", "seen")
@@ -257,23 +270,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise KeyError(value)
     return value
-
-
-def _panel(controls: Controls) -> dict[str, Any]:
-    game, now = controls.game, controls.game.now
-    return {
-        "is": "frame",
-        "numbers": numbers(controls),
-        "gauges": gauges(now, bool(game.world.milestones)),
-        "inventory": inventory(game),
-        "profile": game.profile,
-        "action": "" if now.action is None else game.world.actions[now.action].replace("_", " "),
-        "message": controls.message if controls.is_said else controls.standing,
-        "wrong": controls.is_said and controls.is_error,
-        "acts": controls.acts,
-        "paused": controls.paused,
-        "films": controls.film is not None,
-    }
 
 
 def png(frame: np.ndarray) -> bytes:
