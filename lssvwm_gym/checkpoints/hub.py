@@ -3,17 +3,14 @@
 Only the files of a folder of weights are ever fetched: safetensors, JSON, the card. None of them is code.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gymnasium
 
 from lssvwm_gym.io.legacy import CONTEXTS_FILE
-
-if TYPE_CHECKING:
-    import gymnasium
-
+from lssvwm_gym.worlds import DREAM_ID, read_world
 
 NEEDED = ("config.json", "model.safetensors", "contexts.safetensors")
 FILES = (*NEEDED, CONTEXTS_FILE, "world.json", "README.md")
@@ -29,10 +26,6 @@ def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> g
     `FileNotFoundError` for no such repository, or one that can't be reached and is not in the cache, `ImportError` where `huggingface_hub`
     is missing.
     """
-    import gymnasium
-
-    from lssvwm_gym.worlds import DREAM_ID
-
     return gymnasium.make(DREAM_ID, weights=from_hub(source, revision=revision), **kwargs)
 
 
@@ -65,7 +58,6 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
     folder without sound weights and a record of their world, and a `repo_id` that is not `owner/name`, `ImportError` as `load` does.
     """
     from lssvwm_gym.checkpoints.checkpoint import load_weights
-    from lssvwm_gym.worlds import read_world
 
     if not REPO_ID.fullmatch(repo_id):
         raise ValueError(f"a repository's id is owner/name, not {repo_id!r}")

@@ -64,7 +64,6 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
     | `termination_probability` | float, 0..1   | that this step ended the episode, where the model has learned when they do |
-    |                      |                    | episodes end                                                               |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
     keeps poses. `uncertainty` is the mean square difference of the first and the last estimate of the latent: 0 for real

@@ -185,7 +185,8 @@ def checked_tensors(actions: Any, world: WorldSpec, rows: int, device: torch.dev
     an assertion of the device.
     """
     shape, kind = ((rows, len(world.actions)), "floating-point") if world.continuous else ((rows,), "whole")
-    if not isinstance(actions, Tensor) or actions.shape != shape or _kind(actions) != kind:
+    fits = isinstance(actions, Tensor) and actions.shape == shape and actions.dtype != torch.bool
+    if not fits or actions.is_floating_point() != world.continuous:
         said = f"{tuple(actions.shape)} {actions.dtype}" if isinstance(actions, Tensor) else repr(actions)
         raise ValueError(f"with output='torch' actions are a tensor {shape} of {kind} numbers, not {said}")
     if actions.device.type == "cpu":
@@ -193,10 +194,6 @@ def checked_tensors(actions: Any, world: WorldSpec, rows: int, device: torch.dev
     if not world.continuous:
         torch._assert_async(((actions >= 0) & (actions < len(world.actions))).all(), "an action is out of range")
     return actions.to(device, torch.float32 if world.continuous else torch.int64)
-
-
-def _kind(tensor: Tensor) -> str:
-    return "floating-point" if tensor.is_floating_point() else "truth" if tensor.dtype == torch.bool else "whole"
 
 
 def is_whole(number: Any) -> bool:

@@ -76,7 +76,13 @@ class StateEstimator:
     def step_and_reset(self, seen: Any, actions: np.ndarray, done: np.ndarray, last: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
         """`step` where rows that are `done` have begun anew in `seen`, and `last` are their last observations: numbers of both."""
         rows = np.flatnonzero(done)
-        numbers = self.step(_replaced(seen, rows, last), actions)
+
+        def put(part: np.ndarray, *others: np.ndarray) -> np.ndarray:
+            part = part.copy()
+            part[rows] = np.stack(others)
+            return part
+
+        numbers = self.step(tree_map(put, seen, *last) if len(rows) else seen, actions)
         ends = [numbers[row].copy() for row in rows]
         return (self.reset(seen, rows) if len(rows) else numbers), ends
 
@@ -191,17 +197,6 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
         numbers = self.estimator.step(seen, actions, begins)
         self._done = done
         return numbers, reward, terminated, truncated, info
-
-
-def _replaced(seen: Any, rows: np.ndarray, by: Sequence[Any]) -> Any:
-    """Observations of all rows in which those of some are others."""
-
-    def put(part: np.ndarray, *others: np.ndarray) -> np.ndarray:
-        part = part.copy()
-        part[rows] = np.stack(others)
-        return part
-
-    return tree_map(put, seen, *by) if len(rows) else seen
 
 
 def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:

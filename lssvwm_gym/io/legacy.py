@@ -104,20 +104,17 @@ def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
 
 def parameters(tensors: Mapping[str, V], prefixes: Mapping[str, str] = PARAMETERS) -> dict[str, V]:
     """A world model's parameters, or whatever is kept for each of them, by their names of today; `prefixes` for other models'."""
-    return {_parameter(name, prefixes): tensor for name, tensor in tensors.items()}
+
+    def today(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in prefixes.items() if name.startswith(old)), name)
+
+    return {today(name): tensor for name, tensor in tensors.items()}
 
 
 def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
     """The tensors of real contexts, `short.latent` and so on, by their names of today."""
     parts = [(*name.partition("."), tensor) for name, tensor in tensors.items()]
     return {f"{CONTEXTS.get(kind, kind)}{dot}{SEGMENTS.get(part, part)}": tensor for kind, dot, part, tensor in parts}
-
-
-def _parameter(name: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 def sizes(config: Any) -> Any:
