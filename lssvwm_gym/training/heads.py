@@ -38,19 +38,10 @@ from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, movi
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training import optim
 from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came, with_noise
 from lssvwm_gym.training.latents import latent_episodes
-from lssvwm_gym.training.optim import (
-    learning_rate,
-    load_optimizer_tensors,
-    load_training_tensors,
-    mixed_precision,
-    optimizer_tensors,
-    set_learning_rate,
-    training_tensors,
-    update_average,
-)
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
@@ -211,9 +202,9 @@ class HeadTrainer:
     def _step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """Flow matching, strides, and motion."""
         run = self.run
-        set_learning_rate(self.optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
+        optim.set_learning_rate(self.optimizer, optim.learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
         samples = self.buffer.draw(run.contexts, rng)
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
@@ -223,7 +214,7 @@ class HeadTrainer:
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
         self.optimizer.step()
-        update_average(self.average, self.heads, self.step, run.average)
+        optim.update_average(self.average, self.heads, self.step, run.average)
         return losses
 
     def _adversarial_step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
@@ -231,7 +222,7 @@ class HeadTrainer:
         run, step, (rate, _, alone, average) = self.run, self.step - self.run.steps, ADVERSARIAL
         evidence, real, *_ = samples = really_came(self.buffer.draw(3 * run.contexts // 2, rng))
         head = self.heads.flow_head
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             sampled = head.sample(evidence, torch.randn(real.shape, generator=generator), 1)[0].float()
         losses = {"discriminator": discriminator_loss(self.discriminator, real, sampled.detach(), evidence, generator)}
         losses["discriminator"].backward()
@@ -241,16 +232,17 @@ class HeadTrainer:
         if step < alone:
             return losses
         some = take_rows(samples, torch.arange(3 * run.contexts // 4))
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             losses["flow"] = flow_loss(head, some, run.levels, generator)
             losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator)
         losses["adversarial"] = adversarial_loss(self.discriminator, real, sampled, evidence)
-        set_learning_rate(self.adversaries["flow"], learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay))
+        rate = optim.learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay)
+        optim.set_learning_rate(self.adversaries["flow"], rate)
         (losses["flow"] + losses["few_steps"] + run.adversarial_weight * losses["adversarial"]).backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         self.adversaries["flow"].step()
         self.adversaries["flow"].zero_grad()
-        update_average(self.average.flow_head, head, step, average)
+        optim.update_average(self.average.flow_head, head, step, average)
         return losses
 
     def header(self) -> dict[str, Any]:
@@ -260,22 +252,22 @@ class HeadTrainer:
 
     def save(self, path: Path) -> None:
         """Write all but the buffer."""
-        tensors = training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
+        tensors = optim.training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
         if self.step > self.run.steps:
             tensors |= prefixed("discriminator", self.discriminator.state_dict())
             for name, optimizer in self.adversaries.items():
-                tensors |= prefixed(f"adversary_{name}", optimizer_tensors(optimizer))
+                tensors |= prefixed(f"adversary_{name}", optim.optimizer_tensors(optimizer))
         save_tensors(path, tensors, self.header())
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model."""
         tensors, header = load_tensors(path)
         check_header(path, header, config=asdict(self.model.config))
-        load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
+        optim.load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
         if discriminator := under("discriminator", tensors):
             load_strictly(self.discriminator, discriminator, path)
             for name, optimizer in self.adversaries.items():
-                load_optimizer_tensors(optimizer, under(f"adversary_{name}", tensors), path)
+                optim.load_optimizer_tensors(optimizer, under(f"adversary_{name}", tensors), path)
         self.step, self.frames, self.seconds = int(header["step"]), int(header["frames"]), float(header["seconds"])
 
 
