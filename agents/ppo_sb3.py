@@ -107,10 +107,8 @@ def id_of(env: str) -> str:
 
 def check(args: Args) -> None:
     """Raises `ValueError` for what is wrong with the command line."""
-    check_bounds(
-        args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1, save_every=1
-    )
-    check_bounds(args, frame_stack=1, context_frames=0)
+    check_bounds(args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1)
+    check_bounds(args, save_every=1, frame_stack=1, context_frames=0)
     if args.num_envs * args.rollout_steps < 2 or args.minibatch < 2:
         raise ValueError("an update needs two steps at least: more environments, rollout_steps or minibatch")
     checked_observation(args.observation)

@@ -14,7 +14,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
         "lssvwm_gym.data.convert",
         "Converting",
         "convert",
-        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",
+        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, videos",
     ),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "train an autoencoder of frames"),
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),

@@ -50,9 +50,7 @@ def register_all() -> None:
         register(world)
     gymnasium.register(DREAM_ID, entry_point="lssvwm_gym.registry:make_dream", vector_entry_point="lssvwm_gym.registry:make_dreams")
     for size in MAZE_SIZES:
-        gymnasium.register(
-            f"MemoryMaze{size}x{size}-Real-v0", entry_point="lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv", kwargs={"size": size}
-        )
+        gymnasium.register(f"MemoryMaze{size}x{size}-Real-v0", "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv", kwargs={"size": size})
     gymnasium.register(
         "Luanti-Real-v0",
         entry_point="lssvwm_gym.real_envs.luanti.env:LuantiEnv",

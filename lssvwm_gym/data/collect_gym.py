@@ -173,11 +173,9 @@ class Framed(gym.Wrapper):
         self._run, self._key, self._framing = run, key, Framing(run.size, run.crop)
         self._beside = numbers_beside(env.observation_space)
         self._last = np.zeros((run.size, run.size, 3), np.uint8)
-        self.observation_space: gym.Space = Box(0, 255, (run.size, run.size, 3), np.uint8)
+        image = self.observation_space = Box(0, 255, (run.size, run.size, 3), np.uint8)
         if beside := sum(self._beside.values()):
-            self.observation_space = Dict(
-                {"image": self.observation_space, "inventory": Box(-LARGEST_NUMBER, LARGEST_NUMBER, (beside,), np.float32)}
-            )
+            self.observation_space = Dict({"image": image, "inventory": Box(-LARGEST_NUMBER, LARGEST_NUMBER, (beside,), np.float32)})
         inner, self._start = env.action_space, 0
         if isinstance(inner, Discrete):
             self.action_space, self._start = Discrete(inner.n), int(inner.start)

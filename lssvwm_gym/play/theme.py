@@ -34,15 +34,10 @@ class Theme:
     def width(self, text: str, size: str = "normal") -> int:
         return self._fonts[size].size(text)[0]
 
-    def cut(self, text: str, width: int, size: str = "normal") -> str:
+    def cut(self, text: str, width: int) -> str:
         """The text, shortened in its middle to fit into a width: beginning and end of a message with a path say most."""
-        if self.width(text, size) <= width:
-            return text
-        keep = len(text)
-        while keep > 8 and self.width(_without_middle(text, keep), size) > width:
+        keep, shown = len(text), text
+        while keep > 8 and self.width(shown) > width:
             keep -= 1
-        return _without_middle(text, keep)
-
-
-def _without_middle(text: str, keep: int) -> str:
-    return f"{text[: keep // 2]} ... {text[-(keep - keep // 2) :]}"
+            shown = f"{text[: keep // 2]} ... {text[-(keep - keep // 2) :]}"
+        return shown

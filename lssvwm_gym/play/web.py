@@ -17,6 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -146,13 +147,14 @@ class Server:
                 films.add(asyncio.create_task(self._hand_over(visitor, to_page)))
                 next(iter(films)).add_done_callback(films.discard)
 
-        def publish() -> None:
-            loop.call_soon_threadsafe(published)
-
         try:
             while True:
                 visitor.is_in_line = True
-                await loop.run_in_executor(self._turns, visitor.turns, publish, self._is_anyone_in_line)
+                publish, others_wait = (
+                    partial(loop.call_soon_threadsafe, published),
+                    lambda: any(one.is_in_line for one in [*self.visitors]),
+                )
+                await loop.run_in_executor(self._turns, visitor.turns, publish, others_wait)
                 await visitor.until_due()
         except Exception as error:
             log.exception("the game of a visitor has ended by an error")
@@ -160,9 +162,6 @@ class Server:
         finally:
             for film in films:
                 film.cancel()
-
-    def _is_anyone_in_line(self) -> bool:
-        return any(visitor.is_in_line for visitor in list(self.visitors))
 
     async def _hand_over(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
         """Make the film that has ended, and send it."""

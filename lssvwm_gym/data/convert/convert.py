@@ -40,9 +40,7 @@ class Converting:
 
     source: Path  # folder of the recordings
     out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
-    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = (
-        "memory-maze"  # of the source; vpt: BASALT too
-    )
+    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = "memory-maze"  # vpt is BASALT's, too
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square

@@ -107,7 +107,11 @@ def _tick(line: dict[str, Any], stuck: bool, first: bool) -> tuple[Tick, bool]:
     camera = (0.0, 0.0) if screen else (_degrees(mouse["dy"]), _degrees(mouse["dx"]))
     pose = [float(line[name]) for name in POSE] if all(name in line for name in POSE) else None
     inventory = count_items(line["inventory"]) if "inventory" in line else None
-    return Tick(pressed(line["keyboard"]["keys"], held), camera, screen, _slot(line), pose, inventory), stuck
+    slot = line.get("hotbar")
+    if slot is not None and slot not in range(9):
+        raise ValueError(f"hotbar must be 0 to 8, got {slot}")
+    hotbar = None if slot is None else int(slot)
+    return Tick(pressed(line["keyboard"]["keys"], held), camera, screen, hotbar, pose, inventory), stuck
 
 
 def _degrees(steps: float) -> float:
@@ -115,13 +119,6 @@ def _degrees(steps: float) -> float:
     if not math.isfinite(degrees):
         raise ValueError(f"the mouse moved by {steps}")
     return degrees if abs(degrees) <= MAX_DEGREES else 0.0
-
-
-def _slot(line: dict[str, Any]) -> int | None:
-    slot = line.get("hotbar")
-    if slot is not None and slot not in range(9):
-        raise ValueError(f"hotbar must be 0 to 8, got {slot}")
-    return None if slot is None else int(slot)
 
 
 def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:

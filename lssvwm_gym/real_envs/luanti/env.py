@@ -168,7 +168,9 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         frame = self._act(self._client, ACTIONS[action])
         self._steps_left -= 1
         observation, info = self._observe(frame)
-        return observation, self._reward(observation["inventory"]), False, self._steps_left == 0, info
+        first = [item for item in self._milestones_left if observation["inventory"][item] > 0]
+        reward = sum((self._milestones_left.pop(item) for item in first), 0.0)
+        return observation, reward, False, self._steps_left == 0, info
 
     def render(self) -> np.ndarray | None:
         """The current frame, (64, 64, 3) uint8, or None without a render mode."""
@@ -262,10 +264,6 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     def _turn(self, action: str) -> tuple[int, int]:
         right, down = TURNED.get(action, (0, 0))
         return (right, down) if abs(math.degrees(self._pitch) + down) < STEEPEST else (0, 0)
-
-    def _reward(self, inventory: np.ndarray) -> float:
-        first = [item for item in self._milestones_left if inventory[item] > 0]
-        return sum((self._milestones_left.pop(item) for item in first), 0.0)
 
     def _observe(self, frame: ClientFrame) -> tuple[dict[str, Any], dict[str, Any]]:
         account = frame.account
