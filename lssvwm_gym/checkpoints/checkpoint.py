@@ -186,6 +186,6 @@ def prepack(weights: Weights, precision: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(
         weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, precision.model, precision.samples),
+        world_model=PrepackedWorldModel.of(weights.world_model, precision.model, precision.pictures),
         autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures),
     )

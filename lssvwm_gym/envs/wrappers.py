@@ -50,9 +50,14 @@ class StateEstimator:
     def __init__(self, dream: Dream, rows: int, observation: str, frames: Space[Any], actions: Space[Any]) -> None:
         """`frames` and `actions` are the spaces of one environment. Raises `ValueError` where they are not the dreamed world's."""
         spaces.checked_observation(observation, dream.world, NUMBERS)
-        _check_fit(frames, actions, dream)
+        whole, image, self.space = (
+            spaces.observation_space(dream.world, dream.weights.world_model.config, kind) for kind in ("all", "image", observation)
+        )
+        if frames not in (whole, image):
+            raise ValueError(f"{dream.world.name} is seen in {whole} or {image}; the environment's observations are {frames}")
+        if actions != (known := spaces.action_space(dream.world)):
+            raise ValueError(f"{dream.world.name} has the actions {known}; the environment's are {actions}")
         self.dream, self.rows, self.observation = dream, rows, observation
-        self.space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
         self.state = self._empty(rows)
 
     def reset(self, seen: Any, rows: np.ndarray, poses: Tensor | None = None) -> np.ndarray:
@@ -197,13 +202,3 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
         numbers = self.estimator.step(seen, actions, begins)
         self._done = done
         return numbers, reward, terminated, truncated, info
-
-
-def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:
-    world = dream.world
-    fitting = spaces.observation_space(world, dream.weights.world_model.config)
-    image = spaces.observation_space(world, dream.weights.world_model.config, "image")
-    if frames not in (fitting, image):
-        raise ValueError(f"{world.name} is seen in {fitting} or {image}; the environment's observations are {frames}")
-    if actions != spaces.action_space(world):
-        raise ValueError(f"{world.name} has the actions {spaces.action_space(world)}; the environment's are {actions}")

@@ -106,12 +106,7 @@ class Precision:
     """Types of the products with weights; norms, attention, scans, memories and all states are float32 in any case."""
 
     model: torch.dtype = torch.float32
-    pictures: torch.dtype = torch.float32
-
-    @property
-    def samples(self) -> torch.dtype:
-        """Of the flow head, whose samples start from noise: the pictures' own."""
-        return self.pictures
+    pictures: torch.dtype = torch.float32  # and the flow head's, whose samples start from noise
 
     def __str__(self) -> str:
         names = [str(dtype).removeprefix("torch.") for dtype in (self.model, self.pictures)]

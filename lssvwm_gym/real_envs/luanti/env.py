@@ -133,12 +133,16 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         biomes: tuple[str, ...] = FORESTS,
         senses: bool = False,
     ) -> None:
-        _check(render_mode, max_episode_steps, map_seed, biomes)
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self.map_seed = map_seed
-        self.biomes = tuple(biomes)
-        self.senses = senses
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        if not 0 <= map_seed < 2**63:
+            raise ValueError(f"map_seed must be 0 to 2**63 - 1, got {map_seed}")
+        if not biomes or set(biomes) - set(BIOMES):
+            raise ValueError(f"biomes must be some of {', '.join(BIOMES)}, got {biomes!r}")
+        self.render_mode, self.max_episode_steps = render_mode, max_episode_steps
+        self.map_seed, self.biomes, self.senses = map_seed, tuple(biomes), senses
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
         self.observation_space = gym.spaces.Dict(
             image=gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
@@ -279,14 +283,3 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     wide = pixels.astype(np.uint16)
     pairs = wide[0::2] + wide[1::2]
     return ((pairs[:, 0::2] + pairs[:, 1::2] + 2) // 4).astype(np.uint8)
-
-
-def _check(render_mode: str | None, max_episode_steps: int, map_seed: int, biomes: tuple[str, ...]) -> None:
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-    if max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-    if not 0 <= map_seed < 2**63:
-        raise ValueError(f"map_seed must be 0 to 2**63 - 1, got {map_seed}")
-    if not biomes or set(biomes) - set(BIOMES):
-        raise ValueError(f"biomes must be some of {', '.join(BIOMES)}, got {biomes!r}")

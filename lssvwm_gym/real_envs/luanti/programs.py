@@ -46,17 +46,13 @@ def compiled(source: Path) -> Path:
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with renamed_when_whole(library) as unfinished:
-            _compile(source, unfinished)
+            needs = "gcc libc6-dev libx11-dev libgl-dev"
+            command = [*(os.environ.get("CC") or _find("cc", needs)).split(), "-o", str(unfinished), str(source), *FLAGS]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+                raise SimulatorUnavailable(f"Luanti's {source.name} can't be compiled ({said}). On Debian: apt-get install {needs}")
     return library
-
-
-def _compile(source: Path, library: Path) -> None:
-    compiler = os.environ.get("CC") or _find("cc", "gcc libc6-dev libx11-dev libgl-dev")
-    done = subprocess.run([*compiler.split(), "-o", str(library), str(source), *FLAGS], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-        needs = "apt-get install gcc libc6-dev libx11-dev libgl-dev"
-        raise SimulatorUnavailable(f"Luanti's {source.name} can't be compiled ({said}). On Debian: {needs}")
 
 
 def _find(program: str, packages: str, path: str | None = None) -> str:
