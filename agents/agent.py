@@ -29,8 +29,6 @@ class Agent(Protocol):
 
 
 class PolicyAgent:
-    """A policy of `agents.policies`."""
-
     def __init__(self, policy: Policy, dream: Dream, seed: int, greedy: bool) -> None:
         self.observation, self._policy, self._greedy = policy.config.observation, policy, greedy
         self._generator = torch.Generator(dream.device).manual_seed(seed)

@@ -31,7 +31,6 @@ FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "export": "-
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script."""
     keep_freed_memory()
     words = sys.argv[1:] if arguments is None else arguments
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)

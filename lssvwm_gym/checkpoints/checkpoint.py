@@ -135,7 +135,6 @@ def _check_files(folder: Path, sha256: Any) -> None:
 
 
 def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Segment:
-    """Contexts that this model can continue."""
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config

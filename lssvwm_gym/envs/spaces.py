@@ -209,5 +209,4 @@ def checked_options(options: Any) -> dict[str, Any]:
 
 
 def draw_seed(random: np.random.Generator) -> int:
-    """The seed of one dream."""
     return int(random.integers(2**31))

@@ -198,7 +198,6 @@ def _keep_sheet(context: EvalContext, walks: Walks) -> None:
 
 
 def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
-    """What the agent does and is given, in real places and in dreams."""
     clips, world, model = walks.real, context.world, context.weights.world_model
     scale, frames = model.config.motion_scale[0], len(clips)
     results: dict[str, Any] = {}

@@ -119,7 +119,6 @@ def _scores(context: EvalContext, visit: Revisit, name: str, dreamed: Tensor) ->
 
 
 def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
-    """Frames generated along the reversed trajectory, in one of the variants."""
     model, run, back = context.weights.world_model, context.run, visit.back
     if memory == "own":
         return recalled_frames(context, visit)

@@ -119,7 +119,6 @@ def _stop(pool: dict[Connection, _Worker]) -> None:
 
 
 def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
-    """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and comes here as SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is open gets closed
     work: Work | None = None

@@ -122,7 +122,7 @@ def _commit_given(
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
         inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
-    after = DreamState(
+    after = state._replace(
         world=output.state,
         latent=latent[:, -1],
         features=output.features[:, -1],
@@ -132,9 +132,6 @@ def _commit_given(
         inventory_peak=torch.maximum(state.inventory_peak, inventories.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
         posterior_variance=output.posterior_variance[:, -1],
-        pose_known=state.pose_known,
-        observed=state.observed,
-        seed=state.seed,
     )
     return Prefilled(after, output.features, pose)
 

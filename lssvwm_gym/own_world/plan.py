@@ -41,8 +41,6 @@ LONGEST_CLIP, LONGEST_SEGMENT, LONGEST_DREAM = 32, 10, 16  # frames; clips; fram
 
 
 class Tried(NamedTuple):
-    """Some episodes of an environment."""
-
     sticky: float
     lengths: list[int]  # frames
     seconds: float  # a frame

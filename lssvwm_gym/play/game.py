@@ -40,7 +40,6 @@ class Game:
     # ---- going on ----
 
     def begin(self) -> None:
-        """A new dream."""
         seed = int(self._rng.integers(2**31)) if self._first_seed is None else self._first_seed
         self._first_seed = None
         self.replaying.clear()
@@ -50,7 +49,6 @@ class Game:
         self._show(Snapshot(state, info, begin=state, trail=_trail((), info)))
 
     def step(self, action: int) -> None:
-        """One frame on."""
         before = self.now
         _, reward, terminated, _, info = self.env.step(action)
         state = self.env.clone_state()

@@ -79,7 +79,6 @@ class Controls:
             self.keyboard.press(key)
 
     def act(self, now: float) -> None:
-        """Go on, or back, if it is time to."""
         if self.rewinds:
             if self.pace.is_due(now, REWIND_SPEED):
                 self._rewind()
@@ -292,12 +291,10 @@ def meaning(name: str, keys: dict[str, int]) -> str:
 
 
 def action_help(world: WorldSpec) -> list[tuple[str, str]]:
-    """Keys of the world, and their actions."""
     return [(shown(key), world.actions[action].replace("_", " ")) for key, action in world.keys.items() if len(key) == 1]
 
 
 def command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
-    """Keys of the commands, and what they do."""
     commands = COMMANDS | (POLICY if game.policy is not None else {})
     return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]
 

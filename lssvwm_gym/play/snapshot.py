@@ -11,8 +11,6 @@ from lssvwm_gym.envs.saved_state import EnvState
 
 
 class Move(NamedTuple):
-    """One step of a dream."""
-
     action: int
     profile: str
 

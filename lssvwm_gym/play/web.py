@@ -138,7 +138,6 @@ class Server:
             self._turns.submit(visitor.hold)
 
     async def _play(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
-        """Turn after turn."""
         loop, films = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
         def published() -> None:
@@ -164,7 +163,6 @@ class Server:
                 film.cancel()
 
     async def _hand_over(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
-        """Make the film that has ended, and send it."""
         assert visitor.film
         try:
             file = await asyncio.get_running_loop().run_in_executor(self._films, film_file, *visitor.film)

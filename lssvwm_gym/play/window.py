@@ -49,8 +49,6 @@ def obey(controls: Controls, event: pygame.event.Event) -> None:
 
 
 class Window:
-    """Shows a game."""
-
     def __init__(self, game: Game, scale: int | None = None) -> None:
         pygame.display.init()
         self.theme = Theme()
@@ -82,7 +80,6 @@ class Window:
             pygame.draw.circle(self.screen, WRONG, (self.side - 16, 15), 6)
 
     def _draw_marks(self, game: Game) -> None:
-        """The marked snapshots, and how many more there may be."""
         top = CAPTION + self.side + 10
         size = min(self.upper - top - 10, (self.side - 10) // MARKS - 8)
         for number in range(MARKS):

@@ -40,7 +40,6 @@ class ProcessGroup:
         return slice(self.process_index * count // self.num_processes, (self.process_index + 1) * count // self.num_processes)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
         if self.num_processes == 1:
             return tensor
         from accelerate.utils import reduce

@@ -1,11 +1,9 @@
 """Train what samples a frame: the flow head and the collision motion head of a world model that stays as it is otherwise.
 
 `lssvwm-gym train heads --weights DIR --data DIR ... --out DIR`. Dreams go on from real pasts along recorded actions, with the newest
-head; what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the heads learn:
-the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
-places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
-it is near the real one, or where the spatial memory is sure what is there. Where the recordings tell no poses there is nothing to learn of
-motion, and only the flow head is trained.
+head (`dreamed_samples`); what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the
+heads learn: the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
+places learn to come back from them (DAgger, arXiv 1011.0686). Where the recordings tell no poses, only the flow head is trained.
 
 Last the flow head alone learns from a network that tells its frames from real ones, so that one step of it is a sample, too
 (`lssvwm_gym.training.adversarial`).
@@ -151,8 +149,6 @@ def with_heads(model: WorldModel, flow_width: int, collisions: bool = True) -> W
 
 
 class Heads(nn.Module):
-    """What is trained."""
-
     def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None) -> None:
         super().__init__()
         self.flow_head, self.motion_head = flow_head, motion_head
@@ -200,7 +196,6 @@ class HeadTrainer:
         return losses
 
     def _step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        """Flow matching, strides, and motion."""
         run = self.run
         optim.set_learning_rate(self.optimizer, optim.learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
         samples = self.buffer.draw(run.contexts, rng)
@@ -246,7 +241,6 @@ class HeadTrainer:
         return losses
 
     def header(self) -> dict[str, Any]:
-        """What the model is and what its heads have seen."""
         seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
         return {"config": asdict(self.model.config), **seen, "data": self.data}
 

@@ -45,8 +45,6 @@ class LossOptions:
 
 
 class Losses(NamedTuple):
-    """What a clip teaches."""
-
     means: dict[str, Tensor]
     counts: dict[str, Tensor]  # frames that each is a mean over, 0 where there was none
     committed: WorldState | None  # the state after the clip, if that is known

@@ -113,7 +113,6 @@ class Trainer:
 
     @property
     def _shard(self) -> slice:
-        """The rows of this process."""
         return self.group.share(len(self.segments))
 
     def _shares(self, means: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -180,7 +179,6 @@ class Trainer:
         return {f"optimizer{number}": optimizer for number, optimizer in enumerate(self.optimizers)}
 
     def header(self) -> dict[str, Any]:
-        """What the model is and what it has seen."""
         seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
         return {"config": asdict(self.run.model), **seen, "data": self.data}
 
@@ -269,7 +267,6 @@ def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
 
 
 def log_losses(losses: dict[str, Tensor], step: int, writer: SummaryWriter, progress: Any) -> None:
-    """To TensorBoard and beside the progress."""
     values = {name: value.item() for name, value in losses.items()}
     for name, value in values.items():
         writer.add_scalar(f"train/{name}", value, step)

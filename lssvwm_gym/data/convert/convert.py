@@ -67,7 +67,6 @@ class Converting:
 
     @property
     def framing(self) -> Framing:
-        """What becomes of the frames."""
         return Framing(self.size, self.crop, self.frame_skip)
 
 

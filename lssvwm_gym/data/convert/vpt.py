@@ -28,8 +28,6 @@ MAX_DEGREES = 180.0  # a tick
 
 
 class Tick(NamedTuple):
-    """What a line of a recording says."""
-
     buttons: np.ndarray  # (23,), done after the frame
     camera: tuple[float, float]  # degrees down and right, done after the frame
     screen: bool  # whether the frame shows a screen
@@ -133,7 +131,6 @@ def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
-    """The arrays of the kept ones of the frames."""
     buttons = np.stack([tick.buttons for tick in ticks])
     camera, screen = np.array([tick.camera for tick in ticks], np.float32), np.array([tick.screen for tick in ticks])
     columns = {name: [getattr(tick, name) for tick in ticks] for name in ("hotbar", "pose", "inventory")}

@@ -38,8 +38,6 @@ LOG_LINES = 5  # shown of a client that has died
 
 
 class ClientFrame(NamedTuple):
-    """What there is at the end of a frame."""
-
     pixels: np.ndarray  # (SIDE, SIDE, 3) uint8
     account: dict[str, Any]  # what the server's mod tells, see lockstep.accounts there
 

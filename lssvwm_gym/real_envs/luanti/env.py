@@ -249,7 +249,6 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         return frame
 
     def _act(self, client: Client, action: str) -> ClientFrame:
-        """Let the game do one step."""
         if action == "place":
             self._block_in_hand = True
             client.frame(TAKE, command={"name": "hold_block"})

@@ -21,8 +21,6 @@ FLAGS = ("-O2", "-shared", "-fPIC", "-ldl", "-lpthread")
 
 @dataclass(frozen=True)
 class Programs:
-    """Where everything is."""
-
     minetest: str
     xvfb: str
     lockstep: Path  # shared libraries, to be preloaded
