@@ -58,8 +58,7 @@ class Normed(BaseFeaturesExtractor):
         self.norm = RunningNorm(numbers)
 
     def forward(self, seen: Tensor) -> Tensor:
-        normed: Tensor = self.norm(seen.flatten(1))
-        return normed
+        return self.norm(seen.flatten(1))
 
 
 def seen_space(dream: Dream, observation: str, frame_stack: int) -> Space[Any]:

@@ -73,8 +73,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
 
 def _checked(folder: Path, what: str) -> Path:
     there = {name for name in FILES if (folder / name).is_file()}
-    missing = [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]
-    if missing:
+    if missing := [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]:
         raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym package` writes one")
     return folder
 

@@ -98,10 +98,7 @@ def draw_segment(episodes: Episodes, frames: int, clips: int, back: float, rng: 
     episode = int(rng.integers(len(episodes)))
     recorded = episodes.lengths[episode]
     length = min(length, (recorded - 1) // frames * frames)
-    if rng.random() < back:
-        turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
-    else:
-        turn = length
+    turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4)))) if rng.random() < back else length
     return SegmentIndex(episode, int(rng.integers(recorded - turn + 1)), turn, length)
 
 

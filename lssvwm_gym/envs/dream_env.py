@@ -146,8 +146,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
 
     @independent
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before = self._state("step")
-        step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
+        step = self.dream.step(self._state("step"), spaces.checked_actions(action, self.dream.world, ()))
         self._now = step.state, None
         self._steps += 1
         info = spaces.single(self.dream.info(step.state, step))

@@ -223,8 +223,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
         mine = self.state_dict()
         kinds = [{(name, tensor.dtype, tensor.shape) for name, tensor in one.items()} for one in (mine, tensors)]
-        unlike = {name for name, *_ in kinds[0] ^ kinds[1]}
-        if unlike:
+        if unlike := {name for name, *_ in kinds[0] ^ kinds[1]}:
             raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
         leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
         state: DreamState = tree_unflatten(leaves, tree_structure(self._state("load_state_dict")))
@@ -304,8 +303,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         seeds: list[Any] = [int(one) if spaces.is_whole(one) else one for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
-        wrong = [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]
-        if wrong:
+        if wrong := [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]:
             raise ValueError(f"a seed must be None or a whole number, not below 0, but there is {wrong[0]!r}")
         return seeds
 

@@ -42,8 +42,7 @@ class EnvState:
 
     def rows(self, rows: Sequence[int]) -> EnvState:
         """The state of some rows, in that order; rows may repeat."""
-        index = torch.tensor(rows, device=self.frame.device)
-        dream, frame = take_rows((self.dream, self.frame), index)
+        dream, frame = take_rows((self.dream, self.frame), torch.tensor(rows, device=self.frame.device))
         return EnvState(dream, frame, tuple(self.steps[row] for row in rows), tuple(self.random[row] for row in rows), self.weights)
 
     def branched(self, n: int, same_noise: bool = False) -> EnvState:

@@ -63,8 +63,7 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = set(self.memories) - MEMORIES.keys()
-        if unknown:
+        if unknown := set(self.memories) - MEMORIES.keys():
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
         named = self.world or chosen_world("", self.weights).name
         for name, own in SUITES.get(named, OTHER_WORLDS).items():

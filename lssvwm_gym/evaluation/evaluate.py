@@ -32,8 +32,7 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
     are named in `skipped`, with the reason. A context that is given holds what the tests keep for figures. Raises `ValueError` for a
     test or a world that doesn't exist, and episodes too short for a test.
     """
-    unknown = set(run.tests) - TESTS.keys()
-    if unknown:
+    if unknown := set(run.tests) - TESTS.keys():
         raise ValueError(f"no test named {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
     context = context or open_context(run)
     report: dict[str, Any] = {

@@ -53,8 +53,7 @@ def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
     """PSNR by frames since a view was last seen, a line for each report and size of its past. Raises `ValueError` for a report without."""
     figure, (axes,) = new_figure(7, 4.5)
     for label, report in reports.items():
-        curves = revisits(report)
-        if not curves:
+        if not (curves := revisits(report)):
             raise ValueError(f"the report {label!r} has no revisit curve: evaluate with the test retrieval and the memory own")
         for size, points in curves.items():
             since, mean, error = zip(*points, strict=True)
@@ -104,8 +103,7 @@ def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str], most: int
     from PIL import Image, ImageDraw
 
     clips = min(most, *(len(frames) for frames in rows.values()))
-    first = next(iter(rows.values()))
-    high, wide = (ZOOM * side for side in first.shape[2:4])
+    high, wide = (ZOOM * side for side in next(iter(rows.values())).shape[2:4])
     block = high * len(rows) + GAP
     picture = Image.new("RGB", (LABEL + wide * len(columns), HEAD + block * clips), "white")
     pen = ImageDraw.Draw(picture)

@@ -162,8 +162,7 @@ def dreamed_walks(context: EvalContext, clips: Segment, length: int, episodes: i
         for sample, dreams in enumerate(parts):
             seeded = state._replace(seed=rows + 1000 * run.seed + 100_000 * sample)
             dreams.append(dream_along(model, seeded, part[length:], run.steps, true_motion=False))
-    joined = map(join_rows, parts)  # pairs of what was dreamed and the state at the end
-    return [Walks(clips[length:], dream, state, episodes) for dream, state in joined]
+    return [Walks(clips[length:], dream, state, episodes) for dream, state in map(join_rows, parts)]
 
 
 def windows(frames: int) -> Iterator[tuple[str, slice]]:

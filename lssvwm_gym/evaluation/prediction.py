@@ -72,9 +72,7 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
 
 def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
     """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
-    if run.steps == 1:
-        return {}
-    return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
+    return {} if run.steps == 1 else {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 
 def drift(context: EvalContext) -> dict[str, Any]:

@@ -103,8 +103,7 @@ def fields_of(subject: type, values: Any, bounds: Bounds) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TypeError(f"it is {type(values).__name__}, not an object")
     kinds = get_type_hints(subject)
-    unknown = values.keys() - kinds.keys()
-    if unknown:
+    if unknown := values.keys() - kinds.keys():
         raise TypeError(f"unknown {', '.join(sorted(unknown)[:4])}")
     return {name: _value(kinds[name], value, name, bounds) for name, value in values.items()}
 

@@ -57,8 +57,7 @@ def warn(old: str, new: str) -> None:
 
 def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
     """The same values under the names of today. Raises `ValueError` where both names of one are there."""
-    both = [f"{old} and {new}" for old, new in names.items() if old in values and new in values]
-    if both:
+    if both := [f"{old} and {new}" for old, new in names.items() if old in values and new in values]:
         raise ValueError(f"{', '.join(both)} are two names for the same: leave out the first")
     return {names.get(name, name): value for name, value in values.items()}
 

@@ -64,8 +64,7 @@ def take_rows(state: S, rows: Tensor) -> S:
 
 def join_rows(states: Sequence[S]) -> S:
     """The rows of several states as one."""
-    joined: S = tree_map(lambda *parts: torch.cat(parts), *states)
-    return joined
+    return tree_map(lambda *parts: torch.cat(parts), *states)
 
 
 def put_rows(state: S, rows: Tensor, new: S) -> S:

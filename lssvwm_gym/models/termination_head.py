@@ -26,8 +26,7 @@ class TerminationHead(nn.Module):
     def forward(self, features: Tensor, inventory: Tensor, action: Tensor) -> Tensor:
         """features (..., FEATURES) of the frame before the step, the numbers (..., V) after it, and its action; logits (...)."""
         beside = [] if self.inventory is None else [self.inventory(inventory)]
-        logit: Tensor = self.network(torch.cat([features, self.action(action), *beside], -1))
-        return logit.squeeze(-1)
+        return self.network(torch.cat([features, self.action(action), *beside], -1)).squeeze(-1)
 
     def begin_with(self, others: float) -> None:
         """Expect ends as often as there are: each beside so many frames that end nothing."""

@@ -78,8 +78,7 @@ def planned(run: OwnWorld) -> Plan:
         keep_settings(run.out / ASKED, asked, "dream")
     elif taken := [name for name in (*FOLDERS, PLAN) if (run.out / name).exists()]:
         raise ValueError(f"{run.out} has {', '.join(taken)}, but no {ASKED} that says of which world: choose another folder")
-    plan = read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")
-    if plan is None:
+    if (plan := read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")) is None:
         plan = made_plan(run)
         keep_settings(run.out / ASKED, asked, "dream")
         write_json(run.out / PLAN, asdict(plan))

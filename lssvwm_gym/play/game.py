@@ -76,8 +76,7 @@ class Game:
 
     def back(self) -> bool:
         """To the snapshot before; whether there is one."""
-        before = self.past.pop()
-        if before is not None:
+        if (before := self.past.pop()) is not None:
             self._go(before, comes_back=False)
         return before is not None
 

@@ -46,9 +46,8 @@ class Pace:
     @property
     def measured(self) -> float | None:
         """Steps a second over the last ones; None before there are some."""
-        if len(self.step_times) < 5:
-            return None
-        return (len(self.step_times) - 1) / (self.step_times[-1] - self.step_times[0])
+        times = self.step_times
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) >= 5 else None
 
     @property
     def is_held(self) -> bool:
@@ -198,8 +197,7 @@ class Controls:
         return f"loaded {path}"
 
     def load_latest(self) -> str:
-        path = latest(self.saves, self.game.world.name)
-        if path is None:
+        if (path := latest(self.saves, self.game.world.name)) is None:
             raise ValueError(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one")
         return self._load(path)
 
@@ -276,8 +274,7 @@ class Keyboard:
 
 def chosen_action(keys: dict[str, int], pressed: list[str]) -> int | None:
     """The action of the longest combination that is pressed, between equals the one with the latest key; None if there is none."""
-    combinations = [combination for combination in keys if set(combination) <= set(pressed)]
-    if not combinations:
+    if not (combinations := [combination for combination in keys if set(combination) <= set(pressed)]):
         return None
     return keys[max(combinations, key=lambda combination: (len(combination), max(map(pressed.index, combination))))]
 
@@ -285,9 +282,7 @@ def chosen_action(keys: dict[str, int], pressed: list[str]) -> int | None:
 def meaning(name: str, keys: dict[str, int]) -> str:
     """One name for keys that mean the same. A key that the world knows keeps its own meaning."""
     name = OTHER_NAMES.get(name, name)
-    if name in ARROWS and ARROWS[name] in set("".join(keys)):
-        return ARROWS[name]
-    return name
+    return ARROWS[name] if name in ARROWS and ARROWS[name] in set("".join(keys)) else name
 
 
 def action_help(world: WorldSpec) -> list[tuple[str, str]]:

@@ -72,8 +72,7 @@ class Buffer:
         rounds = [self.parts[index] for index in rng.integers(len(self.parts), size=min(8, count))]
         each = -(-count // len(rounds))
         drawn = join_rows([take_rows(part, torch.from_numpy(rng.integers(len(part.latent), size=each))) for part in rounds])
-        some: Samples = tree_map(lambda leaf: leaf[:count].float() if leaf.is_floating_point() else leaf[:count], drawn)
-        return some
+        return tree_map(lambda leaf: leaf[:count].float() if leaf.is_floating_point() else leaf[:count], drawn)
 
 
 @torch.no_grad()

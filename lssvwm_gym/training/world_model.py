@@ -138,8 +138,7 @@ class Trainer:
         if committed is not None:
             self.state = tree_map(lambda old, new: new.detach().to(old.dtype), self.state, committed)
             return
-        rows = [row for row, segment in enumerate(self.segments[self._shard]) if not segment.done]
-        if not rows:
+        if not (rows := [row for row, segment in enumerate(self.segments[self._shard]) if not segment.done]):
             return
         going_on = torch.tensor(rows, device=self.device)
         part = clip.take(going_on)

@@ -41,8 +41,7 @@ def read_public(path: str | Path) -> Episode:
     Raises `EpisodeError` for no such file, no plain npz, and arrays that are missing or not as the set describes them.
     """
     arrays = read_arrays(path)
-    missing = {"image", "action", "reward"} - arrays.keys()
-    if missing:
+    if missing := {"image", "action", "reward"} - arrays.keys():
         raise EpisodeError(f"{path}: not an episode of the public set, it has no array named {', '.join(sorted(missing))}")
     try:
         frames, action, reward = arrays.pop("image"), from_one_hot(arrays.pop("action")), arrays.pop("reward")

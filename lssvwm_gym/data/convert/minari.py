@@ -121,7 +121,6 @@ def _actions(space: spaces.Space, actions: Any, path: Path) -> np.ndarray:
 
 
 def _checked(arrays: dict[str, np.ndarray], frames: int, what: str) -> dict[str, np.ndarray]:
-    wrong = [f"{len(array)} of {name}" for name, array in arrays.items() if len(array) != frames]
-    if wrong:
+    if wrong := [f"{len(array)} of {name}" for name, array in arrays.items() if len(array) != frames]:
         raise EpisodeError(f"{what}: {frames} pictures, but {', '.join(wrong)}, with what stands before the first step")
     return arrays

@@ -158,6 +158,5 @@ def keep_settings(path: Path, settings: dict[str, Any], verb: str) -> None:
     if before is None:
         write_json(path, settings)
         return
-    other = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
-    if other:
+    if other := [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]:
         raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; {verb} into another folder")

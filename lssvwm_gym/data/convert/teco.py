@@ -95,8 +95,7 @@ def _actions(path: Path, arrays: dict[str, np.ndarray], classes: Classes, outgoi
         )
     last = classes.first + classes.count - 1
     real = taken if outgoing else taken[1:]
-    wrong = np.flatnonzero((real < classes.first) | (real > last))
-    if len(wrong):
+    if len(wrong := np.flatnonzero((real < classes.first) | (real > last))):
         at = wrong[0] + len(taken) - len(real)
         raise EpisodeError(f"{path}: actions are {classes.first} to {last}, got {taken[at]} at entry {at}")
     return taken

@@ -36,8 +36,7 @@ def read_video_file(found: Found, skip: int = 1, outgoing: bool = False) -> Reco
 
     Raises `EpisodeError` for a broken file, actions that are none, and actions with a `skip`: what several make together nobody says.
     """
-    files = [path for ending in (".npz", ".csv") if (path := beside(found.path, ending)).is_file()]
-    if len(files) > 1:
+    if len(files := [path for ending in (".npz", ".csv") if (path := beside(found.path, ending)).is_file()]) > 1:
         raise EpisodeError(f"{found.path}: {files[0].name} and {files[1].name} lie beside it; which one tells its actions?")
     if files and skip > 1:
         raise EpisodeError(f"{files[0]}: frames can be skipped only where there are no actions")

@@ -126,8 +126,7 @@ def chosen_precision(dtype: str, device: str) -> Precision:
         return FLOAT32
     if dtype == "bfloat16":
         return Precision(torch.bfloat16, torch.bfloat16)
-    pictures = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32
-    return Precision(pictures=pictures)
+    return Precision(pictures=torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32)
 
 
 def chosen_device(name: str) -> str:

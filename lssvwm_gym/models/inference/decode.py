@@ -124,8 +124,7 @@ class PrepackedFlow:
         parts = [*(block.modulation for block in blocks), flow_head.modulation]
         self.modulation = PrepackedLinear(torch.cat([part.weight for part in parts]), None, dtype)
         offset = torch.tensor([0.0, 1, 1, 0, 1, 1] * len(blocks) + [0, 1], device=flow_head.position.device)
-        width = flow_head.position.shape[1]
-        self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(width)
+        self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(flow_head.position.shape[1])
         self.modulated = Modulated(blocks[0].out.bias)
         self.heads, self.bias = blocks[0].heads, [block.bias.unsqueeze(0).detach().clone() for block in blocks]
         linear = [[block.qkv, block.out, *(part for part in block.mlp if isinstance(part, nn.Linear))] for block in blocks]

@@ -150,8 +150,7 @@ class Client:
         account = json.loads(self._receive(account_bytes)) if account_bytes else {}
         if not in_time:
             logger.warning("the game was not done with a frame in time; this moment may lack a part of the world")
-        pixels = np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1]
-        return ClientFrame(pixels, account)
+        return ClientFrame(np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1], account)
 
     def _send(self, data: bytes) -> None:
         try:

@@ -187,8 +187,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def _requested(self, options: dict[str, Any]) -> tuple[str, bool, list[int]]:
         """Biome, whether there must be trees, and what is in the bag."""
-        unknown = options.keys() - {"biome", "trees", "inventory"}
-        if unknown:
+        if unknown := options.keys() - {"biome", "trees", "inventory"}:
             raise ValueError(f"options are biome, trees and inventory, got {', '.join(sorted(unknown))}")
         drawn = self.biomes[int(self.np_random.integers(len(self.biomes)))]
         biome = options.get("biome", drawn)

@@ -33,8 +33,7 @@ def find_programs() -> Programs:
     _check_version(minetest)
     if not (GAME / "game.conf").exists():
         raise SimulatorUnavailable(f"Luanti can't run without Minetest Game in {GAME}. On Debian: apt-get install minetest-data")
-    xvfb = _find("Xvfb", "xvfb")
-    return Programs(minetest, xvfb, compiled(HERE / "lockstep.c"), compiled(HERE / "lifeline.c"))
+    return Programs(minetest, _find("Xvfb", "xvfb"), compiled(HERE / "lockstep.c"), compiled(HERE / "lifeline.c"))
 
 
 def compiled(source: Path) -> Path:
@@ -54,8 +53,7 @@ def compiled(source: Path) -> Path:
 
 
 def _find(program: str, packages: str, path: str | None = None) -> str:
-    found = shutil.which(program, path=path)
-    if found is None:
+    if (found := shutil.which(program, path=path)) is None:
         raise SimulatorUnavailable(f"Luanti can't run without the program {program}. On Debian: apt-get install {packages}")
     return found
 
