@@ -3,8 +3,6 @@
 lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze/policy.safetensors
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +29,6 @@ class Agent(Protocol):
 
 
 class PolicyAgent:
-    """A policy of `agents.policies`."""
-
     def __init__(self, policy: Policy, dream: Dream, seed: int, greedy: bool) -> None:
         self.observation, self._policy, self._greedy = policy.config.observation, policy, greedy
         self._generator = torch.Generator(dream.device).manual_seed(seed)

@@ -4,8 +4,6 @@ policy, about = load_policy("runs/ppo/memory-maze/policy.safetensors")
 action = policy.act(observation)                    # observation (B, ...) as `policy.config.observation` shows it; action (B,) int64
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass

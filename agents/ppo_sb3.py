@@ -11,8 +11,6 @@ checkpoint.safetensors, and logs for `tensorboard --logdir runs/ppo_sb3`. Needs
 `pip install -e '.[agents]'`, and for the real maze `.[memory-maze]`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,16 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 import lssvwm_gym
 from agents.policies import SB3_KIND, as_json
-from agents.sb3_policies import (
-    SB3PolicyConfig,
-    algorithm_of,
-    config_in,
-    count,
-    has_counted,
-    policy_arguments,
-    policy_name,
-    save_sb3_policy,
-)
+from agents.sb3_policies import SB3PolicyConfig, algorithm_of, config_in, count, has_counted, policy_arguments, policy_name, save_sb3_policy
 from lssvwm_gym.envs.sb3 import DreamVecEnv, WorldModelObservationVecEnv, make_sb3_vec_env
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import action_space, checked_observation, needs_frame
@@ -118,10 +107,8 @@ def id_of(env: str) -> str:
 
 def check(args: Args) -> None:
     """Raises `ValueError` for what is wrong with the command line."""
-    check_bounds(
-        args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1, save_every=1
-    )
-    check_bounds(args, frame_stack=1, context_frames=0)
+    check_bounds(args, total_timesteps=1, num_envs=1, episode_steps=1, rollout_steps=1, minibatch=1, epochs=1, hidden=1, lstm=1)
+    check_bounds(args, save_every=1, frame_stack=1, context_frames=0)
     if args.num_envs * args.rollout_steps < 2 or args.minibatch < 2:
         raise ValueError("an update needs two steps at least: more environments, rollout_steps or minibatch")
     checked_observation(args.observation)

@@ -6,8 +6,6 @@ policy, config = load_sb3_policy("runs/ppo_sb3/LSSVWM-MemoryMaze-v0/policy.safet
 action, memory = policy.predict(seen, memory, first)           # seen (B, ...) as dreams of `config.observation` show it
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,8 +58,7 @@ class Normed(BaseFeaturesExtractor):
         self.norm = RunningNorm(numbers)
 
     def forward(self, seen: Tensor) -> Tensor:
-        normed: Tensor = self.norm(seen.flatten(1))
-        return normed
+        return self.norm(seen.flatten(1))
 
 
 def seen_space(dream: Dream, observation: str, frame_stack: int) -> Space[Any]:

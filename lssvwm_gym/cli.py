@@ -1,7 +1,5 @@
 """The command line: `lssvwm-gym COMMAND --help` says what each command takes."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 
@@ -16,7 +14,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
         "lssvwm_gym.data.convert",
         "Converting",
         "convert",
-        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, a folder of videos",
+        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, videos",
     ),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "train an autoencoder of frames"),
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),
@@ -33,7 +31,6 @@ FIRST = {"dream": "--env", "collect": "--world", "play": "--world", "export": "-
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script."""
     keep_freed_memory()
     words = sys.argv[1:] if arguments is None else arguments
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)

@@ -10,8 +10,6 @@ Both programs are traced from `Dream.step` and `rollout.prefill`. A context is s
 as the state after it, 4.6 MB. Noise is an input, standard normal numbers of whichever generator, so a dream repeats where that does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re
@@ -83,8 +81,7 @@ class Difference(NamedTuple):
 def export(run: Exporting) -> dict[str, Any]:
     """Write the folder, compare it with PyTorch, print and return the size in bytes and the `Difference`.
 
-    Raises:
-        ValueError: settings or a world that there aren't; `TensorFileError` for weights that can't be read.
+    Raises `ValueError` for settings or a world that there aren't, `TensorFileError` for weights that can't be read.
     """
     world = chosen_world(run.world, run.weights)
     folder = weights_of(world, run.weights)

@@ -5,8 +5,6 @@ is causal by frames, as all that ship, dream frame by frame; those trained on ch
 2505.20171, section 3.2) dream a chunk at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,8 +64,7 @@ class Generating:
 def generate(run: Generating) -> np.ndarray:
     """Write the film; returns its frames, uint8 (T, side, side, 3), twice as wide with `side_by_side`, before they are enlarged.
 
-    Raises:
-        ValueError: settings or a world that there aren't, or a clip too short; `EpisodeError` for what is no video.
+    Raises `ValueError` for settings or a world that there aren't, and a clip too short, `EpisodeError` for what is no video.
     """
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights), chosen_device(run.device))

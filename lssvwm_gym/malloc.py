@@ -11,8 +11,6 @@ programs of this repository, `lssvwm-gym` among them, ask for it when they start
     keep_freed_memory()
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os
@@ -26,9 +24,8 @@ def keep_freed_memory() -> bool:
 
     Processes that are forked from this one inherit it; spawned ones call it themselves.
 
-    Returns:
-        whether memory is kept. It is not, and nothing is changed, with another C library than glibc or where the
-        environment says `LSSVWM_KEEP_HEAP=0`.
+    Returns whether memory is kept. Nothing is changed with another C library than glibc, or where the environment says
+    `LSSVWM_KEEP_HEAP=0`.
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if os.environ.get("LSSVWM_KEEP_HEAP") == "0" or not hasattr(library, "gnu_get_libc_version"):

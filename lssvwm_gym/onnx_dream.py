@@ -1,7 +1,5 @@
 """A dream that `lssvwm-gym export` wrote, stepped by onnxruntime: what a program without PyTorch has to do, as a reference."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -22,11 +22,8 @@ MAZE_SIZES = (9, 11, 13, 15)  # cells a side of the real mazes
 def register(world: WorldSpec | str | Path) -> WorldSpec:
     """Make a world known: `gymnasium.make(world.id)`, `gymnasium.make_vec(world.id, ...)` and its name on the command line.
 
-    Args:
-        world: its record, or a folder of weights that has one (`world.json`, as `lssvwm-gym package` writes it).
-
-    Raises:
-        ValueError: another world has this name or this id already; `WorldError` for a folder without a sound record.
+    It is named by its record, or by a folder of weights that has one (`world.json`, as `lssvwm-gym package` writes it). Raises `ValueError`
+    where another world has this name or this id already, `WorldError` for a folder without a sound record.
     """
     world = world if isinstance(world, WorldSpec) else read_world(world)
     known = WORLDS.get(world.name)
@@ -51,17 +48,9 @@ def register_all() -> None:
     """Every id of this package: its worlds, `LSSVWM-Dream-v0` for any folder of weights, and the real worlds."""
     for world in tuple(WORLDS.values()):
         register(world)
-    gymnasium.register(
-        DREAM_ID,
-        entry_point="lssvwm_gym.registry:make_dream",
-        vector_entry_point="lssvwm_gym.registry:make_dreams",
-    )
+    gymnasium.register(DREAM_ID, entry_point="lssvwm_gym.registry:make_dream", vector_entry_point="lssvwm_gym.registry:make_dreams")
     for size in MAZE_SIZES:
-        gymnasium.register(
-            f"MemoryMaze{size}x{size}-Real-v0",
-            entry_point="lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv",
-            kwargs={"size": size},
-        )
+        gymnasium.register(f"MemoryMaze{size}x{size}-Real-v0", "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv", kwargs={"size": size})
     gymnasium.register(
         "Luanti-Real-v0",
         entry_point="lssvwm_gym.real_envs.luanti.env:LuantiEnv",
@@ -72,12 +61,8 @@ def register_all() -> None:
 def make_dream(weights: str | Path | None = None, **kwargs: Any) -> gymnasium.Env:
     """A `DreamEnv` of the folder's own world, truncated as that says, or as `max_episode_steps` of `gymnasium.make` does.
 
-    Args:
-        weights: a folder with a `world.json` beside its weights, as `lssvwm-gym package` writes it.
-        kwargs: as for `DreamEnv`.
-
-    Raises:
-        WorldError: no folder, or one without a sound record; else as `DreamEnv`.
+    `weights` is a folder with a `world.json`, as `lssvwm-gym package` writes it. Raises `WorldError` for no folder, and one without a sound
+    record; all else as `DreamEnv`.
     """
     from gymnasium.wrappers import TimeLimit
 

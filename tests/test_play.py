@@ -23,7 +23,6 @@ from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.video import enlarged, write_movie
 from lssvwm_gym.play import Playing, play
 from lssvwm_gym.play import input as input_module
-from lssvwm_gym.play import run as run_module
 from lssvwm_gym.play import window as window_module
 from lssvwm_gym.play.game import Game
 from lssvwm_gym.play.input import COMMANDS, MARK_KEYS, POLICY, Controls, Keyboard, Pace, chosen_action, meaning
@@ -260,7 +259,7 @@ def test_the_loop_holds_its_rate_or_says_that_it_does_not(run, monkeypatch, want
         times.append(clock.now)
 
     draw = Window.draw
-    monkeypatch.setattr(run_module, "time", clock)
+    monkeypatch.setattr(window_module, "time", clock)
     monkeypatch.setattr(input_module, "time", clock)
     monkeypatch.setattr(pygame.time, "Clock", lambda: clock)
     monkeypatch.setattr(Game, "step", step)

@@ -233,7 +233,7 @@ def _interrupted(run, at_step):
     """Train, and be stopped after the checkpoint of step 4."""
     import lssvwm_gym.training.autoencoder as module
 
-    original = module.update_average
+    original = module.optim.update_average
     try:
 
         def stop_at(average, model, step, decay):
@@ -241,10 +241,10 @@ def _interrupted(run, at_step):
                 raise KeyboardInterrupt
             original(average, model, step, decay)
 
-        module.update_average = stop_at
+        module.optim.update_average = stop_at
         module.train_autoencoder(run)
     finally:
-        module.update_average = original
+        module.optim.update_average = original
 
 
 def test_finished_autoencoder_says_what_it_saw(episode_folder, tmp_path):

@@ -1,7 +1,5 @@
 """Models built from sizes and weights that a file claims: checked before memory is spent on them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path

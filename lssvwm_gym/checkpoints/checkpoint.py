@@ -6,8 +6,6 @@ contexts.safetensors  what dreams continue: real frames as latents, many short c
 README.md           the model card
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -57,11 +55,7 @@ def save_weights(folder: Path, weights: Weights) -> None:
     tensors = {k: v for name, model in models.items() for k, v in prefixed(name, model.state_dict()).items()}
     tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     contexts = {"short": weights.short_contexts, "long": weights.long_contexts}
-    config = {
-        "autoencoder": asdict(weights.autoencoder.config),
-        "world_model": asdict(weights.world_model.config),
-        "info": weights.info,
-    }
+    config = {"autoencoder": asdict(weights.autoencoder.config), "world_model": asdict(weights.world_model.config), "info": weights.info}
     folder = Path(folder).expanduser()
     with replaced_together(folder, last="config.json") as unfinished:
         save_tensors(unfinished / "model.safetensors", tensors, {})
@@ -141,7 +135,6 @@ def _check_files(folder: Path, sha256: Any) -> None:
 
 
 def _contexts(tensors: dict[str, Tensor], model: WorldModel, name: str, path: Path) -> Segment:
-    """Contexts that this model can continue."""
     if "latent" in tensors and "inventory" not in tensors:  # older weights, of worlds without counts
         tensors = {**tensors, "inventory": tensors["latent"].new_zeros(*tensors["latent"].shape[:2], 0).float()}
     config = model.config
@@ -192,6 +185,6 @@ def prepack(weights: Weights, precision: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
     return replace(
         weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, precision.model, precision.samples),
+        world_model=PrepackedWorldModel.of(weights.world_model, precision.model, precision.pictures),
         autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures),
     )

@@ -3,17 +3,14 @@
 Only the files of a folder of weights are ever fetched: safetensors, JSON, the card. None of them is code.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gymnasium
 
 from lssvwm_gym.io.legacy import CONTEXTS_FILE
-
-if TYPE_CHECKING:
-    import gymnasium
-
+from lssvwm_gym.worlds import DREAM_ID, read_world
 
 NEEDED = ("config.json", "model.safetensors", "contexts.safetensors")
 FILES = (*NEEDED, CONTEXTS_FILE, "world.json", "README.md")
@@ -23,21 +20,12 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> gymnasium.Env:
     """The dream of a folder of weights, or of a repository on the Hub, as an environment.
 
-    Args:
-        source: a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs
-            no network (`HF_HUB_OFFLINE=1` allows none).
-        revision: branch, tag or commit of the repository.
-        kwargs: for `gymnasium.make`: profile, device, render_mode, ...
-
-    Raises:
-        ValueError: neither a folder nor an id, or weights that are not sound (`TensorFileError`, `WorldError`).
-        FileNotFoundError: no such repository, or it can't be reached and is not in the cache.
-        ImportError: `huggingface_hub` is missing.
+    `source` is a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs no
+    network (`HF_HUB_OFFLINE=1` allows none). `revision` is its branch, tag or commit; `kwargs` are `gymnasium.make`'s: profile, device, ...
+    Raises `ValueError` for neither a folder nor an id, and weights that are not sound (`TensorFileError`, `WorldError`),
+    `FileNotFoundError` for no such repository, or one that can't be reached and is not in the cache, `ImportError` where `huggingface_hub`
+    is missing.
     """
-    import gymnasium
-
-    from lssvwm_gym.worlds import DREAM_ID
-
     return gymnasium.make(DREAM_ID, weights=from_hub(source, revision=revision), **kwargs)
 
 
@@ -66,14 +54,10 @@ def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, message: str = "Weights of a dream") -> str:
     """Upload a folder of weights, its card with it, to a repository that is made where there is none; returns the commit's address.
 
-    The account is the one that `hf auth login` knows. What lies in the folder beside the weights stays here.
-
-    Raises:
-        ValueError: the folder doesn't hold sound weights and a record of their world, or `repo_id` is not `owner/name`.
-        ImportError: `huggingface_hub` is missing.
+    The account is the one that `hf auth login` knows. What lies in the folder beside the weights stays here. Raises `ValueError` for a
+    folder without sound weights and a record of their world, and a `repo_id` that is not `owner/name`, `ImportError` as `load` does.
     """
     from lssvwm_gym.checkpoints.checkpoint import load_weights
-    from lssvwm_gym.worlds import read_world
 
     if not REPO_ID.fullmatch(repo_id):
         raise ValueError(f"a repository's id is owner/name, not {repo_id!r}")
@@ -89,8 +73,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
 
 def _checked(folder: Path, what: str) -> Path:
     there = {name for name in FILES if (folder / name).is_file()}
-    missing = [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]
-    if missing:
+    if missing := [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]:
         raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym package` writes one")
     return folder
 

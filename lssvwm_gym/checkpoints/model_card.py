@@ -1,7 +1,5 @@
 """The record of a new world, and the model card of its weights."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,10 +51,6 @@ def described(naming: Naming, data: Path, weights: Weights) -> WorldSpec | None:
     collection = read_collection(data)
     if not naming.name and collection is None:
         return None
-    return _new_world(naming, collection, data, weights)
-
-
-def _new_world(naming: Naming, collection: Collection | None, data: Path, weights: Weights) -> WorldSpec:
     title = naming.name or re.sub(r"-v\d+$", "", (collection.env if collection else "").split(":")[-1].split("/")[-1])
     arrays = [read_arrays(path) for path in episode_paths(data)]
     model = weights.world_model.config

@@ -4,8 +4,6 @@ Where the data or the settings name the world, its record (`world.json`) and a m
 `gymnasium.make("LSSVWM-Dream-v0", weights=DIR)` makes its environment.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,17 +96,10 @@ def load_world_model(path: Path) -> tuple[WorldModel, dict[str, Any]]:
 
 
 def _contexts(
-    paths: list[Path],
-    lengths: dict[Path, int],
-    count: int,
-    frames: int,
-    autoencoder: Autoencoder,
-    anywhere: bool,
-    rng: np.random.Generator,
+    paths: list[Path], lengths: dict[Path, int], count: int, frames: int, autoencoder: Autoencoder, anywhere: bool, rng: np.random.Generator
 ) -> Segment:
     """`count` pieces of `frames` frames, at random places or from the start, one an episode as far as they go, of those long enough."""
-    paths = [path for path in paths if lengths[path] >= frames]
-    if not paths:
+    if not (paths := [path for path in paths if lengths[path] >= frames]):
         raise ValueError(f"no episode has the {frames} frames of a context: choose fewer with --short-context-frames")
     pieces = []
     for number in tqdm(range(count), desc=f"contexts of {frames} frames", leave=False):

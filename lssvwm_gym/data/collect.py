@@ -5,8 +5,6 @@ Episode `<seed>` depends on its seed alone, as far as the world repeats itself. 
 the same command goes on where it was. Another world is one more entry in `SOURCES`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -122,14 +120,9 @@ SOURCES = {
 def collect(collecting: Collecting, source: Source | None = None) -> Collected:
     """Collect the episodes that are not yet in `collecting.out`.
 
-    A failing episode is shown with its seed while the others go on; look at the answer's `failed`. Ctrl-C stops quietly.
-
-    Args:
-        source: where to collect from, if that is not in `SOURCES`.
-
-    Raises:
-        ValueError: `SOURCES` has no such world, or the world no such player.
-        WorkerPoolError: the simulator can't be started; the message says why.
+    A failing episode is shown with its seed while the others go on; look at the answer's `failed`. Ctrl-C stops quietly. `source` is
+    where to collect from, if that is not in `SOURCES`. Raises `ValueError` where `SOURCES` has no such world, or the world no such player,
+    `WorkerPoolError` where the simulator can't be started.
     """
     if source is None and collecting.world not in SOURCES:
         raise ValueError(f"no world named {collecting.world!r} to collect from; there is {', '.join(SOURCES)}")
@@ -210,27 +203,16 @@ def record(
         over = terminated or truncated
         if len(observations) % REPORT_FRAMES == 0:
             report(REPORT_FRAMES)
-    frames, extras = _without_frames(observations, source.frame)
+    extras = {name: np.stack([one[name] for one in observations]) for name in observations[0]} if source.frame else {}
+    frames = extras.pop(source.frame) if source.frame else np.stack(observations)
     extras |= {key: np.stack([info[key] for info in infos]) for key in source.every_frame}
     extras |= {key: np.asarray(infos[0][key]) for key in source.once}
     extras |= {"policy": np.asarray(policy.name)} if hasattr(policy, "name") else {}
     extras["terminated"] = np.arange(len(frames)) == (len(frames) - 1 if terminated else -1)
-    return Episode(frames, _aligned(env.action_space, actions), np.array(rewards, np.float32), extras)
-
-
-def _without_frames(observations: list[Any], key: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Frames (T, height, width, 3), and (T, ...) for each other key of the observations."""
-    if key is None:
-        return np.stack(observations), {}
-    arrays = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
-    return arrays.pop(key), arrays
-
-
-def _aligned(space: gym.Space, actions: list[Any]) -> np.ndarray:
-    """(T,) uint8 of a small Discrete space, else (T, ...) of the actions' own type; the placeholder comes first."""
-    discrete = isinstance(space, gym.spaces.Discrete) and space.n <= 256
-    taken = np.stack([np.asarray(action, np.uint8 if discrete else None) for action in actions])
-    return np.concatenate([np.zeros_like(taken[:1]), taken])
+    small = isinstance(env.action_space, gym.spaces.Discrete) and env.action_space.n <= 256  # all others are of the actions' own type
+    taken = np.stack([np.asarray(action, np.uint8 if small else None) for action in actions])
+    aligned = np.concatenate([np.zeros_like(taken[:1]), taken])  # a placeholder comes first
+    return Episode(frames, aligned, np.array(rewards, np.float32), extras)
 
 
 def _remove_leftovers(collecting: Collecting) -> None:

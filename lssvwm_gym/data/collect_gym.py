@@ -5,8 +5,6 @@ drawn at random. What else a Dict observes in a few numbers, such as health, is 
 `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
@@ -116,13 +114,9 @@ class Collection:
 def collect_gym(run: GymCollecting, open_work: Callable[[GymCollecting], Work] | None = None) -> Collected:
     """Collect the episodes that are not yet in `run.out`, as `lssvwm_gym.data.collect.collect` does.
 
-    Args:
-        open_work: a worker's work, importable by name, in place of `GymRecorder` with a player at random.
-
-    Raises:
-        ValueError: an environment that can't be made, or that has neither pictures nor Discrete or Box actions.
-        EpisodeError: the folder holds episodes that were made in another way.
-        WorkerPoolError: it can't be made in another process.
+    `open_work` is a worker's work, importable by name, in place of `GymRecorder` with a player at random. Raises `ValueError` for an
+    environment that can't be made, or that has neither pictures nor Discrete or Box actions, `EpisodeError` where the folder holds episodes
+    that were made in another way, `WorkerPoolError` where it can't be made in another process.
     """
     env = make(run)
     try:
@@ -179,11 +173,9 @@ class Framed(gym.Wrapper):
         self._run, self._key, self._framing = run, key, Framing(run.size, run.crop)
         self._beside = numbers_beside(env.observation_space)
         self._last = np.zeros((run.size, run.size, 3), np.uint8)
-        self.observation_space: gym.Space = Box(0, 255, (run.size, run.size, 3), np.uint8)
+        image = self.observation_space = Box(0, 255, (run.size, run.size, 3), np.uint8)
         if beside := sum(self._beside.values()):
-            self.observation_space = Dict(
-                {"image": self.observation_space, "inventory": Box(-LARGEST_NUMBER, LARGEST_NUMBER, (beside,), np.float32)}
-            )
+            self.observation_space = Dict({"image": image, "inventory": Box(-LARGEST_NUMBER, LARGEST_NUMBER, (beside,), np.float32)})
         inner, self._start = env.action_space, 0
         if isinstance(inner, Discrete):
             self.action_space, self._start = Discrete(inner.n), int(inner.start)

@@ -4,8 +4,6 @@ Time is aligned once and for all: **action[t] is the action that led to frame t*
 array speak of the moment of frame t. action[0] is a placeholder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math
@@ -109,8 +107,7 @@ class Episode:
 def read_episode(path: str | Path) -> Episode:
     """Read an episode by either of its two files. Raises `EpisodeError` for anything that is not whole, and for more than `LARGEST`."""
     arrays = read_arrays(path)
-    missing = {"action", "reward"} - arrays.keys()
-    if missing:
+    if missing := {"action", "reward"} - arrays.keys():
         raise EpisodeError(f"{path}: no array named {', '.join(sorted(missing))}")
     frames = read_video(Path(path).expanduser().with_suffix(".mp4"))
     try:
@@ -141,8 +138,7 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
-    if objects:
+    if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise EpisodeError(f"{path}: {', '.join(objects)} would need pickle; only arrays of numbers or text are written")
 
 
@@ -241,8 +237,7 @@ def episode_paths(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise EpisodeError(f"{folder}: no such folder of episodes")
     paths = sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
-    whole = [path for path in paths if path.with_suffix(".mp4").exists()]
-    if not whole:
+    if not (whole := [path for path in paths if path.with_suffix(".mp4").exists()]):
         raise EpisodeError(f"{folder}: holds no episode (a pair of <name>.mp4 and <name>.npz)")
     return whole
 

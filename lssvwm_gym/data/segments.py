@@ -98,10 +98,7 @@ def draw_segment(episodes: Episodes, frames: int, clips: int, back: float, rng: 
     episode = int(rng.integers(len(episodes)))
     recorded = episodes.lengths[episode]
     length = min(length, (recorded - 1) // frames * frames)
-    if rng.random() < back:
-        turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4))))
-    else:
-        turn = length
+    turn = min(length, length // 2 + 1 + int(rng.integers(max(1, length // 4)))) if rng.random() < back else length
     return SegmentIndex(episode, int(rng.integers(recorded - turn + 1)), turn, length)
 
 
@@ -135,9 +132,12 @@ def read_clip(episodes: Episodes, segments: list[SegmentIndex], frames: int, unk
     pose_known = pose.isfinite().flatten(1).all(1)[:, None, None]
     pose = torch.where(pose_known, pose, start_pose(1, pose.shape[-1], pose.device))
     earlier = episodes.index(offset + np.where(known, np.maximum(numbers - 1, 0), numbers))
+    taken = whole.action[index]  # (B, T), or continuous (B, T, A); unknown but where it was recorded
+    continuous = taken.is_floating_point()
+    action = torch.where(recorded.unsqueeze(-1), taken, torch.nan) if continuous else torch.where(recorded, taken, unknown_action)
     return Segment(
         latent=whole.latent[index].float(),
-        action=_unknown_where_not(recorded, whole.action[index], unknown_action),
+        action=action,
         reward=whole.reward[index] * recorded,
         pose=pose[:, 1:],
         inventory=whole.inventory[index],
@@ -148,13 +148,6 @@ def read_clip(episodes: Episodes, segments: list[SegmentIndex], frames: int, unk
         terminated=torch.zeros_like(recorded) if whole.terminated is None else whole.terminated[index] & recorded,
         present=episodes.index(present).float(),
     )
-
-
-def _unknown_where_not(recorded: Tensor, action: Tensor, unknown: int) -> Tensor:
-    """Actions (B, T) or, continuous, (B, T, A), that are unknown but where they were recorded."""
-    if action.is_floating_point():
-        return torch.where(recorded.unsqueeze(-1), action, torch.nan)
-    return torch.where(recorded, action, unknown)
 
 
 @torch.no_grad()

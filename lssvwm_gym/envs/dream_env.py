@@ -1,7 +1,5 @@
 """One dream as a `gymnasium.Env`."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -66,7 +64,6 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `inventory`          | int32 array (9,)   | the counts, in worlds that have any                                        |
     | `uncertainty`        | float, 0 or more   | how far the passes over this frame disagree; high where it is likely wrong |
     | `termination_probability` | float, 0..1   | that this step ended the episode, where the model has learned when they do |
-    |                      |                    | episodes end                                                               |
 
     The pose is in the world's units of length, seen from the first frame in memory, and only there in worlds whose model
     keeps poses. `uncertainty` is the mean square difference of the first and the last estimate of the latent: 0 for real
@@ -149,8 +146,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
 
     @independent
     def step(self, action: np.int64 | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before = self._state("step")
-        step = self.dream.step(before, spaces.checked_actions(action, self.dream.world, ()))
+        step = self.dream.step(self._state("step"), spaces.checked_actions(action, self.dream.world, ()))
         self._now = step.state, None
         self._steps += 1
         info = spaces.single(self.dream.info(step.state, step))

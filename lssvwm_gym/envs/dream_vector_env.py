@@ -108,10 +108,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         model can end an episode. With `stagger`, the first episodes after a reset of all rows are as if begun, row by row, between 0
         and `max_episode_steps` steps ago (see `episode_steps`), so that not all rows end together.
 
-        `state_dict` and `load_state_dict` save all of it; `clone_state` copies the rows and leaves out the generator.
-
-        Raises:
-            ValueError: an argument is out of range, or `stagger` has no `max_episode_steps`.
+        `state_dict` and `load_state_dict` save all of it; `clone_state` copies the rows and leaves out the generator. Raises
+        `ValueError` for an argument that is out of range, and for `stagger` without `max_episode_steps`.
         """
         if stagger and max_episode_steps is None:
             raise ValueError("stagger needs max_episode_steps, after which rows end one by one")
@@ -149,7 +147,9 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         An integer seeds row i with `seed + i`; a list has a seed, or None, a row. All other options are `DreamEnv`'s.
         """
         options = spaces.checked_options(options)
-        mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
+        mask = options.pop("reset_mask", np.ones(self.num_envs, bool))
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},) with a row to reset, not {mask!r}")
         seeds = self._checked_seeds(seed) if self._bank is None else self._seed_bank(seed, options)
         before = copy.deepcopy(self._random)
         try:
@@ -177,7 +177,8 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self._now = state, self._seen_frames(state)
         self._steps, self._ages = self._steps + 1, self._ages + 1
         truncated = self._steps >= (self.max_episode_steps or np.inf)
-        done = self._read_back(terminated) | truncated
+        ends = dream.weights.world_model.termination_head is not None  # else it is known without asking the device
+        done = truncated | terminated.cpu().numpy() if ends else truncated
         info, ended = dream.info(state, step), dict[str, Any]()
         if done.any():
             ended = spaces.final(self._observed(), info, self._sent(done))
@@ -222,8 +223,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """Go on from what `state_dict` gave; returns the observations. Raises `TensorFileError` for rows of another kind or number."""
         mine = self.state_dict()
         kinds = [{(name, tensor.dtype, tensor.shape) for name, tensor in one.items()} for one in (mine, tensors)]
-        unlike = {name for name, *_ in kinds[0] ^ kinds[1]}
-        if unlike:
+        if unlike := {name for name, *_ in kinds[0] ^ kinds[1]}:
             raise TensorFileError(f"saved dreams are of another kind or number: {', '.join(sorted(unlike)[:4])} differ")
         leaves = [tensors[name].to(self.dream.device, copy=True) for name in mine if name.startswith("state.")]
         state: DreamState = tree_unflatten(leaves, tree_structure(self._state("load_state_dict")))
@@ -266,7 +266,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """Noise for the next frame of all rows, by their seeds, drawn on the CPU and sent; with a bank in one draw on the device."""
         model = self.dream.weights.world_model
         if self._bank is None:
-            return _sent(drawn_noise(model, self._seeds.tolist(), self._ages.tolist()), self.dream.device)
+            return self._sent(drawn_noise(model, self._seeds.tolist(), self._ages.tolist()))
         shape = (self.num_envs, model.config.tokens, model.config.latent_channels)
         return torch.randn(shape, generator=self._generator, device=self.dream.device, dtype=torch.float32)
 
@@ -275,14 +275,12 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         frames = torch.zeros((self.num_envs, size, size, 3), dtype=torch.uint8, device=self.dream.device)
         return self.dream.empty(torch.zeros(self.num_envs, dtype=torch.int64)), frames
 
-    def _read_back(self, terminated: Tensor) -> np.ndarray:
-        """`terminated` as an array; where the model never ends an episode that is known without asking the device."""
-        if self.dream.weights.world_model.termination_head is None:
-            return np.zeros(self.num_envs, bool)
-        return terminated.cpu().numpy()
-
-    def _sent(self, array: np.ndarray) -> Tensor:
-        return _sent(torch.from_numpy(array.copy()), self.dream.device)
+    def _sent(self, values: np.ndarray | Tensor) -> Tensor:
+        """What is on the CPU as a tensor of the dream's device."""
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(values.copy())
+        if self.dream.device.type != "cuda" or not tensor.numel():
+            return tensor.to(self.dream.device)
+        return tensor.pin_memory().to(self.dream.device, non_blocking=True)  # from elsewhere it would wait
 
     def _observed(self) -> Any:
         assert self._now is not None
@@ -305,22 +303,9 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         seeds: list[Any] = [int(one) if spaces.is_whole(one) else one for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
-        wrong = [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]
-        if wrong:
+        if wrong := [one for one in seeds if not (one is None or (spaces.is_whole(one) and one >= 0))]:
             raise ValueError(f"a seed must be None or a whole number, not below 0, but there is {wrong[0]!r}")
         return seeds
 
-    def _checked_mask(self, mask: Any) -> np.ndarray:
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},) with a row to reset, not {mask!r}")
-        return mask
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_envs={self.num_envs}, {self.dream!r})"
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on another device."""
-    if device.type != "cuda" or not tensor.numel():
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # from elsewhere it would wait

@@ -1,7 +1,5 @@
 """The reward of a step, and whether it ended the episode: what the heads of the world model say of it, and the world's own rules."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -42,8 +42,7 @@ class EnvState:
 
     def rows(self, rows: Sequence[int]) -> EnvState:
         """The state of some rows, in that order; rows may repeat."""
-        index = torch.tensor(rows, device=self.frame.device)
-        dream, frame = take_rows((self.dream, self.frame), index)
+        dream, frame = take_rows((self.dream, self.frame), torch.tensor(rows, device=self.frame.device))
         return EnvState(dream, frame, tuple(self.steps[row] for row in rows), tuple(self.random[row] for row in rows), self.weights)
 
     def branched(self, n: int, same_noise: bool = False) -> EnvState:
@@ -165,13 +164,7 @@ def generator(state: Any) -> np.random.Generator:
 
 def save_state(path: str | Path, state: EnvState, dream: Dream) -> None:
     """Write a state as safetensors with a JSON header."""
-    header = {
-        "format": FORMAT,
-        "world": dream.world.id,
-        "weights": state.weights,
-        "steps": state.steps,
-        "random": state.random,
-    }
+    header = {"format": FORMAT, "world": dream.world.id, "weights": state.weights, "steps": state.steps, "random": state.random}
     save_tensors(path, {**named(state.dream), "frame": state.frame}, header)
 
 

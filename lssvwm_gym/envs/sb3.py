@@ -116,10 +116,8 @@ class DreamVecEnv(VecEnv):
 class WorldModelObservationVecEnv(VecEnvWrapper):
     """`lssvwm_gym.envs.WorldModelObservation` over an SB3 `VecEnv` of real environments; all rows go through the model in one batch.
 
-    A row that ends begins anew with an empty state; `terminal_observation` holds its last numbers.
-
-    Raises:
-        ValueError: the environments' frames or actions are not the dreamed world's, or the observation doesn't exist.
+    A row that ends begins anew with an empty state; `terminal_observation` holds its last numbers. Raises `ValueError` where frames or
+    actions are not the dreamed world's, or the observation doesn't exist.
     """
 
     def __init__(self, venv: VecEnv, dream: Dream, observation: str = "features") -> None:

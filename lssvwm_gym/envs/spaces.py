@@ -1,7 +1,5 @@
 """What the environments of one world promise, alone or in a batch: spaces, metadata, and what they refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,11 +76,7 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 def numbers_of(state: DreamState, observation: str) -> Tensor:
     """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, and the
     counts or other numbers that go with it."""
-    parts = {
-        "latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT),
-        "features": state.features,
-        "inventory": state.inventory,
-    }
+    parts = {"latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), "features": state.features, "inventory": state.inventory}
     return torch.cat([parts[part] for part in observation.split("+")], -1)
 
 
@@ -143,9 +137,8 @@ def row_of(observations: Any, row: int | np.integer) -> Any:
 
 
 def action_space(world: WorldSpec) -> Discrete | Box:
-    if world.continuous:
-        return Box(np.array(world.low, np.float32), np.array(world.high, np.float32))
-    return Discrete(len(world.actions))
+    low, high = np.array(world.low, np.float32), np.array(world.high, np.float32)
+    return Box(low, high) if world.continuous else Discrete(len(world.actions))
 
 
 def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
@@ -191,7 +184,8 @@ def checked_tensors(actions: Any, world: WorldSpec, rows: int, device: torch.dev
     an assertion of the device.
     """
     shape, kind = ((rows, len(world.actions)), "floating-point") if world.continuous else ((rows,), "whole")
-    if not isinstance(actions, Tensor) or actions.shape != shape or _kind(actions) != kind:
+    fits = isinstance(actions, Tensor) and actions.shape == shape and actions.dtype != torch.bool
+    if not fits or actions.is_floating_point() != world.continuous:
         said = f"{tuple(actions.shape)} {actions.dtype}" if isinstance(actions, Tensor) else repr(actions)
         raise ValueError(f"with output='torch' actions are a tensor {shape} of {kind} numbers, not {said}")
     if actions.device.type == "cpu":
@@ -199,10 +193,6 @@ def checked_tensors(actions: Any, world: WorldSpec, rows: int, device: torch.dev
     if not world.continuous:
         torch._assert_async(((actions >= 0) & (actions < len(world.actions))).all(), "an action is out of range")
     return actions.to(device, torch.float32 if world.continuous else torch.int64)
-
-
-def _kind(tensor: Tensor) -> str:
-    return "floating-point" if tensor.is_floating_point() else "truth" if tensor.dtype == torch.bool else "whole"
 
 
 def is_whole(number: Any) -> bool:
@@ -218,5 +208,4 @@ def checked_options(options: Any) -> dict[str, Any]:
 
 
 def draw_seed(random: np.random.Generator) -> int:
-    """The seed of one dream."""
     return int(random.integers(2**31))

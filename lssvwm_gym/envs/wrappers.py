@@ -7,8 +7,6 @@ A policy that learned in dreams of the same `observation` acts in them unchanged
 `lssvwm_gym.envs.sb3.WorldModelObservationVecEnv`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +50,14 @@ class StateEstimator:
     def __init__(self, dream: Dream, rows: int, observation: str, frames: Space[Any], actions: Space[Any]) -> None:
         """`frames` and `actions` are the spaces of one environment. Raises `ValueError` where they are not the dreamed world's."""
         spaces.checked_observation(observation, dream.world, NUMBERS)
-        _check_fit(frames, actions, dream)
+        whole, image, self.space = (
+            spaces.observation_space(dream.world, dream.weights.world_model.config, kind) for kind in ("all", "image", observation)
+        )
+        if frames not in (whole, image):
+            raise ValueError(f"{dream.world.name} is seen in {whole} or {image}; the environment's observations are {frames}")
+        if actions != (known := spaces.action_space(dream.world)):
+            raise ValueError(f"{dream.world.name} has the actions {known}; the environment's are {actions}")
         self.dream, self.rows, self.observation = dream, rows, observation
-        self.space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
         self.state = self._empty(rows)
 
     def reset(self, seen: Any, rows: np.ndarray, poses: Tensor | None = None) -> np.ndarray:
@@ -78,7 +81,13 @@ class StateEstimator:
     def step_and_reset(self, seen: Any, actions: np.ndarray, done: np.ndarray, last: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
         """`step` where rows that are `done` have begun anew in `seen`, and `last` are their last observations: numbers of both."""
         rows = np.flatnonzero(done)
-        numbers = self.step(_replaced(seen, rows, last), actions)
+
+        def put(part: np.ndarray, *others: np.ndarray) -> np.ndarray:
+            part = part.copy()
+            part[rows] = np.stack(others)
+            return part
+
+        numbers = self.step(tree_map(put, seen, *last) if len(rows) else seen, actions)
         ends = [numbers[row].copy() for row in rows]
         return (self.reset(seen, rows) if len(rows) else numbers), ends
 
@@ -116,10 +125,8 @@ class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int6
     """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
 
     The model estimates its own pose; with `true_poses` it is given `info["agent_pos"]` and `info["agent_dir"]`, which no policy of
-    the real world could know. The real frame is in `render()`, as before.
-
-    Raises:
-        ValueError: the environment's frames or actions are not the dreamed world's, or the observation doesn't exist.
+    the real world could know. The real frame is in `render()`, as before. Raises `ValueError` where frames or actions are not the dreamed
+    world's, or the observation doesn't exist.
     """
 
     @legacy.renaming(legacy.POSES, "WorldModelObservation")
@@ -161,11 +168,8 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
     """`WorldModelObservation` over a Gymnasium vector environment; all rows go through the model in one batch.
 
     A row that begins anew begins with an empty state, in each of the three ways that Gymnasium has of it. With
-    `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too.
-
-    Raises:
-        ValueError: the environment's frames or actions are not the dreamed world's, the observation doesn't exist, or the
-            environment doesn't say in its metadata how its rows begin anew.
+    `AutoresetMode.SAME_STEP`, `info["final_obs"]` holds numbers, too. Raises `ValueError` as `WorldModelObservation`, and where the
+    environment doesn't say in its metadata how its rows begin anew.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], dream: Dream, observation: str = "features") -> None:
@@ -198,24 +202,3 @@ class WorldModelObservationVec(VectorWrapper):  # not generic in Gymnasium 1.2
         numbers = self.estimator.step(seen, actions, begins)
         self._done = done
         return numbers, reward, terminated, truncated, info
-
-
-def _replaced(seen: Any, rows: np.ndarray, by: Sequence[Any]) -> Any:
-    """Observations of all rows in which those of some are others."""
-
-    def put(part: np.ndarray, *others: np.ndarray) -> np.ndarray:
-        part = part.copy()
-        part[rows] = np.stack(others)
-        return part
-
-    return tree_map(put, seen, *by) if len(rows) else seen
-
-
-def _check_fit(frames: Space[Any], actions: Space[Any], dream: Dream) -> None:
-    world = dream.world
-    fitting = spaces.observation_space(world, dream.weights.world_model.config)
-    image = spaces.observation_space(world, dream.weights.world_model.config, "image")
-    if frames not in (fitting, image):
-        raise ValueError(f"{world.name} is seen in {fitting} or {image}; the environment's observations are {frames}")
-    if actions != spaces.action_space(world):
-        raise ValueError(f"{world.name} has the actions {spaces.action_space(world)}; the environment's are {actions}")

@@ -1,7 +1,5 @@
 """Settings of an evaluation, and the models, episodes and results that its tests share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +63,7 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = set(self.memories) - MEMORIES.keys()
-        if unknown:
+        if unknown := set(self.memories) - MEMORIES.keys():
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
         named = self.world or chosen_world("", self.weights).name
         for name, own in SUITES.get(named, OTHER_WORLDS).items():
@@ -117,11 +114,7 @@ class EvalContext:
 
 
 def open_context(run: Evaluation) -> EvalContext:
-    """Load the weights and encode the episodes.
-
-    Raises:
-        ValueError: a world that doesn't exist; `TensorFileError` or `EpisodeError` for files that can't be read.
-    """
+    """Load the weights and encode the episodes. Raises `ValueError` for a world that doesn't exist, and files that can't be read."""
     world = chosen_world(run.world, run.weights)
     weights = load_weights(weights_of(world, run.weights))
     return EvalContext(run, world, weights, read_encoded(episode_paths(run.data), weights))

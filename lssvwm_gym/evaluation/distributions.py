@@ -4,8 +4,6 @@ Sets are (E, F, ...): E episodes, F frames or stacks of frames of each. Both set
 samples has too much, it has everywhere alike. Standard errors are over episodes, see `jackknife`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -32,9 +30,7 @@ def jackknife(measure: Distance, a: Tensor, b: Tensor) -> Score:
     """
     groups = min(GROUPS, len(a))
     group = torch.arange(len(a)) % groups
-    parts = (
-        torch.tensor([measure(a[group != left], b[group != left]) for left in range(groups)]) if groups > 2 else torch.tensor([math.nan])
-    )
+    parts = torch.tensor([measure(a[group != left], b[group != left]) for left in range(groups)] if groups > 2 else [math.nan])
     return Score(measure(a, b), math.sqrt(groups - 1) * parts.std(correction=0).item(), len(a))
 
 

@@ -1,7 +1,5 @@
 """Tests of what the heads say of real frames, in whole episodes of any length: rewards, and whether an episode ends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,8 +44,7 @@ def ends(context: EvalContext) -> dict[str, Any]:
     Each is told before the frame that ends the episode is seen. Dreams end by a draw with these probabilities, so the last two say
     whether they end as often as episodes do.
     """
-    head = context.weights.world_model.termination_head
-    if head is None:
+    if (head := context.weights.world_model.termination_head) is None:
         raise DoesNotApply("the model has learned from episodes that never end by themselves")
     chances, recorded = [], []
     for clip, features in _read_through(context):

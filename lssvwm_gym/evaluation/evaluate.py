@@ -1,7 +1,5 @@
 """Evaluate dreams on real episodes: `lssvwm-gym evaluate --data DIR`. Prints tables, writes JSON and pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +29,10 @@ def evaluate(run: Evaluation, context: EvalContext | None = None) -> dict[str, A
     """Run the tests, print a table after each, write JSON and pictures, and return what the JSON holds.
 
     The JSON is written after every test, so that one that fails costs none of those before it. Tests that do not apply to the world
-    are named in `skipped`, with the reason. A context that is given holds what the tests keep for figures.
-
-    Raises:
-        ValueError: a test or a world that doesn't exist, or episodes too short for a test.
+    are named in `skipped`, with the reason. A context that is given holds what the tests keep for figures. Raises `ValueError` for a
+    test or a world that doesn't exist, and episodes too short for a test.
     """
-    unknown = set(run.tests) - TESTS.keys()
-    if unknown:
+    if unknown := set(run.tests) - TESTS.keys():
         raise ValueError(f"no test named {', '.join(sorted(unknown))}; there are {', '.join(TESTS)}")
     context = context or open_context(run)
     report: dict[str, Any] = {

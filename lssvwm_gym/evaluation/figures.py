@@ -1,7 +1,5 @@
 """Figures of what the tests produced: curves and maps by matplotlib, contact sheets of frames by Pillow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,15 +50,10 @@ def revisits(report: dict[str, Any]) -> dict[int, list[tuple[int, float, float]]
 
 
 def revisit_curve(path: Path, reports: dict[str, dict[str, Any]]) -> Path:
-    """PSNR by frames since a view was last seen; a line for each labelled report and size of its past.
-
-    Raises:
-        ValueError: a report without such points.
-    """
+    """PSNR by frames since a view was last seen, a line for each report and size of its past. Raises `ValueError` for a report without."""
     figure, (axes,) = new_figure(7, 4.5)
     for label, report in reports.items():
-        curves = revisits(report)
-        if not curves:
+        if not (curves := revisits(report)):
             raise ValueError(f"the report {label!r} has no revisit curve: evaluate with the test retrieval and the memory own")
         for size, points in curves.items():
             since, mean, error = zip(*points, strict=True)
@@ -89,13 +82,7 @@ def paths_map(path: Path, true: Tensor, estimated: Tensor) -> Path:
 def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
     """The same clips as several models, or one with several memories, dream them: a row each under the truth, steps as columns.
 
-    Args:
-        path: of the PNG.
-        truth: (B, T, height, width, 3) uint8; the first clips are shown.
-        frames: label to frames of that shape.
-
-    Raises:
-        ValueError: frames of another shape than the truth.
+    Of the truth (B, T, height, width, 3) uint8 the first clips are shown. Raises `ValueError` for frames, by label, of another shape.
     """
     for label, dreamed in frames.items():
         if dreamed.shape != truth.shape:
@@ -116,8 +103,7 @@ def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str], most: int
     from PIL import Image, ImageDraw
 
     clips = min(most, *(len(frames) for frames in rows.values()))
-    first = next(iter(rows.values()))
-    high, wide = (ZOOM * side for side in first.shape[2:4])
+    high, wide = (ZOOM * side for side in next(iter(rows.values())).shape[2:4])
     block = high * len(rows) + GAP
     picture = Image.new("RGB", (LABEL + wide * len(columns), HEAD + block * clips), "white")
     pen = ImageDraw.Draw(picture)

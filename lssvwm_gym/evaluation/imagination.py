@@ -4,8 +4,6 @@ Dreams run in a closed loop: along recorded actions, at the poses that the dream
 standard errors, and `clips` counts episodes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -164,8 +162,7 @@ def dreamed_walks(context: EvalContext, clips: Segment, length: int, episodes: i
         for sample, dreams in enumerate(parts):
             seeded = state._replace(seed=rows + 1000 * run.seed + 100_000 * sample)
             dreams.append(dream_along(model, seeded, part[length:], run.steps, true_motion=False))
-    joined = map(join_rows, parts)  # pairs of what was dreamed and the state at the end
-    return [Walks(clips[length:], dream, state, episodes) for dream, state in joined]
+    return [Walks(clips[length:], dream, state, episodes) for dream, state in map(join_rows, parts)]
 
 
 def windows(frames: int) -> Iterator[tuple[str, slice]]:
@@ -200,7 +197,6 @@ def _keep_sheet(context: EvalContext, walks: Walks) -> None:
 
 
 def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
-    """What the agent does and is given, in real places and in dreams."""
     clips, world, model = walks.real, context.world, context.weights.world_model
     scale, frames = model.config.motion_scale[0], len(clips)
     results: dict[str, Any] = {}

@@ -1,7 +1,5 @@
 """A test of memory: revisiting along the reversed trajectory."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -121,7 +119,6 @@ def _scores(context: EvalContext, visit: Revisit, name: str, dreamed: Tensor) ->
 
 
 def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
-    """Frames generated along the reversed trajectory, in one of the variants."""
     model, run, back = context.weights.world_model, context.run, visit.back
     if memory == "own":
         return recalled_frames(context, visit)
@@ -143,8 +140,7 @@ def _generated(context: EvalContext, visit: Revisit, memory: str) -> Tensor:
 def _revisits(quality: Tensor, name: str) -> dict[str, Score]:
     curve = psnr_by_age(quality)
     results = {f"{name}, own memory: PSNR {age} frames since seen": score(values) for age, values in curve.items()}
-    later = [age for age in curve if age > 50]
-    if later:
+    if later := [age for age in curve if age > 50]:
         last = 800 if 800 in later else later[-1]
         results[f"{name}, own memory: fall from 50 to {last} frames since seen (dB)"] = score(curve[50] - curve[last])
     return results

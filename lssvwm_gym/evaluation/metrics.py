@@ -1,7 +1,5 @@
 """Scores of frames: PSNR, SSIM (torchmetrics), mean and standard error over clips, correlations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

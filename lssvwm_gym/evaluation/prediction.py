@@ -1,7 +1,5 @@
 """Tests of prediction: the ceiling, the next frame, open-loop dreams, what follows a long past, drift of the pose."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -11,13 +9,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.evaluation.context import EvalContext, Evaluation
 from lssvwm_gym.evaluation.metrics import Score, masked_score, psnr, rank_correlation, score
-from lssvwm_gym.evaluation.rollouts import (
-    cut_clips,
-    decode_clips,
-    dream_along,
-    prefill_further,
-    prefill_without_poses,
-)
+from lssvwm_gym.evaluation.rollouts import cut_clips, decode_clips, dream_along, prefill_further, prefill_without_poses
 from lssvwm_gym.models.geometry import PLANE, relative_to
 from lssvwm_gym.models.rollout import imagine
 
@@ -80,9 +72,7 @@ def open_loop(context: EvalContext) -> dict[str, Any]:
 
 def _uncertainty_correlation(run: Evaluation, uncertainty: Tensor, quality: Tensor) -> dict[str, Any]:
     """Whether `info["uncertainty"]` tells bad frames from good ones, by their PSNR, both (B, T); nothing with one step, which has none."""
-    if run.steps == 1:
-        return {}
-    return {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
+    return {} if run.steps == 1 else {"rank correlation of uncertainty and PSNR": rank_correlation(uncertainty, quality)}
 
 
 def drift(context: EvalContext) -> dict[str, Any]:

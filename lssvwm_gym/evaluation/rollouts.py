@@ -1,7 +1,5 @@
 """Segments of real episodes, the state after them, and dreams along them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -124,8 +122,7 @@ def memory_of(state: DreamState, stranger: int | None) -> DreamState:
 
 def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
     """Latents (B, T, N, C) to frames (B, T, height, width, 3) uint8."""
-    frames = [weights.autoencoder.decode(part) for part in latent.flatten(0, 1).split(256)]
-    return torch.cat(frames).unflatten(0, latent.shape[:2])
+    return torch.cat([weights.autoencoder.decode(part) for part in latent.flatten(0, 1).split(256)]).unflatten(0, latent.shape[:2])
 
 
 def _before(model: WorldModel, clips: Segment, seed: int) -> DreamState:
@@ -140,7 +137,6 @@ def _cut(episode: Segment, start: int, frames: int) -> Segment:
     known = bool(pose.isfinite().all())
     pose = pose if known else start_pose(frames, pose.shape[1])
     motion = motion_between(torch.cat([pose[:1], pose[:-1]]), pose)
-    before = episode.inventory[max(0, start - 1)][None]
-    counts = torch.cat([before, real.inventory[:-1]])
+    counts = torch.cat([episode.inventory[max(0, start - 1)][None], real.inventory[:-1]])
     pose_known = torch.full((frames,), float(known))
     return replace(real, latent=real.latent.float(), pose=pose, before=counts, motion=motion, pose_known=pose_known)

@@ -1,7 +1,5 @@
 """Settings and JSON: reports written whole; text from strangers in, plain values or the fields of a dataclass out."""
 
-from __future__ import annotations
-
 import json
 import math
 import pkgutil
@@ -25,12 +23,9 @@ def parsed(text: str | bytes) -> Any:
 
 
 def bounded(path: Path, most: int) -> bytes:
-    """What a file holds.
+    """What a file holds. Raises `ValueError` for more than `most` bytes, `OSError` where it can't be read.
 
-    Raises:
-        FileNotFoundError: there is no regular file; a pipe would be waited for, and a device may have no end.
-        ValueError: it holds more than `most` bytes.
-        OSError: it can't be read.
+    `FileNotFoundError` also for what is no regular file: a pipe would be waited for, and a device may have no end.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -108,8 +103,7 @@ def fields_of(subject: type, values: Any, bounds: Bounds) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TypeError(f"it is {type(values).__name__}, not an object")
     kinds = get_type_hints(subject)
-    unknown = values.keys() - kinds.keys()
-    if unknown:
+    if unknown := values.keys() - kinds.keys():
         raise TypeError(f"unknown {', '.join(sorted(unknown)[:4])}")
     return {name: _value(kinds[name], value, name, bounds) for name, value in values.items()}
 

@@ -3,8 +3,6 @@
 Nothing is written under these names any more. The next release but one may drop this file.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -59,8 +57,7 @@ def warn(old: str, new: str) -> None:
 
 def renamed(values: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
     """The same values under the names of today. Raises `ValueError` where both names of one are there."""
-    both = [f"{old} and {new}" for old, new in names.items() if old in values and new in values]
-    if both:
+    if both := [f"{old} and {new}" for old, new in names.items() if old in values and new in values]:
         raise ValueError(f"{', '.join(both)} are two names for the same: leave out the first")
     return {names.get(name, name): value for name, value in values.items()}
 
@@ -106,20 +103,17 @@ def attribute(thing: Any, name: str, names: Mapping[str, str]) -> Any:
 
 def parameters(tensors: Mapping[str, V], prefixes: Mapping[str, str] = PARAMETERS) -> dict[str, V]:
     """A world model's parameters, or whatever is kept for each of them, by their names of today; `prefixes` for other models'."""
-    return {_parameter(name, prefixes): tensor for name, tensor in tensors.items()}
+
+    def today(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in prefixes.items() if name.startswith(old)), name)
+
+    return {today(name): tensor for name, tensor in tensors.items()}
 
 
 def contexts(tensors: Mapping[str, V]) -> dict[str, V]:
     """The tensors of real contexts, `short.latent` and so on, by their names of today."""
     parts = [(*name.partition("."), tensor) for name, tensor in tensors.items()]
     return {f"{CONTEXTS.get(kind, kind)}{dot}{SEGMENTS.get(part, part)}": tensor for kind, dot, part, tensor in parts}
-
-
-def _parameter(name: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 def sizes(config: Any) -> Any:

@@ -3,8 +3,6 @@
 Nothing here is pickled, so a file from a stranger can do no more than be wrong; and what is wrong is refused.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -49,9 +47,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, exactly: a changed bit is noticed, but in files from before there were checksums.
 
-    What was stored in 8 bits, by `into_eight_bits`, is float32 again.
-
-    Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
+    What was stored in 8 bits is float32 again. Raises `TensorFileError` for a file that is missing, cut short, changed or foreign.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -90,8 +86,7 @@ def _loaded(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     header = parsed(metadata["header"])
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
-    strange = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPES}
-    if strange:
+    if strange := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in DTYPES}:
         raise ValueError(f"tensors of a type that is never written: {dict(list(strange.items())[:4])}")
     if metadata.get("sha256", expected := checksum(tensors, metadata["header"])) != expected:
         raise ValueError("its contents have changed since it was written")
@@ -103,8 +98,7 @@ def into_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> di
     stored = dict(tensors)
     for name in names:
         weight = tensors[name].float()
-        largest = weight.abs().flatten(1).amax(1)
-        scale = largest / 127
+        scale = weight.abs().flatten(1).amax(1) / 127
         scale = torch.where(scale > 0, scale, 1.0)
         stored[name] = (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().clamp(-127, 127).to(torch.int8)
         stored[name + SCALE] = scale
@@ -114,8 +108,7 @@ def into_eight_bits(tensors: Mapping[str, Tensor], names: Collection[str]) -> di
 def out_of_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which int8 ones and their scales beside them, one an output channel, become float32, all others stay as they are.
 
-    Raises:
-        ValueError: an int8 tensor without a scale a channel, or scales that are not finite and above 0.
+    Raises `ValueError` for an int8 tensor without a scale a channel, and for scales that are not finite and above 0.
     """
     whole = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int8}
     scales = {name: tensors[name + SCALE] for name in whole if name + SCALE in tensors}
@@ -146,12 +139,10 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
     check_names_and_shapes(expected, tensors, source)
     floats = {k for k, v in expected.items() if tensors[k].is_floating_point() and v.is_floating_point()}  # of any precision
     other = [k for k, v in expected.items() if tensors[k].dtype != v.dtype and k not in floats]
-    kinds = [f"{k} {tensors[k].dtype}, not {expected[k].dtype}" for k in other]
-    if kinds:
+    if kinds := [f"{k} {tensors[k].dtype}, not {expected[k].dtype}" for k in other]:
         raise TensorFileError(f"{source}: wrong type of {'; '.join(kinds[:4])}")
     fitting = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    not_finite = [name for name, tensor in fitting.items() if not tensor.isfinite().all()]
-    if not_finite:
+    if not_finite := [name for name, tensor in fitting.items() if not tensor.isfinite().all()]:
         raise TensorFileError(f"{source}: numbers that are not finite in {', '.join(not_finite[:4])}")
     module.load_state_dict(fitting)
 
@@ -162,8 +153,7 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str,
     if missing or unknown:
         names = f"missing {in_short(sorted(missing)[:4])}, unknown {in_short(sorted(unknown)[:4])}"
         raise TensorFileError(f"{source}: {names}; is this another model's file?")
-    wrong = [f"{k} {tuple(tensors[k].shape)}, not {tuple(v.shape)}" for k, v in expected.items() if tensors[k].shape != v.shape]
-    if wrong:
+    if wrong := [f"{k} {tuple(tensors[k].shape)}, not {tuple(v.shape)}" for k, v in expected.items() if tensors[k].shape != v.shape]:
         raise TensorFileError(f"{source}: wrong shape of {in_short('; '.join(wrong[:4]))}")
 
 

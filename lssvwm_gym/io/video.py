@@ -1,7 +1,5 @@
 """Moving pictures for people to look at: an MP4 or a GIF, by the ending of the file's name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -32,9 +30,7 @@ def check_movie(path: Path) -> None:
 def write_movie(path: Path, frames: np.ndarray | Sequence[np.ndarray], fps: float, scale: int = 1) -> None:
     """Write uint8 (T, height, width, 3) frames, `enlarged`, whole or not at all; the folder is made. MP4 rounds `fps` to a whole number.
 
-    Raises:
-        ValueError: no frames, or a name that ends in neither .mp4 nor .gif.
-        ImportError: PyAV (for MP4) or Pillow (for GIF) is missing.
+    Raises `ValueError` for no frames, and for another ending than .mp4 and .gif, `ImportError` where PyAV (MP4) or Pillow (GIF) is missing.
     """
     path = Path(path).expanduser()
     check_movie(path)

@@ -4,8 +4,6 @@ Unlike with `concurrent.futures.ProcessPoolExecutor`, a worker that is killed fa
 their progress, what is open is closed when the pool is, and workers end when the process that started them does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import signal
@@ -60,11 +58,8 @@ class _Worker:
 def run_jobs(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
     """Do every job once, in `workers` processes, and yield what they say. Closing the iterator ends them.
 
-    Args:
-        open_work: called in every worker before its first job and after a failed one; importable by name (picklable).
-
-    Raises:
-        WorkerPoolError: `open_work` raised.
+    `open_work`, importable by name, is called in every worker before its first job and after a failed one; where it raises, this raises
+    `WorkerPoolError`.
     """
     pending = deque(jobs)
     pool: dict[Connection, _Worker] = {}
@@ -124,7 +119,6 @@ def _stop(pool: dict[Connection, _Worker]) -> None:
 
 
 def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
-    """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and comes here as SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is open gets closed
     work: Work | None = None

@@ -1,7 +1,5 @@
 """Frame-local attention: every frame sees the last few frames and its own chunk."""
 
-from __future__ import annotations
-
 import functools
 import math
 

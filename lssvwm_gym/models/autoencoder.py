@@ -3,8 +3,6 @@
 `encode` and `decode` are the only two places where pixels (uint8, 0..255) change range.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -77,8 +75,7 @@ class Autoencoder(nn.Module):
 
     def decoded(self, latent: Tensor) -> Tensor:
         """Latents (B, C, grid, grid) within -3..3, channels last, to float images (B, 3, height, width) of about -1..1."""
-        image: Tensor = self.decoder(latent)
-        return image
+        return self.decoder(latent)
 
     def bounded_latent(self, frames: Tensor) -> Tensor:
         """uint8 (B, height, width, 3) to latents (B, C, grid, grid) within -3..3, before normalisation."""

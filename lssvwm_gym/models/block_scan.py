@@ -1,7 +1,5 @@
 """Block-wise scan: Mamba-2 over time and the tokens of one block, every block with its own state."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,21 +14,20 @@ class BlockScan(nn.Module):
     Source: arXiv 2505.20171, section 3.1 (block-wise scan), and mamba-ssm's `Mamba2`, whose parameter names are kept.
     """
 
-    def __init__(
-        self, width: int, grid: int, block: tuple[int, int], d_state: int, head_width: int, d_conv: int = 4, expand: int = 2
-    ) -> None:
+    def __init__(self, width: int, grid: int, block: tuple[int, int], d_state: int, head_width: int, d_conv: int = 4) -> None:
         super().__init__()
         if grid % block[0] or grid % block[1]:
             raise ValueError(f"block {block} doesn't tile a grid of {grid}x{grid} tokens")
         self.grid, self.block, self.d_state, self.d_conv = grid, block, d_state, d_conv
-        self.inner = expand * width
+        self.inner = 2 * width
         self.heads = self.inner // head_width
         self.blocks = grid * grid // (block[0] * block[1])
         conv_width = self.inner + 2 * d_state
         self.in_proj = nn.Linear(width, 2 * self.inner + 2 * d_state + self.heads, bias=False)
         # holds the weights; applied by _short_convolution
         self.conv1d = nn.Conv1d(conv_width, conv_width, d_conv, groups=conv_width) if d_conv > 1 else None
-        self.dt_bias = nn.Parameter(_inverse_softplus(torch.logspace(-3, -1, self.heads)))
+        dt = torch.logspace(-3, -1, self.heads)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
         self.A_log = nn.Parameter(torch.linspace(1, 8, self.heads).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(self.inner, eps=1e-5)
@@ -119,7 +116,3 @@ def _some_frames(tokens: Tensor, size: int, frames: Tensor | None) -> Tensor:
     """Tokens (b, T * size, ...) of some frames (K,) or of all, each a sequence of its own: (b * K, size, ...)."""
     tokens = tokens.unflatten(1, (-1, size))
     return (tokens if frames is None else tokens[:, frames]).flatten(0, 1)
-
-
-def _inverse_softplus(x: Tensor) -> Tensor:
-    return x + torch.log(-torch.expm1(-x))

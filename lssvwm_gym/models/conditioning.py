@@ -1,7 +1,5 @@
 """What goes into the world model beside the latents: noise level, action, pose, motion and inventory of each frame."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple
@@ -43,21 +41,16 @@ class Conditioning(nn.Module):
 
     def forward(self, inputs: FrameInputs, known: Tensor | None = None) -> Tensor:
         """`known`: what `without_noise` gave for these inputs, if it was called before."""
-        return self.noise(self._of_noise(inputs.noise)) + (self.without_noise(inputs) if known is None else known)
+        noise = waves(inputs.noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
+        return self.noise(noise) + (self.without_noise(inputs) if known is None else known)
 
     def without_noise(self, inputs: FrameInputs) -> Tensor:
         """The part that does not depend on the noise level, (B, T, D)."""
-        known = self.action(inputs.action) + self.pose(self._of_pose(inputs))
-        return known if self.inventory is None else known + self.inventory(inputs.inventory)
-
-    def _of_noise(self, noise: Tensor) -> Tensor:
-        return waves(noise.unsqueeze(-1), 0.25 * math.pi, self.noise_frequencies, growth=1.5)
-
-    def _of_pose(self, inputs: FrameInputs) -> Tensor:
         place = torch.cat([inputs.pose[..., :2], inputs.pose[..., PLANE : PLANE + 1]], -1)  # x, y and, in space, height
-        position = waves(place, 0.35, self.pose_frequencies, growth=2.0)
-        known = inputs.pose_known.unsqueeze(-1)
-        return torch.cat([position, inputs.pose[..., 2:], inputs.motion / self.motion_scale, torch.ones_like(known)], -1) * known
+        position, known = waves(place, 0.35, self.pose_frequencies, growth=2.0), inputs.pose_known.unsqueeze(-1)
+        pose = torch.cat([position, inputs.pose[..., 2:], inputs.motion / self.motion_scale, torch.ones_like(known)], -1) * known
+        both = self.action(inputs.action) + self.pose(pose)
+        return both if self.inventory is None else both + self.inventory(inputs.inventory)
 
 
 class ActionEmbedding(nn.Module):

@@ -1,7 +1,5 @@
 """Sizes of the world model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from lssvwm_gym.models.geometry import PLANE, SPACE
@@ -57,9 +55,7 @@ class WorldModelConfig:
         if self.flow_width % self.flow_heads:
             raise ValueError(f"flow_width {self.flow_width} is not a multiple of flow_heads {self.flow_heads}")
         if self.class_rewards and len(set(self.class_rewards)) != self.reward_values:
-            raise ValueError(
-                f"class_rewards are {self.reward_values} rewards, each its own, as many as reward_values; got {self.class_rewards}"
-            )
+            raise ValueError(f"class_rewards are as many as reward_values, {self.reward_values}, each its own; got {self.class_rewards}")
         if self.reward_bins and not self.reward_bins % 2:
             raise ValueError(f"reward_bins is an odd number, for one of them stands for 0; got {self.reward_bins}")
         if any(len(part) not in (0, self.inventory_size) for part in (self.inventory_changes, self.inventory_range)) or (
@@ -94,24 +90,8 @@ class WorldModelConfig:
 
 PRESETS = {
     "tiny": WorldModelConfig(),
-    "base": WorldModelConfig(
-        width=512,
-        blocks=_FOUR + _FOUR[:2],
-        heads=8,
-        d_state=64,
-        d_conv=4,
-        window=8,
-        memory_features=1024,
-    ),
-    "paper": WorldModelConfig(
-        width=768,
-        blocks=_FOUR * 3,
-        heads=12,
-        d_state=128,
-        d_conv=4,
-        window=10,
-        memory_features=2048,
-    ),
+    "base": WorldModelConfig(width=512, blocks=_FOUR + _FOUR[:2], heads=8, d_state=64, d_conv=4, window=8, memory_features=1024),
+    "paper": WorldModelConfig(width=768, blocks=_FOUR * 3, heads=12, d_state=128, d_conv=4, window=10, memory_features=2048),
 }
 
 

@@ -4,8 +4,6 @@ A noise level runs from 0 (clean) to 1 (pure noise) on the straight line between
 arXiv 2209.03003); the denoiser estimates the clean latent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,14 +45,9 @@ def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
 
 def denoising_loss(estimate: Tensor, clean: Tensor, level: Tensor, metric: Tensor) -> Tensor:
     """Square error over frames that were noisy, measured in a metric (N * C, N * C); (B, T, N, C), levels (B, T)."""
-    noisy = (level > 0).float()
-    return (_square(estimate.float() - clean, metric) * noisy).sum() / noisy.sum().clamp(min=1)
-
-
-def _square(error: Tensor, metric: Tensor) -> Tensor:
-    """Mean square of errors (B, T, N, C) as a metric (N * C, N * C) weighs them: (B, T)."""
-    flat = error.flatten(2)
-    return (torch.einsum("bti,ij->btj", flat, metric) * flat).mean(-1)
+    noisy, error = (level > 0).float(), (estimate.float() - clean).flatten(2)
+    square = (torch.einsum("bti,ij->btj", error, metric) * error).mean(-1)  # (B, T)
+    return (square * noisy).sum() / noisy.sum().clamp(min=1)
 
 
 def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,6 @@ Sources: rectified flow (arXiv 2209.03003), adaptive norm of diffusion transform
 network (shortcut models, arXiv 2410.12557).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple
@@ -112,5 +110,4 @@ class FlowBlock(nn.Module):
         q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, P)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.unsqueeze(0)).transpose(1, 2).flatten(2)
         x = x + (1 + gate) * self.out(y)
-        mlp: Tensor = self.mlp(F.layer_norm(x, x.shape[-1:]) * (1 + scale2) + shift2)
-        return x + (1 + gate2) * mlp
+        return x + (1 + gate2) * self.mlp(F.layer_norm(x, x.shape[-1:]) * (1 + scale2) + shift2)

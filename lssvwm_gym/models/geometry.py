@@ -5,8 +5,6 @@ A pose is (x, y, cos heading, sin heading), in space with height and tilt (of th
 heading are turned, and a tilt is the same from wherever it is seen.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Motion from frame to frame: what an action leads to expect, whether a wall blocks it, and what is seen of it (visual odometry)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,6 @@ state = commit(model, state, action, imagined)                                  
 state, reward_logits = step_of(steps)(model, state, action, noise)                  # both in one
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -90,7 +88,10 @@ def prefill(
         if pose is not None:
             part = _commit_given(model, state, latent[:, frames], action[:, frames], pose[:, frames], given)
         else:
-            motion = _motion_seen(model, state, latent[:, t], action[:, t]) if odometry else estimated_motion(model, state, action[:, t])
+            motion = estimated_motion(model, state, action[:, t])
+            if odometry:
+                seen = model.odometry_head(state.latent, latent[:, t], action[:, t], motion, state.motion)
+                motion = torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
             there = next_pose(state, motion)
             part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
             part = part._replace(state=part.state._replace(motion=motion))
@@ -98,13 +99,6 @@ def prefill(
         features.append(part.features)
         poses.append(part.pose)
     return Prefilled(state, torch.cat(features, 1), torch.cat(poses, 1))
-
-
-def _motion_seen(model: WorldModel, state: DreamState, latent: Tensor, action: Tensor) -> Tensor:
-    """The estimated motion (B, 3 or 5) to a given frame (B, N, C), corrected by what it shows."""
-    motion = estimated_motion(model, state, action)
-    seen = model.odometry_head(state.latent, latent, action, motion, state.motion)
-    return torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
 
 
 def _commit_given(
@@ -129,7 +123,7 @@ def _commit_given(
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
         inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
-    after = DreamState(
+    after = state._replace(
         world=output.state,
         latent=latent[:, -1],
         features=output.features[:, -1],
@@ -139,9 +133,6 @@ def _commit_given(
         inventory_peak=torch.maximum(state.inventory_peak, inventories.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
         posterior_variance=output.posterior_variance[:, -1],
-        pose_known=state.pose_known,
-        observed=state.observed,
-        seed=state.seed,
     )
     return Prefilled(after, output.features, pose)
 
@@ -259,9 +250,8 @@ def frame_evidence(model: WorldModel, state: DreamState, inputs: FrameInputs, fr
     pure = inputs._replace(noise=torch.ones_like(inputs.noise))
     output = model(noise[:, None], pure, state.world, (True,), frame_context)
     recalled = torch.zeros_like(noise) if frame_context.recalled is None else frame_context.recalled[:, 0]
-    return FrameEvidence(
-        output.tokens[:, 0], output.clean[:, 0], state.latent, recalled, output.posterior_variance[:, 0], inputs.action[:, 0]
-    )
+    tokens, clean, variance = output.tokens[:, 0], output.clean[:, 0], output.posterior_variance[:, 0]
+    return FrameEvidence(tokens, clean, state.latent, recalled, variance, inputs.action[:, 0])
 
 
 def denoise(model: WorldModel, state: WorldState, inputs: FrameInputs, frame_context: FrameContext, x: Tensor, level: Tensor) -> Tensor:

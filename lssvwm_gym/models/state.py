@@ -3,8 +3,6 @@
 A call commits its frames to the state, but for those that are read only: they see what was committed before them and themselves.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -66,8 +64,7 @@ def take_rows(state: S, rows: Tensor) -> S:
 
 def join_rows(states: Sequence[S]) -> S:
     """The rows of several states as one."""
-    joined: S = tree_map(lambda *parts: torch.cat(parts), *states)
-    return joined
+    return tree_map(lambda *parts: torch.cat(parts), *states)
 
 
 def put_rows(state: S, rows: Tensor, new: S) -> S:

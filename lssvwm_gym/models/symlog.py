@@ -6,8 +6,6 @@ it is a matter of chance; symexp of the mean of symlogs would underestimate it. 
 beyond it makes much of the least probability.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

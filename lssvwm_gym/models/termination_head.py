@@ -4,8 +4,6 @@ It can't be told from the step's own frame: many games show nothing, or what was
 learn to end with such a picture, which its dreams never show.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -28,8 +26,7 @@ class TerminationHead(nn.Module):
     def forward(self, features: Tensor, inventory: Tensor, action: Tensor) -> Tensor:
         """features (..., FEATURES) of the frame before the step, the numbers (..., V) after it, and its action; logits (...)."""
         beside = [] if self.inventory is None else [self.inventory(inventory)]
-        logit: Tensor = self.network(torch.cat([features, self.action(action), *beside], -1))
-        return logit.squeeze(-1)
+        return self.network(torch.cat([features, self.action(action), *beside], -1)).squeeze(-1)
 
     def begin_with(self, others: float) -> None:
         """Expect ends as often as there are: each beside so many frames that end nothing."""

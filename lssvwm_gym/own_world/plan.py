@@ -1,7 +1,5 @@
 """How much of everything fits the time: an environment is played a little, each network trained a little, and the time shared out."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -25,17 +23,8 @@ from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
-from lssvwm_gym.own_world.settings import (
-    NETWORKS,
-    ROWS,
-    STICKY,
-    Network,
-    OwnWorld,
-    Plan,
-    autoencoder_training,
-    head_training,
-    world_training,
-)
+from lssvwm_gym.own_world import settings
+from lssvwm_gym.own_world.settings import Network, OwnWorld, Plan
 from lssvwm_gym.real_envs.experts.maze_players import Sticky
 from lssvwm_gym.training.autoencoder import reconstruction_loss
 from lssvwm_gym.training.distributed import ShardedRNG
@@ -52,8 +41,6 @@ LONGEST_CLIP, LONGEST_SEGMENT, LONGEST_DREAM = 32, 10, 16  # frames; clips; fram
 
 
 class Tried(NamedTuple):
-    """Some episodes of an environment."""
-
     sticky: float
     lengths: list[int]  # frames
     seconds: float  # a frame
@@ -91,8 +78,7 @@ def planned(run: OwnWorld) -> Plan:
         keep_settings(run.out / ASKED, asked, "dream")
     elif taken := [name for name in (*FOLDERS, PLAN) if (run.out / name).exists()]:
         raise ValueError(f"{run.out} has {', '.join(taken)}, but no {ASKED} that says of which world: choose another folder")
-    plan = read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")
-    if plan is None:
+    if (plan := read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")) is None:
         plan = made_plan(run)
         keep_settings(run.out / ASKED, asked, "dream")
         write_json(run.out / PLAN, asdict(plan))
@@ -127,10 +113,10 @@ def made_plan(run: OwnWorld) -> Plan:
         seconds={},
     )
     if run.network == "tiny":
-        return with_steps(plan, "tiny", NETWORKS["tiny"].least, min(60.0, whole))
+        return with_steps(plan, "tiny", settings.NETWORKS["tiny"].least, min(60.0, whole))
     chosen, frames = None, min(MOST_FRAMES, int(episodes * length))
-    for name in [name for name in NETWORKS if name != "tiny"] if run.network == "auto" else [run.network]:
-        costs, least = measured(run, NETWORKS[name], plan, tried), NETWORKS[name].least
+    for name in [name for name in settings.NETWORKS if name != "tiny"] if run.network == "auto" else [run.network]:
+        costs, least = measured(run, settings.NETWORKS[name], plan, tried), settings.NETWORKS[name].least
         left = whole - (time.monotonic() - began)
         counts = costs.steps(left, frames)
         if not all(count >= needed for count, needed in zip(counts, least, strict=True)):
@@ -154,7 +140,7 @@ def tried_out(run: OwnWorld) -> Tried:
     """Play some episodes. Raises `ValueError` for environments that can't be made or have neither pictures nor such actions."""
     env = make(run.collecting)
     try:
-        tries = [_tried(run, env, sticky) for sticky in (STICKY if run.sticky is None else (run.sticky,))]
+        tries = [_tried(run, env, sticky) for sticky in (settings.STICKY if run.sticky is None else (run.sticky,))]
     finally:
         env.close()
     return max(tries, key=lambda tried: statistics.mean(tried.lengths))  # the first of those that are as long
@@ -176,7 +162,7 @@ def _tried(run: OwnWorld, env: Any, sticky: float) -> Tried:
 
 def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs:
     """What a few steps of each training cost, on noise."""
-    training = autoencoder_training(run, network, 1)
+    training = settings.autoencoder_training(run, network, 1)
     autoencoder, rng = Autoencoder(training.model).to(memory_format=torch.channels_last), ShardedRNG(torch.Generator(), 0, 1)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(autoencoder.parameters())
     frames = torch.randint(256, (training.batch, run.size, run.size, 3), dtype=torch.uint8)
@@ -186,14 +172,14 @@ def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs
         reconstruction_loss(autoencoder, frames, rng)[0].backward()
         optimizer.step()
 
-    world = world_training(run, network, plan)
+    world = settings.world_training(run, network, plan)
     model = replace(world.model, actions=tried.actions, action_size=tried.action_size)
     model = model if run.position else replace(model, memory_features=0)
     length = max(plan.frames + 2, min(GAP[0] + 6 * GAP[1], int(np.median(tried.lengths))), GAP[0] + plan.ahead + 2)
     episode = _noise_episode(model, length, bool(run.position))
-    trainer = Trainer(replace(world, model=model, steps=100), [episode] * ROWS)
-    heads = head_training(run, network, plan)
-    head_trainer = HeadTrainer(heads, Weights(autoencoder, WorldModel(model).eval(), episode, episode, {}), [episode] * ROWS)
+    trainer = Trainer(replace(world, model=model, steps=100), [episode] * settings.ROWS)
+    heads = settings.head_training(run, network, plan)
+    head_trainer = HeadTrainer(heads, Weights(autoencoder, WorldModel(model).eval(), episode, episode, {}), [episode] * settings.ROWS)
     with_dreams = _seconds(head_trainer.train_step, 1, 0)
     with torch.no_grad():
         encoding = _seconds(lambda: autoencoder.encode(frames), 2) / len(frames)

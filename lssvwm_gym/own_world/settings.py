@@ -1,7 +1,5 @@
 """What is asked for, what was decided, and the settings of each training that follow from both."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal

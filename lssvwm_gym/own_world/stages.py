@@ -1,7 +1,5 @@
 """The stages, each a command of its own, one after the other."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 import time
@@ -37,10 +35,8 @@ class DreamStage(NamedTuple):
 def dream(run: OwnWorld) -> Path:
     """Make the dream, as far as it is not yet made, and return its folder of weights.
 
-    Raises:
-        ValueError: an environment without pictures or with other actions than Discrete or Box, too little time, or a folder with something
-            else. All of these before anything is trained.
-        WorkerPoolError: the environment can't be made in another process.
+    Raises `ValueError` for an environment without pictures or with other actions than Discrete or Box, too little time, and a folder with
+    something else, all before anything is trained; `WorkerPoolError` where the environment can't be made in another process.
     """
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -67,15 +63,10 @@ def stages(run: OwnWorld, plan: Plan) -> Iterator[DreamStage]:
     yield DreamStage("collect gym", collecting, _collected)
     test = replace(collecting, out=out / "data" / "test", episodes=plan.test_episodes, first_seed=run.seed + plan.episodes)
     yield DreamStage("collect gym", test, _collected)
-    autoencoder, world, heads = (
-        out / name for name in ("autoencoder/autoencoder.safetensors", "world/world.safetensors", "heads/world.safetensors")
-    )
-    yield DreamStage(
-        "train autoencoder",
-        replace(autoencoder_training(run, network, plan.autoencoder_steps), val=test.out),
-        train_autoencoder,
-        autoencoder,
-    )
+    autoencoder = out / "autoencoder" / "autoencoder.safetensors"
+    world, heads = (out / name / "world.safetensors" for name in ("world", "heads"))
+    training = replace(autoencoder_training(run, network, plan.autoencoder_steps), val=test.out)
+    yield DreamStage("train autoencoder", training, train_autoencoder, autoencoder)
     yield DreamStage("train world", world_training(run, network, plan), train_world, world)
     packaging = Packaging(autoencoder, world, out / "without_flow_head", train, short_context_frames=plan.context_frames, seed=run.seed)
     yield DreamStage("package", packaging, package, packaging.out / "config.json")
@@ -125,7 +116,8 @@ def command_line(command: str, settings: Any) -> str:
 
 def _flags(settings: Any, default: Any = None, prefix: str = "--") -> Iterator[str]:
     for field in fields(settings):
-        value, usual = getattr(settings, field.name), getattr(default, field.name, _default(field))
+        usual: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        value, usual = getattr(settings, field.name), getattr(default, field.name, usual)
         flag = prefix + ("import" if field.name == "imports" else field.name.replace("_", "-"))
         if value == usual:
             continue
@@ -138,7 +130,3 @@ def _flags(settings: Any, default: Any = None, prefix: str = "--") -> Iterator[s
             yield flag if value else prefix + "no-" + field.name.replace("_", "-")
         else:
             yield from (flag, *map(str, value if isinstance(value, tuple) else (value,)))
-
-
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default

@@ -1,7 +1,5 @@
 """A game: a dream, and what can be done with it. Without window or keys."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,6 @@ import numpy as np
 
 from lssvwm_gym.envs.dream_env import DreamEnv
 from lssvwm_gym.envs.profiles import PROFILES
-from lssvwm_gym.envs.saved_state import EnvState
 from lssvwm_gym.envs.spaces import single
 from lssvwm_gym.play.policies import GamePolicy
 from lssvwm_gym.play.save import load_game, save_game
@@ -21,11 +18,9 @@ MARKS = 8  # snapshots that can be marked at once
 
 
 class Game:
-    """One game; `now` is its snapshot.
+    """One game; `now` is its snapshot. The dream's profile may change at any time, the state is the same for all of them.
 
-    env           the dream; its profile may change at any time, the state is the same for all of them
-    options       of the dream's reset
-    rewind_bytes  that the snapshots to go back to may hold
+    Options are those of its reset; the snapshots to go back to may hold `rewind_bytes`.
     """
 
     def __init__(self, env: DreamEnv, options: dict[str, Any], rewind_bytes: int, seed: int | None = None) -> None:
@@ -45,7 +40,6 @@ class Game:
     # ---- going on ----
 
     def begin(self) -> None:
-        """A new dream."""
         seed = int(self._rng.integers(2**31)) if self._first_seed is None else self._first_seed
         self._first_seed = None
         self.replaying.clear()
@@ -55,14 +49,15 @@ class Game:
         self._show(Snapshot(state, info, begin=state, trail=_trail((), info)))
 
     def step(self, action: int) -> None:
-        """One frame on."""
         before = self.now
         _, reward, terminated, _, info = self.env.step(action)
         state = self.env.clone_state()
         moves = (*before.moves, Move(action, self.profile))
         trail, earned = _trail(before.trail, info), before.earned + float(reward)
+        limit = self.world.max_episode_steps
+        over = "the dream has ended" if terminated else f"{limit} steps: the episode is over" if state.steps[0] == limit else ""
         self.past.push(before)
-        self._show(Snapshot(state, info, before.begin, moves, trail, earned, self._over(state, terminated)))
+        self._show(Snapshot(state, info, before.begin, moves, trail, earned, over))
 
     def policy_action(self) -> int | None:
         """What the replay, which chooses the profile too, or else the policy does now; None if there is neither."""
@@ -81,9 +76,8 @@ class Game:
 
     def back(self) -> bool:
         """To the snapshot before; whether there is one."""
-        before = self.past.pop()
-        if before is not None:
-            self._go(before)
+        if (before := self.past.pop()) is not None:
+            self._go(before, comes_back=False)
         return before is not None
 
     def mark(self) -> int:
@@ -93,24 +87,19 @@ class Game:
 
     def return_to(self, number: int) -> None:
         """Go back to a mark; `back` leads here again. Raises `IndexError` if there is no such mark."""
-        mark = self.marks[number]
-        self.past.push(self.now)
-        self._go(mark)
+        self._go(self.marks[number])
 
     def save(self, path: Path) -> None:
         save_game(path, self.now, self.env.dream)
 
     def load(self, path: Path) -> None:
         """Raises `TensorFileError`, and changes nothing, for what is not a saved game or state of these weights."""
-        loaded = load_game(path, self.env.dream)
-        self.past.push(self.now)
-        self._go(loaded)
+        self._go(load_game(path, self.env.dream))
 
     def replay(self, path: Path) -> None:
         """Begin where a saved game began and repeat its moves. Raises as `load` does."""
         loaded = load_game(path, self.env.dream)
         info = single(self.env.dream.info(loaded.begin.dream))
-        self.past.push(self.now)
         self._go(Snapshot(loaded.begin, info, begin=loaded.begin, trail=_trail((), info)))
         self.replaying.extend(loaded.moves)
 
@@ -124,19 +113,12 @@ class Game:
         """From the next frame on."""
         self.env.dream = self._dreams[profile]
 
-    def next_profile(self) -> None:
-        names = list(PROFILES)
-        self.choose_profile(names[(names.index(self.profile) + 1) % len(names)])
-
     def close(self) -> None:
         self.env.close()
 
-    def _over(self, state: EnvState, terminated: bool) -> str:
-        if terminated:
-            return "the dream has ended"
-        return f"{self.world.max_episode_steps} steps: the episode is over" if state.steps[0] == self.world.max_episode_steps else ""
-
-    def _go(self, snapshot: Snapshot) -> None:
+    def _go(self, snapshot: Snapshot, comes_back: bool = True) -> None:
+        if comes_back:
+            self.past.push(self.now)
         self.replaying.clear()
         self.env.restore_state(snapshot.state)
         self._show(snapshot)

@@ -1,7 +1,5 @@
 """Keys, and what each does; free of any window, which says what was pressed."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io.video import write_movie
 from lssvwm_gym.play.game import MARKS, Game
 from lssvwm_gym.play.save import free_name, latest
@@ -47,9 +46,8 @@ class Pace:
     @property
     def measured(self) -> float | None:
         """Steps a second over the last ones; None before there are some."""
-        if len(self.step_times) < 5:
-            return None
-        return (len(self.step_times) - 1) / (self.step_times[-1] - self.step_times[0])
+        times = self.step_times
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) >= 5 else None
 
     @property
     def is_held(self) -> bool:
@@ -80,7 +78,6 @@ class Controls:
             self.keyboard.press(key)
 
     def act(self, now: float) -> None:
-        """Go on, or back, if it is time to."""
         if self.rewinds:
             if self.pace.is_due(now, REWIND_SPEED):
                 self._rewind()
@@ -163,7 +160,8 @@ class Controls:
 
     def choose_profile(self, profile: str | None = None) -> None:
         """The next one if none is given."""
-        self.game.choose_profile(profile) if profile else self.game.next_profile()
+        names = list(PROFILES)
+        self.game.choose_profile(profile or names[(names.index(self.game.profile) + 1) % len(names)])
         self.pace.step_times.clear()
         self.say(f"profile {self.game.profile}")
 
@@ -199,8 +197,7 @@ class Controls:
         return f"loaded {path}"
 
     def load_latest(self) -> str:
-        path = latest(self.saves, self.game.world.name)
-        if path is None:
+        if (path := latest(self.saves, self.game.world.name)) is None:
             raise ValueError(f"no game of {self.game.world.name} is saved in {self.saves}: f9 saves one")
         return self._load(path)
 
@@ -239,9 +236,7 @@ COMMANDS = {
 }
 POLICY = {
     "t": Command(
-        "policy",
-        "let the policy act, or stop it",
-        lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts),
+        "policy", "let the policy act, or stop it", lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts)
     )
 }
 
@@ -279,8 +274,7 @@ class Keyboard:
 
 def chosen_action(keys: dict[str, int], pressed: list[str]) -> int | None:
     """The action of the longest combination that is pressed, between equals the one with the latest key; None if there is none."""
-    combinations = [combination for combination in keys if set(combination) <= set(pressed)]
-    if not combinations:
+    if not (combinations := [combination for combination in keys if set(combination) <= set(pressed)]):
         return None
     return keys[max(combinations, key=lambda combination: (len(combination), max(map(pressed.index, combination))))]
 
@@ -288,18 +282,14 @@ def chosen_action(keys: dict[str, int], pressed: list[str]) -> int | None:
 def meaning(name: str, keys: dict[str, int]) -> str:
     """One name for keys that mean the same. A key that the world knows keeps its own meaning."""
     name = OTHER_NAMES.get(name, name)
-    if name in ARROWS and ARROWS[name] in set("".join(keys)):
-        return ARROWS[name]
-    return name
+    return ARROWS[name] if name in ARROWS and ARROWS[name] in set("".join(keys)) else name
 
 
 def action_help(world: WorldSpec) -> list[tuple[str, str]]:
-    """Keys of the world, and their actions."""
     return [(shown(key), world.actions[action].replace("_", " ")) for key, action in world.keys.items() if len(key) == 1]
 
 
 def command_help(game: Game, at_length: bool = False) -> list[tuple[str, str]]:
-    """Keys of the commands, and what they do."""
     commands = COMMANDS | (POLICY if game.policy is not None else {})
     return [(shown(key), command.at_length if at_length else command.short) for key, command in commands.items()]
 

@@ -1,7 +1,5 @@
 """What the panel beside the dream says, for whatever shows it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from lssvwm_gym.play.game import Game

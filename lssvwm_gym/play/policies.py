@@ -6,8 +6,6 @@
 --policy module:attribute:ARGUMENT    the same with `attribute(dream, "ARGUMENT", seed)`, such as the file of a policy
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,8 +19,6 @@ FORWARD, KEEP = 0.7, 0.8  # probabilities of going forward, and of the same acti
 
 
 class GamePolicy(Protocol):
-    """Chooses actions."""
-
     def __call__(self, snapshot: Snapshot) -> int:
         """The action for `snapshot.frame`, `snapshot.info`, and the model's own state in `snapshot.state.dream`."""
 

@@ -1,14 +1,10 @@
-"""The loop that keeps the pace of a game in a window, or the way to the browser."""
-
-from __future__ import annotations
+"""A game in a window from its opening to its end, or the way to the browser."""
 
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from lssvwm_gym.io.video import check_movie
 from lssvwm_gym.play.game import Game
@@ -16,31 +12,28 @@ from lssvwm_gym.play.input import Controls, write_film
 from lssvwm_gym.play.settings import Playing, open_game
 from lssvwm_gym.worlds import chosen_world
 
-if TYPE_CHECKING:
-    from lssvwm_gym.play.window import Window
-
-REDRAWS = 30  # a second at least, so that keys are read in time between two steps
-
 
 def play(run: Playing) -> Game | None:
     """Open a window and play until the player quits. Returns the game, whose env is closed; None after games in browsers (`run.web`).
 
-    However the game ends, by Ctrl-C or by an error too, what was recorded is written.
-
-    Raises:
-        ValueError: an unknown world, a policy, game or recording that can't be what it is said to be, or options that don't fit.
-        OSError: there is no screen, and no invisible one was asked for by `SDL_VIDEODRIVER`; or no port to serve browsers at.
-        ImportError: what shows the game is not installed.
+    However the game ends, by Ctrl-C or by an error too, what was recorded is written. Raises `ValueError` for an unknown world, for a
+    policy, game or recording that can't be what it is said to be, and for options that don't fit, `OSError` where there is no screen, and
+    no invisible one was asked for by `SDL_VIDEODRIVER`, or no port to serve browsers at, `ImportError` where what shows it is not
+    installed.
     """
     world = chosen_world(run.world, run.weights)
     if world.continuous:
         raise ValueError(f"an action of {world.name} is {len(world.actions)} numbers, for which there are no keys; step it from Python")
     if run.web:
-        _play_in_browsers(run)
+        try:
+            from lssvwm_gym.play.web import serve
+        except ModuleNotFoundError as error:
+            raise ImportError(f"playing in a browser needs {error.name}: pip install 'lssvwm_gym[web]'") from None
+        serve(run)
         return None
     import pygame
 
-    from lssvwm_gym.play.window import Window, open_display
+    from lssvwm_gym.play.window import Window, open_display, play_until_quit
 
     fps, record = run.fps or world.fps, run.record
     if record:
@@ -57,16 +50,8 @@ def play(run: Playing) -> Game | None:
             game.films.append(film)
             at_the_end.callback(lambda: print(write_film(record, film, fps)))
         with suppress(KeyboardInterrupt), _closed_terminal_interrupts():  # quits, as q does
-            _play_until_quit(controls, Window(game, run.scale))
+            play_until_quit(controls, Window(game, run.scale))
     return game
-
-
-def _play_in_browsers(run: Playing) -> None:
-    try:
-        from lssvwm_gym.play.web import serve
-    except ModuleNotFoundError as error:
-        raise ImportError(f"playing in a browser needs {error.name}: pip install 'lssvwm_gym[web]'") from None
-    serve(run)
 
 
 @contextmanager
@@ -80,20 +65,3 @@ def _closed_terminal_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def _play_until_quit(controls: Controls, window: Window) -> None:
-    import pygame
-
-    from lssvwm_gym.play.window import obey
-
-    clock = pygame.time.Clock()
-    controls.pace.due = time.perf_counter()
-    window.draw(controls)
-    while not controls.quits:
-        for event in pygame.event.get():
-            obey(controls, event)
-        if not controls.quits:
-            controls.act(time.perf_counter())
-            window.draw(controls)
-            clock.tick(max(REDRAWS, controls.pace.wanted))

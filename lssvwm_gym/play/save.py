@@ -5,8 +5,6 @@ NAME.begin.safetensors   the state where the moves begin
 NAME.json                the moves (action and profile), the return so far and the estimated poses
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -64,8 +62,7 @@ def load_game(path: Path, dream: Dream) -> Snapshot:
         raise TensorFileError(f"{path}: a state of {len(state)} dreams side by side; a game is one")
     info = single(dream.info(state.dream))
     trail: tuple[np.ndarray, ...] = (info["estimated_pose"],) if "estimated_pose" in info else ()
-    story_path = path.with_suffix(".json")
-    if not story_path.is_file():
+    if not (story_path := path.with_suffix(".json")).is_file():
         return Snapshot(state, info, begin=state, trail=trail)
     begin = load_state(path.with_suffix(".begin.safetensors"), dream)
     moves, earned, told = _story(story_path, dream)

@@ -1,7 +1,5 @@
 """Settings of a game, and how it is opened."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,8 +54,7 @@ class Playing:
 
 def open_game(run: Playing) -> Game:
     """The game that the settings describe, at its first frame. Raises as `play` does."""
-    world = chosen_world(run.world, run.weights)
-    env = DreamEnv(world, profile=run.profile, weights=run.weights)
+    env = DreamEnv(chosen_world(run.world, run.weights), profile=run.profile, weights=run.weights)
     options = {"start": "cold" if run.start == "cold" else None, "context_frames": run.context_frames, "episode": run.episode}
     game = Game(env, options, run.rewind_mb * 10**6, run.seed)
     if run.policy:

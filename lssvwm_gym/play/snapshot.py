@@ -1,7 +1,5 @@
 """A game at one frame as a value, and the ring of those that are kept for going back."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,8 +11,6 @@ from lssvwm_gym.envs.saved_state import EnvState
 
 
 class Move(NamedTuple):
-    """One step of a dream."""
-
     action: int
     profile: str
 

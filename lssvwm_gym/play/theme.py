@@ -1,10 +1,10 @@
 """Colours and text."""
 
-from __future__ import annotations
-
 import functools
 
 import pygame
+
+Colour = tuple[int, int, int]
 
 DARK: Colour = (18, 20, 26)
 FAINT: Colour = (32, 35, 44)
@@ -13,9 +13,6 @@ LIGHT: Colour = (232, 234, 240)
 ACCENT: Colour = (255, 176, 64)  # the dream
 WRONG: Colour = (255, 104, 96)
 SIZES = {"title": 30, "normal": 23, "small": 19, "tiny": 16}  # pygame's own font, in pixels
-
-
-Colour = tuple[int, int, int]
 
 
 class Theme:
@@ -37,15 +34,10 @@ class Theme:
     def width(self, text: str, size: str = "normal") -> int:
         return self._fonts[size].size(text)[0]
 
-    def cut(self, text: str, width: int, size: str = "normal") -> str:
+    def cut(self, text: str, width: int) -> str:
         """The text, shortened in its middle to fit into a width: beginning and end of a message with a path say most."""
-        if self.width(text, size) <= width:
-            return text
-        keep = len(text)
-        while keep > 8 and self.width(_without_middle(text, keep), size) > width:
+        keep, shown = len(text), text
+        while keep > 8 and self.width(shown) > width:
             keep -= 1
-        return _without_middle(text, keep)
-
-
-def _without_middle(text: str, keep: int) -> str:
-    return f"{text[: keep // 2]} ... {text[-(keep - keep // 2) :]}"
+            shown = f"{text[: keep // 2]} ... {text[-(keep - keep // 2) :]}"
+        return shown

@@ -1,7 +1,5 @@
 """The panel: numbers, bars, the inventory, and the map."""
 
-from __future__ import annotations
-
 import numpy as np
 import pygame
 

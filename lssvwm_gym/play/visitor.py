@@ -11,8 +11,6 @@ The page sends JSON objects of one entry:
 A page that floods costs itself: of keys only the present state is kept, of commands some, of complaints the last.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
@@ -32,19 +30,8 @@ from PIL import Image
 
 from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io.video import ENDINGS
-from lssvwm_gym.play.input import (
-    ARROWS,
-    COMMANDS,
-    MARK_KEYS,
-    OTHER_NAMES,
-    POLICY,
-    REWIND,
-    Controls,
-    Keyboard,
-    action_help,
-    meaning,
-    write_film,
-)
+from lssvwm_gym.play import input as keys
+from lssvwm_gym.play.input import Controls, Keyboard, meaning, write_film
 from lssvwm_gym.play.panel import gauges, inventory, numbers, title
 from lssvwm_gym.play.settings import Playing, open_game
 from lssvwm_gym.play.snapshot import Snapshot
@@ -74,7 +61,7 @@ class Visitor:
     def __init__(self, run: Playing, fastest: float) -> None:
         self.run, self.fastest = run, fastest
         self.world = chosen_world(run.world, run.weights)
-        self.commands = COMMANDS.keys() - OF_THE_WINDOW | (POLICY.keys() if run.policy else set())
+        self.commands = keys.COMMANDS.keys() - OF_THE_WINDOW | (keys.POLICY.keys() if run.policy else set())
         self.keyboard = Keyboard()  # as the page last told it
         self.waiting: deque[Callable[[], object]] = deque()  # what is to be done, one a turn
         self.complaint = ""  # about the last wrong message
@@ -114,13 +101,13 @@ class Visitor:
 
     def greeting(self) -> dict[str, Any]:
         """What the page is told first."""
-        helped = [(key, command.short, command.at_length) for key, command in (COMMANDS | POLICY).items() if key in self.commands]
-        known = {*MARK_KEYS, *self.commands, *"".join(self.world.keys)}
-        spoken = [*known, *(name for name in (*ARROWS, *OTHER_NAMES) if meaning(name, self.world.keys) in known)]
+        helped = [(key, command.short, command.at_length) for key, command in (keys.COMMANDS | keys.POLICY).items() if key in self.commands]
+        known = {*keys.MARK_KEYS, *self.commands, *"".join(self.world.keys)}
+        spoken = [*known, *(name for name in (*keys.ARROWS, *keys.OTHER_NAMES) if meaning(name, self.world.keys) in known)]
         return {
             "is": "world",
             "title": title(self.world),
-            "actions": action_help(self.world),
+            "actions": keys.action_help(self.world),
             "commands": helped,
             "keys": spoken,
             "profiles": list(PROFILES),
@@ -140,15 +127,15 @@ class Visitor:
         """Seconds until the next turn is due; 0 or less if it is."""
         if self.controls is None or self.waiting or self.complaint:
             return 0.0
-        if self.controls.paused and REWIND not in self.keyboard.held:
+        if self.controls.paused and keys.REWIND not in self.keyboard.held:
             return math.inf
         return self.controls.pace.due - time.perf_counter()
 
     def _down(self, name: str) -> None:
         key = meaning(_text(name), self.world.keys)
-        if key in MARK_KEYS or (key in self.commands and key != REWIND):
+        if key in keys.MARK_KEYS or (key in self.commands and key != keys.REWIND):
             self._do(lambda controls: controls.press(key))
-        elif key == REWIND or key in set("".join(self.world.keys)):
+        elif key == keys.REWIND or key in set("".join(self.world.keys)):
             self.keyboard.press(key)
         else:
             raise KeyError(key)
@@ -249,7 +236,20 @@ class Visitor:
         frame = view.frame if view and self._of[0] is now else png(now.frame)
         marks = view.marks if view and self._of[1] is game.marks else tuple(png(mark.frame) for mark in game.marks)
         self._of = now, game.marks
-        return View(_panel(controls), frame, now.trail, marks)
+        panel = {
+            "is": "frame",
+            "numbers": numbers(controls),
+            "gauges": gauges(now, bool(game.world.milestones)),
+            "inventory": inventory(game),
+            "profile": game.profile,
+            "action": "" if now.action is None else game.world.actions[now.action].replace("_", " "),
+            "message": controls.message if controls.is_said else controls.standing,
+            "wrong": controls.is_said and controls.is_error,
+            "acts": controls.acts,
+            "paused": controls.paused,
+            "films": controls.film is not None,
+        }
+        return View(panel, frame, now.trail, marks)
 
 
 RECEIVED = ("down", "up", "release", "profile", "film", "seen")
@@ -259,23 +259,6 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise KeyError(value)
     return value
-
-
-def _panel(controls: Controls) -> dict[str, Any]:
-    game, now = controls.game, controls.game.now
-    return {
-        "is": "frame",
-        "numbers": numbers(controls),
-        "gauges": gauges(now, bool(game.world.milestones)),
-        "inventory": inventory(game),
-        "profile": game.profile,
-        "action": "" if now.action is None else game.world.actions[now.action].replace("_", " "),
-        "message": controls.message if controls.is_said else controls.standing,
-        "wrong": controls.is_said and controls.is_error,
-        "acts": controls.acts,
-        "paused": controls.paused,
-        "films": controls.film is not None,
-    }
 
 
 def png(frame: np.ndarray) -> bytes:

@@ -6,8 +6,6 @@ object, and the files whose lengths the object has as "sizes". Messages from the
 Steps of all visitors are taken by one thread, in turns, so that a step of one waits for one of every other at most.
 """
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 import hmac
@@ -19,6 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,10 +69,7 @@ async def _serve(run: Playing) -> None:
 
 
 class Server:
-    """All visitors.
-
-    fastest  steps, and frames, a second that a visitor has at most
-    """
+    """All visitors, each with `fastest` steps, and frames, a second at most."""
 
     def __init__(self, run: Playing, fastest: float = WEB_FASTEST) -> None:
         self.run, self.fastest = run, fastest
@@ -142,7 +138,6 @@ class Server:
             self._turns.submit(visitor.hold)
 
     async def _play(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
-        """Turn after turn."""
         loop, films = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
         def published() -> None:
@@ -151,13 +146,14 @@ class Server:
                 films.add(asyncio.create_task(self._hand_over(visitor, to_page)))
                 next(iter(films)).add_done_callback(films.discard)
 
-        def publish() -> None:
-            loop.call_soon_threadsafe(published)
-
         try:
             while True:
                 visitor.is_in_line = True
-                await loop.run_in_executor(self._turns, visitor.turns, publish, self._is_anyone_in_line)
+                publish, others_wait = (
+                    partial(loop.call_soon_threadsafe, published),
+                    lambda: any(one.is_in_line for one in [*self.visitors]),
+                )
+                await loop.run_in_executor(self._turns, visitor.turns, publish, others_wait)
                 await visitor.until_due()
         except Exception as error:
             log.exception("the game of a visitor has ended by an error")
@@ -166,11 +162,7 @@ class Server:
             for film in films:
                 film.cancel()
 
-    def _is_anyone_in_line(self) -> bool:
-        return any(visitor.is_in_line for visitor in list(self.visitors))
-
     async def _hand_over(self, visitor: Visitor, to_page: web.WebSocketResponse) -> None:
-        """Make the film that has ended, and send it."""
         assert visitor.film
         try:
             file = await asyncio.get_running_loop().run_in_executor(self._films, film_file, *visitor.film)

@@ -1,8 +1,7 @@
 """The window: the dream, marks below, the panel at the right, keys at the bottom; and what happens to it."""
 
-from __future__ import annotations
-
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ SCALE = 9  # screen pixels a side of one pixel of the dream
 PANEL = 280  # pixels: width of the panel
 CAPTION, THUMBNAIL, MESSAGE, HELP_LINE = 30, 56, 28, 20  # pixels: heights
 MIN_PANEL, MIN_PANEL_WITH_INVENTORY = 540, 640  # pixels: height of the panel that shows all of it
-
-
+REDRAWS = 30  # a second at least, so that keys are read in time between two steps
 INVISIBLE = ("offscreen", "dummy")  # drivers of SDL that draw into memory alone
 
 
@@ -51,8 +49,6 @@ def obey(controls: Controls, event: pygame.event.Event) -> None:
 
 
 class Window:
-    """Shows a game."""
-
     def __init__(self, game: Game, scale: int | None = None) -> None:
         pygame.display.init()
         self.theme = Theme()
@@ -68,7 +64,8 @@ class Window:
         self._draw_picture(controls)
         self._draw_marks(controls.game)
         draw_panel(self.screen, self.theme, pygame.Rect(self.side, 0, PANEL, self.upper), controls)
-        self._draw_message(controls)
+        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (controls.standing, ACCENT)
+        self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
         self._draw_keys(controls)
         if controls.shows_help:
             self._draw_all_keys(controls)
@@ -83,7 +80,6 @@ class Window:
             pygame.draw.circle(self.screen, WRONG, (self.side - 16, 15), 6)
 
     def _draw_marks(self, game: Game) -> None:
-        """The marked snapshots, and how many more there may be."""
         top = CAPTION + self.side + 10
         size = min(self.upper - top - 10, (self.side - 10) // MARKS - 8)
         for number in range(MARKS):
@@ -95,10 +91,6 @@ class Window:
                 pygame.draw.rect(self.screen, FAINT, box, border_radius=4)
             pygame.draw.rect(self.screen, DARK if marked else FAINT, (box.left + 2, box.top + 2, 18, 14), border_radius=3)
             self.theme.write(self.screen, (box.left + 4, box.top + 4), f"f{number + 1}", LIGHT if marked else DIM, "tiny")
-
-    def _draw_message(self, controls: Controls) -> None:
-        text, colour = (controls.message, WRONG if controls.is_error else ACCENT) if controls.is_said else (controls.standing, ACCENT)
-        self.theme.write(self.screen, (MARGIN, self.upper + 6), self.theme.cut(text, self.screen.get_width() - 2 * MARGIN), colour)
 
     def _draw_keys(self, controls: Controls) -> None:
         action = controls.game.now.action
@@ -136,3 +128,17 @@ class Window:
 
     def _enlarged(self, frame: np.ndarray, size: tuple[int, int]) -> pygame.Surface:
         return pygame.transform.scale(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), size)
+
+
+def play_until_quit(controls: Controls, window: Window) -> None:
+    """Keep the pace of a game in its window."""
+    clock = pygame.time.Clock()
+    controls.pace.due = time.perf_counter()
+    window.draw(controls)
+    while not controls.quits:
+        for event in pygame.event.get():
+            obey(controls, event)
+        if not controls.quits:
+            controls.act(time.perf_counter())
+            window.draw(controls)
+            clock.tick(max(REDRAWS, controls.pace.wanted))

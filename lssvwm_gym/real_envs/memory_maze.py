@@ -4,8 +4,6 @@ The `memory-maze` package needs the retired `gym` package when it is imported wh
 loaded here, without running the package's own `__init__`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util
@@ -89,16 +87,17 @@ class MemoryMazeEnv(gym.Env[np.ndarray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(
-        self,
-        size: int = 9,
-        render_mode: str | None = None,
-        image_size: int = SMALLEST_IMAGE,
-        max_episode_steps: int | None = None,
+        self, size: int = 9, render_mode: str | None = None, image_size: int = SMALLEST_IMAGE, max_episode_steps: int | None = None
     ) -> None:
-        _check(size, render_mode, image_size, max_episode_steps)
-        self.size = size
-        self.render_mode = render_mode
-        self.image_size = image_size
+        if size not in EPISODE_STEPS:
+            raise ValueError(f"size must be one of {', '.join(map(str, EPISODE_STEPS))}, got {size!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        if image_size < SMALLEST_IMAGE:
+            raise ValueError(f"image_size must be at least {SMALLEST_IMAGE} pixels, got {image_size}")
+        if max_episode_steps is not None and not 1 <= max_episode_steps <= EPISODE_STEPS[size]:
+            raise ValueError(f"max_episode_steps must be 1 to {EPISODE_STEPS[size]} for size {size}, got {max_episode_steps}")
+        self.size, self.render_mode, self.image_size = size, render_mode, image_size
         self.max_episode_steps = max_episode_steps or EPISODE_STEPS[size]
         self.observation_space = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
@@ -204,14 +203,3 @@ def _load_renderer() -> None:
         raise SimulatorUnavailable(f"MuJoCo can't render with MUJOCO_GL={backend!r} ({error}). On Debian: {install}") from error
     if sys.platform == "linux" and renderer.BACKEND == "glfw" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         raise SimulatorUnavailable("MuJoCo draws with glfw, which needs a display: set MUJOCO_GL=egl before dm_control is first imported")
-
-
-def _check(size: int, render_mode: str | None, image_size: int, max_episode_steps: int | None) -> None:
-    if size not in EPISODE_STEPS:
-        raise ValueError(f"size must be one of {', '.join(map(str, EPISODE_STEPS))}, got {size!r}")
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-    if image_size < SMALLEST_IMAGE:
-        raise ValueError(f"image_size must be at least {SMALLEST_IMAGE} pixels, got {image_size}")
-    if max_episode_steps is not None and not 1 <= max_episode_steps <= EPISODE_STEPS[size]:
-        raise ValueError(f"max_episode_steps must be 1 to {EPISODE_STEPS[size]} for size {size}, got {max_episode_steps}")

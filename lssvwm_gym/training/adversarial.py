@@ -6,8 +6,6 @@ Sources: adversarial distillation of diffusion (arXiv 2311.17042), relativistic 
 (arXiv 2501.05441), taken by differences (arXiv 2501.08316).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

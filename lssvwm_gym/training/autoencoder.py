@@ -1,7 +1,5 @@
 """Train the autoencoder on a folder of episodes: `lssvwm-gym train autoencoder --data DIR --out DIR`."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,15 +15,8 @@ from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
 from lssvwm_gym.data.episode import episode_paths, fingerprint, read_video
 from lssvwm_gym.io.tensors import TensorFileError, check_header, load_tensors, save_tensors
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
+from lssvwm_gym.training import optim
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
-from lssvwm_gym.training.optim import (
-    learning_rate,
-    load_training_tensors,
-    mixed_precision,
-    set_learning_rate,
-    training_tensors,
-    update_average,
-)
 
 
 @dataclass(frozen=True)
@@ -72,11 +63,11 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
     writer = SummaryWriter(str(run.out / "logs"), purge_step=start) if group.is_main_process else None
     progress = tqdm(range(start, run.steps), initial=start, total=run.steps, unit="step", smoothing=0.05, disable=not group.is_main_process)
     for step in progress:
-        set_learning_rate(optimizer, learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
+        optim.set_learning_rate(optimizer, optim.learning_rate(step, run.steps, run.learning_rate, run.warmup, run.decay))
         rng = np.random.default_rng([run.seed, step])
         batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[group.share(run.batch)]).to(device)]
         sharded = ShardedRNG(torch.Generator(device).manual_seed(int(rng.integers(2**62))), group.process_index, group.num_processes)
-        with mixed_precision(run.precision, device.type):
+        with optim.mixed_precision(run.precision, device.type):
             shares = [mean / group.num_processes for mean in reconstruction_loss(model, batch, sharded)]
         optimizer.zero_grad()
         shares[0].backward()
@@ -84,7 +75,7 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
         loss, error = group.summed(torch.stack(shares).detach()).unbind()
         norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
-        update_average(average, model, step, run.average)
+        optim.update_average(average, model, step, run.average)
         if writer is not None and step % 50 == 0:
             writer.add_scalar("train/loss", loss.item(), step)
             writer.add_scalar("train/gradient_norm", norm.item(), step)
@@ -150,7 +141,7 @@ def _save(
     path: Path, run: AutoencoderTraining, step: int, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer
 ) -> None:
     header = {"step": step, "config": asdict(run.model), "seed": run.seed, "decoder_only": run.encoder is not None}
-    save_tensors(path, training_tensors(model, average, {"optimizer": optimizer}), header)
+    save_tensors(path, optim.training_tensors(model, average, {"optimizer": optimizer}), header)
 
 
 def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: Autoencoder, optimizer: torch.optim.Optimizer) -> int:
@@ -160,5 +151,5 @@ def _resume(path: Path, run: AutoencoderTraining, model: Autoencoder, average: A
     step = header.get("step")
     if type(step) is not int or step < 0:
         raise TensorFileError(f"{path}: was saved at no step, but {str(step)[:100]}")
-    load_training_tensors(model, average, {"optimizer": optimizer}, tensors, path)
+    optim.load_training_tensors(model, average, {"optimizer": optimizer}, tensors, path)
     return step

@@ -1,7 +1,5 @@
 """Settings of a training run of the world model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,9 +64,7 @@ class WorldTraining:
     def __post_init__(self) -> None:
         shares = self.teacher_forcing, self.self_rollout
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(
-                f"teacher_forcing and self_rollout are shares of the steps, together at most 1; got {shares[0]} and {shares[1]}"
-            )
+            raise ValueError(f"teacher_forcing and self_rollout are shares of the steps, together at most 1; got {shares[0]}, {shares[1]}")
         Backend(self.backend)
 
     def stage(self, step: int) -> Stage:

@@ -5,8 +5,6 @@ those of its own, losses are weighed by how much of the whole batch they speak o
 weights become the same, up to rounding, whatever the number of processes.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys
@@ -42,7 +40,6 @@ class ProcessGroup:
         return slice(self.process_index * count // self.num_processes, (self.process_index + 1) * count // self.num_processes)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
         if self.num_processes == 1:
             return tensor
         from accelerate.utils import reduce

@@ -5,8 +5,6 @@ near the real one, or where given frames have shown what is there. Where they ha
 there again: then the dream's own frame is what should come.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,23 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
+from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.rollout import (
-    LATENT_STEPS,
-    OPEN,
-    Imagined,
-    commit,
-    estimated_motion,
-    first_state,
-    frame_evidence,
-    next_inputs,
-    next_pose,
-    observed_variance,
-    prefill,
-    rounded,
-    unknown_action,
-)
+from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
@@ -77,7 +62,7 @@ class Buffer:
 
     def add(self, samples: Samples) -> None:
         """Take samples in; the oldest go."""
-        self.parts.append(tree_map(_half, samples))
+        self.parts.append(tree_map(lambda leaf: leaf.half() if leaf.dtype == torch.float32 and leaf.ndim > 1 else leaf, samples))
         self.held += len(samples.latent)
         while self.held - len(self.parts[0].latent) >= self.size:
             self.held -= len(self.parts.pop(0).latent)
@@ -87,12 +72,7 @@ class Buffer:
         rounds = [self.parts[index] for index in rng.integers(len(self.parts), size=min(8, count))]
         each = -(-count // len(rounds))
         drawn = join_rows([take_rows(part, torch.from_numpy(rng.integers(len(part.latent), size=each))) for part in rounds])
-        some: Samples = tree_map(lambda leaf: leaf[:count].float() if leaf.is_floating_point() else leaf[:count], drawn)
-        return some
-
-
-def _half(x: Tensor) -> Tensor:
-    return x.half() if x.dtype == torch.float32 and x.ndim > 1 else x
+        return tree_map(lambda leaf: leaf[:count].float() if leaf.is_floating_point() else leaf[:count], drawn)
 
 
 @torch.no_grad()
@@ -110,26 +90,23 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
     starts = [int(rng.integers(episodes.lengths[number] - shortest + 1)) for number in picked]
     segments = [SegmentIndex(int(number), start, shortest, shortest) for number, start in zip(picked, starts, strict=True)]
     clip = read_clip(episodes, segments, shortest, model.config.actions)
-    clip.action[:, 0] = unknown_action(model, options.rows)
+    clip.action[:, 0] = rollout.unknown_action(model, options.rows)
     generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
     longest = max(GAP[0] + 1, (shortest - options.ahead) * 3 // 4)
     first = int(rng.integers(GAP[0], longest))  # so that much is well known, or little: of short pasts there are as many as of long ones
     if rng.random() < 0.5:
         first = int(np.exp(rng.uniform(*np.log([GAP[0], longest]))))
-    state, at, parts = first_state(model, torch.arange(options.rows)), 0, list[Samples]()
-    gap = first
+    state, at, gap, parts = rollout.first_state(model, torch.arange(options.rows)), 0, first, list[Samples]()
     for _ in range(6):
         if at + gap + options.ahead > shortest:
             break
-        state, at = _after_recorded(options, model, state, clip[at : at + gap], generator), at + gap
+        past, at = clip[at : at + gap], at + gap
+        latent = with_noise(past.latent, options.context_noise, generator)
+        state = state._replace(pose_known=past.pose_known[:, 0])
+        state = rollout.prefill(model, state, latent, past.action, past.pose, past.inventory).state
         parts += _dreams(options, model, state, clip[at - 1 : at + options.ahead], rng, generator)
         gap = int(rng.integers(*GAP))
     return join_rows(parts)
-
-
-def _after_recorded(options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, generator: torch.Generator) -> DreamState:
-    latent = with_noise(clip.latent, options.context_noise, generator)
-    return prefill(model, state._replace(pose_known=clip.pose_known[:, 0]), latent, clip.action, clip.pose, clip.inventory).state
 
 
 def with_noise(latent: Tensor, most: float, generator: torch.Generator) -> Tensor:
@@ -148,14 +125,14 @@ def _dreams(
     parts, shown = [], list[Shown]()
     for t in range(1, len(clip)):
         action, real = clip.action[rows, t], clip.motion[rows, t]
-        estimated = estimated_motion(model, state, action)
+        estimated = rollout.estimated_motion(model, state, action)
         posed = clip.pose_known[rows, t] > 0
         motion = torch.where((dreams & estimates)[rows, None] & posed[:, None], estimated, real)
-        pose = next_pose(state, motion)
-        inputs = next_inputs(state, action, motion, pose)
+        pose = rollout.next_pose(state, motion)
+        inputs = rollout.next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
         context = model.condition(inputs, state.world)
-        evidence, variance = frame_evidence(model, state, inputs, context, noise[0]), observed_variance(state, context)
+        evidence, variance = rollout.frame_evidence(model, state, inputs, context, noise[0]), rollout.observed_variance(state, context)
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
         counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN)) & (clip.recorded[rows, t] > 0)
@@ -165,8 +142,8 @@ def _dreams(
         parts.append(take_rows(samples, counts))
         latent, _ = model.flow_head.sample(evidence, noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
-        latent = torch.where(dreams[rows, None, None], latent, recorded)
-        after = commit(model, state, action, Imagined(rounded(latent, LATENT_STEPS), motion, torch.zeros_like(off)))
+        latent = rollout.rounded(torch.where(dreams[rows, None, None], latent, recorded), rollout.LATENT_STEPS)
+        after = rollout.commit(model, state, action, rollout.Imagined(latent, motion, torch.zeros_like(off)))
         after = after._replace(inventory=clip.inventory[rows, t])
         if model.config.has_spatial_memory:
             shown = [*shown, Shown(after.latent, inputs, dreams[rows] & posed & (variance > OPEN[0]))]
@@ -193,6 +170,6 @@ def _asked_again(
         return []
     state, (latent, inputs, _) = take_rows((state, some), some.imagined)
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
-    evidence = frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise)
+    evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise)
     motion = inputs.motion[:, 0]
     return [Samples(evidence, latent, motion, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]

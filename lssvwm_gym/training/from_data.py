@@ -4,8 +4,6 @@ episodes end by themselves, and which rewards there are.
 What is given stays as it is: a size counts as given where it is not the default.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,9 +40,7 @@ def settings_from_data(model: WorldModelConfig, episodes: list[Segment], checkpo
         return replace(model, **told)
     ends = any(bool(episode.terminated.any()) for episode in episodes if episode.terminated is not None)
     if model.termination and not ends:
-        warnings.warn(
-            "no episode ends by itself: the dream will hardly ever end. Recordings of before don't say how they end", stacklevel=2
-        )
+        warnings.warn("no episode ends by itself: dreams will hardly ever end. Recordings of before don't say how they end", stacklevel=2)
     model = replace(model, termination=model.termination or ends)
     rewards = torch.cat([episode.reward for episode in episodes])
     if model.reward_bins and model.reward_limit == PLAIN.reward_limit:
@@ -84,9 +80,8 @@ def fitted(config: WorldModelConfig, data: Path, episodes: list[Segment]) -> Wor
             largest = max(int(one.action.max()) for one in episodes)
             config = replace(config, actions=len(collection.actions) if collection else max(PLAIN.actions, largest + 1))
     if collection is not None and collection.inventory and not config.inventory_size:
-        changes, bounds = zip(
-            *(changes_and_range([one.inventory[:, n] for one in episodes]) for n in range(len(collection.inventory))), strict=True
-        )
+        told = (changes_and_range([one.inventory[:, n] for one in episodes]) for n in range(len(collection.inventory)))
+        changes, bounds = zip(*told, strict=True)
         config = replace(config, inventory_size=len(collection.inventory), inventory_changes=changes, inventory_range=bounds)
     if not poses:
         config = replace(config, memory_features=0)

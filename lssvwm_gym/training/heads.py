@@ -1,11 +1,9 @@
 """Train what samples a frame: the flow head and the collision motion head of a world model that stays as it is otherwise.
 
 `lssvwm-gym train heads --weights DIR --data DIR ... --out DIR`. Dreams go on from real pasts along recorded actions, with the newest
-head; what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the heads learn:
-the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
-places learn to come back from them (DAgger, arXiv 1011.0686). A dreamed past counts as long as the real frame can follow from it: while
-it is near the real one, or where the spatial memory is sure what is there. Where the recordings tell no poses there is nothing to learn of
-motion, and only the flow head is trained.
+head (`dreamed_samples`); what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the
+heads learn: the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
+places learn to come back from them (DAgger, arXiv 1011.0686). Where the recordings tell no poses, only the flow head is trained.
 
 Last the flow head alone learns from a network that tells its frames from real ones, so that one step of it is a sample, too
 (`lssvwm_gym.training.adversarial`).
@@ -38,19 +36,10 @@ from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, movi
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training import optim
 from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came, with_noise
 from lssvwm_gym.training.latents import latent_episodes
-from lssvwm_gym.training.optim import (
-    learning_rate,
-    load_optimizer_tensors,
-    load_training_tensors,
-    mixed_precision,
-    optimizer_tensors,
-    set_learning_rate,
-    training_tensors,
-    update_average,
-)
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
@@ -170,8 +159,6 @@ def with_heads(model: WorldModel, flow_width: int, collisions: bool = True) -> W
 
 
 class Heads(nn.Module):
-    """What is trained."""
-
     def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None) -> None:
         super().__init__()
         self.flow_head, self.motion_head = flow_head, motion_head
@@ -219,11 +206,10 @@ class HeadTrainer:
         return losses
 
     def _step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        """Flow matching, strides, and motion."""
         run = self.run
-        set_learning_rate(self.optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
+        optim.set_learning_rate(self.optimizer, optim.learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
         samples = self.buffer.draw(run.contexts, rng)
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
@@ -234,7 +220,7 @@ class HeadTrainer:
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
         self.optimizer.step()
-        update_average(self.average, self.heads, self.step, run.average)
+        optim.update_average(self.average, self.heads, self.step, run.average)
         return losses
 
     def _adversarial_step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
@@ -242,7 +228,7 @@ class HeadTrainer:
         run, step, (rate, _, alone, average) = self.run, self.step - self.run.steps, ADVERSARIAL
         evidence, real, *_ = samples = really_came(self.buffer.draw(3 * run.contexts // 2, rng))
         head = self.heads.flow_head
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             sampled = head.sample(evidence, torch.randn(real.shape, generator=generator), 1)[0].float()
         losses = {"discriminator": discriminator_loss(self.discriminator, real, sampled.detach(), evidence, generator)}
         losses["discriminator"].backward()
@@ -252,41 +238,41 @@ class HeadTrainer:
         if step < alone:
             return losses
         some = take_rows(samples, torch.arange(3 * run.contexts // 4))
-        with mixed_precision(run.precision):
+        with optim.mixed_precision(run.precision):
             losses["flow"] = flow_loss(head, some, run.levels, generator)
             losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator)
         losses["adversarial"] = adversarial_loss(self.discriminator, real, sampled, evidence)
-        set_learning_rate(self.adversaries["flow"], learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay))
+        rate = optim.learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay)
+        optim.set_learning_rate(self.adversaries["flow"], rate)
         (losses["flow"] + losses["few_steps"] + run.adversarial_weight * losses["adversarial"]).backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         self.adversaries["flow"].step()
         self.adversaries["flow"].zero_grad()
-        update_average(self.average.flow_head, head, step, average)
+        optim.update_average(self.average.flow_head, head, step, average)
         return losses
 
     def header(self) -> dict[str, Any]:
-        """What the model is and what its heads have seen."""
         seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
         return {"config": asdict(self.model.config), **seen, "data": self.data}
 
     def save(self, path: Path) -> None:
         """Write all but the buffer."""
-        tensors = training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
+        tensors = optim.training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
         if self.step > self.run.steps:
             tensors |= prefixed("discriminator", self.discriminator.state_dict())
             for name, optimizer in self.adversaries.items():
-                tensors |= prefixed(f"adversary_{name}", optimizer_tensors(optimizer))
+                tensors |= prefixed(f"adversary_{name}", optim.optimizer_tensors(optimizer))
         save_tensors(path, tensors, self.header())
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises `TensorFileError` if it belongs to another model."""
         tensors, header = load_tensors(path)
         check_header(path, header, config=asdict(self.model.config))
-        load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
+        optim.load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
         if discriminator := under("discriminator", tensors):
             load_strictly(self.discriminator, discriminator, path)
             for name, optimizer in self.adversaries.items():
-                load_optimizer_tensors(optimizer, under(f"adversary_{name}", tensors), path)
+                optim.load_optimizer_tensors(optimizer, under(f"adversary_{name}", tensors), path)
         self.step, self.frames, self.seconds = int(header["step"]), int(header["frames"]), float(header["seconds"])
 
 

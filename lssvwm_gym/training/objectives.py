@@ -5,8 +5,6 @@ mean, and the state after the clip where it was committed on the way. Gradients 
 Apart from those, visual odometry: the motion between two frames, learned from both and an estimate that is off.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,8 +45,6 @@ class LossOptions:
 
 
 class Losses(NamedTuple):
-    """What a clip teaches."""
-
     means: dict[str, Tensor]
     counts: dict[str, Tensor]  # frames that each is a mean over, 0 where there was none
     committed: WorldState | None  # the state after the clip, if that is known
@@ -130,8 +126,7 @@ def _denoising(
     level = torch.where(drawn[0] < options.pure_noise, 1.0, drawn[1].clamp(min=1e-3))
     inputs = inputs_of(clip, torch.zeros_like(level), known)
     twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
-    noisy = _noised(options, clip.latent, level, rng)
-    output = model(_in_turn(noisy, past), twice, state, (True, False) * level.shape[1])
+    output = model(_in_turn(_noised(options, clip.latent, level, rng), past), twice, state, (True, False) * level.shape[1])
     level = level * clip.present * has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
     committed = output._replace(features=output.features[:, 1::2])
@@ -160,8 +155,7 @@ def _losses(
 def _noised(options: LossOptions, latent: Tensor, level: Tensor, rng: ShardedRNG) -> Tensor:
     """Latents at their noise levels; clean ones carry a little unannounced noise, as dreamed ones do."""
     unannounced = rng.uniform(len(level), 1) * options.context_noise * (level == 0)
-    noise = rng.normal(*latent.shape)
-    return add_noise(latent, noise, torch.maximum(level, unannounced))
+    return add_noise(latent, rng.normal(*latent.shape), torch.maximum(level, unannounced))
 
 
 def has_past(model: WorldModel, state: WorldState, rng: ShardedRNG, level: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The optimiser: which weights it moves, its learning rate, precision and moving average, and how it is stored."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

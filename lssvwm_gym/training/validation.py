@@ -1,7 +1,5 @@
 """Validation of a world model while it trains: scores, a contact sheet of recalled places, a GIF of a dream."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,17 +39,12 @@ class Validation:
             longest = max(map(len, all_of_them))
             raise ValueError(f"{self.val}: validation takes episodes of {LEAST} frames, and the longest has {longest}: leave out --val")
         episodes = Episodes.of(long, self.device)
-        unknown = self.unknown_action
-        frames = CONTEXT + AHEAD
-        self.forward = read_clip(
-            episodes, [SegmentIndex(i, length // 5, frames, frames) for i, length in enumerate(episodes.lengths)], frames, unknown
-        )
-        indices = [
-            SegmentIndex(i, start, CONTEXT, 2 * CONTEXT)
-            for i, length in enumerate(episodes.lengths)
-            for start in (length // 10, 6 * length // 10)
-        ]
-        self.returning = read_clip(episodes, indices, 2 * CONTEXT, unknown)
+        numbered, frames = list(enumerate(episodes.lengths)), CONTEXT + AHEAD
+        forward = [SegmentIndex(i, length // 5, frames, frames) for i, length in numbered]
+        self.forward = read_clip(episodes, forward, frames, self.unknown_action)
+        starts = [(i, tenths * length // 10) for i, length in numbered for tenths in (1, 6)]
+        returning = [SegmentIndex(i, start, CONTEXT, 2 * CONTEXT) for i, start in starts]
+        self.returning = read_clip(episodes, returning, 2 * CONTEXT, self.unknown_action)
 
     @torch.no_grad()
     def score(self, model: WorldModel, step: int, writer: SummaryWriter) -> str:

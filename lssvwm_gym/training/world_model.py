@@ -1,7 +1,5 @@
 """Train the world model on a folder of episodes: `lssvwm-gym train world --data DIR --autoencoder FILE --out DIR`."""
 
-from __future__ import annotations
-
 import copy
 import math
 import operator
@@ -28,20 +26,12 @@ from lssvwm_gym.models.inference.backend import Backend, chosen_backend, chosen_
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState, put_rows, take_rows, where_rows
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
+from lssvwm_gym.training import optim
 from lssvwm_gym.training.config import Stage, WorldTraining
 from lssvwm_gym.training.distributed import ProcessGroup, ShardedRNG, assemble
 from lssvwm_gym.training.from_data import fitted, known_config, settings_from_data
 from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes, latent_metric
 from lssvwm_gym.training.objectives import LOSSES, train_odometry
-from lssvwm_gym.training.optim import (
-    learning_rate,
-    load_training_tensors,
-    make_optimizer,
-    mixed_precision,
-    set_learning_rate,
-    training_tensors,
-    update_average,
-)
 from lssvwm_gym.training.validation import Validation
 
 LOG_EVERY = 20  # steps
@@ -81,7 +71,7 @@ class Trainer:
             self.model.residual.first.copy_(self.episodes.whole.latent.float().mean(0))
         use_backend(self.model, chosen_backend(Backend(run.backend), str(self.device)))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizers = make_optimizer(self.model, run.muon)
+        self.optimizers = optim.make_optimizer(self.model, run.muon)
         self.data = data or {}
         plain = torch.eye(run.model.tokens * run.model.latent_channels, device=self.device)
         self.metric = plain if metric is None else torch.lerp(plain, metric.to(self.device), run.picture_weight)
@@ -96,14 +86,13 @@ class Trainer:
         self._begin_segments(run.rows(stage), stage, rng)
         clip = read_clip(self.episodes, self.segments[self._shard], stage.frames, run.model.actions)
         for optimizer in self.optimizers:
-            set_learning_rate(optimizer, learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
+            optim.set_learning_rate(optimizer, optim.learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
             optimizer.zero_grad()
         shares = [max(0.0, 1 - run.teacher_forcing - run.self_rollout), run.teacher_forcing, run.self_rollout]  # 1 - 0.9 - 0.1 < 0
-        with mixed_precision(run.precision, self.device.type):
+        with optim.mixed_precision(run.precision, self.device.type):
             sharded = ShardedRNG(generator, self.group.process_index, self.group.num_processes)
-            means, counts, committed = LOSSES[rng.choice(list(LOSSES), p=shares)](
-                self.model, clip, self.state, self.options, self.metric, sharded
-            )
+            objective = LOSSES[rng.choice(list(LOSSES), p=shares)]
+            means, counts, committed = objective(self.model, clip, self.state, self.options, self.metric, sharded)
         losses = self._shares(means, counts)
         weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "inventory": run.inventory_weight}
         weights["termination"] = run.termination_weight
@@ -115,7 +104,7 @@ class Trainer:
         for optimizer in self.optimizers[:-1]:
             optimizer.step()
         losses["odometry"] = train_odometry(self.model, self.optimizers[-1], self.episodes, run.odometry_updates, rng, self.group)
-        update_average(self.average, self.model, self.step, run.average)
+        optim.update_average(self.average, self.model, self.step, run.average)
         self._carry_state(clip, stage.frames, committed)
         self.step += 1
         self.frames += clip.reward.numel() * self.group.num_processes
@@ -124,7 +113,6 @@ class Trainer:
 
     @property
     def _shard(self) -> slice:
-        """The rows of this process."""
         return self.group.share(len(self.segments))
 
     def _shares(self, means: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,14 +138,12 @@ class Trainer:
         if committed is not None:
             self.state = tree_map(lambda old, new: new.detach().to(old.dtype), self.state, committed)
             return
-        going_on = torch.tensor(
-            [row for row, segment in enumerate(self.segments[self._shard]) if not segment.done], dtype=torch.int64, device=self.device
-        )
-        if not len(going_on):
+        if not (rows := [row for row, segment in enumerate(self.segments[self._shard]) if not segment.done]):
             return
+        going_on = torch.tensor(rows, device=self.device)
         part = clip.take(going_on)
         noise = torch.zeros(part.reward.shape, device=self.device)
-        with mixed_precision(self.run.precision, self.device.type):
+        with optim.mixed_precision(self.run.precision, self.device.type):
             after = self.model(part.latent, inputs_of(part, noise, part.pose_known), take_rows(self.state, going_on)).state
         self.state = put_rows(self.state, going_on, after)
 
@@ -184,7 +170,7 @@ class Trainer:
             state |= {str(i): rows.cpu()} if self.group.is_main_process else {}
         if not self.group.is_main_process:
             return
-        tensors = training_tensors(self.model, self.average, self._named_optimizers) | prefixed("state", state)
+        tensors = optim.training_tensors(self.model, self.average, self._named_optimizers) | prefixed("state", state)
         save_tensors(path, tensors, self.header() | {"seed": self.run.seed, "segments": [asdict(segment) for segment in self.segments]})
 
     @property
@@ -192,7 +178,6 @@ class Trainer:
         return {f"optimizer{number}": optimizer for number, optimizer in enumerate(self.optimizers)}
 
     def header(self) -> dict[str, Any]:
-        """What the model is and what it has seen."""
         seen = {"step": self.step, "frames": self.frames, "seconds": round(self.seconds)}
         return {"config": asdict(self.run.model), **seen, "data": self.data}
 
@@ -208,7 +193,7 @@ class Trainer:
             raise TensorFileError(f"{path}: not a whole checkpoint of such a run ({type(error).__name__}: {error})") from None
 
     def _take(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        load_training_tensors(self.model, self.average, self._named_optimizers, tensors, path)
+        optim.load_training_tensors(self.model, self.average, self._named_optimizers, tensors, path)
         segments = [SegmentIndex(**{name: operator.index(value) for name, value in one.items()}) for one in header["segments"]]
         self.step, self.segments = operator.index(header["step"]), segments
         self.frames, self.seconds = operator.index(header["frames"]), float(header["seconds"])
@@ -281,7 +266,6 @@ def _train(trainer: Trainer, autoencoder: Autoencoder) -> None:
 
 
 def log_losses(losses: dict[str, Tensor], step: int, writer: SummaryWriter, progress: Any) -> None:
-    """To TensorBoard and beside the progress."""
     values = {name: value.item() for name, value in losses.items()}
     for name, value in values.items():
         writer.add_scalar(f"train/{name}", value, step)
@@ -307,8 +291,6 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     if config.inventory_size and first.inventory.shape[1] != config.inventory_size:
         raise ValueError(f"{first.inventory.shape[1]} counts go with a frame: --model.inventory-size {first.inventory.shape[1]}")
     if config.inventory_size and not config.inventory_changes and any(bool((e.inventory < 0).any()) for e in episodes):
-        raise ValueError(
-            "the inventories have counts below 0: numbers of any sign need --model.inventory-changes and --model.inventory-range"
-        )
+        raise ValueError("inventories have counts below 0: numbers of any sign need --model.inventory-changes and --model.inventory-range")
     if config.has_spatial_memory and not any(bool(e.pose.isfinite().all(1).any()) for e in episodes):
         raise ValueError("the recordings have no poses, which a spatial memory needs: --model.memory-features 0")

@@ -1,7 +1,5 @@
 """The worlds that can be dreamed, one small file each, and how others become known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +34,7 @@ def chosen_world(name: str, weights: str | Path | None = None) -> WorldSpec:
         return WORLDS[name]
     if name:
         raise ValueError(f"no world named {name!r}; there are {', '.join(WORLDS)}")
-    if weights is not None and has_record(weights):
-        return world_of(weights)
-    return WORLDS[MEMORY_MAZE.name]
+    return world_of(weights) if weights is not None and has_record(weights) else WORLDS[MEMORY_MAZE.name]
 
 
 def weights_of(world: WorldSpec, wanted: str | Path | None) -> Path:

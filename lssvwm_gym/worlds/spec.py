@@ -1,7 +1,5 @@
 """What distinguishes one dreamed world from another, as a frozen record."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import MISSING, dataclass, fields
@@ -65,8 +63,7 @@ class WorldSpec:
                 )
             if self.keys:
                 raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {len(self.actions)} numbers")
-        strange = [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]
-        if strange:
+        if strange := [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]:
             raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
         uncounted = [name for name, _ in self.milestones if name not in self.inventory]
         if uncounted or len(dict(self.milestones)) < len(self.milestones):

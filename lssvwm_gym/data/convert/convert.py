@@ -4,8 +4,6 @@ What is there already stays, so the same command goes on where it was. One broke
 is converted, and then one error names the rest.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -42,9 +40,7 @@ class Converting:
 
     source: Path  # folder of the recordings
     out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
-    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = (
-        "memory-maze"  # of the source; vpt: BASALT too
-    )
+    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = "memory-maze"  # vpt is BASALT's, too
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
@@ -71,7 +67,6 @@ class Converting:
 
     @property
     def framing(self) -> Framing:
-        """What becomes of the frames."""
         return Framing(self.size, self.crop, self.frame_skip)
 
 
@@ -101,10 +96,8 @@ LAYOUTS = {
 def convert(converting: Converting) -> int:
     """Convert every recording of a folder, those already converted excepted; the number of new episodes.
 
-    Raises:
-        EpisodeError: the source holds no recordings, some can't be converted (the message names them; the others are), or `out` holds
-            episodes that were made with other settings.
-        WorkerPoolError: a worker process ended, or can't write.
+    Raises `EpisodeError` where the source holds no recordings, some can't be converted (the message names them; the others are), or `out`
+    holds episodes that were made with other settings, `WorkerPoolError` where a worker process ended, or can't write.
     """
     source, out = converting.source, converting.out
     if source.resolve() == out.resolve():

@@ -4,8 +4,6 @@
 learn from: one of 315 combinations of a move, a turn, a tilt and a hand, or `screen`; docs/data.md has a table of them.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
@@ -59,15 +57,10 @@ def pressed(keys: list[str], mouse_buttons: list[int]) -> np.ndarray:
 
 
 def discrete(buttons: np.ndarray, camera: np.ndarray, screen: np.ndarray) -> np.ndarray:
-    """The ids of steps.
+    """The ids of steps, (T,) uint16, 0 to 315.
 
-    Args:
-        buttons: (T, 23) 0 or 1, in the order of `BUTTONS`.
-        camera: (T, 2) degrees, down and to the right positive.
-        screen: (T,) bool, whether a screen was open before or after the step.
-
-    Returns:
-        (T,) uint16, 0 to 315.
+    Buttons (T, 23) are 0 or 1, in the order of `BUTTONS`, camera (T, 2) is degrees, down and to the right positive, and screen (T,) bool
+    says whether a screen was open before or after the step.
     """
     held = {name: buttons[:, column] > 0 for name, column in _COLUMN.items()}
     forward, back = held["forward"] & ~held["back"], held["back"] & ~held["forward"]

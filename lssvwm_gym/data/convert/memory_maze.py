@@ -5,8 +5,6 @@ There every array has a time axis, 1001 long: `image` (T, 64, 64, 3) uint8, `act
 `maze_layout` (T, size, size). Action and reward are the *last* ones, so `action[t]` led to `image[t]`, as it does here.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +38,10 @@ def read_public(path: str | Path) -> Episode:
     Every array it has beside image, action and reward comes along in `extras`: floats as float32, `maze_layout` and
     `targets_pos` without their time axis, and without `target_vec` and `targets_vec`, which follow from the rest.
 
-    Raises:
-        EpisodeError: no such file, no plain npz, or arrays that are missing or not as the set describes them.
+    Raises `EpisodeError` for no such file, no plain npz, and arrays that are missing or not as the set describes them.
     """
     arrays = read_arrays(path)
-    missing = {"image", "action", "reward"} - arrays.keys()
-    if missing:
+    if missing := {"image", "action", "reward"} - arrays.keys():
         raise EpisodeError(f"{path}: not an episode of the public set, it has no array named {', '.join(sorted(missing))}")
     try:
         frames, action, reward = arrays.pop("image"), from_one_hot(arrays.pop("action")), arrays.pop("reward")

@@ -32,8 +32,7 @@ OWN = ("action", "reward", "terminated", "truncated")  # names that observations
 def find_minari(source: Path) -> list[Found]:
     """The episodes of the dataset in `source`, the folder with `data/metadata.json` or that `data` itself; named by their numbers.
 
-    Raises:
-        EpisodeError: no dataset, one that Minari can't read, or one that doesn't describe its spaces.
+    Raises `EpisodeError` for no dataset, one that Minari can't read, and one that doesn't describe its spaces.
     """
     folder = next((folder for folder in (source / "data", source) if (folder / METADATA).is_file()), None)
     if folder is None:
@@ -42,18 +41,12 @@ def find_minari(source: Path) -> list[Found]:
 
 
 def read_minari(found: Found, images: str = "") -> Recording:
-    """Read an episode, all of it at once: Minari knows no other way.
+    """Read an episode, all of it at once: Minari knows no other way. `images` names the picture in a Dict, where several entries can be it.
 
-    Args:
-        images: where the observations are a Dict, which entry is the picture; may be left out if only one entry can be.
-
-    Returns:
-        A recording with `action`, (T + 1,) uint of a Discrete space, counted from 0, or (T + 1, A) float32 of a Box;
-        `reward` (T + 1,) float32; `terminated`, `truncated` (T + 1,) bool; and of a Dict of observations every other Box or Discrete
-        entry that is no picture, under its own name, or `observed_<name>` if that is one of these.
-
-    Raises:
-        EpisodeError: spaces that are none of these, an episode that can't be read, or lengths that don't belong together.
+    The recording has `action`, (T + 1,) uint of a Discrete space, counted from 0, or (T + 1, A) float32 of a Box, `reward` (T + 1,)
+    float32, `terminated`, `truncated` (T + 1,) bool, and of a Dict of observations every other Box or Discrete entry that is no picture,
+    under its own name, or `observed_<name>` if that is one of these. Raises `EpisodeError` for spaces that are none of these, an episode
+    that can't be read, and lengths that don't belong together.
     """
     dataset, what = _dataset(found.path), f"{found.path}, episode {found.number}"
     chosen, images = images, picture_name(dataset.observation_space, images, found.path)
@@ -128,7 +121,6 @@ def _actions(space: spaces.Space, actions: Any, path: Path) -> np.ndarray:
 
 
 def _checked(arrays: dict[str, np.ndarray], frames: int, what: str) -> dict[str, np.ndarray]:
-    wrong = [f"{len(array)} of {name}" for name, array in arrays.items() if len(array) != frames]
-    if wrong:
+    if wrong := [f"{len(array)} of {name}" for name, array in arrays.items() if len(array) != frames]:
         raise EpisodeError(f"{what}: {frames} pictures, but {', '.join(wrong)}, with what stands before the first step")
     return arrays

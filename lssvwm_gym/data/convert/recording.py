@@ -3,8 +3,6 @@
 Long videos stream: a frame is decoded, kept or skipped, cropped, resized and encoded before the next one is read.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import deque
@@ -60,12 +58,8 @@ class Framing:
 def write_recording(path: Path, recording: Recording, framing: Framing, fps: int, crf: int) -> None:
     """Write `path` with the endings .mp4 and .npz, each whole or not at all, the npz last.
 
-    Args:
-        fps: frames a second of the video; 0 for the recording's own over `framing.skip`.
-        crf: of the video, 0 (lossless) .. 51 (worst).
-
-    Raises:
-        EpisodeError: the source is broken, or its frames and arrays don't belong together.
+    `fps` are frames a second of the video, 0 for the recording's own over `framing.skip`; `crf` is the video's, 0 (lossless) .. 51 (worst).
+    Raises `EpisodeError` where the source is broken, or its frames and arrays don't belong together.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = count()
@@ -97,8 +91,7 @@ def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
 def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
     """Every file below `folder` with one of the endings, in any case; files of one stem once (the first ending's), sorted by name.
 
-    Raises:
-        EpisodeError: no such folder, nothing in it, or two files whose episodes would have the same name.
+    Raises `EpisodeError` for no such folder, nothing in it, and two files whose episodes would have the same name.
     """
     if not folder.is_dir():
         raise EpisodeError(f"{folder}: no such folder")
@@ -110,11 +103,7 @@ def files_below(folder: Path, endings: Sequence[str]) -> list[Found]:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """The file of the same stem with an ending in any case, as it is written on disk; with that ending where there is none.
-
-    Raises:
-        EpisodeError: two such files.
-    """
+    """The file of the same stem with an ending in any case, else with that ending. Raises `EpisodeError` for two such files."""
     files = sorted(file for file in path.parent.glob(f"{escape(path.stem)}.*") if file.stem == path.stem and file.suffix.lower() == ending)
     if len(files) > 1:
         raise EpisodeError(f"{files[1]}: would become the same episode as {files[0]}; rename one of them")
@@ -141,11 +130,7 @@ def not_a_picture(frames: np.ndarray) -> str:
 def named(files: dict[Path, Path]) -> list[Found]:
     """Give every file a name that is flat but for the split: train/7/a.b -> train/7-a_b.
 
-    Args:
-        files: the path below the source's folder, without ending, and the file itself.
-
-    Raises:
-        EpisodeError: two files would get the same name.
+    Files are by their paths below the source's folder, without ending. Raises `EpisodeError` where two would get the same name.
     """
     taken: dict[str, Path] = {}
     for below, file in files.items():
@@ -173,6 +158,5 @@ def keep_settings(path: Path, settings: dict[str, Any], verb: str) -> None:
     if before is None:
         write_json(path, settings)
         return
-    other = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
-    if other:
+    if other := [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]:
         raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; {verb} into another folder")

@@ -6,8 +6,6 @@ reset. They hold neither rewards nor poses. With a frame skip of k the k actions
 a number, the first action first, so that nothing is lost. What the ids mean: docs/data.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +34,11 @@ DMLAB = Classes(first=0, count=3, placeholder=False)
 
 
 def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
-    """Open a trajectory by its mp4.
+    """Open a trajectory by its mp4, as a recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
 
-    Args:
-        skip: keep every `skip`-th frame; see the module's docstring for the actions.
-        outgoing: entry t of the file's actions is the one taken at frame t, not the one that led to it.
-
-    Returns:
-        A recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
-
-    Raises:
-        EpisodeError: no such files, no plain npz, no `actions`, ids that are none; and later, while frames are read, a broken or
-            short video.
+    Every `skip`-th frame is kept. With `outgoing` entry t of the file's actions is the one taken at frame t, not the one that led to it.
+    Raises `EpisodeError` for no such files, no plain npz, no `actions`, ids that are none, and, while frames are read, a broken or short
+    video.
     """
     path = found.path
     arrays = beside(path, ".npz")
@@ -104,8 +95,7 @@ def _actions(path: Path, arrays: dict[str, np.ndarray], classes: Classes, outgoi
         )
     last = classes.first + classes.count - 1
     real = taken if outgoing else taken[1:]
-    wrong = np.flatnonzero((real < classes.first) | (real > last))
-    if len(wrong):
+    if len(wrong := np.flatnonzero((real < classes.first) | (real > last))):
         at = wrong[0] + len(taken) - len(real)
         raise EpisodeError(f"{path}: actions are {classes.first} to {last}, got {taken[at]} at entry {at}")
     return taken

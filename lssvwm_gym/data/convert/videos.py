@@ -8,8 +8,6 @@ Frames are turned and stretched as the file says that they are to be shown. Wher
 without actions are repeated or left out until they are; with actions they stay as they are. A note says either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +34,9 @@ def find_videos(source: Path) -> list[Found]:
 def read_video_file(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
     """Open a video and read what lies beside it.
 
-    Raises:
-        EpisodeError: a broken file, actions that are none, or actions with a `skip`: what several of them make together nobody says.
+    Raises `EpisodeError` for a broken file, actions that are none, and actions with a `skip`: what several make together nobody says.
     """
-    files = [path for ending in (".npz", ".csv") if (path := beside(found.path, ending)).is_file()]
-    if len(files) > 1:
+    if len(files := [path for ending in (".npz", ".csv") if (path := beside(found.path, ending)).is_file()]) > 1:
         raise EpisodeError(f"{found.path}: {files[0].name} and {files[1].name} lie beside it; which one tells its actions?")
     if files and skip > 1:
         raise EpisodeError(f"{files[0]}: frames can be skipped only where there are no actions")
@@ -52,11 +48,8 @@ def read_video_file(found: Found, skip: int = 1, outgoing: bool = False) -> Reco
 def even_frames(path: Path, fps: float, resample: bool = True) -> Iterator[np.ndarray]:
     """The video's frames at even times, `fps` a second: for each of those times the frame that is nearest. Says so where it matters.
 
-    Args:
-        resample: without, the frames are as they are, and only a note says that their times are not even.
-
-    Raises:
-        EpisodeError: what is no video, or one that stands still for `LONGEST_GAP`.
+    Without `resample` the frames are as they are, and only a note says that their times are not even. Raises `EpisodeError` for what is
+    no video, and for one that stands still for `LONGEST_GAP`.
     """
     shown, uneven, begin, last_time, last = 0, 0, 0.0, -1 / fps, np.zeros(0)  # frames given; times from the first frame
     for number, (time, frame) in enumerate(timed_frames(path)):

@@ -6,8 +6,6 @@ its mouse and keyboard led to frame t + 1; here they stand at t + 1, as everywhe
 recordings, what is done about it, and the arrays of the episodes: docs/data.md.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -30,8 +28,6 @@ MAX_DEGREES = 180.0  # a tick
 
 
 class Tick(NamedTuple):
-    """What a line of a recording says."""
-
     buttons: np.ndarray  # (23,), done after the frame
     camera: tuple[float, float]  # degrees down and right, done after the frame
     screen: bool  # whether the frame shows a screen
@@ -41,13 +37,9 @@ class Tick(NamedTuple):
 
 
 def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
-    """The recordings below `source`, or those that an index file lists.
+    """The recordings below `source`, or those that an index lists: JSON with `relpaths`, files below `source` or lying flat in it.
 
-    Args:
-        index: JSON with `relpaths`, files below `source` or lying flat in it; where they came from, `basedir`, doesn't matter here.
-
-    Raises:
-        EpisodeError: no recordings, an index that is none, or two recordings of one name.
+    Raises `EpisodeError` for no recordings, an index that is none, and two recordings of one name.
     """
     if index is None:
         return files_below(source, (".mp4", ".jsonl"))
@@ -55,20 +47,12 @@ def find_vpt(source: Path, index: Path | None = None) -> list[Found]:
 
 
 def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
-    """Open a recording by its mp4.
+    """Open a recording by its mp4, with the arrays of docs/data.md; `pos`, `yaw`, `pitch`, `inventory`, `hotbar` where every line has them.
 
-    Args:
-        skip: keep every `skip`-th frame. Of the steps that led to it, buttons count if pressed in any and camera degrees add up;
-            the discrete action follows from those, and is `screen` if any of the frames since the last kept one shows a screen.
-        cut: where video and lines end at different times, take what both have.
-
-    Returns:
-        A recording with the arrays of docs/data.md and a `reward` of 0; `pos`, `yaw`, `pitch`, `inventory` and `hotbar` where every line
-        has them.
-
-    Raises:
-        EpisodeError: no such files, lines that are no JSON or lack mouse, keyboard or isGuiOpen; and later, while frames are read, a broken
-            video or one of another length.
+    Every `skip`-th frame is kept. Of the steps that led to it, buttons count if pressed in any and camera degrees add up; the discrete
+    action follows from those, and is `screen` if any of the frames since the last kept one shows a screen. With `cut`, what both video and
+    lines have is taken where they end at different times. Raises `EpisodeError` for no such files, lines that are no JSON or lack mouse,
+    keyboard or isGuiOpen, and, while frames are read, a broken video or one of another length.
     """
     path = found.path
     lines = beside(path, ".jsonl")
@@ -121,7 +105,11 @@ def _tick(line: dict[str, Any], stuck: bool, first: bool) -> tuple[Tick, bool]:
     camera = (0.0, 0.0) if screen else (_degrees(mouse["dy"]), _degrees(mouse["dx"]))
     pose = [float(line[name]) for name in POSE] if all(name in line for name in POSE) else None
     inventory = count_items(line["inventory"]) if "inventory" in line else None
-    return Tick(pressed(line["keyboard"]["keys"], held), camera, screen, _slot(line), pose, inventory), stuck
+    slot = line.get("hotbar")
+    if slot is not None and slot not in range(9):
+        raise ValueError(f"hotbar must be 0 to 8, got {slot}")
+    hotbar = None if slot is None else int(slot)
+    return Tick(pressed(line["keyboard"]["keys"], held), camera, screen, hotbar, pose, inventory), stuck
 
 
 def _degrees(steps: float) -> float:
@@ -129,13 +117,6 @@ def _degrees(steps: float) -> float:
     if not math.isfinite(degrees):
         raise ValueError(f"the mouse moved by {steps}")
     return degrees if abs(degrees) <= MAX_DEGREES else 0.0
-
-
-def _slot(line: dict[str, Any]) -> int | None:
-    slot = line.get("hotbar")
-    if slot is not None and slot not in range(9):
-        raise ValueError(f"hotbar must be 0 to 8, got {slot}")
-    return None if slot is None else int(slot)
 
 
 def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
@@ -150,7 +131,6 @@ def count_items(stacks: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _arrays(ticks: list[Tick], skip: int) -> dict[str, np.ndarray]:
-    """The arrays of the kept ones of the frames."""
     buttons = np.stack([tick.buttons for tick in ticks])
     camera, screen = np.array([tick.camera for tick in ticks], np.float32), np.array([tick.screen for tick in ticks])
     columns = {name: [getattr(tick, name) for tick in ticks] for name in ("hotbar", "pose", "inventory")}

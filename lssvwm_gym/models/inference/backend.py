@@ -4,8 +4,6 @@ PyTorch's own operations are the reference and run everywhere; what is quicker o
 (`ops.mamba_ssm`); a whole step can be compiled or recorded (`compile`). See docs/backends.md.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import os
@@ -24,11 +22,7 @@ from lssvwm_gym.models.ops.ssd import ssd_scan
 M = TypeVar("M", bound=nn.Module)
 
 SCANS = {"torch": ssd_scan, "mamba": mamba_scan}
-CHOICES = {
-    "scan": ("auto", *SCANS),
-    "graphs": ("auto", "on", "off"),
-    "compiled": ("auto", "on", "off"),
-}
+CHOICES = {"scan": ("auto", *SCANS), "graphs": ("auto", "on", "off"), "compiled": ("auto", "on", "off")}
 COMPILERS = ("g++", "clang++")
 NAMES = (*CHOICES["scan"], "compiled")  # that stand for a whole backend
 
@@ -63,10 +57,8 @@ RECORDED = replace(PLAIN, graphs="on")
 def chosen_backend(backend: str | Backend, device: str) -> Backend:
     """For a requested, the name of one's scan, or `compiled`, and a torch device.
 
-    Raises:
-        ValueError: a name that doesn't exist, what is for CUDA on another device, or what is for a CPU.
-        ImportError: mamba-ssm is asked for by name and isn't there.
-        RuntimeError: steps are to be compiled, and there is no C++ compiler.
+    Raises `ValueError` for a name that doesn't exist, what is for CUDA on another device, and what is for a CPU, `ImportError` where
+    mamba-ssm is asked for by name and isn't there, `RuntimeError` where steps are to be compiled, and there is no C++ compiler.
     """
     if not isinstance(backend, Backend) and backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
@@ -114,12 +106,7 @@ class Precision:
     """Types of the products with weights; norms, attention, scans, memories and all states are float32 in any case."""
 
     model: torch.dtype = torch.float32
-    pictures: torch.dtype = torch.float32
-
-    @property
-    def samples(self) -> torch.dtype:
-        """Of the flow head, whose samples start from noise: the pictures' own."""
-        return self.pictures
+    pictures: torch.dtype = torch.float32  # and the flow head's, whose samples start from noise
 
     def __str__(self) -> str:
         names = [str(dtype).removeprefix("torch.") for dtype in (self.model, self.pictures)]
@@ -139,8 +126,7 @@ def chosen_precision(dtype: str, device: str) -> Precision:
         return FLOAT32
     if dtype == "bfloat16":
         return Precision(torch.bfloat16, torch.bfloat16)
-    pictures = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32
-    return Precision(pictures=pictures)
+    return Precision(pictures=torch.bfloat16 if dtype == "auto" and multiplies_bfloat16("cpu") else torch.float32)
 
 
 def chosen_device(name: str) -> str:

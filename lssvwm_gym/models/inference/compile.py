@@ -4,8 +4,6 @@ Compiling takes some 40 s, at the first step of every number of rows, of every p
 (`TORCHINDUCTOR_CACHE_DIR`), with which another process takes a few seconds.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import time

@@ -124,11 +124,11 @@ class PrepackedFlow:
         parts = [*(block.modulation for block in blocks), flow_head.modulation]
         self.modulation = PrepackedLinear(torch.cat([part.weight for part in parts]), None, dtype)
         offset = torch.tensor([0.0, 1, 1, 0, 1, 1] * len(blocks) + [0, 1], device=flow_head.position.device)
-        width = flow_head.position.shape[1]
-        self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(width)
+        self.modulation_bias = torch.cat([part.bias for part in parts]) + offset.repeat_interleave(flow_head.position.shape[1])
         self.modulated = Modulated(blocks[0].out.bias)
         self.heads, self.bias = blocks[0].heads, [block.bias.unsqueeze(0).detach().clone() for block in blocks]
-        self.blocks = [_of_block(block, dtype) for block in blocks]
+        linear = [[block.qkv, block.out, *(part for part in block.mlp if isinstance(part, nn.Linear))] for block in blocks]
+        self.blocks = [[PrepackedLinear(part.weight, part.bias, dtype) for part in parts] for parts in linear]
 
     def __call__(self, x: Tensor, condition: Tensor, tokens: Tensor) -> Tensor:
         """x (B, N, C), condition (B, W), tokens (B, N, W)."""
@@ -152,11 +152,6 @@ class Modulated:
     def __call__(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         # a norm that scales by 1 takes half the time of one that doesn't scale
         return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], self.one, self.zero), scale)
-
-
-def _of_block(block: FlowBlock, dtype: torch.dtype) -> list[PrepackedLinear]:
-    into, _, back = cast(list[nn.Linear], list(block.mlp))
-    return [PrepackedLinear(part.weight, part.bias, dtype) for part in (block.qkv, block.out, into, back)]
 
 
 class PrepackedLayer:

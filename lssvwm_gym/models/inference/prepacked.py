@@ -3,8 +3,6 @@
 What is packed is a copy: later changes to the weights are not seen. All of it is without gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -4,8 +4,6 @@ Source: `mamba_chunk_scan_combined` and `selective_state_update` of mamba-ssm (D
 imported when kernels are first asked for, and only these two of it: they need Triton, but no compiled extension.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util
@@ -56,14 +54,7 @@ def interpreted() -> bool:
 
 
 def mamba_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    chunk: int,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`ssd_scan` with its arguments and results, computed by mamba-ssm; with gradients to all arguments, from both results.
 

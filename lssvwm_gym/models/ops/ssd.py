@@ -7,8 +7,6 @@ heads that share B and C, n state size.
     state[t] = exp(A * dt[t]) * state[t-1] + dt[t] * x[t] B[t]^T        y[t] = state[t] C[t] + D * x[t]
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 
@@ -22,14 +20,7 @@ Scan = Callable[..., tuple[Tensor, Tensor]]  # of the signature of `ssd_scan`
 
 
 def ssd_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    chunk: int,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scan a sequence of any length.
 
@@ -70,13 +61,7 @@ def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def ssd_recurrence(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    initial_state: Tensor | None = None,
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, initial_state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same, token by token: the reference that `ssd_scan` is tested against."""
     b, _, h, p = x.shape

@@ -8,8 +8,6 @@ Letters are those of `ssd`; further c chunks of q tokens. Log decays count from 
 and of the state that the chunk begins with is one product: (q, q + n) weights, with tokens above that state, (q + n, p).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ It walks shortest paths to random cells, or to the wanted ball, turns around on 
 burst of one random action. So it visits most of the maze and comes back often, which is what a memory needs to learn.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +22,7 @@ NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 
 
 class MazeExplorer:
-    """One episode's walk, decided by `rng` and by the `info` of `MemoryMazeEnv` alone.
-
-    Args:
-        rng: draws how the episode goes (share of balls, share of noise) and every goal in it.
-    """
+    """One episode's walk, decided by `info` of `MemoryMazeEnv` and by `rng`, which draws shares of balls and noise, and every goal."""
 
     noise_share = (0.0, 0.05)  # of the steps that begin a burst, by episode
     burst_steps = (1, 5)

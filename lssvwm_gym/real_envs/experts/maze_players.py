@@ -4,8 +4,6 @@ What they do depends on their generator alone. So their recordings show what a w
 in the maze and in a dream of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +40,9 @@ class Wanderer:
 
 
 class Sticky:
-    """Acts at random, and often again as before; for any Discrete or Box actions.
+    """Acts at random, and with a chance of `sticky` again as before; for any Discrete or Box actions.
 
-    Args:
-        odds: how often each Discrete action is drawn beside the others; all alike if empty.
-        sticky: chance that the last action is taken again.
+    `odds` are how often each Discrete action is drawn beside the others; all alike if empty.
     """
 
     name = "sticky"

@@ -3,8 +3,6 @@
 Whatever ends this Python process, or loses this object, ends both processes and removes their folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -40,8 +38,6 @@ LOG_LINES = 5  # shown of a client that has died
 
 
 class ClientFrame(NamedTuple):
-    """What there is at the end of a frame."""
-
     pixels: np.ndarray  # (SIDE, SIDE, 3) uint8
     account: dict[str, Any]  # what the server's mod tells, see lockstep.accounts there
 
@@ -49,9 +45,8 @@ class ClientFrame(NamedTuple):
 class Client:
     """A running client, which stands still between frames.
 
-    Raises:
-        SimulatorDied: one of the two processes has ended or does not answer; the message shows the end of the log.
-        SimulatorUnavailable: there is no renderer.
+    Raises `SimulatorDied` where one of the two processes has ended or does not answer, with the end of the log, and `SimulatorUnavailable`
+    where there is no renderer.
     """
 
     def __init__(self, programs: Programs, map_seed: int) -> None:
@@ -83,14 +78,8 @@ class Client:
         *,
         seen: bool = False,
     ) -> ClientFrame:
-        """Let the next frame take `seconds`.
-
-        Args:
-            keys: of `KEYS`, held during the frame.
-            turn: degrees to the right, and down.
-            command: for the server's mod: `name`, and what that command takes.
-            seen: whether the answer has its pixels and the server's account.
-        """
+        """Let the next frame take `seconds`, with keys of `KEYS` held, a turn by degrees to the right and down, and a command for the
+        server's mod: `name`, and what that takes. With `seen` the answer has its pixels and the server's account."""
         held = sum(1 << KEYS.index(key) for key in keys)
         text = json.dumps(command).encode() if command else b""
         try:
@@ -161,8 +150,7 @@ class Client:
         account = json.loads(self._receive(account_bytes)) if account_bytes else {}
         if not in_time:
             logger.warning("the game was not done with a frame in time; this moment may lack a part of the world")
-        pixels = np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1]
-        return ClientFrame(pixels, account)
+        return ClientFrame(np.frombuffer(self._receive(width * height * 3), np.uint8).reshape(height, width, 3)[::-1], account)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -214,16 +202,10 @@ rm -rf "$folder"
 
 
 class KeptFolder:
-    """A new temporary folder. It stays for as long as its maker or a child that inherited `descriptor` lives.
+    """A new temporary folder, `path`. It stays for as long as its maker or a child that inherited `descriptor` lives.
 
-    The maker may be killed at any moment, also in the midst of this: the folder is made and removed by a shell, which asks nobody.
-
-    Attributes:
-        path: the folder.
-        descriptor: what a child that is to work in it has to inherit.
-
-    Raises:
-        OSError: it can't be made.
+    The maker may be killed at any moment, also in the midst of this: the folder is made and removed by a shell, which asks nobody. Raises
+    `OSError` where it can't be made.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,5 @@
 """The block world as a `gymnasium.Env`."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any
@@ -135,12 +133,16 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         biomes: tuple[str, ...] = FORESTS,
         senses: bool = False,
     ) -> None:
-        _check(render_mode, max_episode_steps, map_seed, biomes)
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self.map_seed = map_seed
-        self.biomes = tuple(biomes)
-        self.senses = senses
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        if not 0 <= map_seed < 2**63:
+            raise ValueError(f"map_seed must be 0 to 2**63 - 1, got {map_seed}")
+        if not biomes or set(biomes) - set(BIOMES):
+            raise ValueError(f"biomes must be some of {', '.join(BIOMES)}, got {biomes!r}")
+        self.render_mode, self.max_episode_steps = render_mode, max_episode_steps
+        self.map_seed, self.biomes, self.senses = map_seed, tuple(biomes), senses
         self.action_space = gym.spaces.Discrete(len(ACTIONS))
         self.observation_space = gym.spaces.Dict(
             image=gym.spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8),
@@ -170,7 +172,9 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         frame = self._act(self._client, ACTIONS[action])
         self._steps_left -= 1
         observation, info = self._observe(frame)
-        return observation, self._reward(observation["inventory"]), False, self._steps_left == 0, info
+        first = [item for item in self._milestones_left if observation["inventory"][item] > 0]
+        reward = sum((self._milestones_left.pop(item) for item in first), 0.0)
+        return observation, reward, False, self._steps_left == 0, info
 
     def render(self) -> np.ndarray | None:
         """The current frame, (64, 64, 3) uint8, or None without a render mode."""
@@ -183,8 +187,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     def _requested(self, options: dict[str, Any]) -> tuple[str, bool, list[int]]:
         """Biome, whether there must be trees, and what is in the bag."""
-        unknown = options.keys() - {"biome", "trees", "inventory"}
-        if unknown:
+        if unknown := options.keys() - {"biome", "trees", "inventory"}:
             raise ValueError(f"options are biome, trees and inventory, got {', '.join(sorted(unknown))}")
         drawn = self.biomes[int(self.np_random.integers(len(self.biomes)))]
         biome = options.get("biome", drawn)
@@ -245,7 +248,6 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         return frame
 
     def _act(self, client: Client, action: str) -> ClientFrame:
-        """Let the game do one step."""
         if action == "place":
             self._block_in_hand = True
             client.frame(TAKE, command={"name": "hold_block"})
@@ -265,10 +267,6 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         right, down = TURNED.get(action, (0, 0))
         return (right, down) if abs(math.degrees(self._pitch) + down) < STEEPEST else (0, 0)
 
-    def _reward(self, inventory: np.ndarray) -> float:
-        first = [item for item in self._milestones_left if inventory[item] > 0]
-        return sum((self._milestones_left.pop(item) for item in first), 0.0)
-
     def _observe(self, frame: ClientFrame) -> tuple[dict[str, Any], dict[str, Any]]:
         account = frame.account
         self._frame, self._pitch = shrink(frame.pixels), account["pitch"]
@@ -283,14 +281,3 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     wide = pixels.astype(np.uint16)
     pairs = wide[0::2] + wide[1::2]
     return ((pairs[:, 0::2] + pairs[:, 1::2] + 2) // 4).astype(np.uint8)
-
-
-def _check(render_mode: str | None, max_episode_steps: int, map_seed: int, biomes: tuple[str, ...]) -> None:
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-    if max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-    if not 0 <= map_seed < 2**63:
-        raise ValueError(f"map_seed must be 0 to 2**63 - 1, got {map_seed}")
-    if not biomes or set(biomes) - set(BIOMES):
-        raise ValueError(f"biomes must be some of {', '.join(BIOMES)}, got {biomes!r}")

@@ -1,7 +1,5 @@
 """What the block world needs of the system: three Debian packages, and two small libraries that are compiled at first use."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
@@ -23,8 +21,6 @@ FLAGS = ("-O2", "-shared", "-fPIC", "-ldl", "-lpthread")
 
 @dataclass(frozen=True)
 class Programs:
-    """Where everything is."""
-
     minetest: str
     xvfb: str
     lockstep: Path  # shared libraries, to be preloaded
@@ -37,8 +33,7 @@ def find_programs() -> Programs:
     _check_version(minetest)
     if not (GAME / "game.conf").exists():
         raise SimulatorUnavailable(f"Luanti can't run without Minetest Game in {GAME}. On Debian: apt-get install minetest-data")
-    xvfb = _find("Xvfb", "xvfb")
-    return Programs(minetest, xvfb, compiled(HERE / "lockstep.c"), compiled(HERE / "lifeline.c"))
+    return Programs(minetest, _find("Xvfb", "xvfb"), compiled(HERE / "lockstep.c"), compiled(HERE / "lifeline.c"))
 
 
 def compiled(source: Path) -> Path:
@@ -48,22 +43,17 @@ def compiled(source: Path) -> Path:
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with renamed_when_whole(library) as unfinished:
-            _compile(source, unfinished)
+            needs = "gcc libc6-dev libx11-dev libgl-dev"
+            command = [*(os.environ.get("CC") or _find("cc", needs)).split(), "-o", str(unfinished), str(source), *FLAGS]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+                raise SimulatorUnavailable(f"Luanti's {source.name} can't be compiled ({said}). On Debian: apt-get install {needs}")
     return library
 
 
-def _compile(source: Path, library: Path) -> None:
-    compiler = os.environ.get("CC") or _find("cc", "gcc libc6-dev libx11-dev libgl-dev")
-    done = subprocess.run([*compiler.split(), "-o", str(library), str(source), *FLAGS], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
-        needs = "apt-get install gcc libc6-dev libx11-dev libgl-dev"
-        raise SimulatorUnavailable(f"Luanti's {source.name} can't be compiled ({said}). On Debian: {needs}")
-
-
 def _find(program: str, packages: str, path: str | None = None) -> str:
-    found = shutil.which(program, path=path)
-    if found is None:
+    if (found := shutil.which(program, path=path)) is None:
         raise SimulatorUnavailable(f"Luanti can't run without the program {program}. On Debian: apt-get install {packages}")
     return found
 
