@@ -69,10 +69,9 @@ def marsh(folder: Path, tests: int = 1) -> Path:
 
 
 def played(folder: Path) -> Path:
-    """Recordings of people in Minecraft, of different lengths."""
-    for number in range(4):
-        frames, lines = recorded(FRAMES + number)
-        write_recording(folder / f"{number}.mp4", frames, lines)
+    """Recordings of people in Minecraft, of different lengths, with as many for tests as imagination is compared on."""
+    for name, length in (("train/a", FRAMES), ("train/b", FRAMES + 9), ("train/c", FRAMES + 1), *((f"test/{n}", FRAMES) for n in range(4))):
+        write_recording(folder / f"{name}.mp4", *recorded(length))
     return folder
 
 
@@ -135,6 +134,8 @@ def test_vpt_becomes_an_environment_with_poses_in_space_and_an_inventory(tmp_pat
     assert model.motion_scale[0] > 0.1
     assert model.inventory_changes[0] == (0.0, 1.0)  # a log more, every tick
     assert env.reset(seed=0)[0]["inventory"][ITEMS.index("log")] > 0
+    scores = json.loads((run.out / "evaluation.json").read_text())["scores"]
+    assert scores.keys() == {"next_frame", "open_loop", "reward", "imagination"}
 
 
 @pytest.mark.slow
@@ -341,12 +342,15 @@ def test_poses_decide_how_it_is_trained_and_evaluated(tmp_path):
     turned = np.arange(20.0)
     poses = {"agent_pos": np.stack([turned, turned], 1), "agent_dir": np.stack([np.cos(turned), np.sin(turned)], 1)}
     for given in ({}, poses):
-        run = linked(ours(tmp_path / str(len(given)), *[20] * 40, **given), out=tmp_path / f"dream{len(given)}")
+        source = ours(tmp_path / str(len(given)) / "train", 20, 20, **given).parent
+        ours(source / "test", 20, 20, 20, 20, **given)
+        run = linked(source, out=tmp_path / f"dream{len(given)}")
         plan = planned(run)
         training = world_training(run, NETWORKS["tiny"], plan)
         assert (plan.poses, training.model.residual, training.back > 0) == (bool(given), not given, bool(given))
         assert ("imagination" in _evaluation(run, plan).tests) == bool(given)
-        assert ("imagination" in _evaluation(run, dataclasses.replace(plan, test_episodes=1)).tests) is False
+        next(run.test.glob("*.npz")).unlink()  # halves of three are too few
+        assert "imagination" not in _evaluation(run, plan).tests
 
 
 def test_the_time_to_play_is_trained_instead(tmp_path, monkeypatch):

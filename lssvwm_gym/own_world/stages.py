@@ -89,10 +89,12 @@ def stages(run: OwnWorld, plan: Plan) -> Iterator[DreamStage]:
 
 def _evaluation(run: OwnWorld, plan: Plan) -> Evaluation:
     """What the episodes are long enough for: half of them, at least."""
-    length = int(statistics.median_high(len(read_arrays(path)["action"]) for path in episode_paths(run.test)))
+    lengths = [len(read_arrays(path)["action"]) for path in episode_paths(run.test)]
+    length = int(statistics.median_high(lengths))
     context = max(2, min(20, length // 3))
     ahead = max(1, min(50, length - context))
-    tests = ("next_frame", "open_loop", "reward", "ends", *(("imagination",) if plan.poses and plan.test_episodes > 1 else ()))
+    imagination = plan.poses and sum(one >= context + ahead for one in lengths) >= 4  # of which halves are compared
+    tests = ("next_frame", "open_loop", "reward", "ends", *(("imagination",) if imagination else ()))
     return Evaluation(
         run.test,
         weights=run.out / "weights",
