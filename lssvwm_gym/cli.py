@@ -7,7 +7,7 @@ from lssvwm_gym.io.worker_pool import WorkerPoolError
 from lssvwm_gym.malloc import keep_freed_memory
 
 COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
-    "dream": ("lssvwm_gym.own_world", "OwnWorld", "dream", "from an environment to a dream of it: all of what follows, in the time given"),
+    "dream": ("lssvwm_gym.own_world", "OwnWorld", "dream", "from an environment or recordings to a dream: all of what follows"),
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
     "convert": (

@@ -220,3 +220,15 @@ def test_the_typical_motion_is_that_of_the_recordings(tmp_path):
     assert fitted(WorldModelConfig(motion_scale=(1.0, 1.0, 1.0)), tmp_path, seen).motion_scale == (1.0, 1.0, 1.0)
     (tmp_path / "collecting.json").unlink()
     assert fitted(WorldModelConfig(), tmp_path, seen) == WorldModelConfig()
+
+
+def test_the_typical_motion_in_space_is_read_from_any_recordings(tmp_path):
+    """Poses in space have five numbers a motion: nobody's default would do."""
+    step = torch.arange(5.0)
+    ahead = torch.stack([0 * step, 2 * step, 0 * step, torch.ones(5), 3 * step, 0.5 * step], 1)
+    seen = [recorded(torch.zeros(5).long(), ahead)]
+    assert fitted(WorldModelConfig(), tmp_path, seen).motion_scale == (2.0, 0.2, 0.02, 3.0, 0.5)
+    level = [recorded(torch.zeros(5).long(), ahead * torch.tensor([1, 1, 1, 1, 0, 0]))]
+    assert fitted(WorldModelConfig(), tmp_path, level).motion_scale == (2.0, 0.2, 0.02, 0.2, 0.02)
+    given = WorldModelConfig(motion_scale=(1.0, 1.0, 1.0, 1.0, 1.0))
+    assert fitted(given, tmp_path, seen).motion_scale == given.motion_scale

@@ -1,4 +1,6 @@
-"""How much of everything fits the time: an environment is played a little, each network trained a little, and the time shared out."""
+"""How much of everything fits the time: an environment is played a little or recordings are looked at, each network is trained a little,
+and the time is shared out.
+"""
 
 import json
 import math
@@ -21,10 +23,12 @@ from lssvwm_gym.data.episode import write_episode
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.config import WorldModelConfig
+from lssvwm_gym.models.geometry import PLANE, SPACE, start_pose
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.own_world import settings
-from lssvwm_gym.own_world.settings import Network, OwnWorld, Plan
+from lssvwm_gym.own_world.recordings import MOST_FRAMES, chosen, converted, world_of_recordings
+from lssvwm_gym.own_world.settings import FOR_DATA, FOR_ENV, Network, OwnWorld, Plan
 from lssvwm_gym.real_envs.experts.maze_players import Sticky
 from lssvwm_gym.training.autoencoder import reconstruction_loss
 from lssvwm_gym.training.distributed import ShardedRNG
@@ -35,17 +39,20 @@ from lssvwm_gym.training.world_model import Trainer
 ASKED, PLAN = "dream.json", "plan.json"
 FOLDERS = ("data", "autoencoder", "world", "heads", "without_flow_head", "weights")  # of what is made
 SHARES = {"collect": 0.12, "between": 0.025, "autoencoder": 0.14, "world": 0.46, "heads": 0.18}  # of the time, a stage
-MOST_FRAMES = 100_000  # that are collected; in memory they take 1.2 GB
 TRIED_SECONDS, TRIED_EPISODES = 0.02, 20  # of the time, at most so many for each: episodes that are played to plan by
 LONGEST_CLIP, LONGEST_SEGMENT, LONGEST_DREAM = 32, 10, 16  # frames; clips; frames that the flow head dreams while it learns
 
 
 class Tried(NamedTuple):
+    """Some episodes of an environment, or all of the recordings to learn from."""
+
     sticky: float
     lengths: list[int]  # frames
     seconds: float  # a frame
     actions: int  # Discrete ones, 0 where they are numbers
     action_size: int
+    pose_size: int = 0  # numbers of a pose, 0 where there is none
+    tests: int = 0  # recordings that are held out
 
 
 class Costs(NamedTuple):
@@ -73,12 +80,14 @@ class Costs(NamedTuple):
 def planned(run: OwnWorld) -> Plan:
     """The plan that a folder has, made if there is none. Raises `ValueError` for a folder of another command line, and as `dream` does."""
     run.out.mkdir(parents=True, exist_ok=True)
-    asked = json.loads(json.dumps({name: value for name, value in asdict(run).items() if name not in ("out", "workers", "threads")}))
+    others = ("out", "workers", "threads", *(FOR_ENV if run.data else FOR_DATA))
+    asked = json.loads(json.dumps({name: value for name, value in asdict(run).items() if name not in others}, default=str))
     if (run.out / ASKED).exists():
         keep_settings(run.out / ASKED, asked, "dream")
     elif taken := [name for name in (*FOLDERS, PLAN) if (run.out / name).exists()]:
         raise ValueError(f"{run.out} has {', '.join(taken)}, but no {ASKED} that says of which world: choose another folder")
-    if (plan := read_settings(run.out / PLAN, lambda said: Plan(**said), "dream")) is None:
+    plan = read_settings(run.out / PLAN, lambda said: Plan(**{"poses": bool(run.position), **said}), "dream")
+    if plan is None:
         plan = made_plan(run)
         keep_settings(run.out / ASKED, asked, "dream")
         write_json(run.out / PLAN, asdict(plan))
@@ -90,18 +99,21 @@ def planned(run: OwnWorld) -> Plan:
 
 
 def made_plan(run: OwnWorld) -> Plan:
-    """Play a little, train a little, and share the time."""
+    """Play a little or look at the recordings, train a little, and share the time: what need not be played is trained instead."""
     began, whole = time.monotonic(), 60 * run.minutes
-    tried = tried_out(run)
+    tried, shared = (recorded(run), 1 - SHARES["collect"] - SHARES["between"]) if run.data else (tried_out(run), 1.0)
     length, (short, middle, long) = statistics.mean(tried.lengths), np.quantile(tried.lengths, (0.25, 0.5, 0.75)).astype(int).tolist()
     if long <= GAP[0] + 1:
-        raise ValueError(f"{run.env} ends after {middle} frames, of {len(tried.lengths)} episodes: too early to dream on from anything")
+        raise ValueError(
+            f"{run.env or run.data} ends after {middle} frames, of {len(tried.lengths)} episodes: too early to dream on from anything"
+        )
     affordable = min(MOST_FRAMES, SHARES["collect"] * whole * run.workers / tried.seconds) / length
     episodes = run.episodes or (8 if run.network == "tiny" else max(8, int(affordable)))
+    episodes = len(tried.lengths) if run.data else episodes
     plan = Plan(
         network=run.network,
         episodes=episodes,
-        test_episodes=max(4, episodes // 20),
+        test_episodes=tried.tests or max(4, episodes // 20),
         sticky=tried.sticky,
         frames=max(4, min(LONGEST_CLIP, long)),
         clips=max(1, min(LONGEST_SEGMENT, middle // LONGEST_CLIP)),
@@ -111,29 +123,42 @@ def made_plan(run: OwnWorld) -> Plan:
         world_steps=4,
         head_steps=4,
         seconds={},
+        poses=bool(tried.pose_size),
     )
     if run.network == "tiny":
         return with_steps(plan, "tiny", settings.NETWORKS["tiny"].least, min(60.0, whole))
     chosen, frames = None, min(MOST_FRAMES, int(episodes * length))
     for name in [name for name in settings.NETWORKS if name != "tiny"] if run.network == "auto" else [run.network]:
         costs, least = measured(run, settings.NETWORKS[name], plan, tried), settings.NETWORKS[name].least
-        left = whole - (time.monotonic() - began)
+        left = (whole - (time.monotonic() - began)) / shared
         counts = costs.steps(left, frames)
-        if not all(count >= needed for count, needed in zip(counts, least, strict=True)):
+        if not all(count >= fewest for count, fewest in zip(counts, least, strict=True)):
             break
         chosen = with_steps(plan, name, counts, left)
     if chosen is None:
+        needed = math.ceil((whole - shared * (left - costs.seconds(least, frames))) / 60)
         raise ValueError(
             f"--minutes {run.minutes:g} is too few: at least {least[0]} steps of the autoencoder, {least[1]} of the world model "
-            f"and {least[2]} of the flow head take {math.ceil((whole - left + costs.seconds(least, frames)) / 60)} minutes on this machine"
+            f"and {least[2]} of the flow head take {needed} minutes on this machine"
         )
     return chosen
 
 
 def with_steps(plan: Plan, network: str, counts: tuple[float, ...], left: float) -> Plan:
     """A plan with steps of the three trainings, and what each stage has of the seconds that are left."""
-    steps = {f"{trained}_steps": int(count) for trained, count in zip(("autoencoder", "world", "head"), counts, strict=True)}
+    steps: dict[str, Any] = {
+        f"{trained}_steps": int(count) for trained, count in zip(("autoencoder", "world", "head"), counts, strict=True)
+    }
     return replace(plan, network=network, seconds={stage: round(share * left, 1) for stage, share in SHARES.items()}, **steps)
+
+
+def recorded(run: OwnWorld) -> Tried:
+    """What the recordings are, once they are converted. Raises `EpisodeError` as `converted` and `chosen` do."""
+    converted(run)
+    learn, test = chosen(run)
+    world, lengths = world_of_recordings(run, [*learn, *test]), [look.length for look in learn]
+    size, pose_size, _ = learn[0].kind
+    return Tried(0.0, lengths, 1.0, len(world.actions), size, pose_size * world.poses, len(test))
 
 
 def tried_out(run: OwnWorld) -> Tried:
@@ -157,7 +182,7 @@ def _tried(run: OwnWorld, env: Any, sticky: float) -> Tried:
             lengths.append(len(episode))
     seconds, space = (time.monotonic() - began) / sum(lengths), env.action_space
     size = 0 if space.shape == () else int(np.prod(space.shape))
-    return Tried(sticky, lengths, seconds, 0 if size else int(space.n), size)
+    return Tried(sticky, lengths, seconds, 0 if size else int(space.n), size, PLANE if run.position else 0)
 
 
 def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs:
@@ -174,9 +199,10 @@ def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs
 
     world = settings.world_training(run, network, plan)
     model = replace(world.model, actions=tried.actions, action_size=tried.action_size)
-    model = model if run.position else replace(model, memory_features=0)
+    model = model if tried.pose_size else replace(model, memory_features=0)
+    model = replace(model, motion_scale=(*model.motion_scale, 0.1, 0.1)) if tried.pose_size == SPACE else model
     length = max(plan.frames + 2, min(GAP[0] + 6 * GAP[1], int(np.median(tried.lengths))), GAP[0] + plan.ahead + 2)
-    episode = _noise_episode(model, length, bool(run.position))
+    episode = _noise_episode(model, length, bool(tried.pose_size))
     trainer = Trainer(replace(world, model=model, steps=100), [episode] * settings.ROWS)
     heads = settings.head_training(run, network, plan)
     head_trainer = HeadTrainer(heads, Weights(autoencoder, WorldModel(model).eval(), episode, episode, {}), [episode] * settings.ROWS)
@@ -190,7 +216,7 @@ def measured(run: OwnWorld, network: Network, plan: Plan, tried: Tried) -> Costs
 def _noise_episode(model: WorldModelConfig, frames: int, poses: bool) -> Segment:
     numbers = model.action_size
     action = torch.rand(frames, numbers) if numbers else torch.randint(model.actions, (frames,))
-    pose = torch.tensor([0.0, 0, 1, 0]).repeat(frames, 1) if poses else torch.full((frames, 4), torch.nan)
+    pose = start_pose(frames, model.pose_size) if poses else torch.full((frames, PLANE), torch.nan)
     latent = torch.randn(frames, model.tokens, model.latent_channels)
     return Segment(latent.half(), action, torch.zeros(frames), pose, torch.zeros(frames, 0), terminated=torch.arange(frames) == frames - 1)
 

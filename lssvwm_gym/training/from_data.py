@@ -69,7 +69,7 @@ def fitted(config: WorldModelConfig, data: Path, episodes: list[Segment]) -> Wor
     """The sizes for the episodes of a folder, with the actions that `collecting.json` tells.
 
     Without it actions are numbers, or more than the default, where recorded ones are. Without any pose there is no spatial memory.
-    The typical motion is that of the recordings, in folders that `collect gym` has written.
+    The typical motion is that of the recordings, in folders with `collecting.json`, and in space.
     """
     collection = read_collection(data)
     first, poses = episodes[0], any(bool(one.pose.isfinite().all(1).any()) for one in episodes)
@@ -85,7 +85,7 @@ def fitted(config: WorldModelConfig, data: Path, episodes: list[Segment]) -> Wor
         config = replace(config, inventory_size=len(collection.inventory), inventory_changes=changes, inventory_range=bounds)
     if not poses:
         config = replace(config, memory_features=0)
-    elif collection is not None and config.motion_scale == PLAIN.motion_scale and first.pose.shape[1] == PLAIN.pose_size:
+    elif config.motion_scale == PLAIN.motion_scale and (collection is not None or first.pose.shape[1] != PLAIN.pose_size):
         config = replace(config, motion_scale=typical_motion(episodes))
     return config
 
@@ -108,8 +108,8 @@ def _as_tuples(value: Any) -> Any:
 
 
 def typical_motion(episodes: list[Segment]) -> tuple[float, ...]:
-    """Root mean square of the recorded motions of a frame: forward and left in world units, turn in radians."""
+    """Root mean square of the recorded motions of a frame: forward and left in world units, turn in radians; in space rise and tilt."""
     motion = torch.cat([motion_between(one.pose[:-1], one.pose[1:]) for one in episodes])
-    forward, left, turn = motion[motion.isfinite().all(1)].square().mean(0).sqrt().tolist()
-    least = max(LEAST_WAY * max(forward, left), 1e-3)
-    return tuple(round(value, 4) for value in (max(forward, least), max(left, least), max(turn, LEAST_TURN)))
+    typical = motion[motion.isfinite().all(1)].square().mean(0).sqrt().tolist()
+    way = max(LEAST_WAY * max(typical[:2]), 1e-3)
+    return tuple(round(max(value, least), 4) for value, least in zip(typical, (way, way, LEAST_TURN, way, LEAST_TURN), strict=False))

@@ -10,20 +10,23 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from lssvwm_gym.data.convert import memory_maze, minari, teco, videos, vpt
+from lssvwm_gym.data.convert.human_actions import action_names
 from lssvwm_gym.data.convert.recording import Found, Framing, Recording, files_below, keep_settings, write_recording
 from lssvwm_gym.data.episode import EpisodeError, is_whole
 from lssvwm_gym.io.json_config import check_bounds, in_short
 from lssvwm_gym.io.video import VIDEO_CRF, check_crf
 from lssvwm_gym.io.worker_pool import Done, Failed, WorkerPoolError, run_jobs
+from lssvwm_gym.worlds.memory_maze import MEMORY_MAZE
 
 SETTINGS = "converting.json"  # in the folder of the episodes: how they were made
 BELOW = ("teco", "vpt", "videos")  # layouts whose recordings are looked for in all folders below the source
 SHOWN = 10  # broken files that an error names
+LayoutName = Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"]
 
 ONLY_FOR: dict[str, str | tuple[str, ...]] = {  # setting: how the layouts that know it begin
     "frame_skip": ("teco", "vpt", "videos"),
@@ -40,7 +43,7 @@ class Converting:
 
     source: Path  # folder of the recordings
     out: Path  # folder for the episodes; those already there are kept, and train, val and test become folders in it
-    layout: Literal["memory-maze", "teco-minecraft", "teco-dmlab", "vpt", "minari", "videos"] = "memory-maze"  # vpt is BASALT's, too
+    layout: LayoutName = "memory-maze"  # of the source; vpt: BASALT too
     crf: int = VIDEO_CRF  # of the video, 0 (lossless) .. 51 (worst)
     size: int = 64  # pixels a side of the square frames; 0: as recorded
     crop: bool = False  # take the middle square of a frame first; otherwise all of it is squeezed into the square
@@ -76,19 +79,35 @@ class Layout:
 
     find: Callable[[Converting], list[Found]]
     read: Callable[[Found, Converting], Recording]
+    known: Callable[[Converting], dict[str, Any]] = lambda c: {}  # names and bounds that it tells, as a `Collection` has them
 
 
 LAYOUTS = {
     "memory-maze": Layout(
         lambda c: [Found(path.stem, path) for path in memory_maze.public_paths(c.source)],
         lambda found, c: memory_maze.open_memory_maze(found),
+        lambda c: {"actions": MEMORY_MAZE.actions},
     ),
     "teco-minecraft": Layout(  # a trajectory of which only the npz is there is found too, and can't be read
-        lambda c: files_below(c.source, (".mp4", ".npz")), lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing)
+        lambda c: files_below(c.source, (".mp4", ".npz")),
+        lambda found, c: teco.read_minecraft(found, c.frame_skip, c.outgoing),
+        lambda c: {"actions": teco.action_names(teco.MINECRAFT, c.frame_skip)},
     ),
-    "teco-dmlab": Layout(lambda c: files_below(c.source, (".npz",)), lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing)),
-    "vpt": Layout(lambda c: vpt.find_vpt(c.source, c.index), lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut)),
-    "minari": Layout(lambda c: minari.find_minari(c.source), lambda found, c: minari.read_minari(found, c.images)),
+    "teco-dmlab": Layout(
+        lambda c: files_below(c.source, (".npz",)),
+        lambda found, c: teco.read_dmlab(found, c.frame_skip, c.outgoing),
+        lambda c: {"actions": teco.action_names(teco.DMLAB, c.frame_skip)},
+    ),
+    "vpt": Layout(
+        lambda c: vpt.find_vpt(c.source, c.index),
+        lambda found, c: vpt.read_vpt(found, c.frame_skip, c.cut),
+        lambda c: {"actions": action_names(), "inventory": vpt.ITEMS},
+    ),
+    "minari": Layout(
+        lambda c: minari.find_minari(c.source),
+        lambda found, c: minari.read_minari(found, c.images),
+        lambda c: minari.known_actions(c.source),
+    ),
     "videos": Layout(lambda c: videos.find_videos(c.source), lambda found, c: videos.read_video_file(found, c.frame_skip, c.outgoing)),
 }
 

@@ -34,10 +34,23 @@ def find_minari(source: Path) -> list[Found]:
 
     Raises `EpisodeError` for no dataset, one that Minari can't read, and one that doesn't describe its spaces.
     """
+    folder = _folder(source)
+    return [Found(f"{number:06d}", folder, number) for number in range(_dataset(folder).total_episodes)]
+
+
+def known_actions(source: Path) -> dict[str, Any]:
+    """Of the dataset's actions: numbered names of discrete ones, bounds of a Box, flat, with None where there is none."""
+    space = _dataset(_folder(source)).action_space
+    if isinstance(space, spaces.Box):
+        return {name: tuple(float(x) if np.isfinite(x) else None for x in getattr(space, name).ravel()) for name in ("low", "high")}
+    return {"actions": tuple(f"action {number}" for number in range(int(getattr(space, "n", 0))))}
+
+
+def _folder(source: Path) -> Path:
     folder = next((folder for folder in (source / "data", source) if (folder / METADATA).is_file()), None)
     if folder is None:
         raise EpisodeError(f"{source}: holds no Minari dataset (data/metadata.json)")
-    return [Found(f"{number:06d}", folder, number) for number in range(_dataset(folder).total_episodes)]
+    return folder
 
 
 def read_minari(found: Found, images: str = "") -> Recording:

@@ -8,6 +8,7 @@ a number, the first action first, so that nothing is lost. What the ids mean: do
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,16 @@ class Classes:
     """The action classes of one of the sets."""
 
     first: int  # id
-    count: int
+    names: tuple[str, ...]
     placeholder: bool  # whether entry 0 must be 0
 
+    @property
+    def count(self) -> int:
+        return len(self.names)
 
-MINECRAFT = Classes(first=1, count=3, placeholder=True)
-DMLAB = Classes(first=0, count=3, placeholder=False)
+
+MINECRAFT = Classes(1, ("forward", "left", "right"), placeholder=True)
+DMLAB = Classes(0, ("class 0", "class 1", "class 2"), placeholder=False)
 
 
 def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
@@ -66,6 +71,11 @@ def joined(action: np.ndarray, classes: Classes, skip: int) -> np.ndarray:
     groups = action[1 : 1 + (len(action) - 1) // skip * skip].reshape(-1, skip).astype(np.int64) - classes.first  # (K, skip)
     ids = classes.first + groups @ classes.count ** np.arange(skip)[::-1]
     return np.concatenate([[0], ids]).astype(np.uint8)
+
+
+def action_names(classes: Classes, skip: int) -> tuple[str, ...]:
+    """Names of the ids of `joined`."""
+    return (*("placeholder",)[: classes.first], *map(", ".join, product(classes.names, repeat=skip)))
 
 
 def _recording(
