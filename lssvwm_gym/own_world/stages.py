@@ -1,7 +1,5 @@
 """The stages, each a command of its own, one after the other."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator
