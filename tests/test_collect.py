@@ -250,7 +250,11 @@ def test_an_unknown_world_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("world", "there_is"),
-    [("memory-maze", "explorer, wander, sticky, mixed"), ("luanti", "wander, dig, craft, return, recipes, mixed"), ("clock", "one without a name")],
+    [
+        ("memory-maze", "explorer, wander, sticky, mixed"),
+        ("luanti", "wander, dig, craft, return, recipes, mixed"),
+        ("clock", "one without a name"),
+    ],
 )
 def test_an_unknown_player_is_named_beside_those_there_are(tmp_path, world, there_is):
     with pytest.raises(ValueError, match=rf"no player named 'chess' in {world}; there is {there_is}, and module:attribute"):

@@ -64,6 +64,16 @@ def test_walls_stop_a_player_in_a_maze_that_is_made_up():
     assert (np.linalg.norm(after - before, axis=1) < 0.05).mean() >= 0.75
 
 
+def test_looking_up_ends_where_it_ends_in_the_game():
+    env = gymnasium.make("LSSVWM-Minecraft-v0", profile="fast", observation="features").unwrapped
+    up = env.dream.world.actions.index("look_up")
+    for context_id in range(4):  # their first frames are tilted by different angles
+        _, info = env.reset(options={"context_id": context_id})
+        tilts = [abs(float(info["estimated_pose"][5])), *(abs(float(env.step(up)[4]["estimated_pose"][5])) for _ in range(10))]
+        assert tilts[-1] == pytest.approx(np.deg2rad(60), abs=0.02)
+        assert max(tilts) < np.deg2rad(60.5)
+
+
 @pytest.mark.slow
 def test_two_thousand_random_steps_stay_finite():
     env = gymnasium.make("LSSVWM-MemoryMaze-v0", profile="fast", max_episode_steps=2001)
