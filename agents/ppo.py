@@ -99,7 +99,6 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     """Learn in dreams, or in what `open_envs` makes of the settings and the dream: environments in tensors, such as dreams are."""
     began = time.perf_counter()
     torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
     try:
         device = torch.device(chosen_device(args.device)).type
         can_compile = device == "cpu" and any(map(shutil.which, COMPILERS))
@@ -381,4 +380,5 @@ def resume(args: Args, learner: Learner, dream: Dream) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
     main(tyro.cli(Args, description=__doc__))

@@ -76,4 +76,5 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
     main(tyro.cli(Args, description=__doc__))

@@ -258,7 +258,9 @@ def test_without_its_dreams_a_run_begins_new_episodes(tiny_weights, tmp_path, ca
 
 
 def test_a_run_ends_in_time_and_is_saved(tiny_weights, tmp_path):
+    precision = torch.get_float32_matmul_precision()
     main(replace(SMALL, weights=tiny_weights, out=tmp_path, time_limit=2.0))
+    assert torch.get_float32_matmul_precision() == precision  # the script asks for less, its function doesn't
     _, about = load_policy(tmp_path / "policy.safetensors")
     assert 0 < about["steps"] < SMALL.total_steps
 

@@ -70,6 +70,7 @@ class Converting:
 
     @property
     def framing(self) -> Framing:
+        """What becomes of the frames."""
         return Framing(self.size, self.crop, self.frame_skip)
 
 
