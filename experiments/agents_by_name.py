@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name == EXPERT:
         return ExpertAgent(seed)
     if name in SCRIPTS:
-        return ScriptedAgent([functools.partial(SCRIPTS[name], dream, None)] * num_envs, seed)
+        return ScriptedAgent(functools.partial(SCRIPTS[name], dream, None), num_envs, seed)
     if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
-        return ScriptedAgent([lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={})] * num_envs, seed)
+        return ScriptedAgent(lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={}), num_envs, seed)
     blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
     raise ValueError(f"a policy is {', '.join(SCRIPTS)}{blind}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
 
@@ -83,10 +83,9 @@ class ScriptedAgent:
 
     observation = "image"
 
-    def __init__(self, players: Sequence[Callable[[int], Callable[[Any], int]]], seed: int) -> None:
-        """`players` are opened with a seed each; what they return is called with None for an action."""
-        seeds = np.random.default_rng(seed).integers(2**32, size=len(players))
-        self._players = [player(int(one)) for player, one in zip(players, seeds, strict=True)]
+    def __init__(self, open_player: Callable[[int], Callable[[Any], int]], num_envs: int, seed: int) -> None:
+        """Each player is opened with a seed of its own, and called with None for an action."""
+        self._players = [open_player(int(one)) for one in np.random.default_rng(seed).integers(2**32, size=num_envs)]
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         return np.array([player(None) for player in self._players])

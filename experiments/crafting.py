@@ -23,7 +23,7 @@ from lssvwm_gym.evaluation.rollouts import clips_at, cut_clips, dream_along, pre
 from lssvwm_gym.models.rollout import commit, imagine
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, take_rows
-from lssvwm_gym.real_envs.experts.block_players import MOST_ITEMS, random_bag
+from lssvwm_gym.real_envs.experts.block_players import MOST_ITEMS, RECIPES_IN_ORDER, random_bag
 from lssvwm_gym.worlds import WorldSpec
 
 RECIPES = {  # the game's own: by how much each count changes, where nothing is missing
@@ -37,7 +37,6 @@ SCRIPTS = {  # crafts in an order in which each is possible
     "wooden pickaxe": ("craft_planks", "craft_sticks", "craft_wooden_pickaxe"),
     "stone pickaxe": ("craft_stone_pickaxe",),
 }
-ALL_CRAFTS = ("craft_planks", "craft_planks", "craft_sticks", "craft_wooden_pickaxe", "craft_stone_pickaxe")  # planks for sticks, too
 PAUSE = "turn_left"  # between two crafts of a script
 DETOUR = 300  # frames dreamed in which nothing is done that changes the inventory
 BAGS = 4  # drawn at random at each moment at which crafts are tried
@@ -135,13 +134,14 @@ def milestones(context: EvalContext) -> dict[str, Any]:
 def _from_logs_and_stones(context: EvalContext) -> dict[str, Any]:
     """Scores of the script of all crafts, in dreams that begin with a bag of what they are made of; the script is done once each."""
     world, rng = context.world, np.random.default_rng(context.run.seed)
-    past = cut_clips(context.episodes, context.run.context, 1)
-    state, runs = context.prefilled(past), []
+    state, crafts = context.prefilled(cut_clips(context.episodes, context.run.context, 1)), [world.actions[a] for a in RECIPES_IN_ORDER]
+    runs = []
     for number in range(SCRIPTED):
-        counts = torch.tensor([[float(rng.integers(2, MOST_ITEMS + 1)) if name == "log" else 0.0 for name in world.inventory]])
-        counts[0, world.inventory.index("cobblestone")] = float(rng.integers(3, MOST_ITEMS + 1))
+        counts = torch.zeros_like(state.inventory[:1])
+        for name, least in (("log", 2), ("cobblestone", 3)):
+            counts[0, world.inventory.index(name)] = float(rng.integers(least, MOST_ITEMS + 1))
         row = take_rows(state, torch.tensor([number % len(state.seed)]))
-        runs.append(_run_script(context, row._replace(inventory=counts, inventory_peak=counts.clone()), ALL_CRAFTS, number))
+        runs.append(_run_script(context, row._replace(inventory=counts, inventory_peak=counts.clone()), tuple(crafts), number))
     given, due, followed = (torch.tensor(column) for column in zip(*runs, strict=True))
     return {
         "all crafts from logs and cobblestones: rewards given once each and in order": share((given == due).all(1)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.crafting import share
 from lssvwm_gym.evaluation.context import DoesNotApply, EvalContext
 from lssvwm_gym.evaluation.metrics import score
-from lssvwm_gym.evaluation.rollouts import clips_at, dream_along, prefill_clips
+from lssvwm_gym.evaluation.rollouts import clips_at, dream_along
 from lssvwm_gym.models.segment import Segment
 
 DIG = "dig"
@@ -38,13 +38,8 @@ def dug_away(context: EvalContext) -> dict[str, Any]:
     gone, still_there, autoencoded, distances = list[bool](), list[bool](), list[bool](), list[Tensor]()
     for episode, before, dug, back in returns(context, context.world.actions.index(DIG)):
         clip, decode = clips_at([(episode, 0)], back + 1), context.weights.autoencoder.decode
-        dream, _ = dream_along(
-            context.weights.world_model,
-            prefill_clips(context.weights.world_model, clip[: dug + 1], context.run.seed),
-            clip[dug + 1 :],
-            context.run.steps,
-            true_motion=False,
-        )
+        state, future = context.prefilled(clip[: dug + 1]), clip[dug + 1 :]
+        dream, _ = dream_along(context.weights.world_model, state, future, context.run.steps, true_motion=False)
         away, shown = clip.frames[0, before], clip.frames[0, back]
         changed = different(away, shown)
         to_before, to_after = (_distance(decode(dream.latent[:, -1])[0], real, changed) for real in (away, shown))

@@ -28,16 +28,8 @@ from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.rollout import first_state
 from lssvwm_gym.models.segment import Segment, joined
 
-ALWAYS = (
-    "reward_ahead",
-    "crafting",
-    "inventory",
-    "milestones",
-    "dug_away",
-    "interruption",
-    "identity",
-    "cold_start",
-)  # where no tests are named
+# where no tests are named
+ALWAYS = ("reward_ahead", "crafting", "inventory", "milestones", "dug_away", "interruption", "identity", "cold_start")
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue, ITU-R BT.601
 GRID = 6  # patches a side
 COLOURS = 12  # classes

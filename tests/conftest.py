@@ -16,8 +16,9 @@ import importlib.util
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,23 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     mine, written = load_weights(folder).world_model.state_dict(), read_weights(folder).world_model.state_dict()
     changed = [name for name in written if not (mine[name] == written[name]).all()]
     assert not changed, f"a test has changed {changed} in the model that all tests of this process share"
+
+
+@pytest.fixture
+def stopped_dream(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """`lssvwm_gym.own_world.dream`, stopped by Ctrl-C when the world model is to be trained."""
+    from lssvwm_gym.own_world import dream
+
+    def stop(settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    def stopped(run: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["lssvwm_gym.own_world.stages"], "train_world", stop)
+            with pytest.raises(KeyboardInterrupt):
+                dream(run)
+
+    return stopped
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def bench(weights, monkeypatch):
         frame = torch.full((1, 64, 64, 3), 120, dtype=torch.uint8)
         frame[:, 20:40, 20:40] = shown
         decode = SimpleNamespace(decode=lambda latent: frame)
-        monkeypatch.setattr(digging, "prefill_clips", lambda *_: None)
+        monkeypatch.setattr(EvalContext, "prefilled", lambda *_: None)
         dreamed = DreamedFrames(torch.zeros(1, 1, 1), *[torch.zeros(1, 1)] * 5)
         monkeypatch.setattr(digging, "dream_along", lambda *_, **__: (dreamed, None))
         run = Evaluation("unused", world="minecraft")

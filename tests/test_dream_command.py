@@ -65,17 +65,10 @@ def asked(out: Path, env: str = "Stairs-v0", **settings: Any) -> OwnWorld:
 
 
 @pytest.mark.slow
-def test_what_was_stopped_goes_on_and_its_dream_is_an_environment(tmp_path, monkeypatch, capsys):
+def test_what_was_stopped_goes_on_and_its_dream_is_an_environment(tmp_path, stopped_dream, capsys):
     """Pendulum, whose actions are numbers: stopped between two stages, and in another."""
     run, finished = asked(tmp_path / "own", "Pendulum-v1"), tmp_path / "own" / "autoencoder" / "autoencoder.safetensors"
-
-    def stop(settings: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("lssvwm_gym.own_world.stages"), "train_world", stop)
-        with pytest.raises(KeyboardInterrupt):
-            dream(run)
+    stopped_dream(run)
     plan, made = (run.out / "plan.json").read_text(), finished.stat().st_mtime_ns
     next((run.out / "data" / "train").glob("*.npz")).unlink()  # an episode that was not whole
     weights = dream(run)

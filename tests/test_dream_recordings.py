@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import shlex
 from pathlib import Path
@@ -156,17 +155,10 @@ def test_minari_becomes_an_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_our_own_episodes_go_on_where_they_were_stopped(tmp_path, monkeypatch, capsys):
+def test_our_own_episodes_go_on_where_they_were_stopped(tmp_path, stopped_dream, capsys):
     source = ours(tmp_path / "own", *[FRAMES] * 4)
     before, run = snapshot(source), asked(source)
-
-    def stop(settings: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("lssvwm_gym.own_world.stages"), "train_world", stop)
-        with pytest.raises(KeyboardInterrupt):
-            dream(run)
+    stopped_dream(run)
     assert snapshot(source) == before
     held, plan = names(run.test), (run.out / "plan.json").read_text()
     write_episode(source / "later", episode(FRAMES), 5)  # is not mixed in

@@ -76,8 +76,8 @@ def split_inventory(world: WorldSpec, weights: Weights, options: Mapping[str, An
     bounds = weights.world_model.config.inventory_range or ((0, world.max_inventory or np.inf),) * len(world.inventory)
     least, most = np.array(bounds).T
     counts = np.asarray(given)
-    whole = counts.dtype.kind in ("iu" if world.max_inventory else "iuf")
-    if counts.shape != least.shape or not whole or not ((counts >= least) & (counts <= most)).all():
+    fits = counts.shape == least.shape and counts.dtype.kind in ("iu" if world.max_inventory else "iuf")
+    if not fits or not ((counts >= least) & (counts <= most)).all():
         names = ", ".join(f"{name} {low:g}..{high:g}" for name, low, high in zip(world.inventory, least, most, strict=True))
         kind = "whole numbers" if world.max_inventory else "numbers"
         raise ValueError(f"the option inventory must be {len(least)} {kind}: {names}; not {given!r}")

@@ -137,8 +137,9 @@ def row_of(observations: Any, row: int | np.integer) -> Any:
 
 
 def action_space(world: WorldSpec) -> Discrete | Box:
-    low, high = np.array(world.low, np.float32), np.array(world.high, np.float32)
-    return Box(low, high) if world.continuous else Discrete(len(world.actions))
+    if world.continuous:
+        return Box(np.array(world.low, np.float32), np.array(world.high, np.float32))
+    return Discrete(len(world.actions))
 
 
 def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:

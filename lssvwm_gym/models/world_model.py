@@ -110,7 +110,7 @@ class WorldModel(nn.Module):
                 latent.flatten(2),
                 state.spatial_memory.latents,
                 None if recalled is None else recalled.flatten(2),
-                self._overwritten_share(inputs.action),
+                None if query.written is None else self._overwritten_share(inputs.action),
             )
             recalled, memory = recalled.view_as(latent), SpatialMemoryState(explained, latents)
             tokens = frame_context and frame_context.tokens

@@ -16,6 +16,7 @@ import numpy as np
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 NOOP, FORWARD, BACK, LEFT, RIGHT, UP, DOWN, JUMP, DIG, PLACE, *CRAFTS = range(len(MINECRAFT.actions))
+RECIPES_IN_ORDER = (CRAFTS[0], *CRAFTS)  # from logs and cobblestones each is possible: planks twice, for sticks take some
 HABITS: dict[str, tuple[tuple[int, ...], int]] = {  # what is drawn from, and for how many steps on end at most
     "rest": ((NOOP,), 3),
     "walk": ((FORWARD, FORWARD, FORWARD, JUMP, BACK), 12),
@@ -68,8 +69,8 @@ class BlindPlayer:
         habit = str(self._rng.choice(self._habits, p=self._shares))
         if habit == "return":
             return self._dig_and_return()
-        if habit == "recipes":  # in an order in which each can be possible
-            return [CRAFTS[0], *CRAFTS]
+        if habit == "recipes":
+            return list(RECIPES_IN_ORDER)
         choices, longest = HABITS[habit]
         action, steps = int(self._rng.choice(choices)), int(self._rng.integers(1, longest + 1))
         if habit == "craft":  # each of its steps is drawn
