@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from agents.policies import SB3_KIND, Policy, policy_for
+from agents.policies import SB3_KIND, Policy, choose, policy_for
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import action_space, needs_frame, observation_space
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
@@ -32,9 +32,12 @@ class PolicyAgent:
     def __init__(self, policy: Policy, dream: Dream, seed: int, greedy: bool) -> None:
         self.observation, self._policy, self._greedy = policy.config.observation, policy, greedy
         self._generator = torch.Generator(dream.device).manual_seed(seed)
+        self._memory: Tensor | None = None
 
+    @torch.no_grad()
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
-        return self._policy.act(observation, self._generator, self._greedy).cpu().numpy()
+        log_probability, _, self._memory = self._policy(observation, self._memory)
+        return choose(log_probability, self._generator, self._greedy).cpu().numpy()
 
 
 class SB3Agent:

@@ -1,14 +1,16 @@
 """A policy as a PyTorch module, and its file: safetensors with a JSON header that says what it needs to be built again.
 
 policy, about = load_policy("runs/ppo/memory-maze/policy.safetensors")
-action = policy.act(observation)                    # observation (B, ...) as `policy.config.observation` shows it; action (B,) int64
+memory = None                                        # of a recurrent policy, at the start of an episode
+log_probability, value, memory = policy(observation, memory)        # observation (B, ...) as `policy.config.observation` shows it
+action = choose(log_probability, generator)          # (B,) int64
 """
 
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,10 @@ class PolicyConfig:
     shape: tuple[int, ...]  # of one observation: (height, width, 3) or (numbers,)
     actions: int
     hidden: int = 256  # units of each of two layers
+    memory: int = 0  # units of an LSTM before them; 0: none, it decides on what it sees now
 
     def __post_init__(self) -> None:
-        sizes = (*self.shape, self.actions, self.hidden)
+        sizes = (*self.shape, self.actions, self.hidden, *([self.memory] if self.memory else ()))
         if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
             raise ValueError(f"sizes must be whole numbers 1..{LARGEST}, not {sizes}")
         if len(self.shape) not in (1, 3) or math.prod(self.shape) > LARGEST:
@@ -45,33 +48,72 @@ class PolicyConfig:
             raise ValueError(f"pictures have three colours and at least 36 pixels a side, not {self.shape}")
 
 
+class Decisions(NamedTuple):
+    """What a policy makes of observations (..., B)."""
+
+    log_probability: Tensor  # (..., B, actions)
+    value: Tensor  # (..., B)
+    memory: Tensor  # (B, 2 * memory) after the last of them
+
+
 class Policy(nn.Module):
-    """Actor and critic, apart but for the encoder: numbers are normalised, images go through a small convolutional network."""
+    """Actor and critic, apart but for the encoder, and the LSTM of a recurrent one.
+
+    Numbers are normalised, images go through a small convolutional network.
+    """
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = ImageEncoder(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(config.shape[0])
         width = config.hidden if len(config.shape) == 3 else config.shape[0]
+        self.recurrent = Recurrent(width, config.hidden, config.memory) if config.memory else None
+        width = config.hidden + config.memory if config.memory else width
         self.actor = _two_layers(width, config.hidden, config.actions, last_gain=0.01)
         self.critic = _two_layers(width, config.hidden, 1, last_gain=1.0)
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations (B, ...) to the actions' log probabilities (B, actions) and the value (B,)."""
-        encoded = self.encoder(observation)
-        return self.actor(encoded).log_softmax(-1), self.critic(encoded)[:, 0]
+    def forward(self, observation: Tensor, memory: Tensor | None = None) -> Decisions:
+        """Observations (B, ...) and the memory (B, 2 * memory) of what came before them, None at the beginning of episodes."""
+        decisions = self.along(observation[None], memory)
+        return Decisions(decisions.log_probability[0], decisions.value[0], decisions.memory)
 
-    @torch.no_grad()
-    def act(self, observation: Tensor, generator: torch.Generator | None = None, greedy: bool = False) -> Tensor:
-        """Actions (B,) int64 for observations (B, ...) on the policy's device: drawn, or the likeliest ones."""
-        log_probability, _ = self(observation)
-        return log_probability.argmax(-1) if greedy else draw(log_probability, generator)
+    def along(self, observation: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
+        """Observations (T, B, ...) one after the other; `begins` (T, B) is 1 where one is the first of an episode, else 0."""
+        return self.decide(self.encoder(observation.flatten(0, 1)).unflatten(0, observation.shape[:2]), memory, begins)
+
+    def decide(self, encoded: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
+        """`along` for what the encoder makes of observations, (T, B, numbers)."""
+        memory = encoded.new_zeros(encoded.shape[1], 2 * self.config.memory) if memory is None else memory
+        if self.recurrent is not None:
+            encoded, memory = self.recurrent(encoded, memory, begins)
+        return Decisions(self.actor(encoded).log_softmax(-1), self.critic(encoded)[..., 0], memory)
+
+
+class Recurrent(nn.Module):
+    """An LSTM beside a layer: numbers (T, B, width) to both of them, (T, B, hidden + memory)."""
+
+    def __init__(self, width: int, hidden: int, memory: int) -> None:
+        super().__init__()
+        self.layer, self.cell = _orthogonal(nn.Linear(width, hidden)), nn.LSTMCell(hidden, memory)
+
+    def forward(self, x: Tensor, memory: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, steps = torch.tanh(self.layer(x)), []
+        for t, now in enumerate(x):
+            memory = memory if begins is None else memory * (1 - begins[t])[:, None]
+            memory = torch.cat(self.cell(now, memory.chunk(2, -1)), -1)
+            steps.append(memory.chunk(2, -1)[0])
+        return torch.cat([x, torch.stack(steps)], -1), memory
 
 
 def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:
     """One of (B, actions) by its probability, (B,) int64. A race of exponential clocks: nothing is checked, so nothing waits."""
     clocks = torch.empty_like(log_probability).exponential_(generator=generator)
     return (log_probability - clocks.clamp(min=1e-20).log()).argmax(-1)
+
+
+def choose(log_probability: Tensor, generator: torch.Generator | None = None, greedy: bool = False) -> Tensor:
+    """Actions (B,) int64 of (B, actions): drawn, or the likeliest ones."""
+    return log_probability.argmax(-1) if greedy else draw(log_probability, generator)
 
 
 class RunningNorm(nn.Module):

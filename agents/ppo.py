@@ -17,17 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import starts
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
+from agents.rollout import Batch, EpisodeReturns, Rollout
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
@@ -71,6 +70,7 @@ class Args:
     min_context: int = 300  # context frames of these, where there are any such
 
     hidden: int = 256  # units of each of the two layers of actor and critic
+    memory: int = 0  # units of an LSTM before them, which is empty when a dream begins; 0: none
     learning_rate: float = 5e-4
     rollout_steps: int = 64  # of each dream between two updates
     minibatches: int = 4  # into which a rollout is cut
@@ -110,7 +110,7 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
         envs = (open_envs or dreams)(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory)
     learner = Learner(args, config, envs, dream.device)
     if args.start is not None:
         start_from(learner, args.start)
@@ -171,40 +171,11 @@ def with_defaults(args: Args, device: str) -> Args:
         raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
+    if args.memory and (args.num_envs or 0) < args.minibatches:
+        raise ValueError(
+            f"a policy with a memory learns from whole rollouts: {args.num_envs} dreams are too few for {args.minibatches} minibatches"
+        )
     return args
-
-
-class Rollout(NamedTuple):
-    """What happened, (T, B, ...)."""
-
-    observation: Tensor
-    action: Tensor  # int64
-    log_probability: Tensor  # of that action
-    value: Tensor  # as estimated then
-    reward: Tensor  # scaled; where an episode's time was up, with the discounted value of what would have followed
-    done: Tensor  # 1 where the step ended an episode
-    reward_per_step: Tensor  # () mean, not scaled
-
-
-class EpisodeReturns:
-    """Returns of whole episodes, as the environment's rewards are; nothing here waits for the device but `take`."""
-
-    def __init__(self, episode_steps: np.ndarray, device: torch.device) -> None:
-        """`episode_steps` (B,) at the start: an episode that is not at its beginning then doesn't count."""
-        self.whole = torch.from_numpy((episode_steps == 0).astype(np.float32)).to(device)
-        self.earned, self.totals = torch.zeros_like(self.whole), torch.zeros(2, device=device)  # of present episodes; return and number
-
-    def add(self, reward: Tensor, done: Tensor) -> None:
-        """One step's rewards and, 1 or 0, ends, (B,) each."""
-        self.earned = self.earned + reward
-        self.totals = self.totals + torch.stack([(self.earned * self.whole * done).sum(), (self.whole * done).sum()])
-        self.earned, self.whole = self.earned * (1 - done), torch.maximum(self.whole, done)
-
-    def take(self) -> tuple[float, int]:
-        """Sum of returns and number of the episodes that ended since the last call."""
-        earned, episodes = self.totals.tolist()
-        self.totals = torch.zeros_like(self.totals)
-        return earned, int(episodes)
 
 
 class Learner:
@@ -222,6 +193,8 @@ class Learner:
     def begin(self, seed: int) -> None:
         """New episodes everywhere."""
         self.observation: Tensor = self.envs.reset(seed=seed)[0]
+        self.memory = self.observation.new_zeros(len(self.observation), 2 * self.policy.config.memory, dtype=torch.float32)
+        self.start_memory = self.memory
         self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
 
     def learn(self, began: float) -> Iterator[dict[str, float]]:
@@ -234,7 +207,7 @@ class Learner:
             if self.args.time_limit is not None and start - began + 1.5 * seconds > self.args.time_limit:
                 return
             rollout = self.rollout()
-            numbers = self.update(rollout, self.advantages(rollout, self.policy(self.observation)[1].detach()))
+            numbers = self.update(rollout, self.advantages(rollout, self.following()))
             earned, episodes = self.returns.take()
             self.steps, self.updates = self.steps + batch, self.updates + 1
             seconds = time.perf_counter() - start
@@ -242,12 +215,18 @@ class Learner:
             yield numbers | {"steps_per_second": batch / seconds, "elapsed": time.perf_counter() - began}
 
     @torch.no_grad()
+    def following(self) -> Tensor:
+        """The value (B,) of what is seen now."""
+        return self.policy(self.observation, self.memory).value
+
+    @torch.no_grad()
     def rollout(self) -> Rollout:
         """Act for a while. Nothing here waits for the device."""
-        steps, rewards = [], []
+        steps, rewards, memory = [], [], self.memory
+        begins = torch.zeros_like(self.returns.earned)
         for _ in range(self.args.rollout_steps):
             observation = self.observation
-            log_probability, value = self.policy(observation)
+            log_probability, value, remembered = self.policy(observation, self.memory)
             action = draw(log_probability, self.generator)
             self.observation, reward, terminated, truncated, info = self.envs.step(action)
             done = (terminated | truncated).float()
@@ -255,12 +234,12 @@ class Learner:
             rewards.append(reward)
             scaled = reward * self.args.reward_scale
             if "final_obs" in info:
-                following = self.policy(info["final_obs"])[1] * (truncated & ~terminated)
+                following = self.policy(info["final_obs"], remembered).value * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following
             chosen = log_probability.gather(1, action[:, None])[:, 0]
-            steps.append((observation, action, chosen, value, scaled, done))
-        observation, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
-        return Rollout(observation, action, chosen, value, scaled, done, torch.stack(rewards).mean())
+            steps.append((observation, begins, action, chosen, value, scaled, done))
+            self.memory, begins = remembered * (1 - done)[:, None], done
+        return Rollout(*(torch.stack(part) for part in zip(*steps, strict=True)), memory, torch.stack(rewards).mean())
 
     def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
         """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""
@@ -274,38 +253,49 @@ class Learner:
 
     def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
         """Improve the policy by a rollout. Waits for the device once an epoch."""
-        target = (advantages + rollout.value).flatten()
-        parts = [part.flatten(0, 1) for part in rollout[:4]]
+        target = advantages + rollout.value
+        batch = Batch(*rollout[:4], advantages, target, self.anchor(rollout))
+        if self.policy.recurrent is None:
+            batch = batch.single_steps()
         losses: list[Tensor] = []
         for _ in range(self.args.epochs):
-            order = torch.randperm(len(target), generator=self.generator, device=target.device)
+            order = torch.randperm(batch.action.shape[1], generator=self.generator, device=target.device)
             epoch = [
-                self.improve(*(x[rows] for x in (*parts, advantages.flatten(), target))) for rows in order.chunk(self.args.minibatches)
+                self.improve(batch.rows(rows), rollout.memory[rows % len(rollout.memory)]) for rows in order.chunk(self.args.minibatches)
             ]
             losses += epoch
             if self.args.target_kl is not None and torch.stack(epoch)[:, 3].mean().item() > self.args.target_kl:
                 break
         if isinstance(self.policy.encoder, RunningNorm):
-            self.policy.encoder.count(parts[0])  # only now: rollout and update must see alike
+            self.policy.encoder.count(rollout.observation.flatten(0, 1))  # only now: rollout and update must see alike
         unexplained = advantages.var() / target.var().clamp(min=1e-12)
         names = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "gradient", "away")
         values = [*torch.stack(losses).mean(0), 1 - unexplained, rollout.reward_per_step, torch.tensor(len(losses) / self.args.minibatches)]
         numbers = torch.stack([value.detach().to(target.device) for value in values]).tolist()
         return dict(zip((*names, "explained", "reward_per_step", "epochs"), numbers, strict=True))
 
-    def improve(self, observation: Tensor, action: Tensor, before: Tensor, _: Tensor, advantage: Tensor, target: Tensor) -> Tensor:
-        """One step of the optimiser (Schulman et al., arXiv 1707.06347); returns what it was like, (7,)."""
+    @torch.no_grad()
+    def anchor(self, rollout: Rollout) -> Tensor:
+        """What the policy that it began with would have done along a rollout, log probabilities (T, B, actions)."""
+        if self.start is None or not self.args.anchor:
+            return rollout.observation.new_zeros(*rollout.action.shape, 0, dtype=torch.float32)
+        start = self.start.along(rollout.observation, self.start_memory, rollout.begins)
+        self.start_memory = start.memory * (1 - rollout.done[-1])[:, None]
+        return start.log_probability
+
+    def improve(self, batch: Batch, memory: Tensor) -> Tensor:
+        """One step of the optimiser (Schulman et al., arXiv 1707.06347) on rows whose memory was (B, M); returns what it was like, (7,)."""
         args = self.args
-        log_probability, value = self.policy(observation)
-        ratio_log = log_probability.gather(1, action[:, None])[:, 0] - before
+        log_probability, value, _ = self.policy.along(batch.observation, memory, batch.begins)
+        ratio_log = log_probability.gather(-1, batch.action[..., None])[..., 0] - batch.log_probability
         ratio = ratio_log.exp()
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
         policy_loss = -torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - args.clip, 1 + args.clip)).mean()
-        value_loss = (value - target).square().mean()
+        value_loss = (value - batch.target).square().mean()
         entropy = -(log_probability.exp() * log_probability).sum(-1).mean()
         away = policy_loss.new_zeros(())
-        if self.start is not None and args.anchor:
-            away = F.kl_div(self.start(observation)[0], log_probability, reduction="batchmean", log_target=True)
+        if batch.anchor.shape[-1]:
+            away = (log_probability.exp() * (log_probability - batch.anchor)).sum(-1).mean()
         self.optimizer.zero_grad()
         acts = float(self.updates >= args.critic_first)
         (acts * (policy_loss - args.entropy * entropy + args.anchor * away) + args.value * value_loss).backward()
@@ -349,6 +339,7 @@ def save(args: Args, learner: Learner, dream: Dream) -> None:
         **prefixed("policy", learner.policy.state_dict()),
         **prefixed("optimizer", optimizer_tensors(learner.optimizer)),
         **prefixed("dreams", dreams),
+        **prefixed("memory", {"now": learner.memory, "start": learner.start_memory} if dreams else {}),
         **prefixed("returns", vars(learner.returns)),
         "generator": learner.generator.get_state(),
     }
@@ -370,6 +361,8 @@ def resume(args: Args, learner: Learner, dream: Dream) -> None:
     learner.steps, learner.updates = header["steps"], header["updates"]
     try:
         learner.observation = learner.envs.load_state_dict(under("dreams", tensors))
+        remembered = under("memory", tensors) or {"now": learner.memory, "start": learner.start_memory}  # files of before have none
+        learner.memory, learner.start_memory = (remembered[name].to(dream.device) for name in ("now", "start"))
         vars(learner.returns).update({name: tensor.to(dream.device) for name, tensor in under("returns", tensors).items()})
         episodes = "in the midst of its episodes"
     except TensorFileError:

@@ -66,7 +66,7 @@ def main(args: Args) -> None:
     learner.begin(0)
     rolled = seconds(learner.rollout, args.rounds)
     rollout = learner.rollout()
-    advantages = learner.advantages(rollout, learner.policy(learner.observation)[1].detach())
+    advantages = learner.advantages(rollout, learner.following())
     updated = seconds(lambda: learner.update(rollout, advantages), args.rounds)
     whole = rolled + updated
     parts = {"dream": alone, "environment": stepped - alone, "policy": rolled - stepped, "update": updated}

@@ -18,7 +18,8 @@ from lssvwm_gym.real_envs.experts.block_players import PLAYERS
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 PLAYER = "player:"  # before the name of a player of the block world, as `lssvwm-gym collect luanti --player` knows it
-EXPERT, PLANNER, GREEDY = "explorer", "planner", "greedy"  # the expert needs what only the real world's info tells
+PLANNER, GREEDY = "planner", "greedy"
+EXPERTS = ("explorer", "seeker")  # of Memory Maze; they need what only the real world's info tells
 
 
 def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Planning | None = None) -> Agent:
@@ -39,14 +40,14 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
         raise ValueError(f"{name!r} has no most probable action: @{GREEDY} is for policies from files")
     if name == PLANNER:
         return Planner(dream, num_envs, seed, planning)
-    if name == EXPERT:
-        return ExpertAgent(seed)
+    if name in EXPERTS:
+        return ExpertAgent(name, seed)
     if name in SCRIPTS:
         return ScriptedAgent(functools.partial(SCRIPTS[name], dream, None), num_envs, seed)
     if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
         return ScriptedAgent(lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={}), num_envs, seed)
     blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
-    raise ValueError(f"a policy is {', '.join(SCRIPTS)}{blind}, {EXPERT}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
+    raise ValueError(f"a policy is {', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
 
 
 def _name_and_modifier(name: str) -> tuple[str, str]:
@@ -92,16 +93,16 @@ class ScriptedAgent:
 
 
 class ExpertAgent:
-    """`lssvwm_gym.real_envs.experts.maze_explorer.MazeExplorer`, which has the map; one episode, in the real world."""
+    """A scripted player of Memory Maze that is told where it is; one episode, in the real world."""
 
     observation = "image"
 
-    def __init__(self, seed: int) -> None:
-        from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
+    def __init__(self, name: str, seed: int) -> None:
+        from lssvwm_gym.real_envs.experts.maze_players import PLAYERS
 
-        self._explorer = MazeExplorer(np.random.default_rng(seed))
+        self._name, self._player = name, PLAYERS[name](np.random.default_rng(seed))
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         if info is None:
-            raise ValueError("the explorer needs the real world's info")
-        return np.array([self._explorer(observation[0].numpy(), info)])
+            raise ValueError(f"the {self._name} needs the real world's info")
+        return np.array([self._player(observation[0].numpy(), info)])

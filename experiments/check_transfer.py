@@ -8,7 +8,7 @@ A policy is one of
 random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 player:NAME       in the block world: a player that looks at nothing, as `lssvwm-gym collect luanti --player NAME`
-explorer          the scripted expert that episodes are collected with; it needs the map, so it is tried in the real world only
+explorer, seeker  scripted players of Memory Maze, see docs/training.md; they are told where they are, so they play in the real world only
 planner           plans in the dream, see experiments/mpc.py
 PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
 
@@ -32,7 +32,7 @@ import torch
 import tyro
 
 from agents.policies import as_json
-from experiments.agents_by_name import EXPERT, open_agent
+from experiments.agents_by_name import EXPERTS, open_agent
 from experiments.planner import Planning
 from experiments.trials import answers, as_observed, correlation_of_returns, mean_and_error, real_episode, summary, write_film, write_result
 from lssvwm_gym.data.episode import episode_paths, read_arrays
@@ -161,7 +161,7 @@ def trials(args: Args) -> Iterator[Trial]:
     for first in range(0, args.episodes * args.dream, args.batch):
         seeds = range(args.dream_seed + first, args.dream_seed + min(first + args.batch, args.episodes))
         for policy in args.policies:
-            if policy.partition("@")[0] != EXPERT:
+            if policy.partition("@")[0] not in EXPERTS:
                 yield Trial("dream", policy, seeds, args)
     for seed in range(args.seed, args.seed + args.episodes * args.real):
         for policy in args.policies:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies import Policy, policy_for
+from agents.policies import Policy, draw, policy_for
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.rewards import reward
 from lssvwm_gym.envs.simulator import Dream
@@ -196,13 +196,16 @@ class Planner:
 
     def _led(self, state: DreamState) -> Tensor:
         assert self._policy is not None
-        return self._policy.act(observed(self._dream, state, self._policy.config.observation), self._generator)
+        return draw(self._policy(observed(self._dream, state, self._policy.config.observation)).log_probability, self._generator)
 
     def _leading_policy(self) -> Policy:
         path = self.planning.policy or POLICIES.get(self._dream.world.name)
         if path is None:
             raise ValueError(f"no policy is shipped for {self._dream.world.name}: name one, or plan without with --planning.led 0")
-        return policy_for(path, self._dream)
+        policy = policy_for(path, self._dream)
+        if policy.config.memory:
+            raise ValueError(f"{path}: has a memory of its own, which the planner doesn't branch; it is led by policies without one")
+        return policy
 
     def _left_over(self, row: int) -> Tensor | None:
         plan = self.plans[row]

@@ -19,8 +19,9 @@ from tiny_world import OPENINGS, WALK_FRAMES, WALKS
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents.policies import Policy, PolicyConfig, RunningNorm, draw, load_policy, save_policy
-from agents.ppo import Args, EpisodeReturns, Learner, Rollout, main, open_bank, resume, save, start_from, with_defaults
+from agents.policies import Policy, PolicyConfig, RunningNorm, choose, draw, load_policy, save_policy
+from agents.ppo import Args, Learner, main, open_bank, resume, save, start_from, with_defaults
+from agents.rollout import EpisodeReturns, Rollout
 from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, rewarded_contexts
 from experiments import behavior_cloning as imitation
 from experiments.behavior_cloning import leads_to_reward, watched
@@ -106,6 +107,58 @@ def test_ppo_learns_what_pays():
     assert rewards[-1] > 0.75
 
 
+class Cue(Bandit):
+    """Shows at the first of five steps, and never again, which of two actions is rewarded at all others."""
+
+    def _drawn(self):
+        if getattr(self, "age", 0) % 5 == 0:
+            self.cue = torch.randint(2, (self.num_envs,), generator=self.generator)
+        shown = torch.zeros(self.num_envs, 5)
+        shown[:, 0] = (2.0 * self.cue - 1) if self.age % 5 == 0 else 0.0
+        return shown
+
+    def step(self, action):
+        reward, self.age = (action == self.cue).float() * (self.age % 5 > 0), self.age + 1
+        truncated = torch.full((self.num_envs,), self.age % 5 == 0)
+        return self._drawn(), reward, torch.zeros_like(truncated), truncated, {"final_obs": torch.zeros(self.num_envs, 5)}
+
+
+@pytest.mark.parametrize(("memory", "least", "most"), [(16, 0.7, 0.82), (0, 0.3, 0.5)])
+def test_only_a_policy_with_a_memory_learns_what_has_to_be_remembered(memory, least, most):
+    torch.manual_seed(0)
+    args = replace(SMALL, rollout_steps=32, epochs=4, learning_rate=1e-2, total_steps=30 * 512, target_kl=None, memory=memory)
+    learner = Learner(args, replace(CONFIG, memory=memory), Cue(), torch.device("cpu"))
+    rewards = [numbers["reward_per_step"] for numbers in learner.learn(0.0)]
+    assert least < rewards[-1] < most
+
+
+def test_a_memory_along_a_rollout_is_that_of_its_steps(envs):
+    args = replace(SMALL, memory=8, rollout_steps=2 * LIMIT)
+    learner = Learner(args, PolicyConfig("memory-maze", "features", (256,), 6, 16, 8), envs, torch.device("cpu"))
+    learner.rollout()
+    rollout = learner.rollout()  # begins with a memory
+    assert rollout.memory.abs().sum() > 0
+    along = learner.policy.along(rollout.observation, rollout.memory, rollout.begins)
+    chosen = along.log_probability.gather(-1, rollout.action[..., None])[..., 0]
+    assert torch.allclose(chosen, rollout.log_probability, atol=1e-5)
+    assert torch.allclose(along.value, rollout.value, atol=1e-5)
+    forgotten = learner.policy.along(rollout.observation, None, rollout.begins).value
+    assert not torch.allclose(forgotten[0], rollout.value[0], atol=1e-5)
+
+
+def test_what_an_anchor_would_have_done_is_worked_out_along_whole_episodes(tmp_path):
+    config = replace(CONFIG, memory=8)
+    torch.manual_seed(0)
+    save_policy(tmp_path / "start.safetensors", Policy(config), {})
+    args = replace(SMALL, memory=8, rollout_steps=7, anchor=0.1)
+    learner = Learner(args, config, Bandit(), torch.device("cpu"))
+    start_from(learner, tmp_path / "start.safetensors")
+    for _ in range(2):
+        rollout = learner.rollout()
+        expected = learner.policy.along(rollout.observation, rollout.memory, rollout.begins).log_probability
+        assert torch.allclose(learner.anchor(rollout), expected, atol=1e-5)  # nothing was learned yet
+
+
 def test_advantages_are_the_sums_they_stand_for():
     args = replace(SMALL, gamma=0.9, gae_lambda=0.8)
     learner = Learner(args, CONFIG, Bandit(), torch.device("cpu"))
@@ -114,7 +167,8 @@ def test_advantages_are_the_sums_they_stand_for():
     ended[2, 0] = ended[4, 1] = 1
     following = torch.randn(2)
     nothing = torch.zeros(steps, 2)
-    found = learner.advantages(Rollout(nothing, nothing, nothing, value, reward, ended, torch.zeros(())), following)
+    rollout = Rollout(nothing, nothing, nothing, nothing, value, reward, ended, torch.zeros(2, 0), torch.zeros(()))
+    found = learner.advantages(rollout, following)
     after = torch.cat([value[1:], following[None]])
     for row in range(2):
         for start in range(steps):
@@ -235,9 +289,9 @@ def test_acting_never_waits_for_the_gpu(tiny_weights):
 # runs
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_a_run_goes_on_exactly(tiny_weights, tmp_path, observation):
-    args = replace(SMALL, weights=tiny_weights, observation=observation)
+@pytest.mark.parametrize(("observation", "memory"), [*((name, 0) for name in OBSERVATIONS), ("features", 8)])
+def test_a_run_goes_on_exactly(tiny_weights, tmp_path, observation, memory):
+    args = replace(SMALL, weights=tiny_weights, observation=observation, memory=memory)
     main(replace(args, total_steps=128, out=tmp_path / "whole"))
     main(replace(args, total_steps=64, out=tmp_path / "parts"))
     main(replace(args, total_steps=128, out=tmp_path / "parts", resume=True))
@@ -281,6 +335,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(rollout_steps=0), "rollout_steps must be at least 1"),
         (dict(minibatches=100), "too few for 100 minibatches"),
+        (dict(memory=8, minibatches=5), "learns from whole rollouts: 4 dreams are too few for 5"),
     ],
 )
 def test_wrong_arguments_are_named(tiny_weights, tmp_path, wrong, said):
@@ -335,7 +390,7 @@ def test_a_policy_comes_back_from_its_file(tmp_path, shape):
     assert about == {"steps": 3}
     assert loaded.config == policy.config
     assert all(map(torch.equal, loaded(seen), policy(seen)))
-    assert torch.equal(loaded.act(seen, greedy=True), policy(seen)[0].argmax(-1))
+    assert torch.equal(choose(loaded(seen).log_probability, greedy=True), policy(seen)[0].argmax(-1))
 
 
 def changed(header=None, tensors=None):

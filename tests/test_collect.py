@@ -251,7 +251,7 @@ def test_an_unknown_world_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("world", "there_is"),
     [
-        ("memory-maze", "explorer, wander, sticky, mixed"),
+        ("memory-maze", "explorer, seeker, wander, sticky, mixed"),
         ("luanti", "wander, dig, craft, return, recipes, mixed"),
         ("clock", "one without a name"),
     ],

@@ -26,6 +26,7 @@ from lssvwm_gym.real_envs import SimulatorUnavailable, memory_maze
 from lssvwm_gym.real_envs.experts import maze_explorer
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, MazeExplorer, steer, steps_to
 from lssvwm_gym.real_envs.experts.maze_players import MIX, PLAYERS
+from lssvwm_gym.real_envs.experts.maze_seeker import MazeSeeker, in_view
 from lssvwm_gym.real_envs.memory_maze import EPISODE_STEPS, INFO_KEYS, MemoryMazeEnv
 
 ENTRY_POINT = "lssvwm_gym.real_envs.memory_maze:MemoryMazeEnv"
@@ -341,7 +342,13 @@ class Walker:
 
     def info(self) -> dict[str, np.ndarray]:
         heading = np.array([np.cos(self.heading), np.sin(self.heading)])
-        return {"agent_pos": self.position, "agent_dir": heading, "target_pos": self.balls[0], "maze_layout": self.layout}
+        return {
+            "agent_pos": self.position,
+            "agent_dir": heading,
+            "target_pos": self.balls[0],
+            "targets_pos": np.stack(self.balls),
+            "maze_layout": self.layout,
+        }
 
     def step(self, action: int) -> float:
         self.heading += np.radians(maze_explorer.TURN) * ((action in (LEFT, FORWARD_LEFT)) - (action in (RIGHT, FORWARD_RIGHT)))
@@ -370,6 +377,52 @@ def test_the_explorer_sees_most_of_the_maze_and_earns(seed):
     assert rewards >= 2
     assert cells > 35  # of 61
     assert set(actions) >= {FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT}
+
+
+def test_the_seeker_finds_balls_and_goes_back_to_those_it_saw():
+    """It looks for the first and the second; from then on both are known, and it walks from one to the other."""
+    walker, seeker = Walker(), MazeSeeker(np.random.default_rng(0))
+    touched = [step for step in range(600) if walker.step(seeker(None, walker.info()))]
+    between = np.diff(touched)
+    assert len(touched) > 8
+    assert between[1:].max() < 70  # 12 cells and some turns
+
+
+def test_the_seeker_knows_nothing_that_was_not_in_view():
+    """Where balls are changes nothing before one of them is seen."""
+    walkers = Walker(), Walker()
+    walkers[0].balls, walkers[1].balls = ([np.array([8.5, y]), np.array([x, 8.5])] for x, y in ((4.5, 8.5), (8.5, 4.5)))
+    seekers = [MazeSeeker(np.random.default_rng(0)) for _ in walkers]
+    for step in range(200):  # noqa: B007 - how far it came is asked afterwards
+        infos = [walker.info() for walker in walkers]
+        if any(in_view(info, info["targets_pos"]).any() for info in infos):
+            break
+        first, second = (seeker(None, info) for seeker, info in zip(seekers, infos, strict=True))
+        assert first == second
+        for walker in walkers:
+            walker.step(first)
+    assert 10 < step < 199
+
+
+def test_what_is_in_view_is_ahead_near_and_not_behind_a_wall():
+    layout = np.ones((9, 9), np.uint8)
+    layout[4, 4] = 0
+    info = {"agent_pos": np.array([2.5, 4.5]), "agent_dir": np.array([1.0, 0.0]), "maze_layout": layout}
+    points = np.array([[3.5, 4.5], [5.5, 4.5], [1.5, 4.5], [4.5, 3.4], [2.5, 6.5], [8.6, 4.0], [7.5, 7.5]])
+    assert in_view(info, points).tolist() == [True, False, False, True, False, False, True]
+
+
+def test_a_label_is_what_the_seeker_would_do_along_anybodys_walk():
+    """It follows the walk of another player, and at each step says what leads to what it knows of."""
+    walker, seeker, explorer = Walker(), MazeSeeker(np.random.default_rng(0)), MazeExplorer(np.random.default_rng(3))
+    for _ in range(300):
+        seeker(None, walker.info())
+        walker.step(explorer(None, walker.info()))
+    ball = walker.balls[0]
+    for _ in range(80):
+        if walker.step(seeker(None, walker.info())):
+            return
+    raise AssertionError(f"the explorer has passed the ball at {ball} in 300 steps, and the seeker doesn't find it in 80")
 
 
 def test_the_explorer_repeats_itself_under_its_seed():

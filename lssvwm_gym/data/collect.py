@@ -42,7 +42,8 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    # explorer (the same as none), wander, sticky or mixed in Memory Maze; wander, dig, craft or mixed in Luanti; your own, module:attribute
+    # in Memory Maze explorer (the same as none), seeker, wander, sticky or mixed; in Luanti wander, dig, craft or mixed; your own,
+    # module:attribute
     player: str | None = None
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class MazeExplorer:
             self._pick_goal(info)
         if self._queue:
             return self._queue.popleft()
-        return steer(info["agent_pos"], info["agent_dir"], self._waypoint(info["agent_pos"]))
+        return steer(info["agent_pos"], info["agent_dir"], waypoint(self._steps_to_go, info["agent_pos"]))
 
     def _goal_is_done(self, info: dict[str, Any]) -> bool:
         if self._goal is None:
@@ -55,8 +55,8 @@ class MazeExplorer:
         if not np.array_equal(self._wanted, info["target_pos"]):  # the ball was touched
             self._look_around()
             return True
-        distance = float(np.linalg.norm(_centre(self._goal) - info["agent_pos"]))
-        remaining = distance + self._steps_to_go[_row_column(info["agent_pos"])]
+        distance = float(np.linalg.norm(centre(self._goal) - info["agent_pos"]))
+        remaining = distance + self._steps_to_go[row_column(info["agent_pos"])]
         self._waited = 0 if remaining < self._nearest - 0.05 else self._waited + 1
         self._nearest = min(self._nearest, remaining)
         if distance < ARRIVED:
@@ -68,7 +68,7 @@ class MazeExplorer:
         self._queue.extend([side] * int(self._rng.integers(LOOK_STEPS[0], LOOK_STEPS[1] + 1)))
 
     def _pick_goal(self, info: dict[str, Any]) -> None:
-        here, ball = _row_column(info["agent_pos"]), _row_column(info["target_pos"])
+        here, ball = row_column(info["agent_pos"]), row_column(info["target_pos"])
         to_ball = self._rng.random() < self._ball_share and ball != here
         self._goal = ball if to_ball else self._random_cell(steps_to(info["maze_layout"], here))
         self._wanted = info["target_pos"]
@@ -80,14 +80,6 @@ class MazeExplorer:
         weights = np.where(np.isfinite(steps_from_here), steps_from_here, 0).ravel()
         cell = int(self._rng.choice(len(weights), p=weights / weights.sum()))
         return divmod(cell, steps_from_here.shape[1])
-
-    def _waypoint(self, position: np.ndarray) -> np.ndarray:
-        """Centre of the goal's cell if the agent is in it, else of the next cell on the way."""
-        row, column = _row_column(position)
-        size = len(self._steps_to_go)
-        around = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-        inside = [cell for cell in around if 0 <= min(cell) and max(cell) < size]
-        return _centre(min(inside, key=lambda cell: self._steps_to_go[cell]))
 
 
 def steer(position: np.ndarray, heading: np.ndarray, goal: np.ndarray) -> int:
@@ -116,9 +108,20 @@ def steps_to(layout: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
     return steps
 
 
-def _row_column(position: np.ndarray) -> tuple[int, int]:
+def waypoint(steps_to_go: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Centre (2,) of the goal's cell if `position` is in it, else of the next cell on the way, for steps from each cell to the goal."""
+    row, column = row_column(position)
+    size = len(steps_to_go)
+    around = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    inside = [cell for cell in around if 0 <= min(cell) and max(cell) < size]
+    return centre(min(inside, key=lambda cell: steps_to_go[cell]))
+
+
+def row_column(position: np.ndarray) -> tuple[int, int]:
+    """The cell of a position (2,)."""
     return int(position[1]), int(position[0])
 
 
-def _centre(cell: tuple[int, int]) -> np.ndarray:
+def centre(cell: tuple[int, int]) -> np.ndarray:
+    """The position (2,) of a cell's middle."""
     return np.array([cell[1] + 0.5, cell[0] + 0.5])

@@ -1,4 +1,4 @@
-"""Players of Memory Maze beside the explorer. Two of them don't look, so they run into walls as an agent that begins to learn does.
+"""Players of Memory Maze beside the explorer and the seeker. Two don't look, so they run into walls as an agent that begins to learn does.
 
 What they do depends on their generator alone. So their recordings show what a wall does, and the same actions can be played
 in the maze and in a dream of it.
@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, MazeExplorer
+from lssvwm_gym.real_envs.experts.maze_seeker import MazeSeeker
 
 TURN_SHARE = (0.05, 0.25)  # of the steps ahead after which a turn begins, by episode
 TURN_STEPS = (1, 10)  # 18 to 184 degrees
@@ -90,6 +91,7 @@ def make_mixed(rng: np.random.Generator) -> Wanderer | Sticky | RestlessExplorer
 
 PLAYERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "explorer": MazeExplorer,
+    "seeker": MazeSeeker,
     "wander": Wanderer,
     "sticky": make_sticky,
     "mixed": make_mixed,
