@@ -11,6 +11,7 @@ Needs `pip install -e '.[agents,train,memory-maze]'`.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -31,16 +32,18 @@ from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, draw, lo
 from experiments.behavior_cloning import watched
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.wrappers import WorldModelObservationVec, observed_shape
+from lssvwm_gym.envs.wrappers import StateEstimator, observed_shape
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.malloc import keep_freed_memory
+from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, NOOP, RIGHT
 from lssvwm_gym.real_envs.experts.maze_seeker import MazeSeeker
 from lssvwm_gym.training.latents import latent_episodes
 
 ENV = "lssvwm_gym:MemoryMaze9x9-Real-v0"
 KIND = "lssvwm_gym labelled walk"
 SEGMENT = (10, 50)  # steps that the same one of the two acts
+MIRRORED = np.array([NOOP, FORWARD, RIGHT, LEFT, FORWARD_RIGHT, FORWARD_LEFT])  # by action
 AVERAGE = 0.998  # decay of the running mean of weights that is the policy
 
 
@@ -122,12 +125,13 @@ class Learner:
         return sum(len(walk.label) for walk in self.walks)
 
     def restore(self, path: Path) -> None:
-        """Go on with a policy of an earlier run, whose walks are in the folder, too."""
+        """Go on with a policy of an earlier run, which has learned from the walks that are in the folder, too."""
         before, _ = load_policy(path)
         if before.config != self.policy.config:
             raise SystemExit(f"{path} is a policy of {before.config}; this run needs one of {self.policy.config}")
         self.policy.load_state_dict(before.state_dict()), self.mean.load_state_dict(before.state_dict())
-        self.updates = 1000
+        self.take_in()
+        self.updates, self.learned = 1000, round(self.args.passes * self.frames)
 
     def learn(self, end: float, workers: list[Any]) -> Iterator[str]:
         """Learn from what there is until the time is up, with a line a few minutes."""
@@ -208,42 +212,50 @@ def play(args: Args, number: int) -> None:
     torch.set_num_threads(1)
     dream = open_dream("memory-maze", "fast", "cpu")
     walks = args.out / "walks"
-    batch = len(list(walks.glob(f"{number}-*.safetensors"))) // args.mazes
-    while True:
+    for batch in itertools.count():
         seed = args.seed + (batch * args.workers + number) * args.mazes
+        if (walks / f"{seed}.safetensors").exists():
+            continue
         for row, walk in enumerate(played(args, dream, seed)):
-            name = f"{number}-{batch * args.mazes + row:06d}.safetensors"
-            save_tensors(walks / name, walk._asdict(), {"kind": KIND, "seed": seed + row})
-        batch += 1
+            mirror, maze = divmod(row, args.mazes)
+            save_tensors(walks / f"{seed + maze}{'-mirrored' * mirror}.safetensors", walk._asdict(), {"kind": KIND})
 
 
 @torch.no_grad()
 def played(args: Args, dream: Dream, seed: int) -> list[Walk]:
-    """An episode in each of some mazes side by side, whose actions are drawn by policy and scripted player in turn."""
+    """An episode in each of some mazes side by side, whose actions are drawn by policy and scripted player in turn; and each mirrored.
+
+    What is left of a maze is right in its mirror, so that one simulation makes two walks.
+    """
     policy = load_policy(args.policy)[0] if args.policy.exists() else None
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    envs = WorldModelObservationVec(
-        gymnasium.make_vec(ENV, args.mazes, vectorization_mode="sync", max_episode_steps=args.steps), dream, args.observation
-    )
-    seen, info = envs.reset(seed=seed)
+    envs = gymnasium.make_vec(ENV, args.mazes, vectorization_mode="sync", max_episode_steps=args.steps)
+    estimator = StateEstimator(dream, 2 * args.mazes, args.observation, envs.single_observation_space, envs.single_action_space)
+    frames, info = envs.reset(seed=seed)
+    seen = estimator.reset(with_mirrored(frames), np.arange(2 * args.mazes))
     seekers, memory = [MazeSeeker(rng) for _ in range(args.mazes)], None
     scripted, left = np.ones(args.mazes, bool), np.zeros(args.mazes, int)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for _ in range(args.steps):
         infos = [{name: info[name][row] for name in info if not name.startswith("_")} for row in range(args.mazes)]
-        label = np.array([seeker(seen, one) for seeker, one in zip(seekers, infos, strict=True)])
-        action = label
+        action = label = np.array([seeker(frames, one) for seeker, one in zip(seekers, infos, strict=True)])
         if policy is not None:
-            log_probability, _, memory = policy(torch.from_numpy(seen), memory)
+            log_probability, _, memory = policy(torch.from_numpy(seen[: args.mazes]), memory)
             scripted = np.where(left > 0, scripted, rng.random(args.mazes) < args.expert_share)
             left = np.where(left > 0, left, rng.integers(*SEGMENT, size=args.mazes)) - 1
             action = np.where(scripted, label, draw(log_probability, generator).numpy())
         before = torch.from_numpy(seen).half()
-        seen, reward, _, _, info = envs.step(action)
-        parts.append((before, torch.from_numpy(label), torch.from_numpy(np.asarray(reward, np.float32))))
+        frames, reward, _, _, info = envs.step(action)
+        seen = estimator.step(with_mirrored(frames), np.concatenate([action, MIRRORED[action]]))
+        parts.append((before, torch.from_numpy(np.concatenate([label, MIRRORED[label]])), torch.from_numpy(np.tile(reward, 2)).float()))
     envs.close()
-    seen_before, label_of, reward_of = (torch.stack(part, 1) for part in zip(*parts, strict=True))
-    return [Walk(*(tensor.clone() for tensor in walk)) for walk in zip(seen_before, label_of, reward_of, strict=True)]
+    walks = zip(*(torch.stack(part, 1) for part in zip(*parts, strict=True)), strict=True)
+    return [Walk(*(tensor.clone() for tensor in walk)) for walk in walks]
+
+
+def with_mirrored(frames: np.ndarray) -> np.ndarray:
+    """Frames (B, height, width, 3), and behind them what a mirror shows of them."""
+    return np.concatenate([frames, frames[:, :, ::-1]])
 
 
 if __name__ == "__main__":

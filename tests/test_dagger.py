@@ -89,7 +89,10 @@ def test_a_worker_that_dies_ends_the_run(args):
 
 def test_a_run_goes_on_with_the_policy_in_its_folder(args):
     save_policy(args.policy, Policy(CONFIG), {})
-    Learner(args, CONFIG).restore(args.policy)
+    save_tensors(args.out / "walks" / "0-000000.safetensors", recalling(0)._asdict(), {"kind": KIND})
+    learner = Learner(args, CONFIG)
+    learner.restore(args.policy)
+    assert learner.learned == args.passes * 12  # it has learned from what is there
     with pytest.raises(SystemExit, match="this run needs one of"):
         Learner(args, replace(CONFIG, memory=4)).restore(args.policy)
 
@@ -109,8 +112,12 @@ def test_mazes_are_played_and_labelled(args, tiny_weights, monkeypatch):
     """First the scripted player acts alone; then a policy that only turns left acts, but the labels are as before."""
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
     first = played(args, dream, 7)
-    assert [walk.seen.shape for walk in first] == [(6, 256)] * 2
-    assert [walk.seen.dtype for walk in first] == [torch.float16] * 2
+    assert [walk.seen.shape for walk in first] == [(6, 256)] * 4
+    assert [walk.seen.dtype for walk in first] == [torch.float16] * 4
+    for walk, mirrored in zip(first[:2], first[2:], strict=True):
+        assert torch.from_numpy(dagger.MIRRORED)[walk.label].tolist() == mirrored.label.tolist()
+        assert not torch.equal(walk.seen, mirrored.seen)
+        assert torch.equal(walk.reward, mirrored.reward)
     turning = Policy(PolicyConfig("memory-maze", "features", (256,), 6, 16, 8))
     turning.actor[-1].bias.data[2] += 100.0
     save_policy(args.policy, turning, {})
