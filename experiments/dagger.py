@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,6 +212,7 @@ def recorded(args: Args, dream: Dream) -> list[Walk]:
 def play(args: Args, number: int) -> None:
     """Play one batch of mazes after another and write each episode; a worker's work."""
     torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     dream = open_dream("memory-maze", "fast", "cpu")
     walks = args.out / "walks"
     for batch in itertools.count():
@@ -219,6 +222,14 @@ def play(args: Args, number: int) -> None:
         for row, walk in enumerate(played(args, dream, seed)):
             mirror, maze = divmod(row, args.mazes)
             save_tensors(walks / f"{seed + maze}{'-mirrored' * mirror}.safetensors", walk._asdict(), {"kind": KIND})
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that was: mazes take gigabytes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @torch.no_grad()
