@@ -94,15 +94,16 @@ class Recurrent(nn.Module):
 
     def __init__(self, width: int, hidden: int, memory: int) -> None:
         super().__init__()
-        self.layer, self.cell = _orthogonal(nn.Linear(width, hidden)), nn.LSTMCell(hidden, memory)
+        self.layer, self.lstm = _orthogonal(nn.Linear(width, hidden)), nn.LSTM(hidden, memory)
 
     def forward(self, x: Tensor, memory: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, steps = torch.tanh(self.layer(x)), []
-        for t, now in enumerate(x):
-            memory = memory if begins is None else memory * (1 - begins[t])[:, None]
-            memory = torch.cat(self.cell(now, memory.chunk(2, -1)), -1)
-            steps.append(memory.chunk(2, -1)[0])
-        return torch.cat([x, torch.stack(steps)], -1), memory
+        x, remembered = torch.tanh(self.layer(x)), []
+        for part, begun in [(x, None)] if begins is None else zip(x.split(1), begins, strict=True):  # in one go is twice as fast
+            memory = memory if begun is None else memory * (1 - begun)[:, None]
+            steps, after = self.lstm(part, tuple(half.contiguous() for half in memory[None].chunk(2, -1)))
+            memory = torch.cat(after, -1)[0]
+            remembered.append(steps)
+        return torch.cat([x, torch.cat(remembered)], -1), memory
 
 
 def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -127,13 +127,12 @@ class Learner:
         return sum(len(walk.label) for walk in self.walks)
 
     def restore(self, path: Path) -> None:
-        """Go on with a policy of an earlier run, which has learned from the walks that are in the folder, too."""
-        before, _ = load_policy(path)
+        """Go on with a policy of an earlier run, whose walks are in the folder, too."""
+        before, about = load_policy(path)
         if before.config != self.policy.config:
             raise SystemExit(f"{path} is a policy of {before.config}; this run needs one of {self.policy.config}")
         self.policy.load_state_dict(before.state_dict()), self.mean.load_state_dict(before.state_dict())
-        self.take_in()
-        self.updates, self.learned = 1000, round(self.args.passes * self.frames)
+        self.updates, self.learned = about.get("updates", 0), about.get("learned", 0)
 
     def learn(self, end: float, workers: list[Any]) -> Iterator[str]:
         """Learn from what there is until the time is up, with a line a few minutes."""
@@ -189,7 +188,8 @@ class Learner:
         return f"{self.updates} updates, {self.played:,} frames played, loss {torch.stack(losses).mean():.3f}{earned}"
 
     def save(self) -> None:
-        save_policy(self.args.policy, self.mean, {"frames": self.frames, "updates": self.updates, "settings": as_json(self.args)})
+        about = {"frames": self.frames, "updates": self.updates, "learned": self.learned, "settings": as_json(self.args)}
+        save_policy(self.args.policy, self.mean, about)
 
 
 def recorded(args: Args, dream: Dream) -> list[Walk]:

@@ -88,11 +88,14 @@ def test_a_worker_that_dies_ends_the_run(args):
 
 
 def test_a_run_goes_on_with_the_policy_in_its_folder(args):
-    save_policy(args.policy, Policy(CONFIG), {})
-    save_tensors(args.out / "walks" / "0-000000.safetensors", recalling(0)._asdict(), {"kind": KIND})
+    before = Learner(args, CONFIG)
+    before.walks = [recalling(number) for number in range(4)]
+    before.improve()
+    before.save()
     learner = Learner(args, CONFIG)
     learner.restore(args.policy)
-    assert learner.learned == args.passes * 12  # it has learned from what is there
+    assert (learner.updates, learner.learned) == (1, 48)
+    assert all(map(torch.equal, learner.policy.state_dict().values(), before.mean.state_dict().values()))
     with pytest.raises(SystemExit, match="this run needs one of"):
         Learner(args, replace(CONFIG, memory=4)).restore(args.policy)
 
