@@ -95,15 +95,16 @@ class Recurrent(nn.Module):
     def __init__(self, width: int, hidden: int, memory: int) -> None:
         super().__init__()
         self.layer, self.lstm = _orthogonal(nn.Linear(width, hidden)), nn.LSTM(hidden, memory)
+        self.dropout = nn.Dropout(0.0)  # of what is seen and of what is remembered, while it learns; imitation asks for some
 
     def forward(self, x: Tensor, memory: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, remembered = torch.tanh(self.layer(x)), []
+        x, remembered = self.dropout(torch.tanh(self.layer(x))), []
         for part, begun in [(x, None)] if begins is None else zip(x.split(1), begins, strict=True):  # in one go is twice as fast
             memory = memory if begun is None else memory * (1 - begun)[:, None]
             steps, after = self.lstm(part, tuple(half.contiguous() for half in memory[None].chunk(2, -1)))
             memory = torch.cat(after, -1)[0]
             remembered.append(steps)
-        return torch.cat([x, torch.cat(remembered)], -1), memory
+        return torch.cat([x, self.dropout(torch.cat(remembered))], -1), memory
 
 
 def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:

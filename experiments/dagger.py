@@ -62,14 +62,14 @@ class Args:
     expert_share: float = 0.25  # of the steps are chosen by the scripted player; all before there is a policy
     data: Path | None = None  # folder of recorded episodes to begin with, labelled as well
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
-    observation: str = "latent+features"
-    hidden: int = 256
-    memory: int = 256
+    observation: str = "features"
+    hidden: int = 128
+    memory: int = 128
     rows: int = 8  # episodes of a batch
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.02
-    dropout: float = 0.3  # of the normalised observation
-    passes: float = 8.0  # how often each frame may be learned from while more is played
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.2
+    dropout: float = 0.3  # of the normalised observation, of a layer and of the memory
+    passes: float = 12.0  # how often each frame may be learned from while more is played
 
     def __post_init__(self) -> None:
         check_bounds(self, workers=1, mazes=1, steps=2, rows=1, memory=1, hidden=1)
@@ -115,6 +115,8 @@ def main(args: Args) -> None:
 class Learner:
     def __init__(self, args: Args, config: PolicyConfig) -> None:
         self.args, self.policy, self.mean = args, Policy(config), Policy(config)
+        assert self.policy.recurrent is not None
+        self.policy.recurrent.dropout.p = args.dropout
         learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith("critic")]
         self.optimizer = torch.optim.AdamW(learned, args.learning_rate, weight_decay=args.weight_decay)
         self.generator = torch.Generator().manual_seed(args.seed)
