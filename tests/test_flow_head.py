@@ -29,6 +29,7 @@ from lssvwm_gym.training import dreamed_samples as module
 from lssvwm_gym.training import heads
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came
 from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, with_heads
+from lssvwm_gym.training.objectives import odometry_loss
 
 FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
 STEPS = (1, 2, 4, 8)
@@ -298,6 +299,30 @@ def test_heads_learn_walls_and_go_on_where_they_stopped(tmp_path):
     assert other.step == 160
     assert all(map(torch.equal, other.heads.state_dict().values(), trainer.heads.state_dict().values()))
     assert Heads.of(other.model).flow_head is other.model.flow_head
+
+
+@pytest.mark.parametrize("updates", [8, 0])
+def test_odometry_learns_beside_the_heads_what_a_wall_has_stopped(tmp_path, updates):
+    """Frames show where one is; the motion head, which doesn't learn here, expects the same of each step, blocked or not."""
+    write_tiny_weights(tmp_path / "w", **FLOW)
+    run = HeadTraining(tmp_path / "w", (), tmp_path / "out", steps=40, contexts=2, learning_rate=0.0, odometry_updates=updates, warmup=1)
+    run = replace(run, dreams=DreamOptions(rows=4, ahead=8), adversarial_steps=0)
+    trainer = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+    def off() -> float:
+        return odometry_loss(trainer.model, trainer.episodes, 2000, np.random.default_rng(9)).item()
+
+    first = off()
+    for _ in range(40):
+        trainer.train_step()
+    changed = {name.split(".")[0] for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == ({"odometry_head"} if updates else set())
+    assert (off() < 0.5 * first) == bool(updates)
+    trainer.save(run.checkpoint)
+    other = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
+    other.load(run.checkpoint)
+    assert all(map(torch.equal, other.model.state_dict().values(), trainer.model.state_dict().values()))
 
 
 def test_what_the_motion_head_learns_from_can_be_hidden_from_it():

@@ -3,7 +3,8 @@
 `lssvwm-gym train heads --weights DIR --data DIR ... --out DIR`. Dreams go on from real pasts along recorded actions, with the newest
 head (`dreamed_samples`); what the model makes of each frame on the way, and the frame that really came, go into a buffer, from which the
 heads learn: the flow head by flow matching, the motion head what happened. So they meet the pasts that they themselves make, and in known
-places learn to come back from them (DAgger, arXiv 1011.0686). Where the recordings tell no poses, only the flow head is trained.
+places learn to come back from them (DAgger, arXiv 1011.0686). The odometry head learns beside them, from pairs of recorded frames. Where
+the recordings tell no poses, only the flow head is trained.
 
 Last the flow head alone learns from a network that tells its frames from real ones, so that one step of it is a sample, too
 (`lssvwm_gym.training.adversarial`).
@@ -40,10 +41,12 @@ from lssvwm_gym.training import optim
 from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came, with_noise
 from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.training.objectives import train_odometry
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 ADVERSARIAL = 1e-4, 2e-4, 200, 0.995  # learning rates of head and discriminator, most steps of that alone, decay of the head's average
+ODOMETRY_RATE = 1e-3  # the highest learning rate of the odometry head
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
 
 
@@ -70,6 +73,7 @@ class HeadTraining:
     buffer: int = 200_000  # frames, of some 9 kB
     refresh: int = 150  # steps between two rounds of dreams
     motion_noise: float = 0.35  # latents carry up to this much for the motion head
+    odometry_updates: int = 4  # a step, of the odometry head: what a motion looks like that a wall has changed, explorers don't show
     motion_dropout: float = 0.0  # share of their numbers that it doesn't see while it learns: with few recordings it knows them by heart
     augmentation: tuple[int, ...] = ()  # each action's mirror image, as in training a world
     precision: str = "auto"
@@ -183,6 +187,8 @@ class HeadTrainer:
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+        odometry_head = self.model.odometry_head.requires_grad_(True)
+        self.odometry_optimizer = torch.optim.AdamW(odometry_head.parameters(), weight_decay=0.05)
         self.buffer = Buffer(run.buffer)
         self.discriminator = Discriminator(self.model.config)
         betas, (rate, rate_of_other, _, _) = (0.0, 0.95), ADVERSARIAL
@@ -201,6 +207,11 @@ class HeadTrainer:
             self.frames += len(samples.latent)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         losses = self._adversarial_step(rng, generator) if self.step >= run.steps else self._step(rng, generator)
+        if run.odometry_updates and self.step < run.steps:
+            optim.set_learning_rate(
+                self.odometry_optimizer, optim.learning_rate(self.step, run.steps, ODOMETRY_RATE, run.warmup, run.decay)
+            )
+            losses["odometry"] = train_odometry(self.model, self.odometry_optimizer, self.episodes, run.odometry_updates, rng)
         self.step += 1
         self.seconds += time.monotonic() - began
         return losses
@@ -258,6 +269,8 @@ class HeadTrainer:
     def save(self, path: Path) -> None:
         """Write all but the buffer."""
         tensors = optim.training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
+        tensors |= prefixed("odometry_head", self.model.odometry_head.state_dict())
+        tensors |= prefixed("odometry_optimizer", optim.optimizer_tensors(self.odometry_optimizer))
         if self.step > self.run.steps:
             tensors |= prefixed("discriminator", self.discriminator.state_dict())
             for name, optimizer in self.adversaries.items():
@@ -269,6 +282,9 @@ class HeadTrainer:
         tensors, header = load_tensors(path)
         check_header(path, header, config=asdict(self.model.config))
         optim.load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
+        if odometry_head := under("odometry_head", tensors):  # checkpoints of before have none
+            load_strictly(self.model.odometry_head, odometry_head, path)
+            optim.load_optimizer_tensors(self.odometry_optimizer, under("odometry_optimizer", tensors), path)
         if discriminator := under("discriminator", tensors):
             load_strictly(self.discriminator, discriminator, path)
             for name, optimizer in self.adversaries.items():

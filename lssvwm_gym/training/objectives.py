@@ -19,6 +19,7 @@ from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, 
 from lssvwm_gym.models.geometry import motion_between
 from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
 from lssvwm_gym.models.inference.compile import compile_step
+from lssvwm_gym.models.motion_heads import CollisionMotionHead
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.symlog import two_hot_loss
@@ -234,7 +235,12 @@ def odometry_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.ran
     shard = group.share(pairs)
     before, latent = (_blurred(whole.latent, index - ago, shard, generator) for ago in (1, 0))
     estimate, estimate_last = (_estimated(true, scale, generator)[shard] for true in (motion, last))
-    seen = head(before, latent, whole.action[index[shard]], estimate, estimate_last)
+    action = whole.action[index[shard]]
+    if isinstance(model.motion_head, CollisionMotionHead):  # half are its own: where it errs, what was seen has to tell
+        with torch.no_grad():
+            own = model.motion_head(before, last[shard], action)
+        estimate = estimate.where(torch.rand(len(own), 1, generator=generator, device=own.device) < 0.5, own)
+    seen = head(before, latent, action, estimate, estimate_last)
     loss = F.smooth_l1_loss(seen / scale, motion[shard] / scale, beta=TINY, reduction="none")
     return (loss * known[shard]).sum() / (known.sum() * len(scale)).clamp(min=1)
 
