@@ -189,7 +189,7 @@ class _Program(nn.Module):
 
 class _Step(_Program):
     results = ("frame", "reward", "terminated")
-    kept = ("pose_known", "observed")
+    kept = ("pose_known", "observed", "lattice")
 
     def __init__(self, dream: Dream, blank: DreamState) -> None:
         super().__init__(dream, blank)
@@ -203,7 +203,7 @@ class _Step(_Program):
 
 class _Prefill(_Program):
     results = ("frame",)
-    kept = ("pose_known",)
+    kept = ("pose_known", "lattice")
 
     def __init__(self, dream: Dream, blank: DreamState) -> None:
         super().__init__(dream, blank)

@@ -131,6 +131,8 @@ def state(tensors: Mapping[str, Any]) -> dict[str, Any]:
     named = dict(renamed(kept, STATES))
     if "world.spatial_memory.explained" in named:  # all that was in the memory counts as given
         named.setdefault("observed", named["world.spatial_memory.explained"])
+    if "pose" in named:  # it has not been seen how the state lies in a lattice
+        named.setdefault("lattice", 0 * named["pose"][..., :4])
     if "world.age" in named:
         named.setdefault("world.last", named["world.age"].reshape(-1, 1)[:, :0].float())
     return named

@@ -37,6 +37,23 @@ def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
     return _with_rest(torch.stack([x + dx, y + dy, heading[0] / length, heading[1] / length], -1), pose[..., PLANE:] + motion[..., 3:])
 
 
+def as_motion(pose: Tensor) -> Tensor:
+    """The motion (..., 3) that leads from the origin to a pose (..., 4)."""
+    return torch.cat([pose[..., :2], torch.atan2(pose[..., 3:], pose[..., 2:3])], -1)
+
+
+def as_origin(there: Tensor, pose: Tensor) -> Tensor:
+    """The origin (..., 4) from which `pose` (..., 4) is `there` (..., 4)."""
+    cos, sin = _turned(there[..., 2], there[..., 3], pose[..., 2], -pose[..., 3])
+    x, y = _turned(pose[..., 0], pose[..., 1], cos, sin)
+    return torch.stack([there[..., 0] - x, there[..., 1] - y, cos, sin], -1)
+
+
+def turned(vector: Tensor, angle: Tensor) -> Tensor:
+    """A vector (..., 2) turned to the left by an angle (...), radians."""
+    return torch.stack(_turned(vector[..., 0], vector[..., 1], angle.cos(), angle.sin()), -1)
+
+
 def start_pose(rows: int, size: int = PLANE, device: torch.device | None = None) -> Tensor:
     """The pose at which a dream begins: its own origin, (rows, size) float32."""
     return torch.eye(size, device=device)[2].repeat(rows, 1)

@@ -1,15 +1,20 @@
 """Motion from frame to frame: what an action leads to expect, whether a wall blocks it, and what is seen of it (visual odometry)."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.geometry import motion_between
+from lssvwm_gym.models.geometry import PLANE, as_motion, as_origin, integrate_motion, motion_between, relative_to, turned
 from lssvwm_gym.models.segment import Segment
 
+TRUST = (0.5, 0.3)  # share of the difference to what a clear frame shows by which heading and place are moved
+TYPICAL_VARIANCE = (0.02, 0.01)  # of what a frame shows that is trusted half
+YOUNG = 16  # frames after which motions are surer of a pose than what frames have shown of the lattice
 BLOCKED = 1 / 3  # of the world's scale of motion: a forward action that moves less is blocked
 
 
@@ -80,6 +85,67 @@ class OdometryHead(nn.Module):
         motions = torch.cat([motion, last_motion], -1) / self.motion_scale.repeat(2)
         seen = self.frames(torch.cat([before.flatten(-2), latent.flatten(-2), motions], -1)) + self.action(action)
         return motion + self.network(seen) * self.motion_scale
+
+
+class CompassReading(NamedTuple):
+    """What one frame shows of its pose in a lattice."""
+
+    quarter: Tensor  # (..., 2) cosine and sine of four times the heading
+    centre: Tensor  # (..., 2) from the agent to the middle of its cell, ahead and to the left, in cells
+    log_variance: Tensor  # (..., 2) of either
+
+
+class CompassHead(nn.Module):
+    """Sees in a single frame how walls at right angles stand: the heading up to quarter turns, and the place within a cell.
+
+    Motions add up their errors; this has none to add up, and keeps estimated poses from drifting as long as they are not off by half a
+    cell or an eighth of a turn.
+    """
+
+    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
+        super().__init__()
+        self.cell = config.lattice
+        self.network = nn.Sequential(
+            nn.Linear(config.tokens * config.latent_channels, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, 6),
+        )
+        self.trust: Tensor
+        self.typical_variance: Tensor
+        self.register_buffer("trust", torch.tensor(TRUST), persistent=False)
+        self.register_buffer("typical_variance", torch.tensor(TYPICAL_VARIANCE), persistent=False)
+
+    def forward(self, latent: Tensor) -> CompassReading:
+        """latent (..., N, C)."""
+        return CompassReading(*self.network(latent.flatten(-2)).split(2, -1))
+
+    def corrected(self, pose: Tensor, latent: Tensor, lattice: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        """A pose (B, 4 or 6) that motions have led to, moved towards what its frame (B, N, C) shows; and the lattice.
+
+        The lattice (B, 4) is where the state began, as a pose in it; zeros where no frame has shown it yet: then this one does. While
+        a state is young, its age (B,) in frames, the motions are still surer than the first frames: then the lattice moves instead.
+        """
+        reading, quarter = self(latent), math.pi / 2
+        heading = torch.atan2(reading.quarter[..., 1], reading.quarter[..., 0]) / 4
+        place = -self.cell * turned(reading.centre, heading)  # from the middle of the cell
+        shown = torch.cat([place, heading.cos()[:, None], heading.sin()[:, None]], -1)
+        begins = lattice.square().sum(-1, keepdim=True) == 0
+        plane = pose[..., :PLANE]
+        lattice = torch.where(begins, as_origin(shown, plane), lattice)
+        here = integrate_motion(lattice, as_motion(plane))
+        trust = self.trust / (1 + reading.log_variance.exp() / self.typical_variance)
+        off = heading - torch.atan2(here[..., 3], here[..., 2])
+        turn = trust[..., 0] * (off - (off / quarter).round() * quarter)
+        angle = torch.atan2(here[..., 3], here[..., 2]) + turn
+        place = -self.cell * turned(reading.centre, angle)  # as the heading is known now
+        off = place - here[..., :2]
+        moved = here[..., :2] + trust[..., 1:] * (off - (off / self.cell).round() * self.cell)
+        there = torch.cat([moved, angle.cos()[:, None], angle.sin()[:, None]], -1)
+        young = age[:, None] < YOUNG
+        plane, lattice = torch.where(young, plane, relative_to(there, lattice)), torch.where(young, as_origin(there, plane), lattice)
+        return torch.cat([plane, pose[..., PLANE:]], -1), lattice
 
 
 def moving_actions(episodes: Sequence[Segment], scale: float) -> tuple[list[int], int | None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.geometry import integrate_motion, motion_between, start_pose
+from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
 from lssvwm_gym.models.motion_heads import CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import DreamState, WorldState, constant
@@ -44,6 +44,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows),
         like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
+        like.new_zeros(rows, PLANE),
         world.spatial_memory.explained,
         seed,
     )
@@ -77,7 +78,8 @@ def prefill(
     """Feed given frames into the state, in chunks: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6).
 
     Poses are seen from where the state began. Without them the model estimates its pose from the actions (dead reckoning) and,
-    with `odometry`, corrects each motion by what the frames show. Inventories (B, T, V) that aren't given are predicted, too.
+    with `odometry`, corrects each motion by what the frames show, and each pose where the world has a lattice (`CompassHead`).
+    Inventories (B, T, V) that aren't given are predicted, too.
     """
     alone = pose is None or (inventory is None and model.inventory_head is not None)
     size = 1 if alone else PREFILL_FRAMES // model.config.chunk * model.config.chunk
@@ -93,6 +95,9 @@ def prefill(
                 seen = model.odometry_head(state.latent, latent[:, t], action[:, t], motion, state.motion)
                 motion = torch.where((state.world.age > 0).unsqueeze(-1), seen, motion)
             there = next_pose(state, motion)
+            if odometry and model.compass_head is not None:
+                there, lattice = model.compass_head.corrected(there, latent[:, t], state.lattice, state.world.age)
+                there, state = rounded(there, POSE_STEPS), state._replace(lattice=lattice)
             part = _commit_given(model, state, latent[:, frames], action[:, frames], there.unsqueeze(1), given)
             part = part._replace(state=part.state._replace(motion=motion))
         state = part.state._replace(observed=part.state.world.spatial_memory.explained)

@@ -53,6 +53,9 @@ class DreamState(NamedTuple):
     uncertainty: Tensor  # (B,) float, see `lssvwm_gym.models.rollout.Imagined`; 0 where the last frame was given
     posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
+    lattice: (
+        Tensor  # (B, 4) where the state began, as a pose in the world's lattice but for whole cells and quarter turns; zeros: not seen yet
+    )
     observed: Tensor  # (B, F, F) float32, what given frames explained of the spatial memory: `explained` after the last of them
     seed: Tensor  # (B,) int64; with the age it determines all noise
 

@@ -19,7 +19,7 @@ from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
-from lssvwm_gym.models.motion_heads import CollisionMotionHead, MotionHead, OdometryHead
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask, last_committed
 from lssvwm_gym.models.symlog import bin_values
@@ -75,6 +75,7 @@ class WorldModel(nn.Module):
         self.register_buffer("reward_bins", bin_values(config.reward_bins, config.reward_limit) if config.reward_bins else None, False)
         self.motion_head = CollisionMotionHead(config) if config.collisions else MotionHead(config)
         self.odometry_head = OdometryHead(config)
+        self.compass_head = CompassHead(config) if config.lattice else None
         self.termination_head = TerminationHead(config) if config.termination else None
         self.inventory_head = InventoryHead(config) if config.inventory_size else None
         self.flow_head = FlowHead(config) if config.flow_width else None

@@ -68,6 +68,7 @@ class HeadTraining:
     average: float = 0.999  # decay of the moving average of the weights, which dreams and is saved
     adversarial_steps: int = 1500  # after the others: of the flow head alone, so that one denoising step is a sample
     adversarial_weight: float = 0.1  # of what the discriminator says, beside the other losses of the flow head
+    lattice: float = 0.0  # side of the cells in which walls stand at right angles: adds a compass head, which keeps poses from drifting
     flow_width: int = 160  # of a head that is drawn anew, where the weights have none
     dreams: DreamOptions = field(default_factory=DreamOptions)
     buffer: int = 200_000  # frames, of some 9 kB
@@ -150,12 +151,12 @@ def motion_loss(
     return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
 
 
-def with_heads(model: WorldModel, flow_width: int, collisions: bool = True) -> WorldModel:
-    """The same model with a flow head and, where it is to have one, a collision motion head; itself where it has them."""
-    collisions = collisions or model.config.collisions
-    if model.flow_head is not None and model.config.collisions == collisions:
+def with_heads(model: WorldModel, flow_width: int, collisions: bool = True, lattice: float = 0.0) -> WorldModel:
+    """The same model with a flow head and, where it is to have them, a collision motion head and a compass; itself where it has them."""
+    collisions, lattice = collisions or model.config.collisions, lattice or model.config.lattice
+    if model.flow_head is not None and (model.config.collisions, model.config.lattice) == (collisions, lattice):
         return model
-    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=collisions)
+    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=collisions, lattice=lattice)
     grown, same = WorldModel(config), model.config.collisions == collisions
     taken = {name: tensor for name, tensor in model.state_dict().items() if same or not name.startswith("motion_head.")}
     grown.load_state_dict(grown.state_dict() | taken)
@@ -182,13 +183,14 @@ class HeadTrainer:
         torch.manual_seed(run.seed)
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
         self.episodes = Episodes.of(episodes)
-        self.model = with_heads(weights.world_model, run.flow_width, collisions=self.episodes.posed).requires_grad_(False)
+        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice).requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-        odometry_head = self.model.odometry_head.requires_grad_(True)
-        self.odometry_optimizer = torch.optim.AdamW(odometry_head.parameters(), weight_decay=0.05)
+        compass = [] if self.model.compass_head is None else [self.model.compass_head]
+        self.localizers = nn.ModuleList([self.model.odometry_head, *compass]).requires_grad_(True)
+        self.odometry_optimizer = torch.optim.AdamW(self.localizers.parameters(), weight_decay=0.05)
         self.buffer = Buffer(run.buffer)
         self.discriminator = Discriminator(self.model.config)
         betas, (rate, rate_of_other, _, _) = (0.0, 0.95), ADVERSARIAL
@@ -269,7 +271,7 @@ class HeadTrainer:
     def save(self, path: Path) -> None:
         """Write all but the buffer."""
         tensors = optim.training_tensors(self.heads, self.average, {"optimizer": self.optimizer})
-        tensors |= prefixed("odometry_head", self.model.odometry_head.state_dict())
+        tensors |= prefixed("localizers", self.localizers.state_dict())
         tensors |= prefixed("odometry_optimizer", optim.optimizer_tensors(self.odometry_optimizer))
         if self.step > self.run.steps:
             tensors |= prefixed("discriminator", self.discriminator.state_dict())
@@ -282,8 +284,8 @@ class HeadTrainer:
         tensors, header = load_tensors(path)
         check_header(path, header, config=asdict(self.model.config))
         optim.load_training_tensors(self.heads, self.average, {"optimizer": self.optimizer}, tensors, path)
-        if odometry_head := under("odometry_head", tensors):  # checkpoints of before have none
-            load_strictly(self.model.odometry_head, odometry_head, path)
+        if localizers := under("localizers", tensors):  # checkpoints of before have none
+            load_strictly(self.localizers, localizers, path)
             optim.load_optimizer_tensors(self.odometry_optimizer, under("odometry_optimizer", tensors), path)
         if discriminator := under("discriminator", tensors):
             load_strictly(self.discriminator, discriminator, path)

@@ -16,10 +16,10 @@ from torch import Tensor
 from lssvwm_gym.data.segments import Episodes, inputs_of
 from lssvwm_gym.models.conditioning import FrameInputs
 from lssvwm_gym.models.diffusion import NoiseLevels, add_noise, denoising_loss, draw_noise_levels
-from lssvwm_gym.models.geometry import motion_between
+from lssvwm_gym.models.geometry import PLANE, motion_between, turned
 from lssvwm_gym.models.inference.backend import PLAIN, RECORDED
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.motion_heads import CollisionMotionHead
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import WorldState
 from lssvwm_gym.models.symlog import two_hot_loss
@@ -204,13 +204,20 @@ def train_odometry(
     rng: np.random.Generator,
     group: ProcessGroup = ALONE,
 ) -> Tensor:
-    """Some updates of the odometry head, each by a few hundred pairs of frames, or none without poses; returns the mean loss."""
+    """Some updates of the odometry head, each by a few hundred pairs of frames, and of the compass head where there is one.
+
+    None without poses. Returns the mean loss.
+    """
     losses = torch.zeros(max(1, updates), device=episodes.device)
     for update in range(updates if episodes.posed else 0):
         optimizer.zero_grad()
         loss = odometry_loss(model, episodes, PAIRS, rng, group)
+        if model.compass_head is not None:
+            loss = loss + compass_loss(model.compass_head, episodes, PAIRS, rng, group)
         loss.backward()
         group.add_gradients(model.odometry_head.parameters())
+        if model.compass_head is not None:
+            group.add_gradients(model.compass_head.parameters())
         optimizer.step()
         losses[update] = loss.detach()
     return group.summed(losses.mean())
@@ -243,6 +250,24 @@ def odometry_loss(model: WorldModel, episodes: Episodes, pairs: int, rng: np.ran
     seen = head(before, latent, action, estimate, estimate_last)
     loss = F.smooth_l1_loss(seen / scale, motion[shard] / scale, beta=TINY, reduction="none")
     return (loss * known[shard]).sum() / (known.sum() * len(scale)).clamp(min=1)
+
+
+def compass_loss(head: CompassHead, episodes: Episodes, frames: int, rng: np.random.Generator, group: ProcessGroup = ALONE) -> Tensor:
+    """How unlikely the true heading and place in the lattice are by what the head says of random frames: negative log-likelihood."""
+    whole, shard = episodes.whole, group.share(frames)
+    number = rng.integers(len(episodes.lengths), size=frames)
+    index = episodes.index(episodes.start[number] + rng.integers(np.array(episodes.lengths)[number]))
+    generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
+    latent, pose = _blurred(whole.latent, index, shard, generator), whole.pose[index[shard]][:, :PLANE]
+    known = pose.isfinite().all(-1)
+    pose = pose.where(known[:, None], 0)
+    heading = torch.atan2(pose[:, 3], pose[:, 2])
+    centre = (pose[:, :2] / head.cell).floor() + 0.5 - pose[:, :2] / head.cell
+    reading = head(latent)
+    quarter = torch.stack([(4 * heading).cos(), (4 * heading).sin()], -1)
+    error = torch.stack([(reading.quarter - quarter).square().sum(-1), (reading.centre - turned(centre, -heading)).square().sum(-1)], -1)
+    loss = (error * (-reading.log_variance).exp() + reading.log_variance).sum(-1)
+    return (loss * known).sum() / frames
 
 
 def _blurred(latent: Tensor, index: Tensor, shard: slice, generator: torch.Generator) -> Tensor:

@@ -36,11 +36,11 @@ def make_optimizer(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers and AdamW for everything else, or AdamW for all.
 
     Muon's updates are scaled to match AdamW's (`match_rms_adamw`), so that one learning rate serves both.
-    Decay rates, biases, gains and embeddings are not decayed towards zero. The last optimiser is that of the odometry head.
+    Decay rates, biases, gains and embeddings are not decayed towards zero. The last optimiser is that of the odometry and the compass head.
     """
     matrices, decayed, others, odometry = [], [], [], []
     for name, parameter in model.named_parameters():
-        if name.startswith("odometry_head."):
+        if name.startswith(("odometry_head.", "compass_head.")):
             odometry.append(parameter)
         elif muon and parameter.ndim == 2 and name.startswith("layers.") and "modulation" not in name:
             matrices.append(parameter)
