@@ -29,7 +29,7 @@ import tyro
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.agent import Agent
 from agents.policies import as_json
-from experiments.agents_by_name import EXPERT, open_agent
+from experiments.agents_by_name import open_agent
 from experiments.conservative_rollouts import OTHER_NOISE
 from experiments.planner import Planning
 from experiments.trials import answers, write_result
@@ -41,6 +41,7 @@ from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.real_envs.experts.maze_explorer import MazeExplorer
 
+EXPLORER = "explorer"  # acts in the real maze
 AT_A_BALL = 1.0  # cells between the agent and the middle of a ball
 
 
@@ -108,7 +109,7 @@ def main(args: Args) -> None:
     report, events = {}, {}
     for policy in args.policies:
         dreams, real = dreamed(args, dream, policy, explored), explored
-        if policy != EXPERT:
+        if policy != EXPLORER:
             real = played(args, [job._replace(action=taken) for job, taken in zip(jobs, dreams.action, strict=True)], explored)
         reward, ball = (np.stack([getattr(episode, name)[args.context :] for episode in real]) for name in ("reward", "ball"))
         report[policy] = scores(args, dreams, reward, ball)
@@ -166,7 +167,7 @@ def dreamed(args: Args, dream: Dream, policy: str, episodes: list[MazeEpisode]) 
     for first in range(0, len(episodes), args.batch):
         some, seed = episodes[first : first + args.batch], args.seed + first
         torch.manual_seed(seed)  # some agents draw from it
-        agent = None if policy == EXPERT else open_agent(policy, dream, len(some), seed, args.planning)
+        agent = None if policy == EXPLORER else open_agent(policy, dream, len(some), seed, args.planning)
         given = np.stack([episode.action[args.context :] for episode in some])
         parts.append(dream_on(dream, after_context(dream, some, args.context, seed), args.steps, agent or given))
     return Dreams(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
