@@ -102,7 +102,7 @@ class CompassHead(nn.Module):
     cell or an eighth of a turn.
     """
 
-    def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
+    def __init__(self, config: WorldModelConfig, hidden: int = 256) -> None:
         super().__init__()
         self.cell = config.lattice
         self.network = nn.Sequential(
