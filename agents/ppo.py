@@ -239,7 +239,8 @@ class Learner:
             chosen = log_probability.gather(1, action[:, None])[:, 0]
             steps.append((observation, begins, action, chosen, value, scaled, done))
             self.memory, begins = remembered * (1 - done)[:, None], done
-        return Rollout(*(torch.stack(part) for part in zip(*steps, strict=True)), memory, torch.stack(rewards).mean())
+        observation, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
+        return Rollout(observation, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
 
     def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
         """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""
