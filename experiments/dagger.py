@@ -41,6 +41,7 @@ from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, NOOP, RIGHT
 from lssvwm_gym.real_envs.experts.maze_seeker import MazeSeeker
 from lssvwm_gym.training.latents import latent_episodes
+from lssvwm_gym.training.optim import update_average
 
 ENV = "lssvwm_gym:MemoryMaze9x9-Real-v0"
 KIND = "lssvwm_gym labelled walk"
@@ -94,7 +95,8 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     dream = open_dream("memory-maze", "fast", "cpu")
     (args.out / "walks").mkdir(parents=True, exist_ok=True)
-    config = PolicyConfig(dream.world.name, args.observation, observed_shape(dream, args.observation), 6, args.hidden, args.memory)
+    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory)
     learner = Learner(args, config)
     if args.policy.exists():
         learner.restore(args.policy)
@@ -174,15 +176,9 @@ class Learner:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self.optimizer.step()
+        update_average(self.mean, self.policy, self.updates, AVERAGE)
         self.updates, self.learned = self.updates + 1, self.learned + label.numel()
-        self._average()
         return loss.detach()
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(AVERAGE, 1 - 1 / (1 + self.updates / 10))
-        for mean, now in zip(self.mean.state_dict().values(), self.policy.state_dict().values(), strict=True):
-            mean.copy_(torch.lerp(now, mean, decay))
 
     def report(self, losses: list[Tensor]) -> str:
         late = [walk.reward.sum().item() for walk in self.walks[-60:]] if self.played else []

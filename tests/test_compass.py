@@ -13,7 +13,7 @@ from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
-from lssvwm_gym.models.geometry import as_motion, as_origin, integrate_motion, relative_to, start_pose
+from lssvwm_gym.models.geometry import as_origin, integrate_motion, motion_between, relative_to, start_pose
 from lssvwm_gym.models.motion_heads import YOUNG, CompassHead, CompassReading
 from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.models.segment import Segment
@@ -48,7 +48,7 @@ def head(monkeypatch):
 def test_an_origin_is_where_a_pose_is_seen_from():
     there, pose = pose_at(3, -2, 70), pose_at(1, 4, -130)
     origin = as_origin(there, pose)
-    assert torch.allclose(integrate_motion(origin, as_motion(pose)), there, atol=1e-5)
+    assert torch.allclose(integrate_motion(origin, motion_between(start_pose(1), pose)), there, atol=1e-5)
     assert torch.allclose(relative_to(there, origin), pose, atol=1e-5)
 
 

@@ -15,17 +15,8 @@ from experiments import dagger
 from experiments.dagger import KIND, Args, Learner, Walk, played
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.io.tensors import save_tensors
-from lssvwm_gym.real_envs import SimulatorUnavailable
-from lssvwm_gym.real_envs.memory_maze import load_tasks
 
 CONFIG = PolicyConfig("memory-maze", "features", (4,), 6, 16, 8)
-
-
-def has_simulator():
-    try:
-        return bool(load_tasks())
-    except SimulatorUnavailable:
-        return False
 
 
 def recalling(number: int, steps: int = 12) -> Walk:
@@ -110,7 +101,7 @@ def test_wrong_settings_are_named(wrong, said):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_simulator(), reason="needs the real Memory Maze")
+@pytest.mark.simulator
 def test_mazes_are_played_and_labelled(args, tiny_weights, monkeypatch):
     """First the scripted player acts alone; then a policy that only turns left acts, but the labels are as before."""
     dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)

@@ -37,11 +37,6 @@ def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
     return _with_rest(torch.stack([x + dx, y + dy, heading[0] / length, heading[1] / length], -1), pose[..., PLANE:] + motion[..., 3:])
 
 
-def as_motion(pose: Tensor) -> Tensor:
-    """The motion (..., 3) that leads from the origin to a pose (..., 4)."""
-    return torch.cat([pose[..., :2], torch.atan2(pose[..., 3:], pose[..., 2:3])], -1)
-
-
 def as_origin(there: Tensor, pose: Tensor) -> Tensor:
     """The origin (..., 4) from which `pose` (..., 4) is `there` (..., 4)."""
     cos, sin = _turned(there[..., 2], there[..., 3], pose[..., 2], -pose[..., 3])

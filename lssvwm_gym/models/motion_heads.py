@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.geometry import PLANE, as_motion, as_origin, integrate_motion, motion_between, relative_to, turned
+from lssvwm_gym.models.geometry import PLANE, as_origin, integrate_motion, motion_between, relative_to, start_pose, turned
 from lssvwm_gym.models.segment import Segment
 
 TRUST = (0.5, 0.3)  # share of the difference to what a clear frame shows by which heading and place are moved
@@ -134,7 +134,7 @@ class CompassHead(nn.Module):
         begins = lattice.square().sum(-1, keepdim=True) == 0
         plane = pose[..., :PLANE]
         lattice = torch.where(begins, as_origin(shown, plane), lattice)
-        here = integrate_motion(lattice, as_motion(plane))
+        here = integrate_motion(lattice, motion_between(start_pose(len(plane), device=plane.device), plane))
         trust = self.trust / (1 + reading.log_variance.exp() / self.typical_variance)
         off = heading - torch.atan2(here[..., 3], here[..., 2])
         turn = trust[..., 0] * (off - (off / quarter).round() * quarter)

@@ -215,9 +215,7 @@ def train_odometry(
         if model.compass_head is not None:
             loss = loss + compass_loss(model.compass_head, episodes, PAIRS, rng, group)
         loss.backward()
-        group.add_gradients(model.odometry_head.parameters())
-        if model.compass_head is not None:
-            group.add_gradients(model.compass_head.parameters())
+        group.add_gradients(parameter for learned in optimizer.param_groups for parameter in learned["params"])
         optimizer.step()
         losses[update] = loss.detach()
     return group.summed(losses.mean())
