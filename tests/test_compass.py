@@ -13,7 +13,7 @@ from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
-from lssvwm_gym.models.geometry import as_origin, integrate_motion, motion_between, relative_to, start_pose
+from lssvwm_gym.models.geometry import as_origin, integrate_motion, motion_between, placed, relative_to, start_pose
 from lssvwm_gym.models.motion_heads import YOUNG, CompassHead, CompassReading
 from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.models.segment import Segment
@@ -98,13 +98,27 @@ def test_poses_that_are_estimated_are_corrected_and_those_that_are_given_are_not
     model = random_model(lattice=CELL)
     state, latent, action = first_state(model, torch.zeros(2, dtype=torch.int64)), torch.randn(2, 4, 16, 4), torch.zeros(2, 4).long()
     given = prefill(model, state, latent, action, start_pose(4).expand(2, 4, 4))
-    assert not given.state.lattice.any()
+    assert torch.equal(given.pose, start_pose(4).expand(2, 4, 4))
+    first = prefill(model, state, latent[:, :2], action[:, :2], start_pose(2).expand(2, 2, 4))
+    parts = prefill(model, first.state, latent[:, 2:], action[:, 2:], start_pose(2).expand(2, 2, 4))
+    assert torch.equal(parts.state.lattice, given.state.lattice)  # however the frames are cut
     estimated, reckoned = (prefill(model, state, latent, action, odometry=odometry) for odometry in (True, False))
     assert estimated.state.lattice.any(1).all()
     assert torch.allclose(estimated.pose[:, 0], start_pose(2), atol=1e-3)
     assert not reckoned.state.lattice.any()
-    later = prefill(model, given.state, latent, action)  # the lattice is seen as soon as a pose is estimated
-    assert later.state.lattice.any(1).all()
+    assert given.state.lattice.any(1).all()  # the lattice is seen all the same
+
+
+def test_the_lattice_is_found_at_given_poses(head):
+    """True poses from where a walk began: where that was in the lattice, but for whole cells and quarter turns."""
+    true = torch.cat([pose_at(0.7 + 0.2 * step, 5.2, 123 + 5 * step) for step in range(30)])
+    lattice = head.found(relative_to(true, true[:1])[None], true[None, :, None], torch.zeros(1, 4), torch.zeros(1))
+    off = motion_between(lattice, true[:1])[0, 2].item() / (math.pi / 2)
+    assert abs(off - round(off)) < 0.01
+    back = placed(relative_to(true, true[:1]), lattice)
+    assert torch.allclose(motion_between(back[:-1], back[1:]), motion_between(true[:-1], true[1:]), atol=1e-4)
+    from_corner = back + torch.tensor([CELL / 2, CELL / 2, 0, 0])  # the lattice has the middles of cells at its whole multiples
+    assert torch.allclose(reading_of(from_corner).centre, reading_of(true).centre, atol=0.02)
 
 
 def walks(count: int = 4, frames: int = 200) -> list[Segment]:

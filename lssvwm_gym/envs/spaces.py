@@ -11,6 +11,7 @@ from torch.utils._pytree import register_pytree_node, tree_map
 
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
+from lssvwm_gym.models.geometry import PLANE, placed
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.worlds import WorldSpec
 from lssvwm_gym.worlds.spec import LARGEST_NUMBER
@@ -32,7 +33,7 @@ class Info(dict[str, Any]):
 register_pytree_node(Info, lambda info: (list(info.values()), list(info)), lambda values, names: Info(zip(names, values, strict=True)))
 
 OUTPUTS = ("numpy", "torch")
-OBSERVATIONS = ("all", "image", "features", "latent", "latent+features", "features+inventory", "latent+features+inventory")
+OBSERVATIONS = ("all", "image", "features", "latent", "latent+features", "latent+pose", "features+inventory", "latent+features+inventory")
 MAX_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
 MAX_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
@@ -61,6 +62,7 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
         parts = {
             "latent": (MAX_LATENT, model.tokens * model.latent_channels),
             "features": (MAX_FEATURE, FEATURES),
+            "pose": (LARGEST_NUMBER, model.pose_size),
             "inventory": (world.max_inventory or LARGEST_NUMBER, len(world.inventory)),
         }
         high = np.concatenate([np.full(count, bound, np.float32) for bound, count in map(parts.__getitem__, observation.split("+"))])
@@ -74,10 +76,14 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
-    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, and the
-    counts or other numbers that go with it."""
-    parts = {"latent": state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), "features": state.features, "inventory": state.inventory}
-    return torch.cat([parts[part] for part in observation.split("+")], -1)
+    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, its estimated
+    pose (in the world's lattice, where it has one), and the counts or other numbers that go with it."""
+    latent, parts = state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), observation.split("+")
+    numbers = {"latent": latent, "features": state.features, "inventory": state.inventory}
+    if "pose" in parts:
+        plane, seen = state.pose[:, :PLANE], state.lattice.square().sum(1, keepdim=True) > 0
+        numbers["pose"] = torch.cat([torch.where(seen, placed(plane, state.lattice), plane), state.pose[:, PLANE:]], 1)
+    return torch.cat([numbers[part] for part in parts], -1)
 
 
 def observed(world: WorldSpec, observation: str, state: DreamState, frame: Tensor | None) -> Any:

@@ -37,6 +37,11 @@ def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
     return _with_rest(torch.stack([x + dx, y + dy, heading[0] / length, heading[1] / length], -1), pose[..., PLANE:] + motion[..., 3:])
 
 
+def placed(pose: Tensor, origin: Tensor) -> Tensor:
+    """Poses (..., 4) seen from `origin` (..., 4), as that itself is seen; the inverse of `relative_to` in the plane."""
+    return integrate_motion(origin, motion_between(start_pose(1, device=pose.device)[0], pose))
+
+
 def as_origin(there: Tensor, pose: Tensor) -> Tensor:
     """The origin (..., 4) from which `pose` (..., 4) is `there` (..., 4)."""
     cos, sin = _turned(there[..., 2], there[..., 3], pose[..., 2], -pose[..., 3])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.geometry import PLANE, as_origin, integrate_motion, motion_between, relative_to, start_pose, turned
+from lssvwm_gym.models.geometry import PLANE, as_origin, motion_between, placed, relative_to, turned
 from lssvwm_gym.models.segment import Segment
 
 TRUST = (0.5, 0.3)  # share of the difference to what a clear frame shows by which heading and place are moved
@@ -134,7 +134,7 @@ class CompassHead(nn.Module):
         begins = lattice.square().sum(-1, keepdim=True) == 0
         plane = pose[..., :PLANE]
         lattice = torch.where(begins, as_origin(shown, plane), lattice)
-        here = integrate_motion(lattice, motion_between(start_pose(len(plane), device=plane.device), plane))
+        here = placed(plane, lattice)
         trust = self.trust / (1 + reading.log_variance.exp() / self.typical_variance)
         off = heading - torch.atan2(here[..., 3], here[..., 2])
         turn = trust[..., 0] * (off - (off / quarter).round() * quarter)
@@ -146,6 +146,12 @@ class CompassHead(nn.Module):
         young = age[:, None] < YOUNG
         plane, lattice = torch.where(young, plane, relative_to(there, lattice)), torch.where(young, as_origin(there, plane), lattice)
         return torch.cat([plane, pose[..., PLANE:]], -1), lattice
+
+    def found(self, pose: Tensor, latent: Tensor, lattice: Tensor, age: Tensor) -> Tensor:
+        """The lattice (B, 4) by frames (B, T, N, C) at given poses (B, T, 4 or 6), of which the first one is the state's frame number `age`."""
+        for t in range(min(latent.shape[1], YOUNG)):
+            lattice = self.corrected(pose[:, t], latent[:, t], lattice, age + t)[1]
+        return lattice
 
 
 def moving_actions(episodes: Sequence[Segment], scale: float) -> tuple[list[int], int | None]:

@@ -88,6 +88,8 @@ def prefill(
         frames = slice(t, t + size)
         given = None if inventory is None else inventory[:, frames]
         if pose is not None:
+            if model.compass_head is not None:
+                state = state._replace(lattice=model.compass_head.found(pose[:, frames], latent[:, frames], state.lattice, state.world.age))
             part = _commit_given(model, state, latent[:, frames], action[:, frames], pose[:, frames], given)
         else:
             motion = estimated_motion(model, state, action[:, t])
