@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.maze_map import MEMORY, NUMBERS, POSE, TOKENS, MapMemory
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
@@ -32,11 +33,12 @@ class PolicyConfig:
     """What a policy sees and does."""
 
     world: str  # name of the world that it acts in
-    observation: str  # image, latent, features, latent+features, or the last two +inventory
+    observation: str  # image, latent, features, latent+features, latent+pose, or with +inventory what has features
     shape: tuple[int, ...]  # of one observation: (height, width, 3) or (numbers,)
     actions: int
     hidden: int = 256  # units of each of two layers
     memory: int = 0  # units of an LSTM before them; 0: none, it decides on what it sees now
+    map: bool = False  # whether it draws a map (`agents.maze_map`) and decides on that; it sees latent+pose then
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.actions, self.hidden, *([self.memory] if self.memory else ()))
@@ -44,6 +46,10 @@ class PolicyConfig:
             raise ValueError(f"sizes must be whole numbers 1..{LARGEST}, not {sizes}")
         if len(self.shape) not in (1, 3) or math.prod(self.shape) > LARGEST:
             raise ValueError(f"an observation is a picture or a row of numbers, at most {LARGEST}, not of shape {self.shape}")
+        if self.map and self.observation != "latent+pose":
+            raise ValueError(f"a map is drawn of latent+pose, not of {self.observation}")
+        if self.map and (len(self.shape) != 1 or (self.shape[0] - POSE) % TOKENS or self.shape[0] <= POSE):
+            raise ValueError(f"a map is drawn of {TOKENS} tokens and a pose in the plane, not of an observation of shape {self.shape}")
         if len(self.shape) == 3 and (self.shape[2] != 3 or min(self.shape[:2]) < 36):
             raise ValueError(f"pictures have three colours and at least 36 pixels a side, not {self.shape}")
 
@@ -53,7 +59,7 @@ class Decisions(NamedTuple):
 
     log_probability: Tensor  # (..., B, actions)
     value: Tensor  # (..., B)
-    memory: Tensor  # (B, 2 * memory) after the last of them
+    memory: Tensor  # (B, `Policy.memory_size`) after the last of them
 
 
 class Policy(nn.Module):
@@ -65,27 +71,45 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ImageEncoder(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(config.shape[0])
-        width = config.hidden if len(config.shape) == 3 else config.shape[0]
+        self.map = MapMemory(config.shape[0] - POSE).requires_grad_(False) if config.map else None
+        width = config.hidden if len(config.shape) == 3 else NUMBERS if config.map else config.shape[0]
+        self.encoder = ImageEncoder(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(width)
         self.recurrent = Recurrent(width, config.hidden, config.memory) if config.memory else None
         width = config.hidden + config.memory if config.memory else width
         self.actor = _two_layers(width, config.hidden, config.actions, last_gain=0.01)
         self.critic = _two_layers(width, config.hidden, 1, last_gain=1.0)
 
+    @property
+    def memory_size(self) -> int:
+        """Numbers of its memory: the LSTM's, then the map's."""
+        return 2 * self.config.memory + (MEMORY if self.config.map else 0)
+
     def forward(self, observation: Tensor, memory: Tensor | None = None) -> Decisions:
-        """Observations (B, ...) and the memory (B, 2 * memory) of what came before them, None at the beginning of episodes."""
-        decisions = self.along(observation[None], memory)
+        """Observations (B, ...) and the memory (B, `memory_size`) of what came before them, None at the beginning of episodes."""
+        seen, memory = self.see(observation, memory)
+        decisions = self.along(seen[None], memory)
         return Decisions(decisions.log_probability[0], decisions.value[0], decisions.memory)
 
-    def along(self, observation: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
-        """Observations (T, B, ...) one after the other; `begins` (T, B) is 1 where one is the first of an episode, else 0."""
-        return self.decide(self.encoder(observation.flatten(0, 1)).unflatten(0, observation.shape[:2]), memory, begins)
+    def see(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is decided on: observations (B, ...) themselves, or what a map of them tells; and the memory. Nothing of it is learned."""
+        memory = observation.new_zeros(len(observation), self.memory_size, dtype=torch.float32) if memory is None else memory
+        if self.map is None:
+            return observation, memory
+        own = 2 * self.config.memory
+        told, drawn = self.map(observation, memory[:, own:])
+        return told, torch.cat([memory[:, :own], drawn], 1)
+
+    def along(self, seen: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
+        """What was seen (T, B, ...) one after the other; `begins` (T, B) is 1 where something is the first of an episode, else 0."""
+        return self.decide(self.encoder(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]), memory, begins)
 
     def decide(self, encoded: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
-        """`along` for what the encoder makes of observations, (T, B, numbers)."""
-        memory = encoded.new_zeros(encoded.shape[1], 2 * self.config.memory) if memory is None else memory
+        """`along` for what the encoder makes of what was seen, (T, B, numbers)."""
+        memory = encoded.new_zeros(1, self.memory_size).expand(encoded.shape[1], -1) if memory is None else memory
         if self.recurrent is not None:
-            encoded, memory = self.recurrent(encoded, memory, begins)
+            own = 2 * self.config.memory
+            encoded, remembered = self.recurrent(encoded, memory[:, :own], begins)
+            memory = torch.cat([remembered, memory[:, own:]], 1)
         return Decisions(self.actor(encoded).log_softmax(-1), self.critic(encoded)[..., 0], memory)
 
 
@@ -176,8 +200,9 @@ def as_json(settings: Any) -> Any:
 
 
 def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None:
-    """Write a policy whole or not at all; `about` is any JSON object, such as how it was learned."""
-    save_tensors(path, policy.state_dict(), {"kind": KIND, "config": asdict(policy.config), "about": about})
+    """Write a policy whole or not at all, readers of maps as float16; `about` is any JSON object, such as how it was learned."""
+    tensors = {name: tensor.half() if name.startswith("map.") else tensor for name, tensor in policy.state_dict().items()}
+    save_tensors(path, tensors, {"kind": KIND, "config": asdict(policy.config), "about": about})
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Policy, dict[str, Any]]:

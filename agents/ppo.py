@@ -23,8 +23,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from agents import starts
+from agents.maze_map import load_reader
 from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, observation_today, save_policy
 from agents.rollout import Batch, EpisodeReturns, Rollout
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
@@ -71,6 +73,7 @@ class Args:
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     memory: int = 0  # units of an LSTM before them, which is empty when a dream begins; 0: none
+    map: Path | None = None  # reader.safetensors of `experiments.maze_reader`, or a policy: a map is what is decided on
     learning_rate: float = 5e-4
     rollout_steps: int = 64  # of each dream between two updates
     minibatches: int = 4  # into which a rollout is cut
@@ -107,11 +110,18 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
         dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
-        envs = (open_envs or dreams)(args, dream)
+        bank = None
+        if open_envs is None:
+            bank = open_bank(args, dream)
+            envs = dreams(args, dream, bank.states)
+        else:
+            envs = open_envs(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory, args.map is not None)
     learner = Learner(args, config, envs, dream.device)
+    if bank is not None:
+        learner.remember(bank)
     if args.start is not None:
         start_from(learner, args.start)
     elif args.anchor:
@@ -134,27 +144,26 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     print(f"{learner.steps:,} steps in {time.perf_counter() - began:.0f} s: {args.folder / 'policy.safetensors'}")
 
 
-def dreams(args: Args, dream: Dream, bank: DreamState | None = None) -> DreamVectorEnv:
-    """What is learned in, begun with the states of a bank; those after the weights' contexts if none is given."""
-    if bank is None:
-        bank = open_bank(args, dream)
+def dreams(args: Args, dream: Dream, bank: DreamState) -> DreamVectorEnv:
+    """What is learned in, begun with the states of a bank."""
     return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
 
 
-def open_bank(args: Args, dream: Dream) -> DreamState:
+def open_bank(args: Args, dream: Dream) -> starts.Bank:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
     most, before = args.bank or 1, starts.BeforeRewards(args.lead, args.context)
-    wanted, states = round(args.before_rewards * most), list[DreamState]()
+    wanted, states, context = round(args.before_rewards * most), list[DreamState](), torch.zeros(0, 0, 0)
     if wanted:
         if args.data is not None:
             episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
         else:
             episodes = starts.rewarded_contexts(dream, before)
         if args.data is not None or starts.moments(episodes, before):  # contexts need not have any
-            states = [starts.bank_before_rewards(dream, episodes, before, wanted, args.seed)]
+            bank = starts.bank_before_rewards(dream, episodes, before, wanted, args.seed, args.observation if args.map else None)
+            states, context = [bank.states], bank.context
     others = most - wanted if states else most
     states += [starts.bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
-    return join_rows(states)
+    return starts.Bank(join_rows(states), context)
 
 
 def with_defaults(args: Args, device: str) -> Args:
@@ -162,7 +171,7 @@ def with_defaults(args: Args, device: str) -> Args:
     many = device != "cpu"
     args = replace(
         args,
-        observation=observation_today(args.observation),
+        observation=observation_today(args.observation) if args.map is None else "latent+pose",
         num_envs=(1024 if many else 32) if args.num_envs is None else args.num_envs,
         bank=(512 if many else 256) if args.bank is None else args.bank,
     )
@@ -184,23 +193,41 @@ class Learner:
     def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
         self.policy = Policy(config).to(device)
+        if self.policy.map is not None and args.map is not None:
+            load_reader(self.policy.map, args.map)
         self.start: Policy | None = None  # what it began with
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), args.learning_rate, eps=1e-5, fused=device.type == "cuda")
+        learned = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(learned, args.learning_rate, eps=1e-5, fused=device.type == "cuda")
         self.generator = torch.Generator(device).manual_seed(args.seed + 2)  # draws actions and minibatches
         self.steps = self.updates = 0
+        self.beginnings: Tensor | None = None  # (bank, memory) of what was seen before its states
         self.begin(args.seed + 1)
+
+    @torch.no_grad()
+    def remember(self, bank: starts.Bank) -> None:
+        """Let episodes begin with what the policy would have drawn of the frames before them."""
+        if not len(bank.context):
+            return
+        memory = self.memory.new_zeros(len(bank.context), self.policy.memory_size)
+        for frame in tqdm(bank.context.unbind(1), desc="maps of what was before", leave=False):
+            _, memory = self.policy.see(frame.float().to(memory.device), memory)
+        unseen = memory.new_zeros(len(bank.states.seed) - len(memory), memory.shape[1])
+        self.beginnings = torch.cat([memory, unseen])
+        self.begin(self.args.seed + 1)
 
     def begin(self, seed: int) -> None:
         """New episodes everywhere."""
         self.observation: Tensor = self.envs.reset(seed=seed)[0]
-        self.memory = self.observation.new_zeros(len(self.observation), 2 * self.policy.config.memory, dtype=torch.float32)
+        self.memory = self.observation.new_zeros(len(self.observation), self.policy.memory_size, dtype=torch.float32)
+        if self.beginnings is not None:
+            self.memory = self.beginnings[self.envs.drawn]
         self.start_memory = self.memory
         self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
 
     def learn(self, began: float) -> Iterator[dict[str, float]]:
         """Rollout and update until steps or time are used up; yields each update's numbers."""
         if isinstance(self.policy.encoder, RunningNorm) and not self.policy.encoder.seen.item():
-            self.policy.encoder.count(self.observation)
+            self.policy.encoder.count(self.policy.see(self.observation, self.memory)[0])
         batch, seconds = self.envs.num_envs * self.args.rollout_steps, 0.0
         while self.steps < self.args.total_steps:
             start = time.perf_counter()
@@ -225,8 +252,9 @@ class Learner:
         steps, rewards, memory = [], [], self.memory
         begins = torch.zeros_like(self.returns.earned)
         for _ in range(self.args.rollout_steps):
-            observation = self.observation
-            log_probability, value, remembered = self.policy(observation, self.memory)
+            seen, remembered = self.policy.see(self.observation, self.memory)
+            decisions = self.policy.along(seen[None], remembered)
+            log_probability, value, remembered = decisions.log_probability[0], decisions.value[0], decisions.memory
             action = draw(log_probability, self.generator)
             self.observation, reward, terminated, truncated, info = self.envs.step(action)
             done = (terminated | truncated).float()
@@ -237,10 +265,10 @@ class Learner:
                 following = self.policy(info["final_obs"], remembered).value * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following
             chosen = log_probability.gather(1, action[:, None])[:, 0]
-            steps.append((observation, begins, action, chosen, value, scaled, done))
-            self.memory, begins = remembered * (1 - done)[:, None], done
-        observation, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
-        return Rollout(observation, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
+            steps.append((seen, begins, action, chosen, value, scaled, done))
+            self.memory, begins = self.remembered_by(remembered, done), done
+        saw, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
+        return Rollout(saw, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
 
     def advantages(self, rollout: Rollout, following: Tensor) -> Tensor:
         """Generalised advantage estimation (Schulman et al., arXiv 1506.02438), (T, B); `following` (B,) is the next value."""
@@ -261,33 +289,40 @@ class Learner:
         losses: list[Tensor] = []
         for _ in range(self.args.epochs):
             order = torch.randperm(batch.action.shape[1], generator=self.generator, device=target.device)
-            epoch = [
-                self.improve(batch.rows(rows), rollout.memory[rows % len(rollout.memory)]) for rows in order.chunk(self.args.minibatches)
-            ]
+            epoch = [self.improve(batch.rows(rows), self.remembered(rollout, rows)) for rows in order.chunk(self.args.minibatches)]
             losses += epoch
             if self.args.target_kl is not None and torch.stack(epoch)[:, 3].mean().item() > self.args.target_kl:
                 break
         if isinstance(self.policy.encoder, RunningNorm):
-            self.policy.encoder.count(rollout.observation.flatten(0, 1))  # only now: rollout and update must see alike
+            self.policy.encoder.count(rollout.seen.flatten(0, 1))  # only now: rollout and update must see alike
         unexplained = advantages.var() / target.var().clamp(min=1e-12)
         names = ("policy_loss", "value_loss", "entropy", "kl", "clipped", "gradient", "away")
         values = [*torch.stack(losses).mean(0), 1 - unexplained, rollout.reward_per_step, torch.tensor(len(losses) / self.args.minibatches)]
         numbers = torch.stack([value.detach().to(target.device) for value in values]).tolist()
         return dict(zip((*names, "explained", "reward_per_step", "epochs"), numbers, strict=True))
 
+    def remembered_by(self, memory: Tensor, done: Tensor) -> Tensor:
+        """The memory (B, M) where an episode goes on, and where it is `done` (B,) that which the next one begins with."""
+        kept = memory * (1 - done)[:, None]
+        return kept if self.beginnings is None else kept + self.beginnings[self.envs.drawn] * done[:, None]
+
+    def remembered(self, rollout: Rollout, rows: Tensor) -> Tensor | None:
+        """The memory of those rows before the first step, where what is learned has any."""
+        return rollout.memory[rows] if self.policy.recurrent is not None else None
+
     @torch.no_grad()
     def anchor(self, rollout: Rollout) -> Tensor:
         """What the policy that it began with would have done along a rollout, log probabilities (T, B, actions)."""
         if self.start is None or not self.args.anchor:
-            return rollout.observation.new_zeros(*rollout.action.shape, 0, dtype=torch.float32)
-        start = self.start.along(rollout.observation, self.start_memory, rollout.begins)
+            return rollout.seen.new_zeros(*rollout.action.shape, 0, dtype=torch.float32)
+        start = self.start.along(rollout.seen, self.start_memory, rollout.begins)
         self.start_memory = start.memory * (1 - rollout.done[-1])[:, None]
         return start.log_probability
 
-    def improve(self, batch: Batch, memory: Tensor) -> Tensor:
+    def improve(self, batch: Batch, memory: Tensor | None) -> Tensor:
         """One step of the optimiser (Schulman et al., arXiv 1707.06347) on rows whose memory was (B, M); returns what it was like, (7,)."""
         args = self.args
-        log_probability, value, _ = self.policy.along(batch.observation, memory, batch.begins)
+        log_probability, value, _ = self.policy.along(batch.seen, memory, batch.begins)
         ratio_log = log_probability.gather(-1, batch.action[..., None])[..., 0] - batch.log_probability
         ratio = ratio_log.exp()
         advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)

@@ -12,21 +12,21 @@ from torch import Tensor
 class Rollout(NamedTuple):
     """What happened, (T, B, ...)."""
 
-    observation: Tensor
-    begins: Tensor  # 1 where an observation is an episode's first, but for the rollout's first, whose memory knows
+    seen: Tensor  # what was decided on, see `agents.policies.Policy.see`
+    begins: Tensor  # 1 where it is an episode's first, but for the rollout's first, whose memory knows
     action: Tensor  # int64
     log_probability: Tensor  # of that action
     value: Tensor  # as estimated then
     reward: Tensor  # scaled; where an episode's time was up, with the discounted value of what would have followed
     done: Tensor  # 1 where the step ended an episode
-    memory: Tensor  # (B, 2 * memory) of the policy before the first
+    memory: Tensor  # (B, `Policy.memory_size`) before the first
     reward_per_step: Tensor  # () mean, not scaled
 
 
 class Batch(NamedTuple):
     """What one step of the optimiser learns from, (T, B, ...), of sequences in a row where the policy has a memory, else (1, B, ...)."""
 
-    observation: Tensor
+    seen: Tensor
     begins: Tensor
     action: Tensor
     log_probability: Tensor

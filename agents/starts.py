@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.rewards import reward_probability
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import observed_along
 from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
@@ -83,12 +84,21 @@ def moments(episodes: Sequence[Segment], before: BeforeRewards) -> list[tuple[Se
     return [(episode, t) for episode, t in rewards if t + 1 - before.lead[0] >= before.context]
 
 
+class Bank(NamedTuple):
+    """States to begin with, and what was seen before some of them."""
+
+    states: DreamState
+    context: Tensor  # (B, T, numbers) observations of the frames that led to the first B of them, in float16; (0, 0, 0) where nobody asked
+
+
 @torch.no_grad()
-def bank_before_rewards(dream: Dream, episodes: Sequence[Segment], before: BeforeRewards, most: int, seed: int = 0) -> DreamState:
+def bank_before_rewards(
+    dream: Dream, episodes: Sequence[Segment], before: BeforeRewards, most: int, seed: int = 0, observation: str | None = None
+) -> Bank:
     """States of episodes from which a reward is near: it is so many frames ahead, drawn anew for each from `before.lead`.
 
     The last `before.context` frames are the context, at their recorded poses where there are any. At most `most` states, drawn by the
-    seed, each reward as often as another.
+    seed, each reward as often as another. With an observation, of numbers, the contexts are kept as a policy would have seen them.
 
     Raises:
         ValueError: no episode has a reward with that much before it.
@@ -107,7 +117,14 @@ def bank_before_rewards(dream: Dream, episodes: Sequence[Segment], before: Befor
     together = max(1, MAX_FRAMES // before.context)
     parts = [cuts[at : at + together] for at in range(0, len(cuts), together)]
     progress = tqdm(parts, desc="states before rewards", leave=False)
-    return join_rows([dream.prefill(torch.arange(len(part)), _past(part, dream)) for part in progress])
+    states, contexts = list[DreamState](), [torch.zeros(0, 0, 0)]
+    for part in progress:
+        past = _past(part, dream)
+        seen = dream.prefilled(torch.arange(len(part)), past)
+        states.append(seen.state)
+        if observation is not None:
+            contexts = [*(contexts if len(states) > 1 else []), observed_along(past, seen, observation).half()]
+    return Bank(join_rows(states), torch.cat(contexts))
 
 
 def _past(cuts: list[tuple[Segment, slice]], dream: Dream) -> Segment:

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lssvwm_gym  # noqa: F401 - registers the ids
+from agents.maze_map import load_reader
 from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, draw, load_policy, save_policy
 from experiments.behavior_cloning import watched
 from lssvwm_gym.data.episode import episode_paths, read_arrays
@@ -65,7 +66,8 @@ class Args:
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
     observation: str = "features"
     hidden: int = 128
-    memory: int = 128
+    memory: int = 128  # units of an LSTM; 0: none
+    map: Path | None = None  # reader.safetensors of `experiments.maze_reader`, or a policy: a map is what is decided on
     rows: int = 8  # episodes of a batch
     learning_rate: float = 1e-3
     weight_decay: float = 0.2
@@ -73,19 +75,33 @@ class Args:
     passes: float = 12.0  # how often each frame may be learned from while more is played
 
     def __post_init__(self) -> None:
-        check_bounds(self, workers=1, mazes=1, steps=2, rows=1, memory=1, hidden=1)
+        check_bounds(self, workers=1, mazes=1, steps=2, rows=1, memory=0, hidden=1)
+        if self.map is not None and self.data is not None:
+            raise ValueError("recordings are not drawn as maps: leave out data or map")
         if not (0 <= self.expert_share <= 1 and 0 <= self.dropout < 1 and self.passes > 0 and self.minutes > 0):
             raise ValueError("expert_share and dropout are shares from 0 to 1, passes and minutes more than 0")
+
+    def config(self, dream: Dream) -> PolicyConfig:
+        observation = self.observation if self.map is None else "latent+pose"
+        shape, actions = observed_shape(dream, observation), len(dream.world.actions)
+        return PolicyConfig(dream.world.name, observation, shape, actions, self.hidden, self.memory, self.map is not None)
 
     @property
     def policy(self) -> Path:
         return self.out / "policy.safetensors"
 
 
+def new_policy(args: Args, config: PolicyConfig) -> Policy:
+    policy = Policy(config)
+    if policy.map is not None and args.map is not None:
+        load_reader(policy.map, args.map)
+    return policy
+
+
 class Walk(NamedTuple):
     """What was seen along an episode, and what the scripted player would have done."""
 
-    seen: Tensor  # (T, numbers) float16
+    seen: Tensor  # (T, numbers) float16, what a policy decides on
     label: Tensor  # (T,) int64
     reward: Tensor  # (T,) that followed
 
@@ -95,9 +111,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     dream = open_dream("memory-maze", "fast", "cpu")
     (args.out / "walks").mkdir(parents=True, exist_ok=True)
-    shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
-    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory)
-    learner = Learner(args, config)
+    learner = Learner(args, args.config(dream))
     if args.policy.exists():
         learner.restore(args.policy)
     context = multiprocessing.get_context("spawn")
@@ -116,10 +130,10 @@ def main(args: Args) -> None:
 
 class Learner:
     def __init__(self, args: Args, config: PolicyConfig) -> None:
-        self.args, self.policy, self.mean = args, Policy(config), Policy(config)
-        assert self.policy.recurrent is not None
-        self.policy.recurrent.dropout.p = args.dropout
-        learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith("critic")]
+        self.args, self.policy, self.mean = args, new_policy(args, config), new_policy(args, config)
+        if self.policy.recurrent is not None:
+            self.policy.recurrent.dropout.p = args.dropout
+        learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith(("critic", "map"))]
         self.optimizer = torch.optim.AdamW(learned, args.learning_rate, weight_decay=args.weight_decay)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.walks: list[Walk] = []
@@ -236,27 +250,30 @@ def played(args: Args, dream: Dream, seed: int) -> list[Walk]:
 
     What is left of a maze is right in its mirror, so that one simulation makes two walks.
     """
-    policy = load_policy(args.policy)[0] if args.policy.exists() else None
+    acts, config = args.policy.exists(), args.config(dream)
+    policy = load_policy(args.policy)[0] if acts else new_policy(args, config)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     envs = gymnasium.make_vec(ENV, args.mazes, vectorization_mode="sync", max_episode_steps=args.steps)
-    estimator = StateEstimator(dream, 2 * args.mazes, args.observation, envs.single_observation_space, envs.single_action_space)
+    estimator = StateEstimator(dream, 2 * args.mazes, config.observation, envs.single_observation_space, envs.single_action_space)
     frames, info = envs.reset(seed=seed)
-    seen = estimator.reset(with_mirrored(frames), np.arange(2 * args.mazes))
-    seekers, memory = [MazeSeeker(rng) for _ in range(args.mazes)], None
+    observation = estimator.reset(with_mirrored(frames), np.arange(2 * args.mazes))
+    seekers, memory = [MazeSeeker(rng) for _ in range(args.mazes)], torch.zeros(2 * args.mazes, policy.memory_size)
     scripted, left = np.ones(args.mazes, bool), np.zeros(args.mazes, int)
     parts: list[tuple[Tensor, ...]] = []
     for _ in range(args.steps):
         infos = [{name: info[name][row] for name in info if not name.startswith("_")} for row in range(args.mazes)]
         action = label = np.array([seeker(frames, one) for seeker, one in zip(seekers, infos, strict=True)])
-        if policy is not None:
-            log_probability, _, memory = policy(torch.from_numpy(seen[: args.mazes]), memory)
+        seen, memory = policy.see(torch.from_numpy(observation), memory)
+        if acts:
+            log_probability, _, memory = policy.along(seen[None], memory)
             scripted = np.where(left > 0, scripted, rng.random(args.mazes) < args.expert_share)
             left = np.where(left > 0, left, rng.integers(*SEGMENT, size=args.mazes)) - 1
-            action = np.where(scripted, label, draw(log_probability, generator).numpy())
-        before = torch.from_numpy(seen).half()
+            action = np.where(scripted, label, draw(log_probability[0, : args.mazes], generator).numpy())
         frames, reward, _, _, info = envs.step(action)
-        seen = estimator.step(with_mirrored(frames), np.concatenate([action, MIRRORED[action]]))
-        parts.append((before, torch.from_numpy(np.concatenate([label, MIRRORED[label]])), torch.from_numpy(np.tile(reward, 2)).float()))
+        observation = estimator.step(with_mirrored(frames), np.concatenate([action, MIRRORED[action]]))
+        parts.append(
+            (seen.half(), torch.from_numpy(np.concatenate([label, MIRRORED[label]])), torch.from_numpy(np.tile(reward, 2)).float())
+        )
     envs.close()
     walks = zip(*(torch.stack(part, 1) for part in zip(*parts, strict=True)), strict=True)
     return [Walk(*(tensor.clone() for tensor in walk)) for walk in walks]

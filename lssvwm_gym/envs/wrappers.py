@@ -23,7 +23,8 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import prefill, unknown_action
+from lssvwm_gym.models.rollout import Prefilled, prefill, unknown_action
+from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, put_rows
 
 NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(name))
@@ -32,6 +33,19 @@ NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(n
 def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
     """What a dream shows of a state, on its device: float32 (B, numbers), or for "image" the frame, uint8 (B, height, width, 3)."""
     return spaces.observed(dream.world, observation, state, dream.frame(state) if observation == "image" else None)
+
+
+def observed_along(past: Segment, seen: Prefilled, observation: str) -> Tensor:
+    """What a dream shows of every frame of a past (B, T) that it was prefilled with, but for the image: float32 (B, T, numbers)."""
+    rows, frames = past.latent.shape[:2]
+    state = seen.state._replace(
+        latent=past.latent.flatten(0, 1),
+        features=seen.features.flatten(0, 1),
+        pose=seen.pose.flatten(0, 1),
+        lattice=seen.state.lattice.repeat_interleave(frames, 0),
+        inventory=past.inventory.flatten(0, 1),
+    )
+    return spaces.numbers_of(state, observation).float().unflatten(0, (rows, frames))
 
 
 def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:

@@ -148,7 +148,7 @@ class CompassHead(nn.Module):
         return torch.cat([plane, pose[..., PLANE:]], -1), lattice
 
     def found(self, pose: Tensor, latent: Tensor, lattice: Tensor, age: Tensor) -> Tensor:
-        """The lattice (B, 4) by frames (B, T, N, C) at given poses (B, T, 4 or 6), of which the first one is the state's frame number `age`."""
+        """The lattice (B, 4) by frames (B, T, N, C) at given poses (B, T, 4 or 6), the first of which is the state's frame number `age`."""
         for t in range(min(latent.shape[1], YOUNG)):
             lattice = self.corrected(pose[:, t], latent[:, t], lattice, age + t)[1]
         return lattice

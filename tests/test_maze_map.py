@@ -1,0 +1,351 @@
+"""The map that a policy draws of a maze: what frames show is kept where it is, and what is told leads to the balls."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
+
+from agents import maze_map
+from agents.maze_map import (
+    COLOURS,
+    MEMORY,
+    NUMBERS,
+    SIDE,
+    MapMemory,
+    MapReader,
+    MapReading,
+    grid_pose,
+    load_reader,
+    packed,
+    turned,
+    unpacked,
+)
+from agents.policies import Policy, PolicyConfig, load_policy, save_policy
+from agents.ppo import Args as Learning
+from agents.ppo import Learner, dreams
+from agents.starts import Bank
+from experiments import maze_reader
+from experiments.maze_reader import Args, frames_of, reading_loss, score, targets, visible_from
+from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
+from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.envs.wrappers import observed_shape
+from lssvwm_gym.io.tensors import TensorFileError, save_tensors
+from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT
+
+LAYOUT = np.array(
+    [
+        [1, 1, 1, 1, 1, 0, 1, 1, 1],
+        [1, 0, 0, 0, 1, 0, 1, 1, 1],
+        [1, 0, 1, 1, 1, 1, 1, 1, 1],
+        [1, 0, 1, 0, 0, 0, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 0, 0, 0, 1, 0, 0, 0, 1],
+        [1, 1, 1, 0, 1, 0, 1, 1, 1],
+        [1, 1, 1, 0, 1, 0, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1],
+    ],
+    np.uint8,
+)
+BALLS = np.array([[8.5, 0.5], [0.5, 8.5], [8.5, 7.5]], np.float32)
+
+
+class Toy:
+    """An agent in a maze without inertia, whose frames are read without error."""
+
+    def __init__(self, x: float, y: float, degrees: float) -> None:
+        self.start = np.array([x, y]), math.radians(degrees)
+        self.place, self.heading = self.start
+        self.wanted, self.touched = 0, 0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        heading = np.array([[math.cos(self.heading), math.sin(self.heading)]], np.float32)
+        colour = np.array([maze_reader.BALLS[self.wanted]], np.float32)
+        return dict(agent_pos=self.place[None].astype(np.float32), agent_dir=heading, target_color=colour,
+                    target_pos=BALLS[self.wanted][None], targets_pos=BALLS, maze_layout=LAYOUT)  # fmt: skip
+
+    def reading(self) -> MapReading:
+        """In logits of the cells about the agent."""
+        target = targets(maze_reader._frames(self.arrays(), torch.zeros(1, 16, 32), Path(), False), 0.0)[1]
+        logits = [12 * part - 6 for part in (target.visible, target.middle, target.free, target.balls)]
+        return MapReading(*logits, 12 * torch.eye(COLOURS)[target.wanted])
+
+    def pose(self, quarters: int = 1) -> torch.Tensor:
+        """On the map: the first cell is its middle, and north need not be where it is in the maze."""
+        x, y = self.place - np.floor(self.start[0]) - 0.5
+        turn = quarters * math.pi / 2
+        heading = self.heading + turn
+        x, y = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
+        return torch.tensor([[x, y, math.cos(heading), math.sin(heading)]], dtype=torch.float32)
+
+    def step(self, action: int) -> None:
+        self.heading += math.radians({LEFT: 18, FORWARD_LEFT: 18, RIGHT: -18, FORWARD_RIGHT: -18}.get(action, 0))
+        there = self.place + 0.25 * np.array([math.cos(self.heading), math.sin(self.heading)]) * (
+            action in (FORWARD, FORWARD_LEFT, FORWARD_RIGHT)
+        )
+        column, row = np.floor(there).astype(int)
+        if 0 <= row < 9 and 0 <= column < 9 and LAYOUT[row, column]:
+            self.place = there
+        if np.linalg.norm(self.place - BALLS[self.wanted]) < 0.4:
+            self.wanted, self.touched = (self.wanted + 1) % 3, self.touched + 1
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """A map memory whose reader says what the toy before it shows; `toys` are the rows."""
+    memory = MapMemory()
+    memory.toys = []
+
+    def read(latent: torch.Tensor, rest: torch.Tensor) -> MapReading:
+        return MapReading(*(torch.cat(parts) for parts in zip(*(toy.reading() for toy in memory.toys), strict=True)))
+
+    monkeypatch.setattr(memory.reader, "forward", read)
+    return memory
+
+
+def seen(memory: MapMemory, state: torch.Tensor, quarters: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    poses = torch.cat([toy.pose(quarters) for toy in memory.toys])
+    return memory(torch.cat([torch.zeros(len(poses), 512), poses], 1), state)
+
+
+def led(told: torch.Tensor) -> int:
+    """The action that follows what is told: to the wanted ball where it is known, else to what was not seen yet."""
+    to_ball, to_goal = told[4:15], told[15:26]
+    cos, sin = (to_ball if told[3] > 0 else to_goal)[:2].tolist()
+    error = math.degrees(math.atan2(sin, cos))
+    if abs(error) < 9:
+        return FORWARD
+    if abs(error) < 50:
+        return FORWARD_LEFT if error > 0 else FORWARD_RIGHT
+    return LEFT if error > 0 else RIGHT
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_what_is_told_leads_to_one_ball_after_the_other(memory, quarters):
+    """From nothing known, whichever way the map lies: five balls in 500 steps; one who turns at random touches none."""
+    toy, state = Toy(0.5, 4.4, 20), torch.zeros(1, MEMORY)
+    memory.toys = [toy]
+    for _ in range(500):
+        told, state = seen(memory, state, quarters)
+        toy.step(led(told[0]))
+    assert toy.touched >= 5
+
+
+def test_what_was_seen_is_on_the_map(memory):
+    toy, state = Toy(0.5, 4.4, 0), torch.zeros(1, MEMORY)
+    memory.toys = [toy]
+    for _ in range(150):
+        told, state = seen(memory, state, 0)
+        toy.step(led(told[0]))
+    known = unpacked(state)
+    middle = SIDE // 2
+    true = np.zeros((SIDE, SIDE), bool)  # by x and y, the cell (0, 4) in the middle
+    true[middle : middle + 9, middle - 4 : middle + 5] = LAYOUT.T
+    sure = known.free[0].abs().numpy() > maze_map.SURE
+    assert sure.sum() > 60
+    assert ((known.free[0].numpy() > 0) == true)[sure].all()
+    for colour, (x, y) in enumerate(BALLS.astype(int)):
+        there = known.balls[0, colour, x + middle, y - 4 + middle]
+        assert known.balls[0, colour].max() == max(there, torch.zeros(()))  # found there, or nowhere
+
+
+def test_sure_readings_outweigh_vague_ones(memory):
+    toy, state = Toy(2.5, 4.4, 0), torch.zeros(1, MEMORY)
+    memory.toys = [toy]
+    sure = toy.reading()
+    vague = sure._replace(free=-sure.free / 10)
+    for reading, times in ((vague, 10), (sure, 1), (vague, 10)):
+        toy.reading = lambda reading=reading: reading
+        for turn in range(times):
+            toy.heading = math.radians(9 * (-1) ** turn)  # one who stands still would take what is ahead for a wall
+            _, state = seen(memory, state, 0)
+    free = unpacked(state).free[0]
+    assert free[SIDE // 2 + 1, SIDE // 2] > 2  # ahead it is free, as one sure reading said among twenty vague ones
+    assert free[SIDE // 2 + 1, SIDE // 2 + 1] < -2  # and beside that is a wall
+
+
+def test_a_cell_that_cannot_be_entered_is_a_wall(memory):
+    toy, state = Toy(2.5, 4.4, 0), torch.zeros(1, MEMORY)
+    memory.toys = [toy]
+    _, state = seen(memory, state, 0)
+    ahead = int(unpacked(state).ahead[0])
+    before = unpacked(state).free[0].flatten()[ahead]
+    free = toy.reading()
+    toy.reading = lambda: free._replace(visible=free.visible - 20)  # it sees no more
+    for _ in range(4):
+        _, state = seen(memory, state, 0)  # and stays where it is
+    assert unpacked(state).free[0].flatten()[ahead] < before - 2
+
+
+def test_rows_are_apart_and_memories_are_numbers(memory):
+    memory.toys = [Toy(0.5, 4.4, 0), Toy(8.5, 8.5, 170)]
+    told, state = seen(memory, torch.zeros(2, MEMORY))
+    assert told.shape == (2, NUMBERS)
+    assert told.isfinite().all()
+    assert torch.equal(packed(unpacked(state)), state)
+    memory.toys = memory.toys[1:]
+    alone, after = seen(memory, torch.zeros(1, MEMORY))
+    assert torch.equal(alone[0], told[1])
+    assert torch.equal(after[0], state[1])
+
+
+def test_poses_are_cells_and_quarter_turns():
+    degrees = torch.tensor([0.0, 44.0, 46.0, 180.0, -100.0])
+    heading = degrees.deg2rad()
+    here = grid_pose(torch.stack([torch.full((5,), 1.3), torch.full((5,), -0.6), heading.cos(), heading.sin()], 1))
+    assert here.cell.tolist() == [[1, -1]] * 5
+    assert here.quarter.tolist() == [0, 0, 1, 2, 3]
+    assert torch.atan2(here.rest[:, 3], here.rest[:, 2]).rad2deg().round().tolist() == [0, 44, -44, 0, -10]
+    assert torch.allclose(here.rest[2, :2], torch.tensor([0.4, -0.3]), atol=1e-5)  # 0.3 east and 0.4 north, facing north
+    assert torch.equal(turned(torch.tensor([[1, 0]] * 4), torch.arange(4)), torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1]]))
+
+
+CONFIG = PolicyConfig("memory-maze", "latent+pose", (516,), 6, 16, map=True)
+
+
+def test_a_policy_with_a_map_decides_on_what_it_tells_and_keeps_its_reader(tmp_path):
+    policy = Policy(CONFIG).eval()
+    policy.map.half().float()  # as readers in files are
+    observation = torch.randn(3, 516)
+    told, memory = policy.see(observation)
+    assert (told.shape, memory.shape, policy.memory_size) == ((3, NUMBERS), (3, MEMORY), MEMORY)
+    whole, parts = policy(observation), policy.along(told[None], memory)
+    assert torch.equal(whole.log_probability, parts.log_probability[0])
+    assert torch.equal(whole.memory, memory)
+    save_policy(tmp_path / "policy.safetensors", policy, {})
+    again, _ = load_policy(tmp_path / "policy.safetensors")
+    assert again.config == CONFIG
+    assert torch.equal(again(observation).log_probability, whole.log_probability)
+
+
+def test_a_map_and_an_lstm_share_the_memory():
+    policy = Policy(PolicyConfig("memory-maze", "latent+pose", (516,), 6, 16, memory=8, map=True)).eval()
+    observation, memory = torch.randn(2, 516), None
+    for _ in range(3):
+        _, _, memory = policy(observation, memory)
+    assert memory.shape == (2, 16 + MEMORY)
+    alone = None
+    for _ in range(3):
+        _, alone = policy.see(observation, alone)
+    assert torch.equal(memory[:, 16:], alone[:, 16:])
+    assert memory[:, :16].abs().sum() > 0
+
+
+def test_a_reader_is_not_taught_on_the_way():
+    policy = Policy(CONFIG).train()
+    assert not policy.map.reader.training
+    assert not any(parameter.requires_grad for parameter in policy.map.parameters())
+    observation = torch.randn(2, 516)
+    assert torch.equal(policy.see(observation)[0], policy.see(observation)[0])  # no dropout
+
+
+def test_maps_are_drawn_of_latents_and_poses_alone():
+    with pytest.raises(ValueError, match=r"a map is drawn of latent\+pose, not of features"):
+        PolicyConfig("memory-maze", "features", (256,), 6, map=True)
+
+
+def test_a_file_that_is_no_reader_is_named(tmp_path):
+    memory = MapMemory()
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"kind": "another"})
+    with pytest.raises(TensorFileError, match="no reader of maps"):
+        load_reader(memory, tmp_path / "other.safetensors")
+    policy = Policy(CONFIG)
+    save_policy(tmp_path / "policy.safetensors", policy, {})
+    load_reader(memory, tmp_path / "policy.safetensors")  # a policy's file will do
+    assert torch.equal(memory.reader.frame.weight, policy.map.reader.frame.weight.half().float())
+    save_tensors(tmp_path / "broken.safetensors", {"a": torch.zeros(1)}, {"kind": maze_map.KIND})
+    with pytest.raises(TensorFileError):
+        load_reader(memory, tmp_path / "broken.safetensors")
+
+
+def test_lines_of_sight_end_at_walls_and_at_the_edge_of_the_view():
+    free = np.pad(LAYOUT > 0, 1)
+    points = np.array([[3.5, 4.5], [0.5, 8.5], [1.5, 3.5], [-2.0, 4.5]])
+    east = visible_from(np.array([[0.5, 4.5]], np.float32), np.array([[1.0, 0.0]], np.float32), points, free)
+    assert east.tolist() == [[True, False, False, False]]
+    south = visible_from(np.array([[0.5, 4.5]], np.float32), np.array([[0.0, 1.0]], np.float32), points, free)
+    assert south.tolist() == [[False, True, False, False]]
+
+
+def recorded(folder: Path, frames: int = 40, **more: np.ndarray) -> Path:
+    """An episode of a toy that turns where it is; each frame shows the heading by its brightness."""
+    toy, rows = Toy(2.5, 4.5, 0), []
+    for _ in range(frames):
+        rows.append(toy.arrays())
+        toy.step(LEFT)
+    moving = {name: np.concatenate([row[name] for row in rows]) for name in ("agent_pos", "agent_dir", "target_color", "target_pos")}
+    pictures = np.linspace(0, 255, frames).astype(np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    arrays = moving | {"targets_pos": BALLS, "maze_layout": LAYOUT} | more
+    folder.mkdir(exist_ok=True)
+    write_episode(folder / "0.npz", Episode(pictures, np.full(frames, LEFT), np.zeros(frames, np.float32), arrays), fps=4)
+    return folder
+
+
+def test_a_reader_learns_what_frames_show(tmp_path, tiny_weights):
+    """In a few steps it says better than at first what is in view; from recordings and their mirror images."""
+    dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    args = Args((recorded(tmp_path / "train"),), out=tmp_path / "out", steps=30, batch=32, report_every=30)
+    frames = frames_of(args, dream, args.data, mirrored=True)
+    assert len(frames.wanted) == 80
+    assert frames.mirrored.sum() == 40
+    config = dream.weights.world_model.config
+    reader = MapReader(config.tokens, config.latent_channels)
+    before = score(reader, frames)
+    ((step, loss),) = maze_reader.train(reader, args, frames)
+    after = score(reader, frames)
+    assert step == 30
+    assert math.isfinite(loss)
+    assert after["visible"] > max(before["visible"], 0.9)
+    again = frames_of(args, dream, args.data, mirrored=True)  # from what was kept
+    assert torch.equal(again.latent, frames.latent)
+
+
+def test_mirror_images_show_left_what_is_right():
+    toy = Toy(2.5, 4.4, 10)
+    frames = maze_reader._frames(toy.arrays(), torch.zeros(1, 16, 32), Path(), False)
+    here, target = targets(frames, 0.0)
+    there, mirrored = targets(frames._replace(mirrored=torch.ones(1, dtype=torch.bool)), 0.0)
+    assert torch.equal(mirrored.visible, target.visible.flip(-1))
+    assert torch.equal(there.rest, here.rest * torch.tensor([1.0, -1, 1, -1]))
+    perfect = MapReading(*(100 * (2 * part - 1) for part in target[:4]), 100 * torch.eye(COLOURS)[target.wanted])
+    assert reading_loss(perfect, target) < 1e-3 < reading_loss(perfect, mirrored)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"maze_layout": np.ones((11, 11), np.uint8)}, r"maps are of 9 x 9"), ({"target_pos": None}, "a map is read from target_pos")],
+)
+def test_recordings_that_do_not_tell_are_named(more, said):
+    arrays = {name: array for name, array in (Toy(2.5, 4.5, 0).arrays() | more).items() if array is not None}
+    with pytest.raises(EpisodeError, match=said):
+        maze_reader._frames(arrays, torch.zeros(1, 16, 32), Path("one.npz"), False)
+
+
+def test_what_was_seen_before_a_dream_is_on_its_map(tiny_weights, tmp_path):
+    """Episodes that begin before rewards begin with the map of their context; all others with none."""
+    dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    observation, size = observed_shape(dream, "latent+pose"), dream.weights.world_model.config.latent_channels
+    args = Learning(num_envs=6, episode_steps=4, rollout_steps=1, map=tmp_path / "reader.safetensors", observation="latent+pose", hidden=16)
+    save_tensors(args.map, MapReader(channels=size).state_dict(), {"kind": maze_map.KIND})
+    states = dream.reset(torch.arange(3))
+    context = torch.randn(2, 5, *observation).half()
+    envs = dreams(args, dream, states)
+    learner = Learner(args, PolicyConfig("memory-maze", "latent+pose", observation, 6, 16, map=True), envs, dream.device)
+    learner.remember(Bank(states, context))
+    memory = torch.zeros(2, MEMORY)
+    for frame in context.unbind(1):
+        _, memory = learner.policy.see(frame.float(), memory)
+    wanted = torch.cat([memory, torch.zeros(1, MEMORY)])
+    assert torch.equal(learner.memory, wanted[envs.drawn])
+    assert len(envs.drawn.unique()) > 1
+    for _ in range(2 * args.episode_steps):
+        before = envs.drawn
+        rollout = learner.rollout()
+        ended = rollout.done[-1] > 0
+        assert torch.equal(learner.memory[ended], wanted[envs.drawn][ended])
+        if ended.any() and not torch.equal(before, envs.drawn):
+            return
+    raise AssertionError("no episode ended with a rollout")
