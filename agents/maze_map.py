@@ -34,6 +34,7 @@ PATIENCE, PATIENCE_AT_BALL = 40, 10  # steps with one goal, or in a ball's cell,
 STILL = (0.06, 0.07)  # cells and radians below which a step has not moved: twice in a row, and the cell ahead is a wall
 TOKENS, POSE = 16, 4  # of a latent, and numbers behind it in an observation
 
+BALL, GOAL = slice(COLOURS + 1, COLOURS + 12), slice(COLOURS + 12, COLOURS + 23)  # of what is told: the ways to the ball and to the goal
 NUMBERS = COLOURS + 2 * 11 + 1 + 4 * 3 + 5  # that a policy is told
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agents.agent import Agent, agent_in
+from agents.maze_map import BALL, GOAL, MEMORY, POSE, MapMemory, load_reader
 from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 from lssvwm_gym.real_envs.experts.block_players import PLAYERS
+from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, TURN, TURN_ON_SPOT
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 PLAYER = "player:"  # before the name of a player of the block world, as `lssvwm-gym collect luanti --player` knows it
+FOLLOWER = "follower:"  # before a file that holds a reader of maps: goes the way that its map shows
 PLANNER, GREEDY = "planner", "greedy"
 EXPERTS = ("explorer", "seeker")  # of Memory Maze; they need what only the real world's info tells
 
@@ -34,6 +39,8 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
         if name == PLANNER:
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
+    if name.startswith(FOLLOWER):
+        return MapFollower(Path(name.removeprefix(FOLLOWER)), dream)
     if name.endswith(".safetensors"):
         return agent_in(Path(name), dream, seed, modifier == GREEDY)
     if modifier:
@@ -47,7 +54,9 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
         return ScriptedAgent(lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={}), num_envs, seed)
     blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
-    raise ValueError(f"a policy is {', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, or a file that ends in .safetensors, not {name!r}")
+    raise ValueError(
+        f"a policy is {', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, {FOLLOWER}FILE, or a file that ends in .safetensors, not {name!r}"
+    )
 
 
 def _name_and_modifier(name: str) -> tuple[str, str]:
@@ -90,6 +99,35 @@ class ScriptedAgent:
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         return np.array([player(None) for player in self._players])
+
+
+class MapFollower:
+    """Has learned nothing but to read maps: goes the way to the wanted ball, or else to what was not seen yet."""
+
+    observation = "latent+pose"
+
+    def __init__(self, path: Path, dream: Dream) -> None:
+        """Raises `ValueError` for a file without a reader of maps of this world."""
+        if dream.world.name != "memory-maze":
+            raise ValueError(f"maps are drawn of memory-maze, not of {dream.world.name}")
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        self._map, self._memory = MapMemory(observed_shape(dream, self.observation)[0] - POSE).to(dream.device), torch.zeros(0)
+        load_reader(self._map, path)
+
+    def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
+        memory = self._memory if len(self._memory) else observation.new_zeros(len(observation), MEMORY)
+        told, self._memory = self._map(observation, memory)
+        return followed(told).cpu().numpy()
+
+
+def followed(told: Tensor) -> Tensor:
+    """The actions (B,) int64 that go the way of which a map tells, (B, NUMBERS)."""
+    way = torch.where(told[:, BALL.start - 1 : BALL.start] > 0, told[:, BALL], told[:, GOAL])
+    error = torch.atan2(way[:, 1], way[:, 0]).rad2deg()
+    left = error > 0
+    ahead = torch.where(left, FORWARD_LEFT, FORWARD_RIGHT)
+    return torch.where(error.abs() < TURN / 2, FORWARD, torch.where(error.abs() < TURN_ON_SPOT, ahead, torch.where(left, LEFT, RIGHT)))
 
 
 class ExpertAgent:

@@ -29,6 +29,7 @@ from agents.ppo import Args as Learning
 from agents.ppo import Learner, dreams
 from agents.starts import Bank
 from experiments import maze_reader
+from experiments.agents_by_name import followed, open_agent
 from experiments.maze_reader import Args, frames_of, reading_loss, score, targets, visible_from
 from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs.simulator import open_dream
@@ -111,18 +112,6 @@ def seen(memory: MapMemory, state: torch.Tensor, quarters: int = 1) -> tuple[tor
     return memory(torch.cat([torch.zeros(len(poses), 512), poses], 1), state)
 
 
-def led(told: torch.Tensor) -> int:
-    """The action that follows what is told: to the wanted ball where it is known, else to what was not seen yet."""
-    to_ball, to_goal = told[4:15], told[15:26]
-    cos, sin = (to_ball if told[3] > 0 else to_goal)[:2].tolist()
-    error = math.degrees(math.atan2(sin, cos))
-    if abs(error) < 9:
-        return FORWARD
-    if abs(error) < 50:
-        return FORWARD_LEFT if error > 0 else FORWARD_RIGHT
-    return LEFT if error > 0 else RIGHT
-
-
 @pytest.mark.parametrize("quarters", range(4))
 def test_what_is_told_leads_to_one_ball_after_the_other(memory, quarters):
     """From nothing known, whichever way the map lies: five balls in 500 steps; one who turns at random touches none."""
@@ -130,7 +119,7 @@ def test_what_is_told_leads_to_one_ball_after_the_other(memory, quarters):
     memory.toys = [toy]
     for _ in range(500):
         told, state = seen(memory, state, quarters)
-        toy.step(led(told[0]))
+        toy.step(int(followed(told)[0]))
     assert toy.touched >= 5
 
 
@@ -139,7 +128,7 @@ def test_what_was_seen_is_on_the_map(memory):
     memory.toys = [toy]
     for _ in range(150):
         told, state = seen(memory, state, 0)
-        toy.step(led(told[0]))
+        toy.step(int(followed(told)[0]))
     known = unpacked(state)
     middle = SIDE // 2
     true = np.zeros((SIDE, SIDE), bool)  # by x and y, the cell (0, 4) in the middle
@@ -349,3 +338,20 @@ def test_what_was_seen_before_a_dream_is_on_its_map(tiny_weights, tmp_path):
         if ended.any() and not torch.equal(before, envs.drawn):
             return
     raise AssertionError("no episode ended with a rollout")
+
+
+def test_a_follower_goes_where_its_map_leads(tmp_path):
+    """In a file's reader or a policy's; it learned nothing else."""
+    dream = open_dream("memory-maze", "fast", "cpu")
+    policy = Policy(CONFIG)
+    save_policy(tmp_path / "policy.safetensors", policy, {})
+    agent = open_agent(f"follower:{tmp_path}/policy.safetensors", dream, 2, 0)
+    observation = torch.randn(2, 516)
+    assert agent.observation == "latent+pose"
+    first = agent.act(observation, None)
+    assert first.dtype == np.int64
+    assert first.shape == (2,)
+    with pytest.raises(ValueError, match="no such file"):
+        open_agent("follower:nowhere.safetensors", dream, 1, 0)
+    with pytest.raises(ValueError, match="maps are drawn of memory-maze, not of minecraft"):
+        open_agent("follower:any.safetensors", open_dream("minecraft", "fast", "cpu"), 1, 0)

@@ -44,7 +44,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     `env.unwrapped.dream.world.inventory`; with `observation="image"` the picture alone.
 
     More observations are numbers that the model has anyway, float32; they spare the decoder, and `render()` still shows the picture.
-    In worlds that have an inventory, `+inventory` behind the last two appends it, (V,).
+    In worlds that have an inventory, `+inventory` behind those with features appends it, (V,).
     `lssvwm_gym.envs.WorldModelObservation` makes the same of a real environment.
 
     | `observation`       | Space                               | Meaning                                                          |
@@ -52,6 +52,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `"features"`        | `Box(-16, 16, (256,))`              | summary of this frame and of all before it, the world's memory   |
     | `"latent"`          | `Box(-32, 32, (tokens * channels,))` | the frame's latent, of which the picture is decoded              |
     | `"latent+features"` |                                     | both, one behind the other                                       |
+    | `"latent+pose"`     | `(tokens * channels + 4 or 6,)`     | the latent, and behind it the estimated pose (in space 6 numbers) |
 
     `info`, after `reset` and after every `step`:
 
