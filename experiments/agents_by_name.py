@@ -54,9 +54,8 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
         return ScriptedAgent(lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={}), num_envs, seed)
     blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
-    raise ValueError(
-        f"a policy is {', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, {FOLLOWER}FILE, or a file that ends in .safetensors, not {name!r}"
-    )
+    scripts = f"{', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, {FOLLOWER}FILE"
+    raise ValueError(f"a policy is {scripts}, or a file that ends in .safetensors, not {name!r}")
 
 
 def _name_and_modifier(name: str) -> tuple[str, str]:
