@@ -295,6 +295,11 @@ def _add(cells: Tensor, number: Tensor, more: Tensor) -> Tensor:
     return cells.scatter_add(1, number[:, None], more.to(cells.dtype)[:, None])
 
 
+def cells_known(memory: Tensor) -> Tensor:
+    """How many cells of the maps in memories (B, MEMORY) are known to be free or not, (B,) float."""
+    return (unpacked(memory).free.abs() > SURE).flatten(1).sum(1).to(memory.dtype)
+
+
 def packed(known: MazeMap) -> Tensor:
     """A map as numbers, (B, MEMORY)."""
     return torch.cat([part.flatten(1) if part.ndim > 1 else part[:, None] for part in known], 1)

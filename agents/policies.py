@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.maze_map import MEMORY, NUMBERS, POSE, TOKENS, MapMemory
+from agents.maze_map import MEMORY, NUMBERS, POSE, TOKENS, MapMemory, cells_known
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
@@ -98,6 +98,13 @@ class Policy(nn.Module):
         own = 2 * self.config.memory
         told, drawn = self.map(observation, memory[:, own:])
         return told, torch.cat([memory[:, :own], drawn], 1)
+
+    def newly_known(self, before: Tensor, after: Tensor) -> Tensor:
+        """How many more cells the maps of memories (B, `memory_size`) know of after a frame than before it, (B,); 0 without a map."""
+        if self.map is None:
+            return after.new_zeros(len(after))
+        own = 2 * self.config.memory
+        return (cells_known(after[:, own:]) - cells_known(before[:, own:])).clamp(min=0)
 
     def along(self, seen: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
         """What was seen (T, B, ...) one after the other; `begins` (T, B) is 1 where something is the first of an episode, else 0."""

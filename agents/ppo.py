@@ -74,6 +74,7 @@ class Args:
     hidden: int = 256  # units of each of the two layers of actor and critic
     memory: int = 0  # units of an LSTM before them, which is empty when a dream begins; 0: none
     map: Path | None = None  # reader.safetensors of `experiments.maze_reader`, or a policy: a map is what is decided on
+    curiosity: float = 0.0  # reward for each cell that becomes known on the map, beside the dream's; returns don't count it
     learning_rate: float = 5e-4
     rollout_steps: int = 64  # of each dream between two updates
     minibatches: int = 4  # into which a rollout is cut
@@ -180,6 +181,8 @@ def with_defaults(args: Args, device: str) -> Args:
         raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
+    if args.curiosity and args.map is None:
+        raise ValueError("curiosity pays for what becomes known on a map: it needs --map")
     if args.memory and (args.num_envs or 0) < args.minibatches:
         raise ValueError(
             f"a policy with a memory learns from whole rollouts: {args.num_envs} dreams are too few for {args.minibatches} minibatches"
@@ -253,6 +256,7 @@ class Learner:
         begins = torch.zeros_like(self.returns.earned)
         for _ in range(self.args.rollout_steps):
             seen, remembered = self.policy.see(self.observation, self.memory)
+            discovered = self.policy.newly_known(self.memory, remembered)  # by the action before
             decisions = self.policy.along(seen[None], remembered)
             log_probability, value, remembered = decisions.log_probability[0], decisions.value[0], decisions.memory
             action = draw(log_probability, self.generator)
@@ -261,6 +265,8 @@ class Learner:
             self.returns.add(reward, done)
             rewards.append(reward)
             scaled = reward * self.args.reward_scale
+            if self.args.curiosity:
+                scaled = scaled + self.args.curiosity * discovered
             if "final_obs" in info:
                 following = self.policy(info["final_obs"], remembered).value * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
+from agents import maze_map
+from agents.maze_map import MapReader
 from agents.policies import Policy, PolicyConfig, load_policy, save_policy
 from experiments import dagger
 from experiments.dagger import KIND, Args, Learner, Walk, played
@@ -93,7 +95,12 @@ def test_a_run_goes_on_with_the_policy_in_its_folder(args):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [(dict(expert_share=1.5), "shares from 0 to 1"), (dict(minutes=0), "more than 0"), (dict(mazes=0), "mazes must be at least 1")],
+    [
+        (dict(expert_share=1.5), "shares from 0 to 1"),
+        (dict(data=Path("a"), map=Path("b")), "recordings are not drawn as maps"),
+        (dict(minutes=0), "more than 0"),
+        (dict(mazes=0), "mazes must be at least 1"),
+    ],
 )
 def test_wrong_settings_are_named(wrong, said):
     with pytest.raises(ValueError, match=said):
@@ -122,6 +129,24 @@ def test_mazes_are_played_and_labelled(args, tiny_weights, monkeypatch):
         assert torch.equal(mine.seen[0], other.seen[0])
     assert any(not torch.equal(mine.seen, other.seen) for mine, other in zip(first, second, strict=True))
     assert np.isin(torch.cat([walk.label for walk in second]), range(1, 6)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.simulator
+def test_a_policy_with_a_map_plays_and_learns_from_what_it_tells(args, tiny_weights, tmp_path):
+    dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    reader = tmp_path / "reader.safetensors"
+    save_tensors(reader, MapReader(channels=dream.weights.world_model.config.latent_channels).state_dict(), {"kind": maze_map.KIND})
+    args = replace(args, map=reader, memory=0)
+    learner = Learner(args, args.config(dream))
+    assert torch.equal(learner.policy.map.reader.frame.weight, learner.mean.map.reader.frame.weight)
+    for walks in (played(args, dream, 7), played(args, dream, 7)):  # the second time by the policy
+        assert [walk.seen.shape for walk in walks] == [(6, maze_map.NUMBERS)] * 4
+        learner.walks += walks
+        before = learner.policy.map.reader.frame.weight.clone()
+        assert torch.isfinite(learner.improve())
+        assert torch.equal(learner.policy.map.reader.frame.weight, before)
+        learner.save()
 
 
 def test_recordings_are_labelled_in_pieces(args, monkeypatch):

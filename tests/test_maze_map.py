@@ -1,6 +1,7 @@
 """The map that a policy draws of a maze: what frames show is kept where it is, and what is told leads to the balls."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from agents.maze_map import (
 )
 from agents.policies import Policy, PolicyConfig, load_policy, save_policy
 from agents.ppo import Args as Learning
-from agents.ppo import Learner, dreams
+from agents.ppo import Learner, dreams, with_defaults
 from agents.starts import Bank
 from experiments import maze_reader
 from experiments.agents_by_name import followed, open_agent
@@ -355,3 +356,40 @@ def test_a_follower_goes_where_its_map_leads(tmp_path):
         open_agent("follower:nowhere.safetensors", dream, 1, 0)
     with pytest.raises(ValueError, match="maps are drawn of memory-maze, not of minecraft"):
         open_agent("follower:any.safetensors", open_dream("minecraft", "fast", "cpu"), 1, 0)
+
+
+def test_curiosity_pays_for_what_becomes_known(memory):
+    toy, state = Toy(0.5, 4.4, 20), torch.zeros(1, MEMORY)
+    memory.toys = [toy]
+    policy, paid = Policy(CONFIG), 0.0
+    for _ in range(60):
+        told, after = seen(memory, state)
+        paid += float(policy.newly_known(state, after)[0])
+        state = after
+        toy.step(int(followed(told)[0]))
+    known = float((unpacked(state).free.abs() > maze_map.SURE).sum())
+    assert 20 < known <= paid  # what is doubted and known again pays twice
+    _, after = seen(memory, state)
+    assert policy.newly_known(after, state) == 0  # and to know less costs nothing
+
+
+def test_curiosity_is_a_part_of_the_reward_and_not_of_returns(tiny_weights, tmp_path):
+    dream = open_dream("memory-maze", "fast", "cpu", tiny_weights)
+    observation = observed_shape(dream, "latent+pose")
+    args = Learning(num_envs=2, episode_steps=8, rollout_steps=4, map=tmp_path / "reader.safetensors", observation="latent+pose", hidden=16)
+    save_tensors(args.map, MapReader(channels=dream.weights.world_model.config.latent_channels).state_dict(), {"kind": maze_map.KIND})
+    rollouts = []
+    for curiosity in (0.0, 0.5):
+        envs = dreams(args, dream, dream.reset(torch.arange(3)))
+        config = PolicyConfig("memory-maze", "latent+pose", observation, 6, 16, map=True)
+        torch.manual_seed(0)
+        rollouts.append(Learner(replace(args, curiosity=curiosity), config, envs, dream.device).rollout())
+    plain, curious = rollouts
+    assert torch.equal(plain.action, curious.action)
+    assert torch.equal(plain.reward_per_step, curious.reward_per_step)
+    more = (curious.reward - plain.reward) / 0.5
+    assert torch.equal(more, more.round())
+    assert more.min() >= 0
+    assert more.sum() > 0
+    with pytest.raises(ValueError, match="it needs --map"):
+        with_defaults(Learning(curiosity=0.1), "cpu")
