@@ -121,9 +121,9 @@ def frames_of(args: Args, dream: Dream, folders: tuple[Path, ...], mirrored: boo
         episodes = latent_episodes(folder, dream.weights.autoencoder, cache)
         for path, episode in tqdm(list(zip(episode_paths(folder), episodes, strict=True)), desc=f"maps of {folder.name}", leave=False):
             arrays = read_arrays(path)
-            parts.append(_frames(arrays, episode.latent, path, False))
+            parts.append(frames_of_episode(arrays, episode.latent, path))
             if mirrored:
-                parts.append(_frames(arrays, mirrored_latent(path, dream.weights.autoencoder, cache), path, True))
+                parts.append(frames_of_episode(arrays, mirrored_latent(path, dream.weights.autoencoder, cache), path, mirrored=True))
     return Frames(*(torch.cat(part) for part in zip(*parts, strict=True))) if parts else None
 
 
@@ -137,7 +137,7 @@ def mirrored_latent(path: Path, autoencoder: Autoencoder, cache: Path) -> Tensor
     return load_tensors(stored)[0]["latent"]
 
 
-def _frames(arrays: dict[str, np.ndarray], latent: Tensor, path: Path, mirrored: bool) -> Frames:
+def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path, mirrored: bool = False) -> Frames:
     """One episode's, from what its simulator told. Raises `EpisodeError` where that is missing."""
     needed = ("agent_pos", "agent_dir", "target_color", "target_pos", "maze_layout")
     if missing := [name for name in needed if name not in arrays]:

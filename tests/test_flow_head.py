@@ -28,7 +28,7 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training import dreamed_samples as module
 from lssvwm_gym.training import heads
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came
-from lssvwm_gym.training.heads import Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, with_heads
+from lssvwm_gym.training.heads import MOST_EMPHASIS, Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, token_weights, with_heads
 from lssvwm_gym.training.objectives import odometry_loss
 
 FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
@@ -459,3 +459,19 @@ def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path)
     other = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
     other.load(run.checkpoint)
     assert all(map(torch.equal, other.discriminator.state_dict().values(), trainer.discriminator.state_dict().values()))
+
+
+def test_what_the_mean_misses_weighs_more():
+    """A small thing in one token of a frame: the loss is that of its errors, mostly."""
+    model = random_model(**FLOW)
+    evidence = FrameEvidence(*(torch.zeros_like(part) for part in evidence_of(model, 2)))
+    latent = 0.1 * torch.ones(2, 16, SIZES["latent_channels"])
+    latent[0, 3] = 2.0
+    samples = Samples(evidence, latent, torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    weights = token_weights(samples, 2.0)
+    assert weights.shape == (2, 16, 1)
+    assert weights[0, 3] == 1 + 2 * MOST_EMPHASIS
+    assert weights[1].max() < 1.2
+    assert torch.equal(token_weights(samples, 0.0), torch.ones(2, 16, 1))
+    plain, emphasised = (flow_loss(model.flow_head, samples, 4, torch.Generator().manual_seed(0), weight) for weight in (0.0, 2.0))
+    assert emphasised > 3 * plain

@@ -1,5 +1,6 @@
 """The map that a policy draws of a maze: what frames show is kept where it is, and what is told leads to the balls."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ class Toy:
 
     def reading(self) -> MapReading:
         """In logits of the cells about the agent."""
-        target = targets(maze_reader._frames(self.arrays(), torch.zeros(1, 16, 32), Path(), False), 0.0)[1]
+        target = targets(maze_reader.frames_of_episode(self.arrays(), torch.zeros(1, 16, 32), Path()), 0.0)[1]
         logits = [12 * part - 6 for part in (target.visible, target.middle, target.free, target.balls)]
         return MapReading(*logits, 12 * torch.eye(COLOURS)[target.wanted])
 
@@ -295,7 +296,7 @@ def test_a_reader_learns_what_frames_show(tmp_path, tiny_weights):
 
 def test_mirror_images_show_left_what_is_right():
     toy = Toy(2.5, 4.4, 10)
-    frames = maze_reader._frames(toy.arrays(), torch.zeros(1, 16, 32), Path(), False)
+    frames = maze_reader.frames_of_episode(toy.arrays(), torch.zeros(1, 16, 32), Path())
     here, target = targets(frames, 0.0)
     there, mirrored = targets(frames._replace(mirrored=torch.ones(1, dtype=torch.bool)), 0.0)
     assert torch.equal(mirrored.visible, target.visible.flip(-1))
@@ -311,7 +312,7 @@ def test_mirror_images_show_left_what_is_right():
 def test_recordings_that_do_not_tell_are_named(more, said):
     arrays = {name: array for name, array in (Toy(2.5, 4.5, 0).arrays() | more).items() if array is not None}
     with pytest.raises(EpisodeError, match=said):
-        maze_reader._frames(arrays, torch.zeros(1, 16, 32), Path("one.npz"), False)
+        maze_reader.frames_of_episode(arrays, torch.zeros(1, 16, 32), Path("one.npz"))
 
 
 def test_what_was_seen_before_a_dream_is_on_its_map(tiny_weights, tmp_path):
@@ -393,3 +394,22 @@ def test_curiosity_is_a_part_of_the_reward_and_not_of_returns(tiny_weights, tmp_
     assert more.sum() > 0
     with pytest.raises(ValueError, match="it needs --map"):
         with_defaults(Learning(curiosity=0.1), "cpu")
+
+
+def test_balls_are_counted_in_real_and_dreamed_frames(tmp_path, capsys):
+    """Of an episode that has them all in view from where it begins; a reader that sees a ball everywhere finds them in every frame."""
+    from experiments import balls_recalled
+
+    reader = MapReader()
+    with torch.no_grad():
+        reader.cells[-1].weight.zero_()
+        reader.cells[-1].bias.fill_(1.0)
+    save_tensors(tmp_path / "reader.safetensors", reader.state_dict(), {"kind": maze_map.KIND})
+    near = np.array([[3.5, 4.5], [4.5, 4.5], [5.5, 4.5]], np.float32)
+    folder = recorded(tmp_path / "test", targets_pos=near)
+    args = balls_recalled.Args(folder, tmp_path / "reader.safetensors", context=20, steps=3, out=tmp_path / "out.json")
+    balls_recalled.main(args)
+    assert "balls in 9 real views, 9 dreamed, 9 both" in capsys.readouterr().out
+    assert json.loads(args.out.read_text())["views_of_balls"] == {"in_real_frames": 9, "in_dreamed_frames": 9, "in_both": 9}
+    with pytest.raises(SystemExit, match="fewer than the 60 frames of context and steps"):
+        balls_recalled.main(replace(args, context=57))

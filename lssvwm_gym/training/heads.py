@@ -47,6 +47,7 @@ from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 ADVERSARIAL = 1e-4, 2e-4, 200, 0.995  # learning rates of head and discriminator, most steps of that alone, decay of the head's average
 ODOMETRY_RATE = 1e-3  # the highest learning rate of the odometry head
+MOST_EMPHASIS = 5.0  # means of all misses that count at most
 VELOCITY = 0.15  # the weight of an error is that of a velocity, but for noise levels below this one
 
 
@@ -61,6 +62,7 @@ class HeadTraining:
     steps: int = 20_000
     contexts: int = 64  # frames a step
     levels: int = 4  # noise levels a frame
+    emphasis: float = 0.0  # extra weight of tokens that the world model's mean misses most, such as small things that are rarely seen
     few_steps_from: float = 0.5  # of all steps: from here on the head also learns to take 4, 2 and 1 denoising steps
     learning_rate: float = 1.2e-3
     warmup: int = 300  # steps
@@ -92,7 +94,13 @@ class HeadTraining:
         return self.out / "checkpoint.safetensors"
 
 
-def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator) -> Tensor:
+def token_weights(samples: Samples, emphasis: float) -> Tensor:
+    """Of each token's error, (K, N, 1): 1, and more by how far the mean misses what came, up to `MOST_EMPHASIS` times the emphasis."""
+    missed = (samples.latent - samples.evidence.mean).square().mean(-1, keepdim=True)
+    return 1 + emphasis * (missed / missed.mean().clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
+
+
+def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator, emphasis: float = 0.0) -> Tensor:
     """Flow matching: several noise levels of every frame, errors of the clean latent weighed as those of the velocity."""
     tokens, vector, base = flow_head.context(samples.evidence)
     base = None if base is None else base.repeat_interleave(levels, 0)
@@ -103,13 +111,14 @@ def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: tor
     level = torch.sigmoid(deviation * drawn + mean).clamp(1e-3, 1 - 1e-4)
     level = level.where(torch.rand(level.shape, generator=generator, device=clean.device) > pure, 1.0)
     noisy = add_noise(clean, torch.randn(clean.shape, generator=generator, device=clean.device), level)
-    return _weighed(flow_head(noisy, level, context).float() - clean, level)
+    weight = token_weights(samples, emphasis).repeat_interleave(levels, 0)
+    return _weighed(flow_head(noisy, level, context).float() - clean, level, weight)
 
 
-def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, generator: torch.Generator) -> Tensor:
+def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, generator: torch.Generator, emphasis: float = 0.0) -> Tensor:
     """One long stride of the head should lead where two of half its length, by the average head, lead."""
     steps = torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), (len(samples.latent),), generator=generator)]
-    parts = []
+    weight, parts = token_weights(samples, emphasis), []
     for number in FEW_STEPS:
         some = steps == number
         if not some.any():
@@ -126,12 +135,12 @@ def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, gen
             share = ((level - 1 / number) / level)[:, None, None]  # x = estimate + share * (noisy - estimate)
             target = (x - share * noisy) / (1 - share)
         estimate = flow_head(noisy, level, flow_head.for_steps(flow_head.context(evidence), number)).float()
-        parts.append(_weighed(estimate - target, level) * len(clean))
+        parts.append(_weighed(estimate - target, level, weight[some]) * len(clean))
     return torch.stack(parts).sum() / len(steps)
 
 
-def _weighed(error: Tensor, level: Tensor) -> Tensor:
-    return (error.square().mean((1, 2)) / level.clamp(min=VELOCITY).square()).mean()
+def _weighed(error: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    return ((error.square() * weight).mean((1, 2)) / level.clamp(min=VELOCITY).square()).mean()
 
 
 def motion_loss(
@@ -223,9 +232,9 @@ class HeadTrainer:
         optim.set_learning_rate(self.optimizer, optim.learning_rate(self.step, run.steps, run.learning_rate, run.warmup, run.decay))
         samples = self.buffer.draw(run.contexts, rng)
         with optim.mixed_precision(run.precision):
-            losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator)}
+            losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator, run.emphasis)}
             if self.step >= run.few_steps_from * run.steps:
-                losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator)
+                losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator, run.emphasis)
         if self.episodes.posed and self.heads.motion_head is not None:
             some, noise, dropout = self.buffer.draw(256, rng), run.motion_noise, run.motion_dropout
             losses["motion"] = motion_loss(self.heads.motion_head, some, self.ahead, noise, generator, dropout)
@@ -252,8 +261,8 @@ class HeadTrainer:
             return losses
         some = take_rows(samples, torch.arange(3 * run.contexts // 4))
         with optim.mixed_precision(run.precision):
-            losses["flow"] = flow_loss(head, some, run.levels, generator)
-            losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator)
+            losses["flow"] = flow_loss(head, some, run.levels, generator, run.emphasis)
+            losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator, run.emphasis)
         losses["adversarial"] = adversarial_loss(self.discriminator, real, sampled, evidence)
         rate = optim.learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay)
         optim.set_learning_rate(self.adversaries["flow"], rate)
