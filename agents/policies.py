@@ -99,12 +99,9 @@ class Policy(nn.Module):
         told, drawn = self.map(observation, memory[:, own:])
         return told, torch.cat([memory[:, :own], drawn], 1)
 
-    def newly_known(self, before: Tensor, after: Tensor) -> Tensor:
-        """How many more cells the maps of memories (B, `memory_size`) know of after a frame than before it, (B,); 0 without a map."""
-        if self.map is None:
-            return after.new_zeros(len(after))
-        own = 2 * self.config.memory
-        return (cells_known(after[:, own:]) - cells_known(before[:, own:])).clamp(min=0)
+    def cells_known(self, memory: Tensor) -> Tensor:
+        """How many cells the maps of memories (B, `memory_size`) know of, (B,) float; 0 without a map."""
+        return memory.new_zeros(len(memory)) if self.map is None else cells_known(memory[:, 2 * self.config.memory :])
 
     def along(self, seen: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
         """What was seen (T, B, ...) one after the other; `begins` (T, B) is 1 where something is the first of an episode, else 0."""

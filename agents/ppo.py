@@ -224,6 +224,7 @@ class Learner:
         self.memory = self.observation.new_zeros(len(self.observation), self.policy.memory_size, dtype=torch.float32)
         if self.beginnings is not None:
             self.memory = self.beginnings[self.envs.drawn]
+        self.most_known = self.policy.cells_known(self.memory)  # cells in each episode so far; to know one again is no discovery
         self.start_memory = self.memory
         self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
 
@@ -256,7 +257,8 @@ class Learner:
         begins = torch.zeros_like(self.returns.earned)
         for _ in range(self.args.rollout_steps):
             seen, remembered = self.policy.see(self.observation, self.memory)
-            discovered = self.policy.newly_known(self.memory, remembered)  # by the action before
+            known = self.policy.cells_known(remembered)
+            discovered, self.most_known = (known - self.most_known).clamp(min=0), torch.maximum(known, self.most_known)
             decisions = self.policy.along(seen[None], remembered)
             log_probability, value, remembered = decisions.log_probability[0], decisions.value[0], decisions.memory
             action = draw(log_probability, self.generator)
@@ -273,6 +275,7 @@ class Learner:
             chosen = log_probability.gather(1, action[:, None])[:, 0]
             steps.append((seen, begins, action, chosen, value, scaled, done))
             self.memory, begins = self.remembered_by(remembered, done), done
+            self.most_known = torch.where(done > 0, self.policy.cells_known(self.memory), self.most_known)
         saw, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
         return Rollout(saw, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
 
@@ -381,7 +384,7 @@ def save(args: Args, learner: Learner, dream: Dream) -> None:
         **prefixed("policy", learner.policy.state_dict()),
         **prefixed("optimizer", optimizer_tensors(learner.optimizer)),
         **prefixed("dreams", dreams),
-        **prefixed("memory", {"now": learner.memory, "start": learner.start_memory} if dreams else {}),
+        **prefixed("memory", {"now": learner.memory, "start": learner.start_memory, "most_known": learner.most_known} if dreams else {}),
         **prefixed("returns", vars(learner.returns)),
         "generator": learner.generator.get_state(),
     }
@@ -405,6 +408,7 @@ def resume(args: Args, learner: Learner, dream: Dream) -> None:
         learner.observation = learner.envs.load_state_dict(under("dreams", tensors))
         remembered = under("memory", tensors) or {"now": learner.memory, "start": learner.start_memory}  # files of before have none
         learner.memory, learner.start_memory = (remembered[name].to(dream.device) for name in ("now", "start"))
+        learner.most_known = remembered.get("most_known", learner.most_known).to(dream.device)
         vars(learner.returns).update({name: tensor.to(dream.device) for name, tensor in under("returns", tensors).items()})
         episodes = "in the midst of its episodes"
     except TensorFileError:

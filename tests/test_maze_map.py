@@ -359,19 +359,16 @@ def test_a_follower_goes_where_its_map_leads(tmp_path):
         open_agent("follower:any.safetensors", open_dream("minecraft", "fast", "cpu"), 1, 0)
 
 
-def test_curiosity_pays_for_what_becomes_known(memory):
+def test_the_cells_of_a_map_are_counted(memory):
     toy, state = Toy(0.5, 4.4, 20), torch.zeros(1, MEMORY)
     memory.toys = [toy]
-    policy, paid = Policy(CONFIG), 0.0
+    policy, counts = Policy(CONFIG), []
     for _ in range(60):
-        told, after = seen(memory, state)
-        paid += float(policy.newly_known(state, after)[0])
-        state = after
+        told, state = seen(memory, state)
+        counts.append(policy.cells_known(state).item())
         toy.step(int(followed(told)[0]))
-    known = float((unpacked(state).free.abs() > maze_map.SURE).sum())
-    assert 20 < known <= paid  # what is doubted and known again pays twice
-    _, after = seen(memory, state)
-    assert policy.newly_known(after, state) == 0  # and to know less costs nothing
+    assert counts[0] < 20 < counts[-1] == (unpacked(state).free.abs() > maze_map.SURE).sum()
+    assert Policy(PolicyConfig("memory-maze", "features", (5,), 6, 16)).cells_known(torch.zeros(2, 0)).tolist() == [0, 0]
 
 
 def test_curiosity_is_a_part_of_the_reward_and_not_of_returns(tiny_weights, tmp_path):
@@ -384,7 +381,9 @@ def test_curiosity_is_a_part_of_the_reward_and_not_of_returns(tiny_weights, tmp_
         envs = dreams(args, dream, dream.reset(torch.arange(3)))
         config = PolicyConfig("memory-maze", "latent+pose", observation, 6, 16, map=True)
         torch.manual_seed(0)
-        rollouts.append(Learner(replace(args, curiosity=curiosity), config, envs, dream.device).rollout())
+        learner = Learner(replace(args, curiosity=curiosity), config, envs, dream.device)
+        learner.envs._steps[:] = 0  # both from their beginning on, so that none ends
+        rollouts.append(learner.rollout())
     plain, curious = rollouts
     assert torch.equal(plain.action, curious.action)
     assert torch.equal(plain.reward_per_step, curious.reward_per_step)
@@ -392,6 +391,7 @@ def test_curiosity_is_a_part_of_the_reward_and_not_of_returns(tiny_weights, tmp_
     assert torch.equal(more, more.round())
     assert more.min() >= 0
     assert more.sum() > 0
+    assert torch.equal(more.sum(0), learner.most_known)  # from none at the beginning; what is known again pays nothing
     with pytest.raises(ValueError, match="it needs --map"):
         with_defaults(Learning(curiosity=0.1), "cpu")
 
