@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.ppo_settings import Args
+from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.rewards import reward_probability
 from lssvwm_gym.envs.simulator import Dream
@@ -22,6 +24,7 @@ from lssvwm_gym.envs.wrappers import observed_along
 from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
+from lssvwm_gym.training.latents import latent_episodes
 
 MAX_ROWS = 64  # of long contexts that are prefilled in one call
 MAX_FRAMES = 1600  # of pasts that are prefilled in one call; a GB or two of work
@@ -125,6 +128,28 @@ def bank_before_rewards(
         if observation is not None:
             contexts = [*(contexts if len(states) > 1 else []), observed_along(past, seen, observation).half()]
     return Bank(join_rows(states), torch.cat(contexts))
+
+
+def open_bank(args: Args, dream: Dream) -> Bank:
+    """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
+    most, before = args.bank or 1, BeforeRewards(args.lead, args.context)
+    wanted, states, context = round(args.before_rewards * most), list[DreamState](), torch.zeros(0, 0, 0)
+    if wanted:
+        if args.data is not None:
+            episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
+        else:
+            episodes = rewarded_contexts(dream, before)
+        if args.data is not None or moments(episodes, before):  # contexts need not have any
+            bank = bank_before_rewards(dream, episodes, before, wanted, args.seed, args.observation if args.map else None)
+            states, context = [bank.states], bank.context
+    others = most - wanted if states else most
+    states += [bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
+    return Bank(join_rows(states), context)
+
+
+def dreams(args: Args, dream: Dream, bank: DreamState) -> DreamVectorEnv:
+    """What is learned in, begun with the states of a bank."""
+    return DreamVectorEnv.from_bank(dream, bank, args.num_envs or 1, args.episode_steps, observation=args.observation, stagger=True)
 
 
 def _past(cuts: list[tuple[Segment, slice]], dream: Dream) -> Segment:

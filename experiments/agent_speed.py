@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import tyro
 
-from agents import ppo
+from agents import ppo, starts
 from agents.policies import PolicyConfig, as_json
 from experiments.trials import write_result
 from lssvwm_gym.envs.simulator import open_dream
@@ -45,7 +45,7 @@ def main(args: Args) -> None:
     dream = open_dream(args.world, args.profile, "cpu", backend=backend)
     settings = replace(ppo.Args(args.world), num_envs=args.num_envs, bank=2 * args.num_envs, before_rewards=0.0)
     settings = ppo.with_defaults(settings, "cpu")
-    envs = ppo.dreams(settings, dream, ppo.open_bank(settings, dream).states)
+    envs = starts.dreams(settings, dream, starts.open_bank(settings, dream).states)
     shape = observed_shape(dream, settings.observation)
     learner = ppo.Learner(
         settings, PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions)), envs, dream.device

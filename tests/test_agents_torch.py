@@ -22,9 +22,9 @@ pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 from agents import maze_map
 from agents.maze_map import MapReader
 from agents.policies import Policy, PolicyConfig, RunningNorm, choose, draw, load_policy, save_policy
-from agents.ppo import Args, Learner, main, open_bank, resume, save, start_from, with_defaults
+from agents.ppo import Args, Learner, main, resume, save, start_from, with_defaults
 from agents.rollout import EpisodeReturns, Rollout
-from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, rewarded_contexts
+from agents.starts import BeforeRewards, bank_before_rewards, bank_of_starts, open_bank, rewarded_contexts
 from experiments import behavior_cloning as imitation
 from experiments.behavior_cloning import leads_to_reward, watched
 from experiments.ppo_real import RealEnvs
@@ -490,7 +490,7 @@ def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
 
 
 def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
-    monkeypatch.setattr("agents.ppo.latent_episodes", lambda *_: [walked([14, 20, 27])])
+    monkeypatch.setattr("agents.starts.latent_episodes", lambda *_: [walked([14, 20, 27])])
     bank = open_bank(replace(SMALL, data=tmp_path, before_rewards=0.5, lead=(2, 5), context=5), dream).states
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3

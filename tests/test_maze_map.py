@@ -28,8 +28,8 @@ from agents.maze_map import (
 )
 from agents.policies import Policy, PolicyConfig, load_policy, save_policy
 from agents.ppo import Args as Learning
-from agents.ppo import Learner, dreams, with_defaults
-from agents.starts import Bank
+from agents.ppo import Learner, with_defaults
+from agents.starts import Bank, dreams
 from experiments import maze_reader
 from experiments.agents_by_name import followed, open_agent
 from experiments.maze_reader import Args, frames_of, reading_loss, score, targets, visible_from
