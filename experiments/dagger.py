@@ -5,7 +5,7 @@ python -m experiments.dagger --minutes 60 --data DIR/train                 begin
 
 Workers play real mazes, observed through the world model, while the policy learns from all that was played so far. The policy chooses most
 actions, a scripted player the others; what is learned is what that player would have done at each step. It is `MazeSeeker`, which knows of
-the map only what was in view, so that a policy with a memory can learn to do the same. The policy is a recurrent one.
+the map only what was in view, so that a policy with a memory can learn to do the same: an LSTM, or with `--map FILE` a map that it draws.
 Needs `pip install -e '.[agents,train,memory-maze]'`.
 """
 

@@ -31,8 +31,8 @@ class Args:
 
     policy: Path = Path("agents/policies/memory_maze_map.safetensors")
     seed: int = 1_000_000
-    steps: int = 300
-    every: int = 2  # steps between two frames of the film
+    steps: int = 240
+    every: int = 3  # steps between two frames of the film
     out: Path = Path("docs/media/maze_map.gif")
 
 

@@ -175,6 +175,7 @@ IMAGINED = {  # file to what it measured: title, score of dreams, the same of re
         ),
     ),
 }
+LEAST_POLICIES = 5  # whose order says something
 SHIPPED = "agents/policies/memory_maze"
 AGENTS = {  # policies that were tried: where they learned, steps there, and what that took
     "random": ("none: uniform random actions", "", ""),
@@ -195,6 +196,7 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     f"{SHIPPED}_pixels.safetensors": ("PPO in dreams with long contexts, from behaviour cloning, from pixels", "48,000", "9 minutes"),
     "runs/policies/pixels_seed_2.safetensors": ("the same from pixels, another seed", "48,000", "7 minutes"),
     f"follower:{SHIPPED}_map_imitated.safetensors": ("none: the shortest way on the map that was read", "", ""),
+    f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams from nothing, with a map and curiosity", "450,560", "25 minutes"),
     f"{SHIPPED}_map_imitated.safetensors": ("imitation of the seeker (DAgger), with a map", "54,000 real ones", "25 minutes"),
     f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "315,392", "15 minutes"),
     "runs/policies/recurrent.safetensors": ("recurrent PPO in dreams with long contexts, from scratch", "50,000", "8 minutes"),
@@ -223,7 +225,7 @@ def main() -> None:
         for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
     tables["agents walked"] = agents([_read("transfer_walked.json")])
-    tables["agents map"] = agents([_read("transfer_map.json")])
+    tables["agents map"] = agents(map(_read, ("transfer_map.json", "transfer_map_from_nothing.json")))
     tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
@@ -268,7 +270,7 @@ def agents(reports: Iterable[dict[str, Any]]) -> str:
         returns = [f"{there['mean']:.2f} ± {there['standard_error']:.2f}" if there["returns"] else "" for there in both]
         lines.append("| " + " | ".join([*AGENTS[policy], *returns]) + " |")
     found = correlation_of_returns([(one["dream"]["returns"], one["real"]["returns"]) for one in tried.values()])
-    if found["rank"] is None:
+    if found["rank"] is None or found["policies"] < LEAST_POLICIES:
         return "\n".join(lines)
     low, high = found["rank_interval"]
     span = f"{low:.2f} to {high:.2f} in nine of ten redrawings of the episodes"
