@@ -33,7 +33,6 @@ PERSISTENCE = 2.0  # cells by which another unseen place must be nearer before t
 PATIENCE, PATIENCE_AT_BALL = 40, 10  # steps with one goal, or in a ball's cell, before the map is doubted
 STILL = (0.06, 0.07)  # cells and radians below which a step has not moved: twice in a row, and the cell ahead is a wall
 TOKENS, POSE = 16, 4  # of a latent, and numbers behind it in an observation
-
 BALL, GOAL = slice(COLOURS + 1, COLOURS + 12), slice(COLOURS + 12, COLOURS + 23)  # of what is told: the ways to the ball and to the goal
 NUMBERS = COLOURS + 2 * 11 + 1 + 4 * 3 + 5  # that a policy is told
 
@@ -62,7 +61,7 @@ class MazeMap(NamedTuple):
     free: Tensor  # (B, side, side) log odds that a cell is free, by x and y
     balls: Tensor  # (B, colours, side, side) log odds that a ball of a colour lies there
     pose: Tensor  # (B, 4) of the last frame
-    goal: Tensor  # (B,) the unseen cell that was being looked for, as a number; -1: none
+    goal: Tensor  # (B,) the unseen cell that was being looked for, as a number; at first a corner's, which is none
     waited: Tensor  # (B,) steps since that is the goal
     still: Tensor  # (B,) steps in a row that have not moved
     ahead: Tensor  # (B,) the cell that was to be entered next
@@ -195,14 +194,13 @@ def planned(known: MazeMap, wanted: Tensor, here: GridPose, pose: Tensor) -> tup
     score, ball = known.balls[rows, wanted].flatten(1).max(1)
     found = score > FOUND
     cost = torch.where(known.free < -SURE, WALL_COST, 1 + 4 * (1 - known.free.sigmoid()))
-    unseen = _unseen(known.free)
     x, y = torch.meshgrid(*2 * [torch.arange(SIDE, device=pose.device) - SIDE // 2], indexing="ij")
     off = turned_by(torch.stack([x, y], -1) - pose[:, None, None, :2], pose)
     turn = torch.atan2(off[..., 1], off[..., 0]).abs()
-    price = torch.where(unseen, steps_from(cost, own) + TURN_COST * turn / (math.pi / 2), FAR).flatten(1)
+    price = torch.where(_unseen(known.free), steps_from(cost, own) + TURN_COST * turn / (math.pi / 2), FAR).flatten(1)
     cheapest, nearest = price.min(1)
-    before = known.goal.long().clamp(min=0)
-    keeps = (known.goal >= 0) & (price.gather(1, before[:, None])[:, 0] <= (cheapest + PERSISTENCE).clamp(max=FAR / 2))
+    before = known.goal.long()
+    keeps = price.gather(1, before[:, None])[:, 0] <= (cheapest + PERSISTENCE).clamp(max=FAR / 2)
     goal = torch.where(keeps, before, nearest)
     there = found & (own == ball)  # and it was not touched, or another would be wanted
     waited = torch.where(there | ~found & keeps, known.waited + 1, 0)
@@ -211,14 +209,15 @@ def planned(known: MazeMap, wanted: Tensor, here: GridPose, pose: Tensor) -> tup
     free = torch.where(((cheapest > 0.8 * WALL_COST) & ~found)[:, None, None], 0.9 * free, free)  # nothing is left to see: doubt the walls
     balls = known.balls.flatten(2).clone()
     balls[rows, wanted, ball] -= 4.0 * (bored & there)
-    to_ball, to_goal = (_way(cost, place, here, pose) for place in (ball, goal))
-    blocked_by = torch.where(found, to_ball.following, to_goal.following)
+    beside = _beside(here)
+    to_ball, to_goal = (_way(cost, place, here, pose, beside) for place in (ball, goal))
+    around, following = known.free.flatten(1).gather(1, beside[1]), torch.where(found, to_ball.following, to_goal.following)
     numbers = torch.cat([
         F.one_hot(wanted, COLOURS).to(pose.dtype), found.to(pose.dtype)[:, None],
         to_ball.numbers * found[:, None], to_goal.numbers, here.rest,
-        to_ball.ahead * found[:, None], to_goal.ahead, _around(known.free, here) / 8, known.still[:, None],
+        to_ball.ahead * found[:, None], to_goal.ahead, around / 8, known.still[:, None],
     ], 1)  # fmt: skip
-    after = known._replace(free=free, balls=balls.view_as(known.balls), goal=goal.to(pose.dtype), ahead=blocked_by.to(pose.dtype))
+    after = known._replace(free=free, balls=balls.view_as(known.balls), goal=goal.to(pose.dtype), ahead=following.to(pose.dtype))
     return numbers, after._replace(waited=torch.where(bored, 0, waited).to(pose.dtype))
 
 
@@ -230,21 +229,25 @@ class Way(NamedTuple):
     following: Tensor  # (B,) the number of the cell that comes next
 
 
-def _way(cost: Tensor, goal: Tensor, here: GridPose, pose: Tensor) -> Way:
+def _beside(here: GridPose) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells ahead, left, behind and right, (B, 4, 2), their numbers, (B, 4), and which are on the map, bool (B, 4)."""
+    ways = here.cell.new_tensor([[1, 0], [0, 1], [-1, 0], [0, -1]])
+    cells = here.cell[:, None] + turned(ways.expand(len(here.cell), -1, -1), here.quarter)
+    return cells, *numbered(cells)
+
+
+def _way(cost: Tensor, goal: Tensor, here: GridPose, pose: Tensor, beside: tuple[Tensor, Tensor, Tensor]) -> Way:
     """The shortest way to a cell (B,): the next cell on it, seen from the agent, and the goal itself."""
-    steps, own = steps_from(cost, goal), numbered(here.cell)[0]
-    sides = turned(here.cell.new_tensor([[1, 0], [0, 1], [-1, 0], [0, -1]]).expand(len(pose), -1, -1), here.quarter)
-    number, inside = numbered(here.cell[:, None] + sides)
-    beyond = torch.where(inside, steps.flatten(1).gather(1, number) + cost.flatten(1).gather(1, number), FAR)
+    (cells, number, inside), steps, own = beside, steps_from(cost, goal), numbered(here.cell)[0]
+    beyond = torch.where(inside, (steps + cost).flatten(1).gather(1, number), FAR)
     length, best = beyond.min(1)
     arrived = own == goal
-    next_cell = torch.where(arrived[:, None], here.cell, here.cell + sides[torch.arange(len(pose), device=pose.device), best])
+    next_cell = torch.where(arrived[:, None], here.cell, cells[torch.arange(len(pose), device=pose.device), best])
     place = torch.stack([goal // SIDE, goal % SIDE], 1) - SIDE // 2
     length = torch.where(arrived, 0, length)
     parts = [_direction(cell - pose[:, :2], pose) for cell in (next_cell, place)]
     told = torch.cat([*parts, (length / 20).clamp(max=3)[:, None], arrived[:, None], (length > 0.8 * WALL_COST)[:, None]], 1)
-    saved = ((length[:, None] - beyond) / 4).clamp(-1, 1)
-    return Way(told, saved, numbered(next_cell)[0])
+    return Way(told, ((length[:, None] - beyond) / 4).clamp(-1, 1), numbered(next_cell)[0])
 
 
 def _direction(off: Tensor, pose: Tensor) -> Tensor:
@@ -277,12 +280,6 @@ def _unseen(free: Tensor) -> Tensor:
     return (free.abs() <= SURE) & (beside > 0)
 
 
-def _around(free: Tensor, here: GridPose) -> Tensor:
-    """Log odds that the cells ahead, left, behind and right are free, (B, 4)."""
-    sides = turned(here.cell.new_tensor([[1, 0], [0, 1], [-1, 0], [0, -1]]).expand(len(free), -1, -1), here.quarter)
-    return free.flatten(1).gather(1, numbered(here.cell[:, None] + sides)[0])
-
-
 def _fused(old: Tensor, read: Tensor, number: Tensor, weight: Tensor) -> Tensor:
     """Log odds (..., cells) moved towards a reading (..., K) of cells `number`, by how sure either is."""
     read, before = read.clamp(-MOST, MOST), old.gather(-1, number)
@@ -293,11 +290,6 @@ def _fused(old: Tensor, read: Tensor, number: Tensor, weight: Tensor) -> Tensor:
 def _add(cells: Tensor, number: Tensor, more: Tensor) -> Tensor:
     """To one cell (B,) of each row (B, cells)."""
     return cells.scatter_add(1, number[:, None], more.to(cells.dtype)[:, None])
-
-
-def cells_known(memory: Tensor) -> Tensor:
-    """How many cells of the maps in memories (B, MEMORY) are known to be free or not, (B,) float."""
-    return (unpacked(memory).free.abs() > SURE).flatten(1).sum(1).to(memory.dtype)
 
 
 def packed(known: MazeMap) -> Tensor:

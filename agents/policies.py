@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.maze_map import MEMORY, NUMBERS, POSE, TOKENS, MapMemory, cells_known
+from agents.maze_map import MEMORY, NUMBERS, POSE, SURE, TOKENS, MapMemory, load_reader, unpacked
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
@@ -101,7 +101,8 @@ class Policy(nn.Module):
 
     def cells_known(self, memory: Tensor) -> Tensor:
         """How many cells the maps of memories (B, `memory_size`) know of, (B,) float; 0 without a map."""
-        return memory.new_zeros(len(memory)) if self.map is None else cells_known(memory[:, 2 * self.config.memory :])
+        free = memory.new_zeros(len(memory), 0) if self.map is None else unpacked(memory[:, 2 * self.config.memory :]).free
+        return (free.abs() > SURE).flatten(1).sum(1).to(memory.dtype)
 
     def along(self, seen: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
         """What was seen (T, B, ...) one after the other; `begins` (T, B) is 1 where something is the first of an episode, else 0."""
@@ -133,6 +134,14 @@ class Recurrent(nn.Module):
             memory = torch.cat(after, -1)[0]
             remembered.append(steps)
         return torch.cat([x, self.dropout(torch.cat(remembered))], -1), memory
+
+
+def new_policy(config: PolicyConfig, reader: Path | None = None) -> Policy:
+    """A policy that has learned nothing, but to read maps where it draws any: as the file of a reader, or of a policy, does."""
+    policy = Policy(config)
+    if policy.map is not None and reader is not None:
+        load_reader(policy.map, reader)
+    return policy
 
 
 def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -26,8 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents import starts
-from agents.maze_map import load_reader
-from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, save_policy
+from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, new_policy, save_policy
 from agents.ppo_settings import Args, with_defaults
 from agents.rollout import Batch, EpisodeReturns, Rollout
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
@@ -91,9 +90,7 @@ class Learner:
 
     def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
-        self.policy = Policy(config).to(device)
-        if self.policy.map is not None and args.map is not None:
-            load_reader(self.policy.map, args.map)
+        self.policy = new_policy(config, args.map).to(device)
         self.start: Policy | None = None  # what it began with
         learned = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(learned, args.learning_rate, eps=1e-5, fused=device.type == "cuda")
@@ -105,7 +102,7 @@ class Learner:
     @torch.no_grad()
     def remember(self, bank: starts.Bank) -> None:
         """Let episodes begin with what the policy would have drawn of the frames before them."""
-        if not len(bank.context):
+        if bank.context is None:
             return
         memory = self.memory.new_zeros(len(bank.context), self.policy.memory_size)
         for frame in tqdm(bank.context.unbind(1), desc="maps of what was before", leave=False):
@@ -153,8 +150,6 @@ class Learner:
         begins = torch.zeros_like(self.returns.earned)
         for _ in range(self.args.rollout_steps):
             seen, remembered = self.policy.see(self.observation, self.memory)
-            known = self.policy.cells_known(remembered)
-            discovered, self.most_known = (known - self.most_known).clamp(min=0), torch.maximum(known, self.most_known)
             decisions = self.policy.along(seen[None], remembered)
             log_probability, value, remembered = decisions.log_probability[0], decisions.value[0], decisions.memory
             action = draw(log_probability, self.generator)
@@ -164,14 +159,19 @@ class Learner:
             rewards.append(reward)
             scaled = reward * self.args.reward_scale
             if self.args.curiosity:
-                scaled = scaled + self.args.curiosity * discovered
+                known = self.policy.cells_known(remembered)
+                scaled = scaled + self.args.curiosity * (known - self.most_known).clamp(min=0)
+                self.most_known = torch.maximum(known, self.most_known)
             if "final_obs" in info:
                 following = self.policy(info["final_obs"], remembered).value * (truncated & ~terminated)
                 scaled = scaled + self.args.gamma * following
             chosen = log_probability.gather(1, action[:, None])[:, 0]
             steps.append((seen, begins, action, chosen, value, scaled, done))
-            self.memory, begins = self.remembered_by(remembered, done), done
-            self.most_known = torch.where(done > 0, self.policy.cells_known(self.memory), self.most_known)
+            self.memory, begins = remembered * (1 - done)[:, None], done
+            if self.beginnings is not None:  # another episode begins with what was seen before it
+                self.memory = self.memory + self.beginnings[self.envs.drawn] * done[:, None]
+            if self.args.curiosity:
+                self.most_known = torch.where(done > 0, self.policy.cells_known(self.memory), self.most_known)
         saw, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
         return Rollout(saw, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
 
@@ -189,12 +189,15 @@ class Learner:
         """Improve the policy by a rollout. Waits for the device once an epoch."""
         target = advantages + rollout.value
         batch = Batch(*rollout[:4], advantages, target, self.anchor(rollout))
-        if self.policy.recurrent is None:
+        recurrent = self.policy.recurrent is not None  # what learns has a memory
+        if not recurrent:
             batch = batch.single_steps()
         losses: list[Tensor] = []
         for _ in range(self.args.epochs):
             order = torch.randperm(batch.action.shape[1], generator=self.generator, device=target.device)
-            epoch = [self.improve(batch.rows(rows), self.remembered(rollout, rows)) for rows in order.chunk(self.args.minibatches)]
+            epoch = [
+                self.improve(batch.rows(rows), rollout.memory[rows] if recurrent else None) for rows in order.chunk(self.args.minibatches)
+            ]
             losses += epoch
             if self.args.target_kl is not None and torch.stack(epoch)[:, 3].mean().item() > self.args.target_kl:
                 break
@@ -205,15 +208,6 @@ class Learner:
         values = [*torch.stack(losses).mean(0), 1 - unexplained, rollout.reward_per_step, torch.tensor(len(losses) / self.args.minibatches)]
         numbers = torch.stack([value.detach().to(target.device) for value in values]).tolist()
         return dict(zip((*names, "explained", "reward_per_step", "epochs"), numbers, strict=True))
-
-    def remembered_by(self, memory: Tensor, done: Tensor) -> Tensor:
-        """The memory (B, M) where an episode goes on, and where it is `done` (B,) that which the next one begins with."""
-        kept = memory * (1 - done)[:, None]
-        return kept if self.beginnings is None else kept + self.beginnings[self.envs.drawn] * done[:, None]
-
-    def remembered(self, rollout: Rollout, rows: Tensor) -> Tensor | None:
-        """The memory of those rows before the first step, where what is learned has any."""
-        return rollout.memory[rows] if self.policy.recurrent is not None else None
 
     @torch.no_grad()
     def anchor(self, rollout: Rollout) -> Tensor:

@@ -91,7 +91,7 @@ class Bank(NamedTuple):
     """States to begin with, and what was seen before some of them."""
 
     states: DreamState
-    context: Tensor  # (B, T, numbers) observations of the frames that led to the first B of them, in float16; (0, 0, 0) where nobody asked
+    context: Tensor | None = None  # (B, T, numbers) observations of the frames that led to the first B of them, float16; None: nobody asked
 
 
 @torch.no_grad()
@@ -120,20 +120,20 @@ def bank_before_rewards(
     together = max(1, MAX_FRAMES // before.context)
     parts = [cuts[at : at + together] for at in range(0, len(cuts), together)]
     progress = tqdm(parts, desc="states before rewards", leave=False)
-    states, contexts = list[DreamState](), [torch.zeros(0, 0, 0)]
+    states, contexts = list[DreamState](), list[Tensor]()
     for part in progress:
         past = _past(part, dream)
         seen = dream.prefilled(torch.arange(len(part)), past)
         states.append(seen.state)
         if observation is not None:
-            contexts = [*(contexts if len(states) > 1 else []), observed_along(past, seen, observation).half()]
-    return Bank(join_rows(states), torch.cat(contexts))
+            contexts.append(observed_along(past, seen, observation).half())
+    return Bank(join_rows(states), torch.cat(contexts) if contexts else None)
 
 
 def open_bank(args: Args, dream: Dream) -> Bank:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
     most, before = args.bank or 1, BeforeRewards(args.lead, args.context)
-    wanted, states, context = round(args.before_rewards * most), list[DreamState](), torch.zeros(0, 0, 0)
+    wanted, states, context = round(args.before_rewards * most), list[DreamState](), None
     if wanted:
         if args.data is not None:
             episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")

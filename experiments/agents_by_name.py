@@ -18,7 +18,7 @@ from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.play.policies import POLICIES as SCRIPTS
 from lssvwm_gym.real_envs.experts.block_players import PLAYERS
-from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT, TURN, TURN_ON_SPOT
+from lssvwm_gym.real_envs.experts.maze_explorer import steer
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 PLAYER = "player:"  # before the name of a player of the block world, as `lssvwm-gym collect luanti --player` knows it
@@ -117,16 +117,13 @@ class MapFollower:
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         memory = self._memory if len(self._memory) else observation.new_zeros(len(observation), MEMORY)
         told, self._memory = self._map(observation, memory)
-        return followed(told).cpu().numpy()
+        return followed(told)
 
 
-def followed(told: Tensor) -> Tensor:
+def followed(told: Tensor) -> np.ndarray:
     """The actions (B,) int64 that go the way of which a map tells, (B, NUMBERS)."""
-    way = torch.where(told[:, BALL.start - 1 : BALL.start] > 0, told[:, BALL], told[:, GOAL])
-    error = torch.atan2(way[:, 1], way[:, 0]).rad2deg()
-    left = error > 0
-    ahead = torch.where(left, FORWARD_LEFT, FORWARD_RIGHT)
-    return torch.where(error.abs() < TURN / 2, FORWARD, torch.where(error.abs() < TURN_ON_SPOT, ahead, torch.where(left, LEFT, RIGHT)))
+    way = torch.where(told[:, BALL.start - 1 : BALL.start] > 0, told[:, BALL], told[:, GOAL])[:, :2].cpu().numpy()
+    return np.array([steer(np.zeros(2), np.array([1.0, 0.0]), direction) for direction in way])
 
 
 class ExpertAgent:

@@ -30,8 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.maze_map import load_reader
-from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, draw, load_policy, save_policy
+from agents.policies import PolicyConfig, RunningNorm, as_json, draw, load_policy, new_policy, save_policy
 from experiments.behavior_cloning import watched
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
@@ -91,13 +90,6 @@ class Args:
         return self.out / "policy.safetensors"
 
 
-def new_policy(args: Args, config: PolicyConfig) -> Policy:
-    policy = Policy(config)
-    if policy.map is not None and args.map is not None:
-        load_reader(policy.map, args.map)
-    return policy
-
-
 class Walk(NamedTuple):
     """What was seen along an episode, and what the scripted player would have done."""
 
@@ -130,7 +122,7 @@ def main(args: Args) -> None:
 
 class Learner:
     def __init__(self, args: Args, config: PolicyConfig) -> None:
-        self.args, self.policy, self.mean = args, new_policy(args, config), new_policy(args, config)
+        self.args, self.policy, self.mean = args, new_policy(config, args.map), new_policy(config, args.map)
         if self.policy.recurrent is not None:
             self.policy.recurrent.dropout.p = args.dropout
         learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith(("critic", "map"))]
@@ -251,7 +243,7 @@ def played(args: Args, dream: Dream, seed: int) -> list[Walk]:
     What is left of a maze is right in its mirror, so that one simulation makes two walks.
     """
     acts, config = args.policy.exists(), args.config(dream)
-    policy = load_policy(args.policy)[0] if acts else new_policy(args, config)
+    policy = load_policy(args.policy)[0] if acts else new_policy(config, args.map)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     envs = gymnasium.make_vec(ENV, args.mazes, vectorization_mode="sync", max_episode_steps=args.steps)
     estimator = StateEstimator(dream, 2 * args.mazes, config.observation, envs.single_observation_space, envs.single_action_space)

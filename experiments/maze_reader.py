@@ -8,9 +8,10 @@ images double the recordings. Needs `pip install -e '.[agents,train]'`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,19 +24,17 @@ from tqdm import tqdm
 
 from agents.maze_map import COLOURS, COLUMNS, KIND, ROWS, GridPose, MapReader, MapReading, grid_pose, in_view
 from agents.policies import as_json
-from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays, read_episode
-from lssvwm_gym.data.segments import encoded
+from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.json_config import check_bounds
-from lssvwm_gym.io.tensors import load_tensors, save_tensors
-from lssvwm_gym.models.autoencoder import Autoencoder
-from lssvwm_gym.training.latents import autoencoder_hash, latent_episodes
+from lssvwm_gym.io.tensors import save_tensors
+from lssvwm_gym.real_envs.experts.maze_seeker import visible_from
+from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import mixed_precision
 
 BALLS = ((0.773, 0.173, 0.136), (0.45, 0.773, 0.4), (0.177, 0.636, 0.986))  # their colours, as `target_color` tells them
 HALF_VIEW = np.radians(42.0)  # of the camera, and what is cut by its edge
 SIGHT = 6.5  # cells
-SAMPLES = 24  # points of a line of sight
 FREE_POINTS = np.array([[0, 0], [0.3, 0], [-0.3, 0], [0, 0.3], [0, -0.3]])  # of a free cell: two of them in view, or the first
 WALL_POINTS = np.array([[0, 0], [0.55, 0], [-0.55, 0], [0, 0.55], [0, -0.55]])  # before the faces of a wall: one in view
 BALL_WEIGHT = 10.0  # of their loss, for they are few
@@ -117,24 +116,12 @@ def frames_of(args: Args, dream: Dream, folders: tuple[Path, ...], mirrored: boo
     """All frames of some folders, and their mirror images; None where there are none."""
     parts = []
     for folder in folders:
-        cache = args.latents or args.out / "latents"
-        episodes = latent_episodes(folder, dream.weights.autoencoder, cache)
-        for path, episode in tqdm(list(zip(episode_paths(folder), episodes, strict=True)), desc=f"maps of {folder.name}", leave=False):
-            arrays = read_arrays(path)
-            parts.append(frames_of_episode(arrays, episode.latent, path))
-            if mirrored:
-                parts.append(frames_of_episode(arrays, mirrored_latent(path, dream.weights.autoencoder, cache), path, mirrored=True))
+        paths, cache = episode_paths(folder), args.latents or args.out / "latents"
+        for mirror in (False, True)[: 1 + mirrored]:
+            episodes = latent_episodes(folder, dream.weights.autoencoder, cache, mirrored=mirror)
+            for path, episode in tqdm(list(zip(paths, episodes, strict=True)), desc=f"maps of {folder.name}", leave=False):
+                parts.append(frames_of_episode(read_arrays(path), episode.latent, path, mirror))
     return Frames(*(torch.cat(part) for part in zip(*parts, strict=True))) if parts else None
-
-
-def mirrored_latent(path: Path, autoencoder: Autoencoder, cache: Path) -> Tensor:
-    """Latents (T, N, C) of an episode's frames in a mirror, kept beside the others."""
-    stored = cache / autoencoder_hash(autoencoder) / "mirrored" / path.parent.name / f"{path.stem}.safetensors"
-    if not stored.exists():
-        episode = read_episode(path)
-        mirrored = replace(episode, frames=np.ascontiguousarray(episode.frames[:, :, ::-1]))
-        save_tensors(stored, {"latent": encoded(mirrored, autoencoder).latent}, {"source": str(path.resolve())})
-    return load_tensors(stored)[0]["latent"]
 
 
 def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path, mirrored: bool = False) -> Frames:
@@ -154,13 +141,14 @@ def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path,
     row, column = np.indices(free.shape)
     middle = np.stack([column, row], -1).reshape(-1, 1, 2) - 0.5
     points = middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)
-    seen = visible_from(position, heading, points.reshape(-1, 2), free).reshape(len(position), -1, len(FREE_POINTS))
+    see = functools.partial(visible_from, position, heading, free=free, half_view=HALF_VIEW, sight=SIGHT)
+    seen = see(points.reshape(-1, 2).astype(np.float32)).reshape(len(position), -1, len(FREE_POINTS))
     count = seen.sum(-1)
     visible = np.where(free.ravel(), (count >= 2) | seen[..., 0], count >= 1).reshape(-1, *free.shape)
     balls, known = np.zeros((len(position), COLOURS, *free.shape), bool), np.isfinite(place).all(1)
     for colour in np.flatnonzero(known):
         x, y = (int(number) + 1 for number in place[colour])
-        balls[:, colour, y, x] = visible_from(position, heading, place[colour][None], free)[:, 0]
+        balls[:, colour, y, x] = see(place[colour][None].astype(np.float32))[:, 0]
     every = len(position)
     return Frames(
         latent.half(),
@@ -174,18 +162,6 @@ def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path,
         torch.from_numpy(wanted),
         torch.full((every,), mirrored),
     )
-
-
-def visible_from(position: np.ndarray, heading: np.ndarray, points: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Which points (K, 2) are in view from positions (T, 2) with headings (T, 2): bool (T, K). `free` (11, 11) has a wall around it."""
-    way = (points - position[:, None]).astype(np.float32)
-    distance = np.linalg.norm(way, axis=-1)
-    seen = ((way * heading[:, None]).sum(-1) >= np.cos(HALF_VIEW) * distance) & (distance <= SIGHT)
-    moment, point = np.nonzero(seen)
-    line = position[moment][:, None] + way[moment, point][:, None] * np.linspace(0, 1, SAMPLES, dtype=np.float32)[:, None]
-    column, row = (np.floor(line).astype(np.int64) + 1).clip(0, len(free) - 1).transpose(2, 0, 1)
-    seen[moment, point] = free[row, column].all(1)
-    return seen
 
 
 def targets(frames: Frames, noise: float) -> tuple[GridPose, Targets]:

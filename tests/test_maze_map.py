@@ -32,12 +32,13 @@ from agents.ppo import Learner, with_defaults
 from agents.starts import Bank, dreams
 from experiments import maze_reader
 from experiments.agents_by_name import followed, open_agent
-from experiments.maze_reader import Args, frames_of, reading_loss, score, targets, visible_from
+from experiments.maze_reader import Args, frames_of, reading_loss, score, targets
 from lssvwm_gym.data.episode import Episode, EpisodeError, write_episode
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io.tensors import TensorFileError, save_tensors
 from lssvwm_gym.real_envs.experts.maze_explorer import FORWARD, FORWARD_LEFT, FORWARD_RIGHT, LEFT, RIGHT
+from lssvwm_gym.real_envs.experts.maze_seeker import visible_from
 
 LAYOUT = np.array(
     [
@@ -255,9 +256,13 @@ def test_a_file_that_is_no_reader_is_named(tmp_path):
 def test_lines_of_sight_end_at_walls_and_at_the_edge_of_the_view():
     free = np.pad(LAYOUT > 0, 1)
     points = np.array([[3.5, 4.5], [0.5, 8.5], [1.5, 3.5], [-2.0, 4.5]])
-    east = visible_from(np.array([[0.5, 4.5]], np.float32), np.array([[1.0, 0.0]], np.float32), points, free)
+    east = visible_from(
+        np.array([[0.5, 4.5]], np.float32), np.array([[1.0, 0.0]], np.float32), points, free, maze_reader.HALF_VIEW, maze_reader.SIGHT
+    )
     assert east.tolist() == [[True, False, False, False]]
-    south = visible_from(np.array([[0.5, 4.5]], np.float32), np.array([[0.0, 1.0]], np.float32), points, free)
+    south = visible_from(
+        np.array([[0.5, 4.5]], np.float32), np.array([[0.0, 1.0]], np.float32), points, free, maze_reader.HALF_VIEW, maze_reader.SIGHT
+    )
     assert south.tolist() == [[False, True, False, False]]
 
 

@@ -138,7 +138,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
         self.start: dict[str, Any] = {}  # options of reset with which rows that end begin anew
         self._bank: DreamState | None = None
-        self._drawn = torch.zeros(num_envs, dtype=torch.int64, device=dream.device)
+        self.drawn = torch.zeros(num_envs, dtype=torch.int64, device=dream.device)  # which state of the bank each row's episode began with
         self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
     @independent
@@ -212,11 +212,6 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         """Steps of each row's present episode, int64 (num_envs,), a copy."""
         return self._steps.copy()
 
-    @property
-    def drawn(self) -> Tensor:
-        """Which state of the bank each row's present episode began with, int64 (num_envs,) on the device; zeros without a bank."""
-        return self._drawn
-
     @independent
     def state_dict(self) -> dict[str, Tensor]:
         """All that rows from a bank need to go on exactly as they would have; `load_state_dict` takes it back."""
@@ -243,7 +238,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         if self._bank is not None:
             drawn = torch.randint(len(self._bank.seed), (len(rows),), generator=self._generator, device=self.dream.device)
             fresh = take_rows(self._bank, drawn)
-            self._drawn = self._drawn.index_copy(0, self._sent(rows), drawn)
+            self.drawn = self.drawn.index_copy(0, self._sent(rows), drawn)
         else:
             seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
             fresh = self.dream.reset(seeds, options)

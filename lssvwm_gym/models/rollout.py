@@ -17,7 +17,7 @@ from torch import Tensor
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
-from lssvwm_gym.models.motion_heads import CollisionMotionHead
+from lssvwm_gym.models.motion_heads import YOUNG, CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import DreamState, WorldState, constant
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
@@ -88,7 +88,7 @@ def prefill(
         frames = slice(t, t + size)
         given = None if inventory is None else inventory[:, frames]
         if pose is not None:
-            if model.compass_head is not None:
+            if model.compass_head is not None and t < YOUNG:  # after so many frames it stays as it is
                 state = state._replace(lattice=model.compass_head.found(pose[:, frames], latent[:, frames], state.lattice, state.world.age))
             part = _commit_given(model, state, latent[:, frames], action[:, frames], pose[:, frames], given)
         else:

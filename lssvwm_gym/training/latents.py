@@ -6,8 +6,10 @@ size to 23 dB). J is the decoder's Jacobian; E[J^T J] weighs a latent error as t
 
 import functools
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,21 +25,24 @@ HOLDS = ("latent", "action", "reward", "pose", "inventory", "terminated")  # of 
 STEP = 0.1  # of the finite differences, in latent units
 
 
-def latent_episodes(folder: Path, autoencoder: Autoencoder, cache: Path, group: ProcessGroup = ALONE) -> list[Segment]:
+def latent_episodes(
+    folder: Path, autoencoder: Autoencoder, cache: Path, group: ProcessGroup = ALONE, mirrored: bool = False
+) -> list[Segment]:
     """Encode all episodes of a folder, or read them from the cache; the cache is kept apart by the autoencoder's weights.
 
-    Each process of a group encodes its share of the episodes, and reads what the others have encoded.
+    With `mirrored`, latents are of the frames in a mirror; all else is as it was recorded. Each process of a group encodes its share of
+    the episodes, and reads what the others have encoded.
     """
-    cache, paths = cache / autoencoder_hash(autoencoder), episode_paths(folder)
+    cache, paths = cache / autoencoder_hash(autoencoder) / ("mirrored" if mirrored else ""), episode_paths(folder)
     progress = functools.partial(tqdm, desc=f"latents of {folder.name}", leave=False, disable=not group.is_main_process)
     if group.num_processes > 1:
         for path in progress(paths[group.share(len(paths))]):
-            _latent_episode(path, autoencoder, cache)
+            _latent_episode(path, autoencoder, cache, mirrored)
         group.wait()
-    return [_latent_episode(path, autoencoder, cache) for path in progress(paths)]
+    return [_latent_episode(path, autoencoder, cache, mirrored) for path in progress(paths)]
 
 
-def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> Segment:
+def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path, mirrored: bool) -> Segment:
     stored = cache / path.parent.name / f"{path.stem}.safetensors"
     stamp = {"source": str(path.resolve()), "bytes": path.stat().st_size, "holds": list(HOLDS)}
     if stored.exists():
@@ -47,7 +52,9 @@ def _latent_episode(path: Path, autoencoder: Autoencoder, cache: Path) -> Segmen
             if frames.keys() != set(HOLDS) or len(set(frames.values())) != 1:
                 raise TensorFileError(f"{stored}: not the latents of an episode; delete it, and they are made again")
             return Segment(**tensors)
-    episode = encoded(read_episode(path), autoencoder)
+    recorded = read_episode(path)
+    pictures = np.ascontiguousarray(recorded.frames[:, :, ::-1]) if mirrored else recorded.frames
+    episode = encoded(replace(recorded, frames=pictures), autoencoder)
     save_tensors(stored, episode.parts(), stamp)
     return episode
 

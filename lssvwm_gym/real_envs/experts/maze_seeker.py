@@ -69,12 +69,22 @@ class MazeSeeker:
 
 def in_view(info: dict[str, Any], points: np.ndarray) -> np.ndarray:
     """Which points (K, 2) the agent sees, bool (K,): in front of it, near enough, and with nothing but free cells between."""
-    way = points - info["agent_pos"]
-    distance = np.linalg.norm(way, axis=1)
-    ahead = way @ info["agent_dir"] >= np.cos(HALF_VIEW) * distance
-    line = info["agent_pos"] + way[:, None] * np.linspace(0, 1, SAMPLES)[:, None]
-    column, row = line.astype(np.int64).clip(0, len(info["maze_layout"]) - 1).transpose(2, 0, 1)
-    return ahead & (distance <= SIGHT) & (info["maze_layout"][row, column] > 0).all(1)
+    free = np.pad(info["maze_layout"] > 0, 1)
+    return visible_from(info["agent_pos"][None], info["agent_dir"][None], points, free, HALF_VIEW, SIGHT)[0]
+
+
+def visible_from(
+    place: np.ndarray, heading: np.ndarray, points: np.ndarray, free: np.ndarray, half_view: float, sight: float
+) -> np.ndarray:
+    """Which points (K, 2) are seen from places (T, 2) with headings (T, 2): bool (T, K). `free` has a wall around the maze."""
+    way = points - place[:, None]
+    distance = np.linalg.norm(way, axis=-1)
+    seen = ((way * heading[:, None]).sum(-1) >= np.cos(half_view) * distance) & (distance <= sight)
+    moment, point = np.nonzero(seen)
+    line = place[moment][:, None] + way[moment, point][:, None] * np.linspace(0, 1, SAMPLES, dtype=way.dtype)[:, None]
+    column, row = (np.floor(line).astype(np.int64) + 1).clip(0, len(free) - 1).transpose(2, 0, 1)
+    seen[moment, point] = free[row, column].all(1)
+    return seen
 
 
 def _beside(cells: np.ndarray) -> np.ndarray:
