@@ -1,9 +1,10 @@
-"""Train what reads a map of Memory Maze from latents (`agents.maze_map`), on recordings that tell where walls and balls are.
+"""Train what reads a map of Memory Maze from latents (`lssvwm_gym.models.map_memory`), on recordings that tell where walls and balls are.
 
-python -m experiments.maze_reader --data DIR/train DIR/blind/train --val DIR/val          runs/maze_reader/reader.safetensors
+python -m experiments.maze_reader --data DIR/train DIR/blind/train --val DIR/val      runs/maze_reader/reader.safetensors, for `train heads`
 
 Each frame's target is what can be seen from where it was taken: by a line of sight that is free, within the camera's view. Mirror
-images double the recordings. Needs `pip install -e '.[agents,train]'`.
+images double the recordings. Which colours walls have is fitted last, to a line of the decoded pictures.
+Needs `pip install -e '.[agents,train]'`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.maze_map import COLOURS, COLUMNS, KIND, ROWS, GridPose, MapReader, MapReading, grid_pose, in_view
+from agents.maze_map import COLOURS
 from agents.policies import as_json
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import save_tensors
+from lssvwm_gym.models.autoencoder import Autoencoder
+from lssvwm_gym.models.map_memory import COLUMNS, KIND, RAYS, ROWS, GridPose, MapReader, MapReading, grid_pose, in_view
 from lssvwm_gym.real_envs.experts.maze_seeker import visible_from
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import mixed_precision
@@ -38,6 +41,9 @@ SIGHT = 6.5  # cells
 FREE_POINTS = np.array([[0, 0], [0.3, 0], [-0.3, 0], [0, 0.3], [0, -0.3]])  # of a free cell: two of them in view, or the first
 WALL_POINTS = np.array([[0, 0], [0.55, 0], [-0.55, 0], [0, 0.55], [0, -0.55]])  # before the faces of a wall: one in view
 BALL_WEIGHT = 10.0  # of their loss, for they are few
+HORIZON, BORDER = (28, 30), 3  # rows of a picture, and columns at its edges that show no wall
+COLOUR_FRAMES, RIDGE = 20_000, 1e-3
+DROPOUT = 0.1
 PLACE_NOISE, HEADING_NOISE, LATENT_NOISE = 0.06, 0.04, 0.05  # cells, radians and latent units, as estimated poses and dreams have
 
 
@@ -101,11 +107,13 @@ def main(args: Args) -> None:
         raise SystemExit(str(error)) from None
     if learned is None:
         raise SystemExit(f"no episode in {', '.join(map(str, args.data))}")
-    reader, began = MapReader(), time.perf_counter()
+    reader, began = MapReader(dropout=DROPOUT), time.perf_counter()
     for step, loss in train(reader, args, learned):
         said = {} if held_out is None else score(reader, held_out)
         right = "  ".join(f"{name} {value:.3f}" for name, value in said.items())
         print(f"{step:,} of {args.steps:,} steps  {time.perf_counter() - began:.0f} s  loss {loss:.3f}  {right}", flush=True)
+    off = fit_colours(reader, dream.weights.autoencoder, learned)
+    print(f"colours of walls are off by {off:.3f}, of 1")
     path = args.out / "reader.safetensors"
     about = {"frames": len(learned.wanted), "val": said, "settings": as_json(args)}
     save_tensors(path, {name: tensor.half() for name, tensor in reader.state_dict().items()}, {"kind": KIND, "about": about})
@@ -194,7 +202,7 @@ def reading_loss(reading: MapReading, target: Targets) -> Tensor:
         for claimed, true in ((reading.visible, target.visible), (reading.middle, target.middle))
     )
     free = (entropy(reading.free, target.free, reduction="none") * target.visible).sum((1, 2)).mean()
-    balls = (entropy(reading.balls, target.balls, reduction="none").sum((2, 3)) * target.known).sum(1).mean()
+    balls = (entropy(reading.objects, target.balls, reduction="none").sum((2, 3)) * target.known).sum(1).mean()
     return visible + middle + free + BALL_WEIGHT * balls + F.cross_entropy(reading.wanted, target.wanted)
 
 
@@ -222,6 +230,22 @@ def train(reader: MapReader, args: Args, frames: Frames) -> Iterator[tuple[int, 
 
 
 @torch.no_grad()
+def fit_colours(reader: MapReader, autoencoder: Autoencoder, frames: Frames) -> float:
+    """Ridge regression of the pictures' colours along `HORIZON`, where nothing but walls is seen; returns how far off it is, of 1."""
+    some = frames.latent[torch.randperm(len(frames.latent))[:COLOUR_FRAMES]].float()
+    line = torch.cat([autoencoder.decode(part)[:, slice(*HORIZON)].float().mean(1) / 255 for part in some.split(256)])
+    columns = (torch.arange(reader.side * RAYS) + 0.5) / (reader.side * RAYS) * line.shape[1]
+    colours = line[:, columns.long().clamp(BORDER, line.shape[1] - 1 - BORDER)].flatten(1)
+    known = torch.cat([some.flatten(1), torch.ones(len(some), 1)], 1)
+    square = known.T @ known + RIDGE * len(some) * torch.eye(known.shape[1])
+    fitted = torch.linalg.solve(square, known.T @ colours)
+    assert reader.colours is not None
+    reader.colours.weight.copy_(fitted[:-1].T)
+    reader.colours.bias.copy_(fitted[-1])
+    return (known @ fitted - colours).square().mean().sqrt().item()
+
+
+@torch.no_grad()
 def score(reader: MapReader, frames: Frames) -> dict[str, float]:
     """Shares that are right: of cells in view or not; of those in view, free or not; of balls claimed, of balls in view; of colours."""
     reader.eval()
@@ -231,7 +255,7 @@ def score(reader: MapReader, frames: Frames) -> dict[str, float]:
         here, target = targets(some, noise=0.0)
         reading = reader(some.latent.float(), here.rest)
         seen, known = target.visible > 0, target.known[:, :, None, None]
-        balls, claimed = target.balls > 0, (reading.balls > 0) & known
+        balls, claimed = target.balls > 0, (reading.objects > 0) & known
         for name, right, of in (
             ("visible", (reading.visible > 0) == seen, torch.ones_like(seen)),
             ("free", (reading.free > 0) == (target.free > 0), seen),

@@ -203,10 +203,10 @@ class _Step(_Program):
 
 class _Prefill(_Program):
     results = ("frame",)
-    kept = ("pose_known", "lattice")
 
     def __init__(self, dream: Dream, blank: DreamState) -> None:
         super().__init__(dream, blank)
+        self.kept = ("pose_known",) if blank.map.numel() else ("pose_known", "lattice")  # a map lies in the lattice
         action = unknown_action(dream.weights.world_model, 1)
         self.arguments = {"given_latent": blank.latent.half(), "given_action": action, "given_pose": blank.pose}
         self.arguments |= {"given_inventory": blank.inventory} if blank.inventory.numel() else {}

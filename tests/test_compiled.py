@@ -99,8 +99,11 @@ def test_a_world_with_counts_and_poses_in_space_compiles(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_model_of_changes_compiles(tmp_path):
-    folder = write_tiny_weights(tmp_path, residual=True, flow_width=40, flow_layers=1, memory_features=0)
+@pytest.mark.parametrize(
+    "sizes", [dict(residual=True, memory_features=0), dict(lattice=1.0, collisions=True, map_objects=2)], ids=["of changes", "with a map"]
+)
+def test_a_model_compiles(tmp_path, sizes):
+    folder = write_tiny_weights(tmp_path, flow_width=40, flow_layers=1, **sizes)
     dreams = both(folder, profile="fast")
     mine, other = (walked(dream, [(1,), (2,)], seeds=(7,))[0][-1] for dream in dreams)
     torch.testing.assert_close(other.latent, mine.latent, rtol=1e-3, atol=1e-3)

@@ -24,7 +24,7 @@ from lssvwm_gym.onnx_dream import OnnxDream
 from lssvwm_gym.worlds import WORLDS, write_world
 
 pytestmark = pytest.mark.slow
-BOTH = dict(flow_width=20, flow_layers=1, collisions=True)  # as the maze's: what is open is sampled, walls stop
+BOTH = dict(flow_width=20, flow_layers=1, collisions=True, lattice=1.0, map_objects=2)  # as the maze's
 BESIDE = dict(actions=4, inventory_size=2, termination=True, inventory_changes=((-1.0, 0.0), (0.0, 2.0)), inventory_range=((0.0, 9.0),) * 2)
 
 
@@ -75,7 +75,8 @@ def test_all_contexts_lead_where_they_lead_in_pytorch(weights, folder):
     frame, own = exported.begin(3)
     np.testing.assert_allclose(frame.astype(int), dream.frame(state)[0].numpy(), atol=1)
     for name, leaf in exporting._carried(state).items():
-        np.testing.assert_allclose(own[name], leaf, atol=2e-4, rtol=1e-4, err_msg=name)
+        exact = 2e-2 if name == "map" else 2e-4  # a map squares what a frame says, of untaught weights much
+        np.testing.assert_allclose(own[name], leaf, atol=exact, rtol=1e-4, err_msg=name)
 
 
 def test_a_dream_begins_with_nothing(weights, folder):

@@ -21,6 +21,7 @@ from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
+from lssvwm_gym.models.map_memory import numbers_shown
 from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
@@ -39,7 +40,9 @@ def evidence_of(model: WorldModel, rows: int, seed: int = 0) -> FrameEvidence:
     generator, config = torch.Generator().manual_seed(seed), model.config
     latents = [torch.randn(rows, config.tokens, config.latent_channels, generator=generator) for _ in range(3)]
     tokens = torch.randn(rows, config.tokens, config.width, generator=generator)
-    return FrameEvidence(tokens, *latents, torch.rand(rows, generator=generator), torch.zeros(rows, dtype=torch.int64))
+    shown = torch.randn(rows, config.grid, numbers_shown(config.map_objects) if config.map_objects else 0, generator=generator)
+    variance, action = torch.rand(rows, generator=generator), torch.zeros(rows, dtype=torch.int64)
+    return FrameEvidence(tokens, *latents, variance, action, shown, torch.zeros(rows, config.map_objects))
 
 
 def walled_episodes(count: int = 4, frames: int = 120) -> list[Segment]:
@@ -199,8 +202,9 @@ def test_forward_is_what_goes_ahead_and_a_wall_is_what_blocks_it():
 def test_a_buffer_keeps_the_newest():
     def samples(value: float) -> Samples:
         latent = torch.full((10, 16, 4), value)
-        evidence = FrameEvidence(torch.zeros(10, 16, 8), latent, latent, latent, torch.ones(10), torch.ones(10, dtype=torch.int64))
-        return Samples(evidence, latent, torch.zeros(10, 3), torch.zeros(10, 3), torch.ones(10, dtype=torch.int64))
+        action, shown = torch.ones(10, dtype=torch.int64), torch.zeros(10, 4, 0)
+        evidence = FrameEvidence(torch.zeros(10, 16, 8), latent, latent, latent, torch.ones(10), action, shown, torch.zeros(10, 0))
+        return Samples(evidence, latent, torch.zeros(10, 3), torch.zeros(10, 0), torch.zeros(10, 3), torch.ones(10, dtype=torch.int64))
 
     buffer = Buffer(20)
     for value in range(5):
@@ -261,9 +265,10 @@ def test_flow_matching_learns_the_distribution_and_few_steps_follow_it():
     def samples() -> Samples:
         sign = torch.randint(2, (64, 1, 1), generator=generator) * 2.0 - 1
         latent = sign.expand(64, 16, SIZES["latent_channels"])
-        return Samples(evidence, latent, torch.zeros(64, 3), torch.zeros(64, 3), torch.zeros(64, dtype=torch.int64))
+        return Samples(evidence, latent, torch.zeros(64, 3), torch.zeros(64, 0), torch.zeros(64, 3), torch.zeros(64, dtype=torch.int64))
 
     for step in range(500):
+        optimizer.param_groups[0]["lr"] = 2e-3 if step < 350 else 5e-4
         loss = flow_loss(head, samples(), 4, generator)
         if step >= 250:
             average.load_state_dict(head.state_dict())
@@ -445,7 +450,8 @@ def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path)
     trainer = HeadTrainer(run, weights, walled_episodes())
     evidence, generator = evidence_of(trainer.model, 256), torch.Generator().manual_seed(0)
     real = torch.randint(2, (256, 1, 1), generator=generator) * 2.0 - 1 + 0.05 * torch.randn(evidence.mean.shape, generator=generator)
-    trainer.buffer.add(Samples(evidence, real, torch.zeros(256, 3), torch.zeros(256, 3), torch.zeros(256, dtype=torch.int64)))
+    still, nothing, first = torch.zeros(256, 3), torch.zeros(256, 0), torch.zeros(256, dtype=torch.int64)
+    trainer.buffer.add(Samples(evidence, real, still, nothing, still, first))
     trainer.run = run = replace(run, refresh=10**9)
     trainer.step = 1
     noise = torch.randn(real.shape, generator=generator)
@@ -453,7 +459,7 @@ def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path)
     assert "adversarial" not in losses[0]
     assert losses[-1]["adversarial"].isfinite()
     with torch.no_grad():
-        spread = trainer.average.flow_head.sample(evidence, noise, 1)[0].mean((1, 2)).std()
+        spread = trainer.average.flow_head.sample(trainer.average.flow_head.context(evidence), noise, 1)[0].mean((1, 2)).std()
     assert spread > 0.5  # the mean of the two is 0
     trainer.save(run.checkpoint)
     other = HeadTrainer(run, read_weights(tmp_path / "w"), walled_episodes())
@@ -467,7 +473,7 @@ def test_what_the_mean_misses_weighs_more():
     evidence = FrameEvidence(*(torch.zeros_like(part) for part in evidence_of(model, 2)))
     latent = 0.1 * torch.ones(2, 16, SIZES["latent_channels"])
     latent[0, 3] = 2.0
-    samples = Samples(evidence, latent, torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    samples = Samples(evidence, latent, torch.zeros(2, 3), torch.zeros(2, 0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     weights = token_weights(samples, 2.0)
     assert weights.shape == (2, 16, 1)
     assert weights[0, 3] == 1 + 2 * MOST_EMPHASIS

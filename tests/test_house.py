@@ -42,7 +42,7 @@ FLOORS = (
 FREE = {"malloc"}  # parts that know of no other
 SHORT = {"worlds", "examples"}  # folders of files that may be short
 SHORTEST_FILE = 40  # lines
-MOST_LINES = 18_620  # of the package and the agents together
+MOST_LINES = 18_920  # of the package and the agents together
 SCRIPTS = {"agents", "examples", "tests"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -19,7 +19,7 @@ from lssvwm_gym.worlds import WORLDS
 
 ID = WORLDS["memory-maze"].id
 LATENT = IMAGE.tokens * IMAGE.latent_channels
-NUMBERS = {"features": 256, "latent": LATENT, "latent+features": LATENT + 256, "latent+pose": LATENT + 4}
+NUMBERS = {"features": 256, "latent": LATENT, "latent+features": LATENT + 256}
 LIMIT = 4
 
 
@@ -170,5 +170,5 @@ def test_counts_may_stand_behind_the_numbers(tmp_path, observation):
 
 
 def test_counts_of_a_world_that_has_none_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"observation must be one of all, .*latent\+pose, not 'latent\+features\+inventory'"):
+    with pytest.raises(ValueError, match=r"observation must be one of all, .*map\+wanted\+pose, not 'latent\+features\+inventory'"):
         DreamEnv(**arguments, observation="latent+features+inventory")

@@ -30,6 +30,7 @@ VARIANTS = {
     "no attention": dict(heads=0),
     "no scan": dict(d_state=0),
     "memory alone": dict(d_state=0, heads=0),
+    "a map": dict(flow_width=20, collisions=True, lattice=1.0, map_objects=2),
     "wide blocks": dict(blocks=((4, 1), (1, 2), (2, 4), (4, 4))),
 }
 in_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16("cpu"), reason="this processor does not multiply in bfloat16")

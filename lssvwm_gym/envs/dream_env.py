@@ -52,7 +52,7 @@ class DreamEnv(Resumable, gymnasium.Env[Any, np.int64]):
     | `"features"`        | `Box(-16, 16, (256,))`              | summary of this frame and of all before it, the world's memory   |
     | `"latent"`          | `Box(-32, 32, (tokens * channels,))` | the frame's latent, of which the picture is decoded              |
     | `"latent+features"` |                                     | both, one behind the other                                       |
-    | `"latent+pose"`     | `(tokens * channels + 4 or 6,)`     | the latent, and behind it the estimated pose (in space 6 numbers) |
+    | `"map+wanted+pose"` | `((1 + K) * 441 + K + 4,)`          | the map of a world that has one, the wanted kind of K, the pose   |
 
     `info`, after `reset` and after every `step`:
 

@@ -138,7 +138,6 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         self._seeds, self._ages = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)  # the state's, known here without asking it
         self.start: dict[str, Any] = {}  # options of reset with which rows that end begin anew
         self._bank: DreamState | None = None
-        self.drawn = torch.zeros(num_envs, dtype=torch.int64, device=dream.device)  # which state of the bank each row's episode began with
         self._stagger, self._generator = False, torch.Generator(dream.device)  # draws states of the bank, and its rows' noise
 
     @independent
@@ -238,7 +237,6 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         if self._bank is not None:
             drawn = torch.randint(len(self._bank.seed), (len(rows),), generator=self._generator, device=self.dream.device)
             fresh = take_rows(self._bank, drawn)
-            self.drawn = self.drawn.index_copy(0, self._sent(rows), drawn)
         else:
             seeds = torch.tensor([spaces.draw_seed(self._random[row]) for row in rows])
             fresh = self.dream.reset(seeds, options)

@@ -182,7 +182,11 @@ class Dream:
         if model.config.inventory_changes and contexts.batch:  # counts begin with nothing, other numbers as in a real episode
             state = state._replace(inventory=contexts.inventory[:1, 0].to(state.inventory).expand_as(state.inventory))
         action = unknown_action(model, len(state.seed))
-        return commit(model, state, action, imagine(model, state, action, self.sampling_steps))
+        imagined = imagine(model, state, action, self.sampling_steps)
+        if model.map_reader is not None and model.compass_head is not None:
+            seen = model.compass_head.found(state.pose[:, None], imagined.latent[:, None], state.lattice, state.world.age)
+            state = state._replace(lattice=seen)
+        return commit(model, state, action, imagined)
 
     if not TYPE_CHECKING:
 

@@ -11,7 +11,8 @@ from torch.utils._pytree import register_pytree_node, tree_map
 
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
-from lssvwm_gym.models.geometry import PLANE, placed
+from lssvwm_gym.models.geometry import PLANE
+from lssvwm_gym.models.map_memory import SIDE, in_lattice
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.worlds import WorldSpec
 from lssvwm_gym.worlds.spec import LARGEST_NUMBER
@@ -33,8 +34,12 @@ class Info(dict[str, Any]):
 register_pytree_node(Info, lambda info: (list(info.values()), list(info)), lambda values, names: Info(zip(names, values, strict=True)))
 
 OUTPUTS = ("numpy", "torch")
-OBSERVATIONS = ("all", "image", "features", "latent", "latent+features", "latent+pose", "features+inventory", "latent+features+inventory")
+OBSERVATIONS = (
+    *("all", "image", "features", "latent", "latent+features", "map+wanted+pose"),
+    *("features+inventory", "latent+features+inventory"),
+)
 MAX_FEATURE = float(FEATURES**0.5)  # no number of a layer norm is larger
+MAX_LOG_ODDS = 16.0  # of a cell on a map
 MAX_LATENT = 32.0  # latents have unit variance a channel; what a model imagines beyond is cut off in observations
 
 
@@ -59,9 +64,13 @@ def needs_frame(observation: str) -> bool:
 def observation_space(world: WorldSpec, model: WorldModelConfig, observation: str = "all") -> Box | Dict:
     """The picture, and beside it the counts of worlds that have any; or the numbers of `numbers_of`."""
     if not needs_frame(observation):
+        if "map" in observation and not model.map_objects:
+            raise ValueError(f"observation {observation!r} needs a world model that draws a map, and that of {world.name} draws none")
         parts = {
             "latent": (MAX_LATENT, model.tokens * model.latent_channels),
             "features": (MAX_FEATURE, FEATURES),
+            "map": (MAX_LOG_ODDS, (1 + model.map_objects) * SIDE**2),
+            "wanted": (1.0, model.map_objects),
             "pose": (LARGEST_NUMBER, model.pose_size),
             "inventory": (world.max_inventory or LARGEST_NUMBER, len(world.inventory)),
         }
@@ -76,13 +85,13 @@ def observation_space(world: WorldSpec, model: WorldModelConfig, observation: st
 
 
 def numbers_of(state: DreamState, observation: str) -> Tensor:
-    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, its estimated
-    pose (in the world's lattice, where it has one), and the counts or other numbers that go with it."""
+    """What the model itself keeps of the last frame, float32 (B, numbers): its latent, row by row of its grid, its features, its map with
+    what is wanted and the estimated pose on it, and the counts or other numbers that go with it."""
     latent, parts = state.latent.flatten(1).clamp(-MAX_LATENT, MAX_LATENT), observation.split("+")
     numbers = {"latent": latent, "features": state.features, "inventory": state.inventory}
-    if "pose" in parts:
-        plane, seen = state.pose[:, :PLANE], state.lattice.square().sum(1, keepdim=True) > 0
-        numbers["pose"] = torch.cat([torch.where(seen, placed(plane, state.lattice), plane), state.pose[:, PLANE:]], 1)
+    if "map" in parts:
+        numbers |= {"map": state.map[:, : 1 + state.wanted.shape[1]].flatten(1), "wanted": state.wanted}
+        numbers["pose"] = torch.cat([in_lattice(state.pose, state.lattice)[0], state.pose[:, PLANE:]], 1)
     return torch.cat([numbers[part] for part in parts], -1)
 
 

@@ -36,7 +36,9 @@ def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
 
 
 def observed_along(past: Segment, seen: Prefilled, observation: str) -> Tensor:
-    """What a dream shows of every frame of a past (B, T) that it was prefilled with, but for the image: float32 (B, T, numbers)."""
+    """What a dream shows of every frame of a past (B, T) that it was prefilled with, but for image and map: float32 (B, T, numbers)."""
+    if "map" in observation:
+        raise ValueError(f"the maps along a past are not kept, so that no {observation} can be told of its frames")
     rows, frames = past.latent.shape[:2]
     state = seen.state._replace(
         latent=past.latent.flatten(0, 1),

@@ -48,6 +48,7 @@ class WorldModelConfig:
     changing_actions: tuple[int, ...] = field(default=(), repr=False)  # that change the world: what they show overwrites the spatial memory
     most_tilt: float = field(default=0.0, repr=False)  # radians up or down that the view can be tilted by in space; 0: any
     lattice: float = field(default=0.0, repr=False)  # side of the cells in which the world's walls stand at right angles; 0: no such cells
+    map_objects: int = field(default=0, repr=False)  # kinds of objects on the map of the world's lattice; 0: no map
     residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class WorldModelConfig:
             raise ValueError(f"class_rewards are as many as reward_values, {self.reward_values}, each its own; got {self.class_rewards}")
         if self.lattice < 0:
             raise ValueError(f"lattice is the side of a cell, or 0 for none; got {self.lattice}")
+        if self.map_objects and not (self.lattice and self.flow_width):
+            raise ValueError(f"a map of {self.map_objects} kinds of objects needs a lattice to lie in and a flow head that is told of it")
         if self.reward_bins and not self.reward_bins % 2:
             raise ValueError(f"reward_bins is an odd number, for one of them stands for 0; got {self.reward_bins}")
         if any(len(part) not in (0, self.inventory_size) for part in (self.inventory_changes, self.inventory_range)) or (

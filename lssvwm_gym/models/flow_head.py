@@ -8,7 +8,7 @@ network (shortcut models, arXiv 2410.12557).
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lssvwm_gym.models.conditioning import ActionEmbedding, head, waves
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.diffusion import sample
+from lssvwm_gym.models.map_memory import numbers_shown
 
 LEAST_VARIANCE = 1e-3  # whose logarithm is still told apart
 FEW_STEPS = (4, 2, 1)  # numbers of denoising steps that the head is trained to take; more are steps of the flow itself
@@ -31,6 +32,8 @@ class FrameEvidence(NamedTuple):
     recalled: Tensor  # (B, N, C) what the spatial memory answers
     posterior_variance: Tensor  # (B,) of that answer: 1 nothing is known, 0 all
     action: Tensor  # (B,) int64 or (B, A) float, that led to it
+    shown: Tensor  # (B, columns, n) what the map shows from there, a column of tokens; n is 0 where there is no map
+    wanted: Tensor  # (B, kinds) 1 for the kind of object that is wanted in it, else 0
 
 
 class HeadContext(NamedTuple):
@@ -56,16 +59,24 @@ class FlowHead(nn.Module):
         self.action = ActionEmbedding(config, width)
         self.stride = nn.Embedding(1 + len(FEW_STEPS), width)  # how far a step goes
         nn.init.zeros_(self.stride.weight)
+        shown = numbers_shown(config.map_objects) + config.map_objects
+        self.map_in = head(shown, config.grid * width) if config.map_objects else None  # a column of tokens, from above to below
         self.blocks = nn.ModuleList(FlowBlock(config.tokens, width, config.flow_heads) for _ in range(config.flow_layers))
         self.modulation, self.token_out = nn.Linear(width, 2 * width), nn.Linear(width, channels)
         nn.init.zeros_(self.token_out.weight)
+        if self.map_in is not None:
+            nn.init.zeros_(cast(nn.Linear, self.map_in[-1]).weight)
 
     def context(self, evidence: FrameEvidence) -> HeadContext:
         """Worked out once a frame."""
-        tokens, mean, last, recalled, variance, action = evidence
+        tokens, mean, last, recalled, variance, action, shown, wanted = evidence
         variance = variance[:, None, None].expand(*mean.shape[:2], 1)
         known = torch.cat([tokens, mean, last, recalled, variance, variance.clamp(min=LEAST_VARIANCE).log()], -1)
-        return HeadContext(self.context_in(known) + self.position, self.action(action), mean if self.residual else None)
+        context = self.context_in(known) + self.position
+        if self.map_in is not None:
+            told = torch.cat([shown, wanted[:, None].expand(-1, shown.shape[1], -1)], 2)
+            context = context + self.map_in(told).unflatten(2, (-1, context.shape[2])).transpose(1, 2).flatten(1, 2)
+        return HeadContext(context, self.action(action), mean if self.residual else None)
 
     def condition(self, level: Tensor, context: HeadContext) -> Tensor:
         """Of noise levels (B,): what scales, shifts and gates follow from, (B, W)."""
@@ -76,9 +87,24 @@ class FlowHead(nn.Module):
         stride = 1 + FEW_STEPS.index(steps) if steps in FEW_STEPS else 0
         return context._replace(vector=context.vector + self.stride.weight[stride])
 
-    def sample(self, evidence: FrameEvidence, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """A latent (B, N, C) from noise of that shape in so many steps, and how much was left open, as `diffusion.sample` says it."""
-        return sample(functools.partial(self, context=self.for_steps(self.context(evidence), steps)), noise, steps)
+    def sample(self, context: HeadContext, noise: Tensor, steps: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A latent (B, N, C) from noise of that shape in so many steps, and how much was left open, as `diffusion.sample` says it.
+
+        In rows marked in `mean`, bool (B,), it is the mean instead, which the flow says in its first step, and nothing is open.
+        """
+        whole = self.for_steps(context, steps)
+        if mean is None:
+            return sample(functools.partial(self, context=whole), noise, steps)
+        first: list[Tensor] = []
+        vector = context.vector + self.stride.weight[0]
+        whole = whole._replace(vector=torch.where(mean[:, None], vector, whole.vector))
+
+        def estimate(x: Tensor, level: Tensor) -> Tensor:
+            first.append(self(x, level, whole))
+            return first[-1]
+
+        latent, uncertainty = sample(estimate, noise, steps)
+        return torch.where(mean[:, None, None], first[0], latent), torch.where(mean, 0.0, uncertainty)
 
     def forward(self, x: Tensor, level: Tensor, context: HeadContext) -> Tensor:
         """x (B, N, C) at noise levels (B,); the estimate of the clean latent, (B, N, C). Without `for_steps` it is the flow's."""

@@ -39,7 +39,10 @@ def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
 
 def placed(pose: Tensor, origin: Tensor) -> Tensor:
     """Poses (..., 4) seen from `origin` (..., 4), as that itself is seen; the inverse of `relative_to` in the plane."""
-    return integrate_motion(origin, motion_between(start_pose(1, device=pose.device)[0], pose))
+    x, y, cos, sin = origin.unbind(-1)
+    off, heading = _turned(pose[..., 0], pose[..., 1], cos, sin), _turned(pose[..., 2], pose[..., 3], cos, sin)
+    length = torch.hypot(*heading)
+    return torch.stack([x + off[0], y + off[1], heading[0] / length, heading[1] / length], -1)
 
 
 def as_origin(there: Tensor, pose: Tensor) -> Tensor:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
+from lssvwm_gym.models.map_memory import SIDE, GridPose, channels_of, drawn, grid_pose, in_lattice, shown
 from lssvwm_gym.models.motion_heads import YOUNG, CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
 from lssvwm_gym.models.state import DreamState, WorldState, constant
@@ -45,6 +48,8 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_ones(rows),
         like.new_full((rows,), float(pose_known)),
         like.new_zeros(rows, PLANE),
+        like.new_zeros(rows, channels_of(config.map_objects), SIDE, SIDE) if config.map_objects else like.new_zeros(rows, 0),
+        like.new_zeros(rows, config.map_objects),
         world.spatial_memory.explained,
         seed,
     )
@@ -56,6 +61,11 @@ def unknown_action(model: WorldModel, rows: int) -> Tensor:
     if config.action_size:
         return torch.full((rows, config.action_size), torch.nan, device=device)
     return torch.full((rows,), config.actions, dtype=torch.int64, device=device)
+
+
+def is_unknown(model: WorldModel, action: Tensor) -> Tensor:
+    """Which of actions (B,), or (B, A), are unknown: bool (B,)."""
+    return action.isnan().any(-1) if model.config.action_size else action == model.config.actions
 
 
 class Prefilled(NamedTuple):
@@ -117,10 +127,11 @@ def _commit_given(
     inventory: Tensor | None,
     frame_context: FrameContext | None = None,
     chance: Tensor | None = None,
+    imagined: bool = False,
 ) -> Prefilled:
     """One call of the model for frames that all are given; inventories are predicted for a single frame only, with `chance` (B, V) drawn.
 
-    `frame_context`: what `condition` gave for this very frame and state.
+    `frame_context`: what `condition` gave for this very frame and state. What is `imagined` changes nothing that a map knows.
     """
     begins = (state.world.age == 0).unsqueeze(-1)  # nothing led to the first frame, whatever its tilt is
     motion = motion_between(torch.cat([torch.where(begins, pose[:, 0], state.pose).unsqueeze(1), pose[:, :-1]], 1), pose)
@@ -130,6 +141,7 @@ def _commit_given(
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
         inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
+    maps, wanted = _mapped(model, state, latent, pose, imagined)
     after = state._replace(
         world=output.state,
         latent=latent[:, -1],
@@ -140,8 +152,38 @@ def _commit_given(
         inventory_peak=torch.maximum(state.inventory_peak, inventories.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
         posterior_variance=output.posterior_variance[:, -1],
+        map=maps,
+        wanted=wanted,
     )
     return Prefilled(after, output.features, pose)
+
+
+def _mapped(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor, imagined: bool) -> tuple[Tensor, Tensor]:
+    """The map after frames (B, T, N, C) at poses (B, T, 4 or 6), and what is wanted in the last of them.
+
+    Where the lattice or the pose isn't known the map stays as it is.
+    """
+    if model.map_reader is None:
+        return state.map, state.wanted
+    frames, maps = latent.shape[1], state.map
+    here, found = _on_grid(model, pose.flatten(0, 1), state.lattice.repeat_interleave(frames, 0))
+    reading = model.map_reader(latent.flatten(0, 1), here.rest)
+    parts = reading, here, found
+    for t in range(frames):
+        reading, here, found = tree_map(lambda part, t=t: part[t::frames], parts) if frames > 1 else parts
+        maps = torch.where((found & (state.pose_known > 0))[:, None, None, None], drawn(maps, reading, here, imagined), maps)
+    return maps, one_hot(reading.wanted)
+
+
+def one_hot(logits: Tensor) -> Tensor:
+    """1 for the largest of (B, K), else 0."""
+    return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+
+
+def _on_grid(model: WorldModel, pose: Tensor, lattice: Tensor) -> tuple[GridPose, Tensor]:
+    """Poses (B, 4 or 6) on the map's grid, in cells; and whether they are known, (B,)."""
+    there, found = in_lattice(pose, lattice)
+    return grid_pose(torch.cat([there[:, :2] / model.config.lattice, there[:, 2:]], 1)), found
 
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
@@ -175,6 +217,7 @@ class Imagined(NamedTuple):
     motion: Tensor  # (B, 3 or 5) that leads there
     uncertainty: Tensor  # (B,) mean square difference of the first and the last estimate of the latent; 0 with one step
     shared_context: SharedContext | None = None  # what was worked out on the way and committing it needs again
+    wanted: Tensor | None = None  # (B, K) 1 for the kind of object that is wanted in it, else 0; where none, it is read from the latent
     chance: Tensor | None = None  # (B, V) from 0 to 1, which draws how the numbers beside the frame change; where none, the likeliest
 
 
@@ -199,11 +242,11 @@ def imagine(
     inputs = next_inputs(state, action, motion, there)
     frame_context = model.condition(inputs, state.world)
     noise = frame_noise(state, model) if noise is None else noise
-    latent, uncertainty = _sampled(model, state, inputs, frame_context, noise, steps)
+    latent, uncertainty, wanted = _sampled(model, state, inputs, frame_context, noise, steps)
     shared_context = SharedContext(frame_context, state.world, action, motion) if pose is None else None
     drawn = model.inventory_head is not None and model.inventory_head.is_drawn
     chance = torch.stack([chance_of(noise, 1 + number) for number in range(model.config.inventory_size)], 1) if drawn else None
-    return Imagined(rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context, chance)
+    return Imagined(rounded(latent, LATENT_STEPS), motion, uncertainty, shared_context, wanted, chance)
 
 
 def next_pose(state: DreamState, motion: Tensor) -> Tensor:
@@ -218,23 +261,32 @@ def next_inputs(state: DreamState, action: Tensor, motion: Tensor, pose: Tensor)
 
 def _sampled(
     model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """The latent, and its uncertainty. Sampled by the flow head, after one read-only pass of the model; without one, by the model itself.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The latent, its uncertainty, and which object is wanted in it.
 
-    Where given frames have shown the place, or any frame this very view, the model's mean is taken, for that is what stays the same over
-    hundreds of frames; what is open is sampled. Places near dreamed frames count as open: the head knows by the memory how they go on.
+    Sampled by the flow head, after one read-only pass of the model; without one, by the model itself.
+
+    Where given frames have shown the place, or any frame this very view, the mean is taken, for that is what stays the same over hundreds
+    of frames: the flow head's where it is told of a map and an action, else the model's. What is open is sampled. Places near dreamed
+    frames count as open: the head knows by the memory how they go on.
     """
     if model.flow_head is None:
-        return sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps)
+        return *sample(functools.partial(denoise, model, state.world, inputs, frame_context), noise, steps), None
     evidence = frame_evidence(model, state, inputs, frame_context, noise.flip(1))  # noise of its own: that of other tokens will do
-    latent, uncertainty = model.flow_head.sample(evidence, noise, steps)
+    context = model.flow_head.context(evidence)
     if frame_context.memory_query is None:
-        return latent, uncertainty
+        return *model.flow_head.sample(context, noise, steps), evidence.wanted
     moved = zip(inputs.motion[:, 0].unbind(-1), model.config.motion_scale, strict=True)
     moves = torch.stack([part.abs() > scale / 3 for part, scale in moved]).any(0)  # frames of one place in a row stay samples
     new = torch.where(moves, _openness(evidence.posterior_variance, NEW), 1.0)
     share = _openness(observed_variance(state, frame_context), OPEN) * new
-    return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share
+    if model.map_reader is None:
+        latent, uncertainty = model.flow_head.sample(context, noise, steps)
+        return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share, evidence.wanted
+    asked = is_unknown(model, evidence.action)  # for a view by its pose alone: the flow head has learned what actions lead to
+    latent, uncertainty = model.flow_head.sample(context, noise, steps, (share < 0.5) & ~asked)
+    latent = torch.where(asked[:, None, None], torch.lerp(evidence.mean, latent, share[:, None, None]), latent)
+    return latent, uncertainty * share, evidence.wanted
 
 
 def _openness(variance: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -249,16 +301,33 @@ def observed_variance(state: DreamState, context: FrameContext) -> Tensor:
     return 1 - state.pose_known * (1 - variance_at(context.memory_query.keys, state.observed)[:, 0])
 
 
-def frame_evidence(model: WorldModel, state: DreamState, inputs: FrameInputs, frame_context: FrameContext, noise: Tensor) -> FrameEvidence:
+def frame_evidence(
+    model: WorldModel,
+    state: DreamState,
+    inputs: FrameInputs,
+    frame_context: FrameContext,
+    noise: Tensor,
+    wanted: Tensor | None = None,
+) -> FrameEvidence:
     """What the model makes of the next frame in one read-only pass from noise (B, N, C).
 
-    Inputs are (B, 1), and the context what `condition` gave for them.
+    Inputs are (B, 1), and the context what `condition` gave for them. Which object is wanted in the frame, (B, K), is drawn by the noise
+    unless it is given.
     """
     pure = inputs._replace(noise=torch.ones_like(inputs.noise))
     output = model(noise[:, None], pure, state.world, (True,), frame_context)
     recalled = torch.zeros_like(noise) if frame_context.recalled is None else frame_context.recalled[:, 0]
     tokens, clean, variance = output.tokens[:, 0], output.clean[:, 0], output.posterior_variance[:, 0]
-    return FrameEvidence(tokens, clean, state.latent, recalled, variance, inputs.action[:, 0])
+    seen = noise.new_zeros(len(noise), 1, 0)
+    if model.map_reader is not None:
+        here, found = _on_grid(model, inputs.pose[:, 0], state.lattice)
+        seen = shown(state.map, model.config.map_objects, here, model.config.grid) * (found * state.pose_known)[:, None, None]
+    if model.wanted_head is not None and wanted is None:
+        likely = model.wanted_head(seen, state.wanted).softmax(1).cumsum(1)[:, :-1]
+        wanted = F.one_hot((likely < chance_of(noise)[:, None]).sum(1), likely.shape[1] + 1).to(likely.dtype)
+    return FrameEvidence(
+        tokens, clean, state.latent, recalled, variance, inputs.action[:, 0], seen, state.wanted if wanted is None else wanted
+    )
 
 
 def denoise(model: WorldModel, state: WorldState, inputs: FrameInputs, frame_context: FrameContext, x: Tensor, level: Tensor) -> Tensor:
@@ -271,8 +340,9 @@ def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagi
     pose = next_pose(state, imagined.motion)
     frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
     frame, action, pose = imagined.latent[:, None], action[:, None], pose[:, None]
-    after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance).state
-    return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty)
+    after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance, imagined=True).state
+    wanted = after.wanted if imagined.wanted is None else imagined.wanted
+    return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty, wanted=wanted)
 
 
 def frame_noise(state: DreamState, model: WorldModel) -> Tensor:

@@ -19,6 +19,7 @@ from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
+from lssvwm_gym.models.map_memory import MapReader, WantedHead
 from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask, last_committed
@@ -79,6 +80,8 @@ class WorldModel(nn.Module):
         self.termination_head = TerminationHead(config) if config.termination else None
         self.inventory_head = InventoryHead(config) if config.inventory_size else None
         self.flow_head = FlowHead(config) if config.flow_width else None
+        self.map_reader = MapReader(config.tokens, config.latent_channels, config.map_objects) if config.map_objects else None
+        self.wanted_head = WantedHead(config.map_objects) if config.map_objects else None
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""

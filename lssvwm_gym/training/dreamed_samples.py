@@ -45,6 +45,7 @@ class Samples(NamedTuple):
     evidence: FrameEvidence
     latent: Tensor  # (K, N, C) of the frame that came
     last_motion: Tensor  # (K, 3 or 5) before it
+    wanted: Tensor  # (K, kinds) 1 for the kind of object that was wanted in the recorded frame before it, else 0
     motion: Tensor  # (K, 3 or 5) that led to it; NaN where a dream was asked for its own frame again
     frame: Tensor  # (K,) int64, how many frames the dream had gone on
 
@@ -132,15 +133,19 @@ def _dreams(
         inputs = rollout.next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
         context = model.condition(inputs, state.world)
-        evidence, variance = rollout.frame_evidence(model, state, inputs, context, noise[0]), rollout.observed_variance(state, context)
+        evidence = rollout.frame_evidence(model, state, inputs, context, noise[0], wanted_in(model, clip.latent[rows, t]))
+        variance = rollout.observed_variance(state, context)
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
         counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN)) & (clip.recorded[rows, t] > 0)
         if not counts.any():
             break
-        samples = Samples(evidence, clip.latent[rows, t], state.motion, real, torch.full_like(rows, t))
+        wanted = wanted_in(model, clip.latent[rows, t - 1])
+        samples = Samples(
+            evidence, clip.latent[rows, t], state.motion, state.wanted if wanted is None else wanted, real, torch.full_like(rows, t)
+        )
         parts.append(take_rows(samples, counts))
-        latent, _ = model.flow_head.sample(evidence, noise[1], steps)
+        latent, _ = model.flow_head.sample(model.flow_head.context(evidence), noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
         latent = rollout.rounded(torch.where(dreams[rows, None, None], latent, recorded), rollout.LATENT_STEPS)
         after = rollout.commit(model, state, action, rollout.Imagined(latent, motion, torch.zeros_like(off)))
@@ -151,6 +156,14 @@ def _dreams(
             shown = [take_rows(one, counts) for one in shown]
         state, rows = take_rows(after, counts), rows[counts]
     return parts
+
+
+def wanted_in(model: WorldModel, latent: Tensor) -> Tensor | None:
+    """Which object is wanted in frames (B, N, C), (B, K) of 0 and 1; None in a world without a map."""
+    if model.map_reader is None:
+        return None
+    middle = torch.tensor([0.0, 0.0, 1.0, 0.0], device=latent.device).expand(len(latent), -1)  # it is the same wherever the agent stands
+    return rollout.one_hot(model.map_reader(latent, middle).wanted)
 
 
 class Shown(NamedTuple):
@@ -170,6 +183,6 @@ def _asked_again(
         return []
     state, (latent, inputs, _) = take_rows((state, some), some.imagined)
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
-    evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise)
+    evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise, wanted_in(model, latent))
     motion = inputs.motion[:, 0]
-    return [Samples(evidence, latent, motion, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]
+    return [Samples(evidence, latent, motion, state.wanted, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]

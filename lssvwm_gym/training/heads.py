@@ -33,6 +33,7 @@ from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
+from lssvwm_gym.models.map_memory import MapReader, WantedHead, read_map_reader
 from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
@@ -44,7 +45,7 @@ from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.objectives import train_odometry
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
 
-LEVEL = (1.2, 0.6, 0.1)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
+LEVEL = (1.2, 0.6, 0.2)  # noise levels are sigmoids of a normal of this deviation and mean, or pure noise in this share
 ADVERSARIAL = 1e-4, 2e-4, 200, 0.995  # learning rates of head and discriminator, most steps of that alone, decay of the head's average
 ODOMETRY_RATE = 1e-3  # the highest learning rate of the odometry head
 MOST_EMPHASIS = 5.0  # means of all misses that count at most
@@ -71,6 +72,7 @@ class HeadTraining:
     adversarial_steps: int = 1500  # after the others: of the flow head alone, so that one denoising step is a sample
     adversarial_weight: float = 0.1  # of what the discriminator says, beside the other losses of the flow head
     lattice: float = 0.0  # side of the cells in which walls stand at right angles: adds a compass head, which keeps poses from drifting
+    reader: Path | None = None  # reader.safetensors of `experiments.maze_reader`: adds a map that the flow head is told of
     flow_width: int = 160  # of a head that is drawn anew, where the weights have none
     dreams: DreamOptions = field(default_factory=DreamOptions)
     buffer: int = 200_000  # frames, of some 9 kB
@@ -160,29 +162,39 @@ def motion_loss(
     return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
 
 
-def with_heads(model: WorldModel, flow_width: int, collisions: bool = True, lattice: float = 0.0) -> WorldModel:
-    """The same model with a flow head and, where it is to have them, a collision motion head and a compass; itself where it has them."""
+def with_heads(
+    model: WorldModel, flow_width: int, collisions: bool = True, lattice: float = 0.0, reader: MapReader | None = None
+) -> WorldModel:
+    """The same model with a flow head and, where asked for, a collision motion head, a compass and a map; itself where it has them."""
     collisions, lattice = collisions or model.config.collisions, lattice or model.config.lattice
-    if model.flow_head is not None and (model.config.collisions, model.config.lattice) == (collisions, lattice):
+    objects = model.config.map_objects if reader is None else reader.objects
+    has = model.config.collisions, model.config.lattice, model.config.map_objects
+    if model.flow_head is not None and has == (collisions, lattice, objects) and reader is None:
         return model
-    config = replace(model.config, flow_width=model.config.flow_width or flow_width, collisions=collisions, lattice=lattice)
+    flow_width = model.config.flow_width or flow_width
+    config = replace(model.config, flow_width=flow_width, collisions=collisions, lattice=lattice, map_objects=objects)
     grown, same = WorldModel(config), model.config.collisions == collisions
     taken = {name: tensor for name, tensor in model.state_dict().items() if same or not name.startswith("motion_head.")}
     grown.load_state_dict(grown.state_dict() | taken)
+    if reader is not None and grown.map_reader is not None:
+        sizes, needed = ([len(one.position), *one.token.weight.shape, len(one.frame.bias)] for one in (reader, grown.map_reader))
+        if sizes != needed:
+            raise ValueError(f"a reader of (tokens, width, channels, units) {sizes} for a world that needs {needed}")
+        grown.map_reader.load_state_dict(reader.state_dict())
     return grown.eval()
 
 
 class Heads(nn.Module):
-    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None) -> None:
+    def __init__(self, flow_head: FlowHead, motion_head: CollisionMotionHead | None, wanted_head: WantedHead | None) -> None:
         super().__init__()
-        self.flow_head, self.motion_head = flow_head, motion_head
+        self.flow_head, self.motion_head, self.wanted_head = flow_head, motion_head, wanted_head
 
     @classmethod
     def of(cls, model: WorldModel) -> Heads:
         """Those of a model that has a flow head."""
         if model.flow_head is None:
             raise ValueError("the world model lacks a flow head")
-        return cls(model.flow_head, model.motion_head if isinstance(model.motion_head, CollisionMotionHead) else None)
+        return cls(model.flow_head, model.motion_head if isinstance(model.motion_head, CollisionMotionHead) else None, model.wanted_head)
 
 
 class HeadTrainer:
@@ -192,7 +204,8 @@ class HeadTrainer:
         torch.manual_seed(run.seed)
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
         self.episodes = Episodes.of(episodes)
-        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice).requires_grad_(False)
+        reader = None if run.reader is None else read_map_reader(run.reader)
+        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader).requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
@@ -238,6 +251,9 @@ class HeadTrainer:
         if self.episodes.posed and self.heads.motion_head is not None:
             some, noise, dropout = self.buffer.draw(256, rng), run.motion_noise, run.motion_dropout
             losses["motion"] = motion_loss(self.heads.motion_head, some, self.ahead, noise, generator, dropout)
+        if self.heads.wanted_head is not None:
+            some = really_came(self.buffer.draw(256, rng))
+            losses["wanted"] = F.cross_entropy(self.heads.wanted_head(some.evidence.shown, some.wanted), some.evidence.wanted)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
@@ -251,7 +267,7 @@ class HeadTrainer:
         evidence, real, *_ = samples = really_came(self.buffer.draw(3 * run.contexts // 2, rng))
         head = self.heads.flow_head
         with optim.mixed_precision(run.precision):
-            sampled = head.sample(evidence, torch.randn(real.shape, generator=generator), 1)[0].float()
+            sampled = head.sample(head.context(evidence), torch.randn(real.shape, generator=generator), 1)[0].float()
         losses = {"discriminator": discriminator_loss(self.discriminator, real, sampled.detach(), evidence, generator)}
         losses["discriminator"].backward()
         self.adversaries["discriminator"].step()
