@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.maze_map import MEMORY, NUMBERS, POSE, SURE, TOKENS, MapMemory, load_reader, unpacked
+from agents import maze_map
+from agents.maze_map import MEMORY, NUMBERS, unpacked
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
+from lssvwm_gym.models.map_memory import SURE
 
 KIND = "lssvwm_gym policy"
 SB3_KIND = "lssvwm_gym SB3 policy"  # of files of `agents.sb3_policies`
@@ -33,12 +35,12 @@ class PolicyConfig:
     """What a policy sees and does."""
 
     world: str  # name of the world that it acts in
-    observation: str  # image, latent, features, latent+features, latent+pose, or with +inventory what has features
+    observation: str  # image, latent, features, latent+features, map+wanted+pose, or with +inventory what has features
     shape: tuple[int, ...]  # of one observation: (height, width, 3) or (numbers,)
     actions: int
     hidden: int = 256  # units of each of two layers
     memory: int = 0  # units of an LSTM before them; 0: none, it decides on what it sees now
-    map: bool = False  # whether it draws a map (`agents.maze_map`) and decides on that; it sees latent+pose then
+    map: bool = False  # whether it decides on what a map tells (`agents.maze_map`); that is what it sees then
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.actions, self.hidden, *([self.memory] if self.memory else ()))
@@ -46,10 +48,10 @@ class PolicyConfig:
             raise ValueError(f"sizes must be whole numbers 1..{LARGEST}, not {sizes}")
         if len(self.shape) not in (1, 3) or math.prod(self.shape) > LARGEST:
             raise ValueError(f"an observation is a picture or a row of numbers, at most {LARGEST}, not of shape {self.shape}")
-        if self.map and self.observation != "latent+pose":
-            raise ValueError(f"a map is drawn of latent+pose, not of {self.observation}")
-        if self.map and (len(self.shape) != 1 or (self.shape[0] - POSE) % TOKENS or self.shape[0] <= POSE):
-            raise ValueError(f"a map is drawn of {TOKENS} tokens and a pose in the plane, not of an observation of shape {self.shape}")
+        if self.map != (self.observation == maze_map.OBSERVATION):
+            raise ValueError(f"a policy with a map sees {maze_map.OBSERVATION}, and no other does; got {self.observation}")
+        if self.map and self.shape != (sum(maze_map.SHAPE),):
+            raise ValueError(f"maps of 9 x 9 mazes are observations of shape {(sum(maze_map.SHAPE),)}, not {self.shape}")
         if len(self.shape) == 3 and (self.shape[2] != 3 or min(self.shape[:2]) < 36):
             raise ValueError(f"pictures have three colours and at least 36 pixels a side, not {self.shape}")
 
@@ -71,7 +73,6 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        self.map = MapMemory(config.shape[0] - POSE).requires_grad_(False) if config.map else None
         width = config.hidden if len(config.shape) == 3 else NUMBERS if config.map else config.shape[0]
         self.encoder = ImageEncoder(config.shape, config.hidden) if len(config.shape) == 3 else RunningNorm(width)
         self.recurrent = Recurrent(width, config.hidden, config.memory) if config.memory else None
@@ -91,17 +92,17 @@ class Policy(nn.Module):
         return Decisions(decisions.log_probability[0], decisions.value[0], decisions.memory)
 
     def see(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What is decided on: observations (B, ...) themselves, or what a map of them tells; and the memory. Nothing of it is learned."""
+        """What is decided on: observations (B, ...) themselves, or what the map in them tells; and the memory. Nothing of it is learned."""
         memory = observation.new_zeros(len(observation), self.memory_size, dtype=torch.float32) if memory is None else memory
-        if self.map is None:
+        if not self.config.map:
             return observation, memory
         own = 2 * self.config.memory
-        told, drawn = self.map(observation, memory[:, own:])
-        return told, torch.cat([memory[:, :own], drawn], 1)
+        told, planned = maze_map.told(observation, memory[:, own:])
+        return told, torch.cat([memory[:, :own], planned], 1)
 
     def cells_known(self, memory: Tensor) -> Tensor:
         """How many cells the maps of memories (B, `memory_size`) know of, (B,) float; 0 without a map."""
-        free = memory.new_zeros(len(memory), 0) if self.map is None else unpacked(memory[:, 2 * self.config.memory :]).free
+        free = unpacked(memory[:, 2 * self.config.memory :]).free if self.config.map else memory.new_zeros(len(memory), 0)
         return (free.abs() > SURE).flatten(1).sum(1).to(memory.dtype)
 
     def along(self, seen: Tensor, memory: Tensor | None = None, begins: Tensor | None = None) -> Decisions:
@@ -134,14 +135,6 @@ class Recurrent(nn.Module):
             memory = torch.cat(after, -1)[0]
             remembered.append(steps)
         return torch.cat([x, self.dropout(torch.cat(remembered))], -1), memory
-
-
-def new_policy(config: PolicyConfig, reader: Path | None = None) -> Policy:
-    """A policy that has learned nothing, but to read maps where it draws any: as the file of a reader, or of a policy, does."""
-    policy = Policy(config)
-    if policy.map is not None and reader is not None:
-        load_reader(policy.map, reader)
-    return policy
 
 
 def draw(log_probability: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -213,9 +206,8 @@ def as_json(settings: Any) -> Any:
 
 
 def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None:
-    """Write a policy whole or not at all, readers of maps as float16; `about` is any JSON object, such as how it was learned."""
-    tensors = {name: tensor.half() if name.startswith("map.") else tensor for name, tensor in policy.state_dict().items()}
-    save_tensors(path, tensors, {"kind": KIND, "config": asdict(policy.config), "about": about})
+    """Write a policy whole or not at all; `about` is any JSON object, such as how it was learned."""
+    save_tensors(path, policy.state_dict(), {"kind": KIND, "config": asdict(policy.config), "about": about})
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Policy, dict[str, Any]]:

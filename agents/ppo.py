@@ -23,10 +23,9 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from agents import starts
-from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, new_policy, save_policy
+from agents.policies import KIND, Policy, PolicyConfig, RunningNorm, as_json, config_in, draw, load_policy, save_policy
 from agents.ppo_settings import Args, with_defaults
 from agents.rollout import Batch, EpisodeReturns, Rollout
 from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
@@ -51,18 +50,15 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
         dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
-        bank = None
         if open_envs is None:
             bank = starts.open_bank(args, dream)
-            envs = starts.dreams(args, dream, bank.states)
+            envs = starts.dreams(args, dream, bank)
         else:
             envs = open_envs(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
-    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory, args.map is not None)
+    config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory, args.map)
     learner = Learner(args, config, envs, dream.device)
-    if bank is not None:
-        learner.remember(bank)
     if args.start is not None:
         start_from(learner, args.start)
     elif args.anchor:
@@ -90,34 +86,19 @@ class Learner:
 
     def __init__(self, args: Args, config: PolicyConfig, envs: DreamVectorEnv, device: torch.device) -> None:
         self.args, self.envs = args, envs
-        self.policy = new_policy(config, args.map).to(device)
+        self.policy = Policy(config).to(device)
         self.start: Policy | None = None  # what it began with
         learned = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(learned, args.learning_rate, eps=1e-5, fused=device.type == "cuda")
         self.generator = torch.Generator(device).manual_seed(args.seed + 2)  # draws actions and minibatches
         self.steps = self.updates = 0
-        self.beginnings: Tensor | None = None  # (bank, memory) of what was seen before its states
         self.begin(args.seed + 1)
-
-    @torch.no_grad()
-    def remember(self, bank: starts.Bank) -> None:
-        """Let episodes begin with what the policy would have drawn of the frames before them."""
-        if bank.context is None:
-            return
-        memory = self.memory.new_zeros(len(bank.context), self.policy.memory_size)
-        for frame in tqdm(bank.context.unbind(1), desc="maps of what was before", leave=False):
-            _, memory = self.policy.see(frame.float().to(memory.device), memory)
-        unseen = memory.new_zeros(len(bank.states.seed) - len(memory), memory.shape[1])
-        self.beginnings = torch.cat([memory, unseen])
-        self.begin(self.args.seed + 1)
 
     def begin(self, seed: int) -> None:
         """New episodes everywhere."""
         self.observation: Tensor = self.envs.reset(seed=seed)[0]
         self.memory = self.observation.new_zeros(len(self.observation), self.policy.memory_size, dtype=torch.float32)
-        if self.beginnings is not None:
-            self.memory = self.beginnings[self.envs.drawn]
-        self.most_known = self.policy.cells_known(self.memory)  # cells in each episode so far; to know one again is no discovery
+        self.most_known = self.memory.new_full((len(self.memory),), -1.0)  # cells in each episode so far; -1: it has not been looked yet
         self.start_memory = self.memory
         self.returns = EpisodeReturns(self.envs.episode_steps, self.observation.device)
 
@@ -160,7 +141,8 @@ class Learner:
             scaled = reward * self.args.reward_scale
             if self.args.curiosity:
                 known = self.policy.cells_known(remembered)
-                scaled = scaled + self.args.curiosity * (known - self.most_known).clamp(min=0)
+                more = (known - self.most_known).clamp(min=0)  # to know one again is no discovery, nor is what is known from the start
+                scaled = scaled + self.args.curiosity * torch.where(self.most_known < 0, 0.0, more)
                 self.most_known = torch.maximum(known, self.most_known)
             if "final_obs" in info:
                 following = self.policy(info["final_obs"], remembered).value * (truncated & ~terminated)
@@ -168,10 +150,8 @@ class Learner:
             chosen = log_probability.gather(1, action[:, None])[:, 0]
             steps.append((seen, begins, action, chosen, value, scaled, done))
             self.memory, begins = remembered * (1 - done)[:, None], done
-            if self.beginnings is not None:  # another episode begins with what was seen before it
-                self.memory = self.memory + self.beginnings[self.envs.drawn] * done[:, None]
             if self.args.curiosity:
-                self.most_known = torch.where(done > 0, self.policy.cells_known(self.memory), self.most_known)
+                self.most_known = torch.where(done > 0, -1.0, self.most_known)
         saw, begun, action, chosen, value, scaled, done = (torch.stack(part) for part in zip(*steps, strict=True))
         return Rollout(saw, begun, action, chosen, value, scaled, done, memory, torch.stack(rewards).mean())
 

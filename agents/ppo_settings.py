@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agents.maze_map import OBSERVATION
 from agents.policies import observation_today
 from lssvwm_gym.io.json_config import check_bounds
 
@@ -40,7 +41,7 @@ class Args:
 
     hidden: int = 256  # units of each of the two layers of actor and critic
     memory: int = 0  # units of an LSTM before them, which is empty when a dream begins; 0: none
-    map: Path | None = None  # reader.safetensors of `experiments.maze_reader`, or a policy: a map is what is decided on
+    map: bool = False  # in Memory Maze: what the world model's map tells is what is decided on
     curiosity: float = 0.0  # reward for each cell that becomes known on the map, beside the dream's; returns don't count it
     learning_rate: float = 5e-4
     rollout_steps: int = 64  # of each dream between two updates
@@ -71,7 +72,7 @@ def with_defaults(args: Args, device: str) -> Args:
     many = device != "cpu"
     args = replace(
         args,
-        observation=observation_today(args.observation) if args.map is None else "latent+pose",
+        observation=OBSERVATION if args.map else observation_today(args.observation),
         num_envs=(1024 if many else 32) if args.num_envs is None else args.num_envs,
         bank=(512 if many else 256) if args.bank is None else args.bank,
     )
@@ -80,7 +81,7 @@ def with_defaults(args: Args, device: str) -> Args:
         raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
     if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
         raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
-    if args.curiosity and args.map is None:
+    if args.curiosity and not args.map:
         raise ValueError("curiosity pays for what becomes known on a map: it needs --map")
     if args.memory and (args.num_envs or 0) < args.minibatches:
         raise ValueError(

@@ -20,7 +20,6 @@ from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.rewards import reward_probability
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.wrappers import observed_along
 from lssvwm_gym.models.rollout import unknown_action
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
@@ -87,21 +86,12 @@ def moments(episodes: Sequence[Segment], before: BeforeRewards) -> list[tuple[Se
     return [(episode, t) for episode, t in rewards if t + 1 - before.lead[0] >= before.context]
 
 
-class Bank(NamedTuple):
-    """States to begin with, and what was seen before some of them."""
-
-    states: DreamState
-    context: Tensor | None = None  # (B, T, numbers) observations of the frames that led to the first B of them, float16; None: nobody asked
-
-
 @torch.no_grad()
-def bank_before_rewards(
-    dream: Dream, episodes: Sequence[Segment], before: BeforeRewards, most: int, seed: int = 0, observation: str | None = None
-) -> Bank:
+def bank_before_rewards(dream: Dream, episodes: Sequence[Segment], before: BeforeRewards, most: int, seed: int = 0) -> DreamState:
     """States of episodes from which a reward is near: it is so many frames ahead, drawn anew for each from `before.lead`.
 
     The last `before.context` frames are the context, at their recorded poses where there are any. At most `most` states, drawn by the
-    seed, each reward as often as another. With an observation, of numbers, the contexts are kept as a policy would have seen them.
+    seed, each reward as often as another.
 
     Raises:
         ValueError: no episode has a reward with that much before it.
@@ -120,31 +110,23 @@ def bank_before_rewards(
     together = max(1, MAX_FRAMES // before.context)
     parts = [cuts[at : at + together] for at in range(0, len(cuts), together)]
     progress = tqdm(parts, desc="states before rewards", leave=False)
-    states, contexts = list[DreamState](), list[Tensor]()
-    for part in progress:
-        past = _past(part, dream)
-        seen = dream.prefilled(torch.arange(len(part)), past)
-        states.append(seen.state)
-        if observation is not None:
-            contexts.append(observed_along(past, seen, observation).half())
-    return Bank(join_rows(states), torch.cat(contexts) if contexts else None)
+    return join_rows([dream.prefill(torch.arange(len(part)), _past(part, dream)) for part in progress])
 
 
-def open_bank(args: Args, dream: Dream) -> Bank:
+def open_bank(args: Args, dream: Dream) -> DreamState:
     """The states that episodes begin with. Raises `ValueError` for recordings without rewards."""
     most, before = args.bank or 1, BeforeRewards(args.lead, args.context)
-    wanted, states, context = round(args.before_rewards * most), list[DreamState](), None
+    wanted, states = round(args.before_rewards * most), list[DreamState]()
     if wanted:
         if args.data is not None:
             episodes = latent_episodes(args.data, dream.weights.autoencoder, args.latents or args.folder / "latents")
         else:
             episodes = rewarded_contexts(dream, before)
         if args.data is not None or moments(episodes, before):  # contexts need not have any
-            bank = bank_before_rewards(dream, episodes, before, wanted, args.seed, args.observation if args.map else None)
-            states, context = [bank.states], bank.context
+            states = [bank_before_rewards(dream, episodes, before, wanted, args.seed)]
     others = most - wanted if states else most
     states += [bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
-    return Bank(join_rows(states), context)
+    return join_rows(states)
 
 
 def dreams(args: Args, dream: Dream, bank: DreamState) -> DreamVectorEnv:

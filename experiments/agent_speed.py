@@ -45,7 +45,7 @@ def main(args: Args) -> None:
     dream = open_dream(args.world, args.profile, "cpu", backend=backend)
     settings = replace(ppo.Args(args.world), num_envs=args.num_envs, bank=2 * args.num_envs, before_rewards=0.0)
     settings = ppo.with_defaults(settings, "cpu")
-    envs = starts.dreams(settings, dream, starts.open_bank(settings, dream).states)
+    envs = starts.dreams(settings, dream, starts.open_bank(settings, dream))
     shape = observed_shape(dream, settings.observation)
     learner = ppo.Learner(
         settings, PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions)), envs, dream.device

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents import maze_map
 from agents.agent import Agent, agent_in
-from agents.maze_map import BALL, GOAL, MEMORY, POSE, MapMemory, load_reader
+from agents.maze_map import BALL, GOAL, MEMORY
 from experiments.planner import Planner, Planning
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
@@ -22,8 +23,7 @@ from lssvwm_gym.real_envs.experts.maze_explorer import steer
 from lssvwm_gym.worlds.minecraft import MINECRAFT
 
 PLAYER = "player:"  # before the name of a player of the block world, as `lssvwm-gym collect luanti --player` knows it
-FOLLOWER = "follower:"  # before a file that holds a reader of maps: goes the way that its map shows
-PLANNER, GREEDY = "planner", "greedy"
+PLANNER, FOLLOWER, GREEDY = "planner", "follower", "greedy"
 EXPERTS = ("explorer", "seeker")  # of Memory Maze; they need what only the real world's info tells
 
 
@@ -39,8 +39,8 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
         if name == PLANNER:
             raise ValueError("the planner counts on its own actions, so none can be random: there is no planner@")
         return EpsilonAgent(open_agent(name, dream, num_envs, seed, planning), _epsilon(name, modifier), len(dream.world.actions), seed)
-    if name.startswith(FOLLOWER):
-        return MapFollower(Path(name.removeprefix(FOLLOWER)), dream)
+    if name == FOLLOWER:
+        return MapFollower(dream)
     if name.endswith(".safetensors"):
         return agent_in(Path(name), dream, seed, modifier == GREEDY)
     if modifier:
@@ -54,7 +54,7 @@ def open_agent(name: str, dream: Dream, num_envs: int, seed: int, planning: Plan
     if name.startswith(PLAYER) and dream.world.name == MINECRAFT.name and (player := name.removeprefix(PLAYER)) in PLAYERS:
         return ScriptedAgent(lambda seed: functools.partial(PLAYERS[player](np.random.default_rng(seed)), info={}), num_envs, seed)
     blind = f", {', '.join(PLAYER + player for player in PLAYERS)}" if dream.world.name == MINECRAFT.name else ""
-    scripts = f"{', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, {FOLLOWER}FILE"
+    scripts = f"{', '.join((*SCRIPTS, *EXPERTS))}{blind}, {PLANNER}, {FOLLOWER}"
     raise ValueError(f"a policy is {scripts}, or a file that ends in .safetensors, not {name!r}")
 
 
@@ -101,22 +101,18 @@ class ScriptedAgent:
 
 
 class MapFollower:
-    """Has learned nothing but to read maps: goes the way to the wanted ball, or else to what was not seen yet."""
+    """Has learned nothing: goes the way that the map shows to the wanted ball, or else to what was not seen yet."""
 
-    observation = "latent+pose"
+    observation = maze_map.OBSERVATION
 
-    def __init__(self, path: Path, dream: Dream) -> None:
-        """Raises `ValueError` for a file without a reader of maps of this world."""
-        if dream.world.name != "memory-maze":
-            raise ValueError(f"maps are drawn of memory-maze, not of {dream.world.name}")
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        self._map, self._memory = MapMemory(observed_shape(dream, self.observation)[0] - POSE).to(dream.device), torch.zeros(0)
-        load_reader(self._map, path)
+    def __init__(self, dream: Dream) -> None:
+        """Raises `ValueError` where the world model draws no map."""
+        observed_shape(dream, self.observation)
+        self._memory = torch.zeros(0)
 
     def act(self, observation: Tensor, info: dict[str, Any] | None) -> np.ndarray:
         memory = self._memory if len(self._memory) else observation.new_zeros(len(observation), MEMORY)
-        told, self._memory = self._map(observation, memory)
+        told, self._memory = maze_map.told(observation, memory)
         return followed(told)
 
 

@@ -1,6 +1,6 @@
 """Do dreams of a known maze still show its balls? Balls read from dreamed frames and from the real ones, along recorded actions.
 
-python -m experiments.balls_recalled --data DIR/test --reader agents/policies/memory_maze_map.safetensors
+python -m experiments.balls_recalled --data DIR/test
 
 Dreams go on from real frames for as many steps as are asked for. What reads both is the reader of `experiments.maze_reader`, so that
 its own errors count alike. Only balls that the context has shown are counted. Needs `pip install -e '.[agents]'`.
@@ -17,15 +17,14 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.maze_map import POSE, MapMemory, MapReader, grid_pose, load_reader
 from agents.policies import as_json
 from experiments.maze_reader import Frames, frames_of_episode
 from experiments.trials import write_result
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays, read_episode
 from lssvwm_gym.data.segments import encoded
 from lssvwm_gym.envs.simulator import open_dream
-from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.models.map_memory import MapReader, grid_pose, in_lattice, read_map_reader
 from lssvwm_gym.models.state import join_rows
 
 
@@ -34,7 +33,7 @@ class Args:
     """Where to look."""
 
     data: Path  # folder of recorded episodes of 9 x 9 mazes
-    reader: Path  # reader.safetensors of `experiments.maze_reader`, or a policy with a map
+    reader: Path | None = None  # reader.safetensors of `experiments.maze_reader`; the dream's own if not given
     weights: Path | None = None  # of the dream; the shipped ones if not given
     profile: str = "fast"
     context: int = 600  # frames before each dream
@@ -48,8 +47,9 @@ class Args:
 @torch.no_grad()
 def main(args: Args) -> None:
     dream = open_dream("memory-maze", args.profile, "cpu", args.weights)
-    memory, paths = MapMemory(), episode_paths(args.data)
-    load_reader(memory, args.reader)
+    reader, paths = dream.weights.world_model.map_reader if args.reader is None else read_map_reader(args.reader), episode_paths(args.data)
+    if reader is None:
+        raise SystemExit("these weights read no maps: name a --reader")
     episodes = [encoded(read_episode(path), dream.weights.autoencoder) for path in tqdm(paths, desc="encoding", leave=False)]
     if short := [path for path, episode in zip(paths, episodes, strict=True) if len(episode) < args.context + args.steps]:
         raise SystemExit(f"{short[0]} has fewer than the {args.context + args.steps} frames of context and steps")
@@ -63,9 +63,9 @@ def main(args: Args) -> None:
     counts, rewards = np.zeros(3, int), np.zeros(2)
     for t in tqdm(range(args.context, args.context + args.steps), desc="dreaming", leave=False):
         step = dream.step(state, torch.stack([episode.action[t] for episode in episodes]))
-        state, seen = step.state, observed(dream, step.state, "latent+pose")
-        dreamed = balls(memory.reader, seen[:, :-POSE], seen[:, -POSE:]) & shown
-        true = balls(memory.reader, torch.stack([frames.latent[t] for frames in real]).float().flatten(1), poses(real, t)) & shown
+        state, seen = step.state, step.state.latent
+        dreamed = balls(reader, seen, in_lattice(state.pose, state.lattice)[0]) & shown
+        true = balls(reader, torch.stack([frames.latent[t] for frames in real]).float(), poses(real, t)) & shown
         counts += [true.sum().item(), dreamed.sum().item(), (true & dreamed).sum().item()]
         rewards += [sum(episode.reward[t].item() for episode in episodes), step.reward.sum().item()]
     names = ("in_real_frames", "in_dreamed_frames", "in_both")
@@ -75,9 +75,9 @@ def main(args: Args) -> None:
 
 
 def balls(reader: MapReader, latent: Tensor, pose: Tensor) -> Tensor:
-    """Which balls latents (B, numbers) show, bool (B, colours)."""
-    reading = reader(latent.unflatten(1, (reader.side**2, -1)), grid_pose(pose).rest)
-    return (reading.balls > 0).flatten(2).any(2)
+    """Which balls latents (B, N, C) show at poses (B, 4), bool (B, colours)."""
+    reading = reader(latent, grid_pose(pose).rest)
+    return (reading.objects > 0).flatten(2).any(2)
 
 
 def poses(real: list[Frames], t: int) -> Tensor:

@@ -9,7 +9,7 @@ random            any action, each as likely
 wander            forward, with turns now and then; looks at nothing
 player:NAME       in the block world: a player that looks at nothing, as `lssvwm-gym collect luanti --player NAME`
 explorer, seeker  scripted players of Memory Maze, see docs/training.md; they are told where they are, so they play in the real world only
-follower:PATH     goes the way that a map of Memory Maze shows; PATH holds what reads it, see experiments/maze_reader.py
+follower          goes the way that the map of Memory Maze shows, and has learned nothing
 planner           plans in the dream, see experiments/mpc.py
 PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
 

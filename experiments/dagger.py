@@ -30,7 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.policies import PolicyConfig, RunningNorm, as_json, draw, load_policy, new_policy, save_policy
+from agents.maze_map import OBSERVATION
+from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, draw, load_policy, save_policy
 from experiments.behavior_cloning import watched
 from lssvwm_gym.data.episode import episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
@@ -66,7 +67,7 @@ class Args:
     observation: str = "features"
     hidden: int = 128
     memory: int = 128  # units of an LSTM; 0: none
-    map: Path | None = None  # reader.safetensors of `experiments.maze_reader`, or a policy: a map is what is decided on
+    map: bool = False  # what the world model's map tells is what is decided on
     rows: int = 8  # episodes of a batch
     learning_rate: float = 1e-3
     weight_decay: float = 0.2
@@ -75,15 +76,15 @@ class Args:
 
     def __post_init__(self) -> None:
         check_bounds(self, workers=1, mazes=1, steps=2, rows=1, memory=0, hidden=1)
-        if self.map is not None and self.data is not None:
+        if self.map and self.data is not None:
             raise ValueError("recordings are not drawn as maps: leave out data or map")
         if not (0 <= self.expert_share <= 1 and 0 <= self.dropout < 1 and self.passes > 0 and self.minutes > 0):
             raise ValueError("expert_share and dropout are shares from 0 to 1, passes and minutes more than 0")
 
     def config(self, dream: Dream) -> PolicyConfig:
-        observation = self.observation if self.map is None else "latent+pose"
+        observation = OBSERVATION if self.map else self.observation
         shape, actions = observed_shape(dream, observation), len(dream.world.actions)
-        return PolicyConfig(dream.world.name, observation, shape, actions, self.hidden, self.memory, self.map is not None)
+        return PolicyConfig(dream.world.name, observation, shape, actions, self.hidden, self.memory, self.map)
 
     @property
     def policy(self) -> Path:
@@ -122,10 +123,10 @@ def main(args: Args) -> None:
 
 class Learner:
     def __init__(self, args: Args, config: PolicyConfig) -> None:
-        self.args, self.policy, self.mean = args, new_policy(config, args.map), new_policy(config, args.map)
+        self.args, self.policy, self.mean = args, Policy(config), Policy(config)
         if self.policy.recurrent is not None:
             self.policy.recurrent.dropout.p = args.dropout
-        learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith(("critic", "map"))]
+        learned = [parameter for name, parameter in self.policy.named_parameters() if not name.startswith("critic")]
         self.optimizer = torch.optim.AdamW(learned, args.learning_rate, weight_decay=args.weight_decay)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.walks: list[Walk] = []
@@ -243,7 +244,7 @@ def played(args: Args, dream: Dream, seed: int) -> list[Walk]:
     What is left of a maze is right in its mirror, so that one simulation makes two walks.
     """
     acts, config = args.policy.exists(), args.config(dream)
-    policy = load_policy(args.policy)[0] if acts else new_policy(config, args.map)
+    policy = load_policy(args.policy)[0] if acts else Policy(config)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     envs = gymnasium.make_vec(ENV, args.mazes, vectorization_mode="sync", max_episode_steps=args.steps)
     estimator = StateEstimator(dream, 2 * args.mazes, config.observation, envs.single_observation_space, envs.single_action_space)

@@ -14,13 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_minecraft import write_tiny_minecraft
-from tiny_world import IMAGE, OPENINGS, WALK_FRAMES, WALKS
+from tiny_world import OPENINGS, WALK_FRAMES, WALKS, write_tiny_weights
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
 
-from agents import maze_map
-from agents.maze_map import MapReader
 from agents.policies import Policy, PolicyConfig, RunningNorm, choose, draw, load_policy, save_policy
 from agents.ppo import Args, Learner, main, resume, save, start_from, with_defaults
 from agents.rollout import EpisodeReturns, Rollout
@@ -59,14 +57,6 @@ CONFIG = PolicyConfig("memory-maze", "features", (5,), 3, 16)
 @pytest.fixture
 def dream(tiny_weights):
     return open_dream("memory-maze", "fast", "cpu", tiny_weights)
-
-
-@pytest.fixture
-def tiny_reader(tmp_path):
-    """What reads maps from the tiny world's latents, as well as one can that has not learned it."""
-    path = tmp_path / "reader.safetensors"
-    save_tensors(path, MapReader(channels=IMAGE.latent_channels).state_dict(), {"kind": maze_map.KIND})
-    return path
 
 
 @pytest.fixture
@@ -300,9 +290,12 @@ def test_acting_never_waits_for_the_gpu(tiny_weights):
 
 
 @pytest.mark.parametrize(("observation", "memory"), [*((name, 0) for name in OBSERVATIONS), ("features", 8), ("map", 0)])
-def test_a_run_goes_on_exactly(tiny_weights, tiny_reader, tmp_path, observation, memory):
-    how = {"map": tiny_reader} if observation == "map" else {"observation": observation}
-    args = replace(SMALL, weights=tiny_weights, memory=memory, **how)
+def test_a_run_goes_on_exactly(tiny_weights, tmp_path, observation, memory):
+    how, weights = {"observation": observation}, tiny_weights
+    if observation == "map":
+        how, sizes = {"map": True}, dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3)
+        weights = write_tiny_weights(tmp_path / "weights", **sizes)
+    args = replace(SMALL, weights=weights, memory=memory, **how)
     main(replace(args, total_steps=128, out=tmp_path / "whole"))
     main(replace(args, total_steps=64, out=tmp_path / "parts"))
     main(replace(args, total_steps=128, out=tmp_path / "parts", resume=True))
@@ -459,7 +452,7 @@ def walked(rewards, frames=30):
 
 def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
     episode = walked([12])
-    bank = bank_before_rewards(dream, [episode], BeforeRewards((4, 4), 5), 1).states
+    bank = bank_before_rewards(dream, [episode], BeforeRewards((4, 4), 5), 1)
     assert torch.equal(bank.latent[0], episode.latent[8].float())  # 4 frames on it is paid
     assert bank.world.age.tolist() == [5]
     expected = prefill(
@@ -474,7 +467,7 @@ def test_dreams_begin_shortly_before_what_a_recording_was_paid_for(dream):
 
 def test_each_reward_is_begun_before_as_often_as_another(dream):
     episodes = [walked([3, 15, 25]), walked([14, 28], frames=31)]
-    bank = bank_before_rewards(dream, episodes, BeforeRewards((2, 6), 8), 40).states
+    bank = bank_before_rewards(dream, episodes, BeforeRewards((2, 6), 8), 40)
     assert bank.world.age.tolist() == [8] * 40  # too little comes before the reward at frame 3
     latents = torch.cat([episode.latent for episode in episodes]).float()
     began = Counter((latents == latent).flatten(1).all(1).nonzero().item() for latent in bank.latent)
@@ -491,7 +484,7 @@ def test_recordings_that_pay_nothing_late_enough_are_refused(dream, rewards):
 
 def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
     monkeypatch.setattr("agents.starts.latent_episodes", lambda *_: [walked([14, 20, 27])])
-    bank = open_bank(replace(SMALL, data=tmp_path, before_rewards=0.5, lead=(2, 5), context=5), dream).states
+    bank = open_bank(replace(SMALL, data=tmp_path, before_rewards=0.5, lead=(2, 5), context=5), dream)
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3
 
@@ -500,11 +493,11 @@ def test_the_rewards_of_contexts_are_those_that_the_model_sees(dream, monkeypatc
     contexts = dream.weights.long_contexts
     probability = torch.zeros(WALK_FRAMES)
     monkeypatch.setattr("agents.starts.reward_probability", lambda world, logits: probability.expand(logits.shape[:2]))
-    assert not open_bank(replace(SMALL, before_rewards=1.0), dream).states.world.age.eq(5).any()  # none is seen: as if none were wanted
+    assert not open_bank(replace(SMALL, before_rewards=1.0), dream).world.age.eq(5).any()  # none is seen: as if none were wanted
     probability[12] = 0.9
     episodes = rewarded_contexts(dream, BeforeRewards((3, 3), 5))
     assert [episode.reward.nonzero().tolist() for episode in episodes] == [[[12]]] * contexts.batch
-    bank = open_bank(replace(SMALL, before_rewards=1.0, lead=(3, 3), context=5), dream).states
+    bank = open_bank(replace(SMALL, before_rewards=1.0, lead=(3, 3), context=5), dream)
     assert bank.world.age.tolist() == [5] * SMALL.bank
     assert {tuple(latent.flatten()[:3].tolist()) for latent in bank.latent} == {
         tuple(latent.float().flatten()[:3].tolist()) for latent in contexts.latent[:, 9]

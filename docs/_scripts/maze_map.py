@@ -14,12 +14,13 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.maze_map import COLOURS, FOUND, SIDE, SURE, MazeMap, unpacked
+from agents.maze_map import COLOURS, FOUND, OBSERVATION, MazeMap, unpacked
 from agents.policies import choose, policy_for
 from experiments.maze_reader import BALLS
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.models.map_memory import SIDE, SURE
 
 CELL, ZOOM = 12, 4  # pixels of a cell, and of one of a frame
 FREE, WALL, UNKNOWN, AGENT = (225, 225, 220), (50, 50, 60), (120, 120, 125), (250, 160, 30)
@@ -40,7 +41,7 @@ class Args:
 def main(args: Args) -> None:
     dream = open_dream("memory-maze", "fast", "cpu")
     policy, generator = policy_for(args.policy, dream), torch.Generator().manual_seed(args.seed)
-    env = WorldModelObservation(gymnasium.make("lssvwm_gym:MemoryMaze9x9-Real-v0", max_episode_steps=args.steps), dream, "latent+pose")
+    env = WorldModelObservation(gymnasium.make("lssvwm_gym:MemoryMaze9x9-Real-v0", max_episode_steps=args.steps), dream, OBSERVATION)
     seen, _ = env.reset(seed=args.seed)
     memory, film, earned = torch.zeros(1, policy.memory_size), [], 0.0
     for step in range(args.steps):
