@@ -196,9 +196,9 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     f"{SHIPPED}_pixels.safetensors": ("PPO in dreams with long contexts, from behaviour cloning, from pixels", "48,000", "9 minutes"),
     "runs/policies/pixels_seed_2.safetensors": ("the same from pixels, another seed", "48,000", "7 minutes"),
     "follower": ("none: the shortest way on the map", "", ""),
-    f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams from nothing, with a map and curiosity", "450,560", "25 minutes"),
+    f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams from nothing, with a map and curiosity", "309,248", "20 minutes"),
     f"{SHIPPED}_map_imitated.safetensors": ("imitation of the seeker (DAgger), with a map", "54,000 real ones", "25 minutes"),
-    f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "366,592", "19 minutes"),
+    f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "167,936", "16 minutes"),
     "runs/policies/recurrent.safetensors": ("recurrent PPO in dreams with long contexts, from scratch", "50,000", "8 minutes"),
 }
 
@@ -225,7 +225,7 @@ def main() -> None:
         for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
     tables["agents walked"] = agents([_read("transfer_walked.json")])
-    tables["agents map"] = agents([_read("transfer_map.json")])
+    tables["agents map"] = agents(map(_read, ("transfer_map_imitated.json", "transfer_map.json", "transfer_map_from_nothing.json")))
     tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
