@@ -204,7 +204,7 @@ def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (dict(policies=("clever",)), "a policy is random, wander, explorer, seeker, planner, follower:FILE, or a file"),
+        (dict(policies=("clever",)), "a policy is random, wander, explorer, seeker, planner, follower, or a file"),
         (dict(policies=("gone.safetensors",)), r"gone\.safetensors: no such file"),
         (dict(policies=("random", "random")), "name each policy once"),
         (dict(episodes=0), "episodes must be at least 1"),
