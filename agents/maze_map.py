@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssvwm_gym.models.map_memory import SIDE, SURE, GridPose, grid_pose, numbered, turned
+from lssvwm_gym.models.map_memory import SIDE, GridPose, grid_pose, numbered, seen_from, turned
 
 OBSERVATION = "map+wanted+pose"
 COLOURS = 3  # of the balls in 9 x 9 mazes
+SURE = 0.7  # log odds from which a cell counts as known
 FOUND = 0.5  # and a ball as found
 WALL_COST = 50.0  # free cells' worth of walking through what seems a wall; through what nobody has seen it is 3
 FAR = 1e4
@@ -46,8 +47,10 @@ class MazeMap(NamedTuple):
     ahead: Tensor  # (B,) the cell that was to be entered next
 
 
-CELLS = {"free": (SIDE, SIDE), "balls": (COLOURS, SIDE, SIDE), "doubt": (1 + COLOURS, SIDE, SIDE)}
-SIZES = CELLS | {"pose": (4,), "goal": (), "waited": (), "still": (), "ahead": ()}
+SIZES = {
+    **{"free": (SIDE, SIDE), "balls": (COLOURS, SIDE, SIDE), "doubt": (1 + COLOURS, SIDE, SIDE)},
+    **{"pose": (4,), "goal": (), "waited": (), "still": (), "ahead": ()},
+}
 MEMORY = sum(math.prod(size) for size in SIZES.values())
 
 
@@ -56,7 +59,7 @@ def told(observation: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Observations (B, n) to what a policy is told, (B, NUMBERS), and the memory (B, MEMORY), zeros at the beginning."""
     cells, wanted, pose = observation.float().split(SHAPE, 1)
     here, cells = grid_pose(pose), cells.view(-1, 1 + COLOURS, SIDE, SIDE)
-    numbers, known = planned(doubted(unpacked(memory), cells, here), wanted.argmax(1), here, pose)
+    numbers, known = planned(doubted(unpacked(memory), cells, here), wanted.argmax(1), here)
     changed = torch.cat([known.free[:, None], known.balls], 1) - cells
     return numbers, packed(known._replace(doubt=FADES * changed))
 
@@ -65,9 +68,8 @@ def doubted(known: MazeMap, cells: Tensor, here: GridPose) -> MazeMap:
     """The map of now, log odds (B, 1 + colours, side, side), less what is doubted of it; a cell that can't be entered is a wall."""
     pose, own = here.pose, numbered(here.cell)[0]
     known = known._replace(free=cells[:, 0] + known.doubt[:, 0], balls=cells[:, 1:] + known.doubt[:, 1:])
-    free = known.free.flatten(1).scatter_reduce(
-        1, own[:, None], torch.full_like(pose[:, :1], SURE), "amax"
-    )  # where the agent is it is free
+    here_free = torch.full_like(pose[:, :1], SURE)  # where the agent is
+    free = known.free.flatten(1).scatter_reduce(1, own[:, None], here_free, "amax")
     moved = (pose[:, :2] - known.pose[:, :2]).norm(dim=1)
     turn = (pose[:, 2:] * known.pose[:, 2:]).sum(1).clamp(-1, 1).acos()
     begun = known.pose.square().sum(1) > 0
@@ -77,8 +79,9 @@ def doubted(known: MazeMap, cells: Tensor, here: GridPose) -> MazeMap:
     return known._replace(free=free.clamp(-8, 8).view_as(known.free), pose=pose, still=torch.where(blocked, 0, still))
 
 
-def planned(known: MazeMap, wanted: Tensor, here: GridPose, pose: Tensor) -> tuple[Tensor, MazeMap]:
+def planned(known: MazeMap, wanted: Tensor, here: GridPose) -> tuple[Tensor, MazeMap]:
     """What a policy is told, and the map with its goal: the ways to the wanted ball (B,) and to the nearest place not seen yet."""
+    pose = here.pose
     rows, own = torch.arange(len(pose), device=pose.device), numbered(here.cell)[0]
     score, ball = known.balls[rows, wanted].flatten(1).max(1)
     found = score > FOUND
@@ -102,7 +105,7 @@ def planned(known: MazeMap, wanted: Tensor, here: GridPose, pose: Tensor) -> tup
     balls = known.balls.flatten(2).clone()
     balls[rows, wanted, ball] -= 4.0 * (bored & there)
     beside = _beside(here)
-    to_ball, to_goal = (_way(cost, place, here, pose, beside) for place in (ball, goal))
+    to_ball, to_goal = (_way(cost, place, here, beside) for place in (ball, goal))
     around, following = known.free.flatten(1).gather(1, beside[1]), torch.where(found, to_ball.following, to_goal.following)
     numbers = torch.cat([
         F.one_hot(wanted, COLOURS).to(pose.dtype), found.to(pose.dtype)[:, None],
@@ -128,8 +131,9 @@ def _beside(here: GridPose) -> tuple[Tensor, Tensor, Tensor]:
     return cells, *numbered(cells)
 
 
-def _way(cost: Tensor, goal: Tensor, here: GridPose, pose: Tensor, beside: tuple[Tensor, Tensor, Tensor]) -> Way:
+def _way(cost: Tensor, goal: Tensor, here: GridPose, beside: tuple[Tensor, Tensor, Tensor]) -> Way:
     """The shortest way to a cell (B,): the next cell on it, seen from the agent, and the goal itself."""
+    pose = here.pose
     (cells, number, inside), steps, own = beside, steps_from(cost, goal), numbered(here.cell)[0]
     beyond = torch.where(inside, (steps + cost).flatten(1).gather(1, number), FAR)
     best = (beyond + TURN_COST * _turn(cells - pose[:, None, :2], pose)).argmin(1)  # of two ways alike the one that is being gone
@@ -145,21 +149,15 @@ def _way(cost: Tensor, goal: Tensor, here: GridPose, pose: Tensor, beside: tuple
 
 def _direction(off: Tensor, pose: Tensor) -> Tensor:
     """Where something is, (B, 2) from the agent, as it sees it: cosine and sine of the angle, the same where it is near, and distance."""
-    off = turned_by(off, pose)
+    off = seen_from(pose, off)
     distance = off.norm(dim=1, keepdim=True)
     return torch.cat([off / distance.clamp(min=1e-3), off[:, 1:].sign(), (distance / 4).clamp(max=2)], 1)
 
 
 def _turn(off: Tensor, pose: Tensor) -> Tensor:
     """How many quarter turns, either way, vectors (B, ..., 2) of the grid are away from ahead, (B, ...)."""
-    off = turned_by(off, pose)
+    off = seen_from(pose, off)
     return torch.atan2(off[..., 1], off[..., 0]).abs() / (math.pi / 2)
-
-
-def turned_by(off: Tensor, pose: Tensor) -> Tensor:
-    """Vectors (B, ..., 2) of the grid as they are seen at poses (B, 4): ahead and to the left."""
-    cos, sin = pose[:, 2:].view(-1, *[1] * (off.ndim - 2), 2).unbind(-1)
-    return torch.stack([cos * off[..., 0] + sin * off[..., 1], cos * off[..., 1] - sin * off[..., 0]], -1)
 
 
 def steps_from(cost: Tensor, start: Tensor) -> Tensor:

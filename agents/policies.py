@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents import maze_map
-from agents.maze_map import MEMORY, NUMBERS, unpacked
+from agents.maze_map import MEMORY, NUMBERS, SURE, unpacked
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
-from lssvwm_gym.models.map_memory import SURE
 
 KIND = "lssvwm_gym policy"
 SB3_KIND = "lssvwm_gym SB3 policy"  # of files of `agents.sb3_policies`

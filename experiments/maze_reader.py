@@ -239,7 +239,6 @@ def fit_colours(reader: MapReader, autoencoder: Autoencoder, frames: Frames) -> 
     known = torch.cat([some.flatten(1), torch.ones(len(some), 1)], 1)
     square = known.T @ known + RIDGE * len(some) * torch.eye(known.shape[1])
     fitted = torch.linalg.solve(square, known.T @ colours)
-    assert reader.colours is not None
     reader.colours.weight.copy_(fitted[:-1].T)
     reader.colours.bias.copy_(fitted[-1])
     return (known @ fitted - colours).square().mean().sqrt().item()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_minecraft import write_tiny_minecraft
-from tiny_world import OPENINGS, WALK_FRAMES, WALKS, write_tiny_weights
+from tiny_world import OPENINGS, WALK_FRAMES, WALKS, WITH_A_MAP, write_tiny_weights
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 pytest.importorskip("tensorboard", reason="needs lssvwm_gym[agents]")
@@ -293,8 +293,7 @@ def test_acting_never_waits_for_the_gpu(tiny_weights):
 def test_a_run_goes_on_exactly(tiny_weights, tmp_path, observation, memory):
     how, weights = {"observation": observation}, tiny_weights
     if observation == "map":
-        how, sizes = {"map": True}, dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3)
-        weights = write_tiny_weights(tmp_path / "weights", **sizes)
+        how, weights = {"map": True}, write_tiny_weights(tmp_path / "weights", **WITH_A_MAP)
     args = replace(SMALL, weights=weights, memory=memory, **how)
     main(replace(args, total_steps=128, out=tmp_path / "whole"))
     main(replace(args, total_steps=64, out=tmp_path / "parts"))

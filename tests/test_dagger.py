@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from tiny_world import write_tiny_weights
+from tiny_world import WITH_A_MAP, write_tiny_weights
 
 from agents.maze_map import NUMBERS
 from agents.policies import Policy, PolicyConfig, load_policy, save_policy
@@ -135,8 +135,7 @@ def test_mazes_are_played_and_labelled(args, tiny_weights, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.simulator
 def test_a_policy_with_a_map_plays_and_learns_from_what_it_tells(args, tmp_path):
-    sizes = dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3)
-    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **sizes))
+    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **WITH_A_MAP))
     args = replace(args, map=True, memory=0)
     learner = Learner(args, args.config(dream))
     for walks in (played(args, dream, 7), played(args, dream, 7)):  # the second time by the policy

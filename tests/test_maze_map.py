@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
-from tiny_world import write_tiny_weights
+from tiny_world import WITH_A_MAP, write_tiny_weights
 
 from agents import maze_map
 from agents.maze_map import COLOURS, MEMORY, NUMBERS, OBSERVATION, SHAPE, packed, unpacked
@@ -125,7 +125,7 @@ def test_what_was_seen_is_on_the_map():
     middle = SIDE // 2
     true = np.zeros((SIDE, SIDE), bool)  # by x and y, the cell (0, 4) in the middle
     true[middle : middle + 9, middle - 4 : middle + 5] = LAYOUT.T
-    sure = known.free[0].abs().numpy() > map_memory.SURE
+    sure = known.free[0].abs().numpy() > maze_map.SURE
     assert sure.sum() > 60
     assert ((known.free[0].numpy() > 0) == true)[sure].all()
     for colour, (x, y) in enumerate(BALLS.astype(int)):
@@ -307,8 +307,7 @@ def test_recordings_that_do_not_tell_are_named(more, said):
 
 @pytest.fixture(scope="module")
 def with_a_map(tmp_path_factory):
-    sizes = dict(flow_width=20, lattice=1.0, collisions=True, map_objects=COLOURS)
-    return open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path_factory.mktemp("map"), **sizes))
+    return open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path_factory.mktemp("map"), **WITH_A_MAP))
 
 
 def test_a_follower_goes_where_its_map_leads(with_a_map):
@@ -327,7 +326,7 @@ def test_the_cells_of_a_map_are_counted():
         told, state = mapped.told(state)
         counts.append(policy.cells_known(state).item())
         toy.step(int(followed(told)[0]))
-    assert counts[0] < 20 < counts[-1] == (unpacked(state).free.abs() > map_memory.SURE).sum()
+    assert counts[0] < 20 < counts[-1] == (unpacked(state).free.abs() > maze_map.SURE).sum()
     assert Policy(PolicyConfig("memory-maze", "features", (5,), 6, 16)).cells_known(torch.zeros(2, 0)).tolist() == [0, 0]
 
 

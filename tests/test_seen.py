@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from tiny_minecraft import write_tiny_minecraft
-from tiny_world import write_tiny_weights
+from tiny_world import WITH_A_MAP, write_tiny_weights
 
 from lssvwm_gym.data.episode import Episode, read_episode, write_episode
 from lssvwm_gym.envs import DreamEnv, WorldModelObservation, WorldModelObservationVec, open_dream
@@ -84,8 +84,7 @@ def differ(a, b):
 def test_the_real_world_is_seen_as_a_dream_remembers_it(dream, tmp_path, poses, observation):
     pytest.importorskip("av", reason="needs lssvwm_gym[video]")
     if "map" in observation:
-        sizes = dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3)
-        dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **sizes))
+        dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **WITH_A_MAP))
     write_episode(tmp_path / "walk", walk(poses), fps=4, crf=0)
     episode = read_episode(tmp_path / "walk")
     env = WorldModelObservation(Recorded(episode), dream, observation, true_poses=poses)

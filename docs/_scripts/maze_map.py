@@ -14,13 +14,13 @@ import torch
 import tyro
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.maze_map import COLOURS, FOUND, OBSERVATION, MazeMap, unpacked
+from agents.maze_map import COLOURS, FOUND, OBSERVATION, SURE, MazeMap, unpacked
 from agents.policies import choose, policy_for
 from experiments.maze_reader import BALLS
 from lssvwm_gym.envs.simulator import open_dream
 from lssvwm_gym.envs.wrappers import WorldModelObservation
 from lssvwm_gym.io.video import enlarged, write_movie
-from lssvwm_gym.models.map_memory import SIDE, SURE
+from lssvwm_gym.models.map_memory import SIDE
 
 CELL, ZOOM = 12, 4  # pixels of a cell, and of one of a frame
 FREE, WALL, UNKNOWN, AGENT = (225, 225, 220), (50, 50, 60), (120, 120, 125), (250, 160, 30)

@@ -134,9 +134,9 @@ def state(tensors: Mapping[str, Any]) -> dict[str, Any]:
     if "pose" in named:  # it has not been seen how the state lies in a lattice
         named.setdefault("lattice", 0 * named["pose"][..., :4])
     if "world.age" in named:
-        named.setdefault("map", named["world.age"].reshape(-1, 1)[:, :0].float())
-        named.setdefault("wanted", named["map"])
-        named.setdefault("world.last", named["world.age"].reshape(-1, 1)[:, :0].float())
+        nothing = named["world.age"].reshape(-1, 1)[:, :0].float()
+        for name in ("map", "wanted", "world.last"):
+            named.setdefault(name, nothing)
     return named
 
 

@@ -21,13 +21,11 @@ from lssvwm_gym.models.geometry import PLANE, placed
 from lssvwm_gym.models.state import constant
 
 KIND = "lssvwm_gym maze reader"
-
 SIDE = 21  # cells of the map; the first frame's is in the middle
 AHEAD, ASIDE = (-1, 6), 6  # cells that a frame may show: from one behind to 6 ahead, 6 to either side
 ROWS, COLUMNS = AHEAD[1] - AHEAD[0] + 1, 2 * ASIDE + 1
 MOST = 6.0  # log odds of one reading
 UNSEEN = 0.3  # weight of the log odds that no object lies somewhere: from afar, or from where it lies, it is overlooked
-SURE = 0.7  # log odds from which a cell counts as known
 HALF_VIEW = 0.8391  # tangent of half the camera's angle, 40 degrees
 RAYS = 6  # a column of tokens
 BESIDE = 2  # rays of its neighbours that a column is told of, either side
@@ -63,16 +61,9 @@ class MapReader(nn.Module):
     """Reads one latent: a small convolutional network over its tokens, then layers that are told where in its cell the agent stands."""
 
     def __init__(
-        self,
-        tokens: int = 16,
-        channels: int = 32,
-        objects: int = 3,
-        width: int = 64,
-        hidden: int = 256,
-        dropout: float = 0.0,
-        colours: bool = True,
+        self, tokens: int = 16, channels: int = 32, objects: int = 3, width: int = 64, hidden: int = 256, dropout: float = 0.0
     ) -> None:
-        """`objects`: how many kinds of them there are; `colours`: whether it also says those of walls."""
+        """`objects`: how many kinds of them there are."""
         super().__init__()
         self.side, self.objects = math.isqrt(tokens), objects
         self.token, self.position = nn.Linear(channels, width), nn.Parameter(torch.zeros(tokens, width))
@@ -84,7 +75,7 @@ class MapReader(nn.Module):
             nn.Linear(hidden, ROWS * COLUMNS * (3 + objects) + objects),
         )  # fmt: skip
         self.dropout = nn.Dropout(dropout)
-        self.colours = nn.Linear(tokens * channels, self.side * RAYS * 3) if colours else None
+        self.colours = nn.Linear(tokens * channels, self.side * RAYS * 3)
 
     def forward(self, latent: Tensor, rest: Tensor) -> MapReading:
         """latent (B, tokens, channels) and `GridPose.rest` (B, 4)."""
@@ -93,7 +84,7 @@ class MapReader(nn.Module):
         place = torch.cat([rest, rest[:, :2].square()], 1)
         out = self.cells(self.frame(seen) + self.place(place))
         cells = out[:, self.objects :].view(-1, 3 + self.objects, ROWS, COLUMNS)
-        colours = latent.new_zeros(len(latent), 0, 3) if self.colours is None else self.colours(latent.flatten(1)).unflatten(1, (-1, 3))
+        colours = self.colours(latent.flatten(1)).unflatten(1, (-1, 3))
         return MapReading(cells[:, 0], cells[:, 1], cells[:, 2], cells[:, 3:], out[:, : self.objects], colours)
 
 
@@ -126,6 +117,12 @@ def turned(cells: Tensor, quarters: Tensor) -> Tensor:
     cos, sin = (constant(values, cells.device)[quarters].to(cells.dtype) for values in ((1, 0, -1, 0), (0, 1, 0, -1)))
     x, y = cells.unbind(-1)
     return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
+
+
+def seen_from(pose: Tensor, off: Tensor) -> Tensor:
+    """Vectors (B, ..., 2) of the grid as they are seen at poses (B, 4): ahead and to the left."""
+    cos, sin = pose[:, 2:].view(-1, *[1] * (off.ndim - 2), 2).unbind(-1)
+    return torch.stack([cos * off[..., 0] + sin * off[..., 1], cos * off[..., 1] - sin * off[..., 0]], -1)
 
 
 def in_view(here: GridPose) -> Tensor:
@@ -226,14 +223,13 @@ def shown(maps: Tensor, objects: int, here: GridPose, columns: int) -> Tensor:
     its colour; of each kind of object, where it lies, whether it is in view, and on which rays.
     """
     pose, rays = here.pose, _rays(maps[:, 0], here, columns * RAYS)
-    cos, sin = pose[:, 2, None], pose[:, 3, None]
     colours = maps[:, 1 + objects :].unflatten(1, (4, 4)).flatten(2).gather(2, rays.side.unsqueeze(1).expand(-1, 4, -1)).transpose(1, 2)
     sure = colours[..., 3] / (1 + colours[..., 3])
     lengths = (rays.free / SIGHT, 0.2 / (rays.depth + 0.2), rays.known / SIGHT, 0.2 / (rays.known + 0.2), rays.hit, sure)
     score, cell = maps[:, 1 : 1 + objects].flatten(2).max(2)  # (B, kinds)
     place = torch.stack([cell // SIDE, cell % SIDE], -1) - SIDE // 2
     off = place - pose[:, None, :2]
-    ahead, left = cos * off[..., 0] + sin * off[..., 1], cos * off[..., 1] - sin * off[..., 0]
+    ahead, left = seen_from(pose, off).unbind(-1)
     between = torch.linspace(0.05, 0.95, 24, device=pose.device)[:, None]
     wall, _ = _solid(maps[:, 0], pose[:, None, None, :2] + off[:, :, None] * between)
     there = (score.clamp(min=0) / 2).tanh()

@@ -124,6 +124,7 @@ def _dreams(
     steps, rows = int(rng.choice(PASSES)), torch.arange(len(clip.latent))
     dreams, estimates = (torch.from_numpy(rng.random(len(rows)) < share) for share in (1 - options.recorded, 0.5))
     parts, shown = [], list[Shown]()
+    wanted = wanted_in(model, clip.latent.flatten(0, 1)).unflatten(0, clip.latent.shape[:2])
     for t in range(1, len(clip)):
         action, real = clip.action[rows, t], clip.motion[rows, t]
         estimated = rollout.estimated_motion(model, state, action)
@@ -133,17 +134,14 @@ def _dreams(
         inputs = rollout.next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
         context = model.condition(inputs, state.world)
-        evidence = rollout.frame_evidence(model, state, inputs, context, noise[0], wanted_in(model, clip.latent[rows, t]))
+        evidence = rollout.frame_evidence(model, state, inputs, context, noise[0], wanted[rows, t])
         variance = rollout.observed_variance(state, context)
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
         counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN)) & (clip.recorded[rows, t] > 0)
         if not counts.any():
             break
-        wanted = wanted_in(model, clip.latent[rows, t - 1])
-        samples = Samples(
-            evidence, clip.latent[rows, t], state.motion, state.wanted if wanted is None else wanted, real, torch.full_like(rows, t)
-        )
+        samples = Samples(evidence, clip.latent[rows, t], state.motion, wanted[rows, t - 1], real, torch.full_like(rows, t))
         parts.append(take_rows(samples, counts))
         latent, _ = model.flow_head.sample(model.flow_head.context(evidence), noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
@@ -158,10 +156,10 @@ def _dreams(
     return parts
 
 
-def wanted_in(model: WorldModel, latent: Tensor) -> Tensor | None:
-    """Which object is wanted in frames (B, N, C), (B, K) of 0 and 1; None in a world without a map."""
+def wanted_in(model: WorldModel, latent: Tensor) -> Tensor:
+    """Which object is wanted in frames (B, N, C), (B, K) of 0 and 1; K is 0 in a world without a map."""
     if model.map_reader is None:
-        return None
+        return latent.new_zeros(len(latent), 0)
     middle = torch.tensor([0.0, 0.0, 1.0, 0.0], device=latent.device).expand(len(latent), -1)  # it is the same wherever the agent stands
     return rollout.one_hot(model.map_reader(latent, middle).wanted)
 
