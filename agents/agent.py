@@ -86,8 +86,7 @@ def _policy_in(path: Path, dream: Dream, written: int) -> Any:
 
 
 class RealPlayer:
-    """An agent as the player of one episode of a real environment, for `lssvwm_gym.data.collect.record`: it sees what the dream's world
-    model makes of the frames."""
+    """An agent as the player of an episode of a real environment (`data.collect.record`): it sees what the world model makes of frames."""
 
     def __init__(self, agent: Agent, dream: Dream) -> None:
         frames = observation_space(dream.world, dream.weights.world_model.config)

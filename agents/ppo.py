@@ -50,11 +50,7 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
         dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
-        if open_envs is None:
-            bank = starts.open_bank(args, dream)
-            envs = starts.dreams(args, dream, bank)
-        else:
-            envs = open_envs(args, dream)
+        envs = starts.dreams(args, dream, starts.open_bank(args, dream)) if open_envs is None else open_envs(args, dream)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     config = PolicyConfig(dream.world.name, args.observation, shape, actions, args.hidden, args.memory, args.map)
@@ -170,8 +166,7 @@ class Learner:
         target = advantages + rollout.value
         batch = Batch(*rollout[:4], advantages, target, self.anchor(rollout))
         recurrent = self.policy.recurrent is not None  # what learns has a memory
-        if not recurrent:
-            batch = batch.single_steps()
+        batch = batch if recurrent else batch.single_steps()
         losses: list[Tensor] = []
         for _ in range(self.args.epochs):
             order = torch.randperm(batch.action.shape[1], generator=self.generator, device=target.device)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -131,17 +131,16 @@ def open_envs(args: Args, dream: Dream, id: str, num_envs: int, frame_stack: int
     """Environments as SB3 wants them: one batch of dreams, or real ones, each in a process, that are seen through the model."""
     id = id_of(id)
     envs: VecEnv
-    rest: dict[str, Any] = {"max_episode_steps": args.episode_steps}
     if id == dream.world.id:
         how = {"profile": args.profile, "weights": args.weights, "device": args.device, "observation": args.observation}
         contexts, frames = dream.weights.long_contexts, args.context_frames
         if frames is None and contexts.batch:  # a dream rewards balls that it has seen
             frames = len(contexts)
         start = {"context_frames": frames} if frames else None
-        envs = VecMonitor(DreamVecEnv(make_sb3_vec_env(id, num_envs, **how, **rest).envs, start))
+        envs = VecMonitor(DreamVecEnv(make_sb3_vec_env(id, num_envs, max_episode_steps=args.episode_steps, **how).envs, start))
     else:
         kind = SubprocVecEnv if num_envs > 1 else DummyVecEnv
-        envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs=rest, vec_env_cls=kind)
+        envs = make_vec_env(f"lssvwm_gym:{id}", num_envs, env_kwargs={"max_episode_steps": args.episode_steps}, vec_env_cls=kind)
         if not needs_frame(args.observation):
             envs = WorldModelObservationVecEnv(envs, dream, args.observation)
     return VecFrameStack(envs, frame_stack) if frame_stack > 1 else envs
@@ -197,8 +196,7 @@ class ReportAndSave(BaseCallback):
         self.shown: np.ndarray | None = None  # in the last rollout; counted after the update, for both must see alike
 
     def _on_training_start(self) -> None:
-        self.began, self.before = time.perf_counter(), self.num_timesteps
-        self.saved = self.num_timesteps
+        self.began, self.before, self.saved = time.perf_counter(), self.num_timesteps, self.num_timesteps
         if not has_counted(self.model.policy):  # type: ignore[arg-type]
             self.shown = np.asarray(self.model._last_obs)
 
@@ -217,8 +215,7 @@ class ReportAndSave(BaseCallback):
         left = max(0, self.total - self.num_timesteps) / speed
         rewards = [episode["r"] for episode in self.model.ep_info_buffer or []]
         earned = f"{np.mean(rewards):.2f} reward an episode" if rewards else "no episode has ended yet"
-        done = f"{self.num_timesteps:,} of {self.total:,} steps"
-        print(f"{done}  {speed:.0f} steps/s  {left / 60:.0f} min left  {earned}", flush=True)
+        print(f"{self.num_timesteps:,} of {self.total:,} steps  {speed:.0f} steps/s  {left / 60:.0f} min left  {earned}", flush=True)
         if self.num_timesteps - self.saved >= self.save_every:
             self.save()
             self.saved = self.num_timesteps

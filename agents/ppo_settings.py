@@ -1,7 +1,5 @@
 """The settings of `agents.ppo`: what to learn, where, and how."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,12 +77,11 @@ def with_defaults(args: Args, device: str) -> Args:
     check_bounds(args, num_envs=1, bank=1, context=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
     if not (0 <= args.before_rewards <= 1 and 1 <= args.lead[0] <= args.lead[1]):
         raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
-    if (args.num_envs or 0) * args.rollout_steps < 2 * args.minibatches:
-        raise ValueError(f"{args.num_envs} dreams of {args.rollout_steps} steps are too few for {args.minibatches} minibatches")
+    dreams, minibatches = args.num_envs or 0, args.minibatches
+    if dreams * args.rollout_steps < 2 * minibatches:
+        raise ValueError(f"{dreams} dreams of {args.rollout_steps} steps are too few for {minibatches} minibatches")
     if args.curiosity and not args.map:
         raise ValueError("curiosity pays for what becomes known on a map: it needs --map")
-    if args.memory and (args.num_envs or 0) < args.minibatches:
-        raise ValueError(
-            f"a policy with a memory learns from whole rollouts: {args.num_envs} dreams are too few for {args.minibatches} minibatches"
-        )
+    if args.memory and dreams < minibatches:
+        raise ValueError(f"a policy with a memory learns from whole rollouts: {dreams} dreams are too few for {minibatches} minibatches")
     return args

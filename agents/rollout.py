@@ -1,7 +1,5 @@
 """What `agents.ppo` gathers in its environments, and what it learns from: tensors that stay on their device."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +32,10 @@ class Batch(NamedTuple):
     target: Tensor  # of the value
     anchor: Tensor  # (T, B, actions) log probabilities of the policy that it began with; (T, B, 0) without an anchor
 
-    def rows(self, rows: Tensor) -> Batch:
+    def rows(self, rows: Tensor) -> "Batch":
         return Batch(*(part[:, rows] for part in self))
 
-    def single_steps(self) -> Batch:
+    def single_steps(self) -> "Batch":
         """Every step a row of its own, (1, T * B, ...)."""
         return Batch(*(part.flatten(0, 1)[None] for part in self))
 

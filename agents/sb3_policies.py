@@ -22,6 +22,7 @@ from torch import Tensor
 from agents.policies import SB3_KIND, RunningNorm
 from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
+from lssvwm_gym.io.json_config import needed
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors, save_tensors
 
 ALGORITHMS = ("ppo", "recurrent_ppo")
@@ -89,11 +90,8 @@ def algorithm_of(config: SB3PolicyConfig) -> type[PPO]:
     """SB3's class. Raises `ImportError` naming the extra where sb3-contrib is missing."""
     if config.algorithm == "ppo":
         return PPO
-    try:
-        from sb3_contrib import RecurrentPPO
-    except ImportError:
-        raise ImportError("recurrent PPO needs sb3-contrib: pip install 'lssvwm_gym[agents]'") from None
-    return RecurrentPPO  # type: ignore[return-value] # the like of PPO, but no subclass
+    contrib = needed("sb3_contrib", "recurrent PPO needs sb3-contrib: pip install 'lssvwm_gym[agents]'")
+    return contrib.RecurrentPPO  # the like of PPO, but no subclass
 
 
 def save_sb3_policy(path: str | Path, policy: ActorCriticPolicy, config: SB3PolicyConfig, about: Mapping[str, Any]) -> None:
@@ -102,10 +100,7 @@ def save_sb3_policy(path: str | Path, policy: ActorCriticPolicy, config: SB3Poli
 
 
 def load_sb3_policy(path: str | Path, dream: Dream, device: str = "cpu") -> tuple[ActorCriticPolicy, SB3PolicyConfig]:
-    """The policy and what it sees of dreams of this model.
-
-    Raises `TensorFileError` for a file that is not a policy or broken, `ValueError` for one of another world.
-    """
+    """The policy and what it sees of this model's dreams. Raises `TensorFileError` for a broken file, `ValueError` for another world."""
     tensors, header = load_tensors(path)
     config = config_in(header, path)
     if config.world != dream.world.name:

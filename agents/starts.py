@@ -4,8 +4,6 @@ A dream can begin anywhere that was ever recorded, and a real environment can't.
 that are further ahead then ask it to find the way (a reverse curriculum, Florensa et al., arXiv 1707.05300).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,7 +19,7 @@ from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.rewards import reward_probability
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.models.rollout import unknown_action
-from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.segment import Segment, joined
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
 from lssvwm_gym.training.latents import latent_episodes
 
@@ -91,10 +89,7 @@ def bank_before_rewards(dream: Dream, episodes: Sequence[Segment], before: Befor
     """States of episodes from which a reward is near: it is so many frames ahead, drawn anew for each from `before.lead`.
 
     The last `before.context` frames are the context, at their recorded poses where there are any. At most `most` states, drawn by the
-    seed, each reward as often as another.
-
-    Raises:
-        ValueError: no episode has a reward with that much before it.
+    seed, each reward as often as another. Raises `ValueError` where no episode has a reward with that much before it.
     """
     rng, (least, longest) = np.random.default_rng(seed), before.lead
     rewards = moments(episodes, before)
@@ -136,14 +131,10 @@ def dreams(args: Args, dream: Dream, bank: DreamState) -> DreamVectorEnv:
 
 def _past(cuts: list[tuple[Segment, slice]], dream: Dream) -> Segment:
     """These frames of these episodes, as pasts of a row each."""
-    latent, action, pose, inventory = (
-        torch.stack([getattr(episode, name)[part] for episode, part in cuts]).to(dream.device)
-        for name in ("latent", "action", "pose", "inventory")
-    )
+    past = joined([episode[part] for episode, part in cuts]).to(dream.device)
     peak = torch.stack([_peak(episode)[part] for episode, part in cuts]).to(dream.device)
-    action = action.clone()
-    action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
-    return past_of(latent.float(), action, pose, inventory, peak)
+    past.action[:, 0] = unknown_action(dream.weights.world_model, 1)  # what led to the first is not part of the past
+    return past_of(past.latent.float(), past.action, past.pose, past.inventory, peak)
 
 
 def _peak(episode: Segment) -> Tensor:

@@ -10,12 +10,7 @@ COMMANDS = {  # words: (module, dataclass of settings, function, what it does)
     "dream": ("lssvwm_gym.own_world", "OwnWorld", "dream", "from an environment or recordings to a dream: all of what follows"),
     "collect gym": ("lssvwm_gym.data.collect_gym", "GymCollecting", "collect_gym", "record episodes in any Gymnasium environment"),
     "collect": ("lssvwm_gym.data.collect", "Collecting", "collect", "record episodes in a real simulator"),
-    "convert": (
-        "lssvwm_gym.data.convert",
-        "Converting",
-        "convert",
-        "turn recordings into episodes: Memory Maze, TECO, VPT, Minari, videos",
-    ),
+    "convert": ("lssvwm_gym.data.convert", "Converting", "convert", "make episodes of recordings: Memory Maze, TECO, VPT, Minari, videos"),
     "train autoencoder": ("lssvwm_gym.training.autoencoder", "AutoencoderTraining", "train_autoencoder", "train an autoencoder of frames"),
     "train world": ("lssvwm_gym.training.world_model", "WorldTraining", "train_world", "train a world model on its latents"),
     "train heads": ("lssvwm_gym.training.heads", "HeadTraining", "train_heads", "train what samples its frames and says what is blocked"),
@@ -41,10 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(command, words[len(command.split()) :])
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"lssvwm-gym {command}: {error.name} is not installed; "
-            "pip install 'lssvwm_gym[train,play,web,onnx]' brings all that the commands need"
-        )
+        install = "pip install 'lssvwm_gym[train,play,web,onnx]' brings all that the commands need"
+        sys.exit(f"lssvwm-gym {command}: {error.name} is not installed; {install}")
     except (ValueError, OSError, ImportError, WorkerPoolError) as error:  # a full disk is an OSError
         sys.exit(f"lssvwm-gym {command}: {error}")
 

@@ -1,7 +1,5 @@
 """Worlds by their ids: what `gymnasium.make` and `gymnasium.make_vec` know. Loads neither torch nor a simulator."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys
@@ -102,7 +100,7 @@ def _use_one_thread() -> None:
 
 def make_dreams(
     weights: str | Path | None = None, num_envs: int = 1, max_episode_steps: int | None = None, **kwargs: Any
-) -> DreamVectorEnv:
+) -> "DreamVectorEnv":
     """The same as one batch, a `DreamVectorEnv`."""
     from lssvwm_gym.envs.dream_vector_env import DreamVectorEnv
 

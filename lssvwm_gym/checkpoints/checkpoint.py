@@ -183,8 +183,5 @@ def _prepacked(folder: Path, files: object, device: str, precision: Precision, b
 @independent
 def prepack(weights: Weights, precision: Precision) -> Weights:
     """The same weights, shared, with layers and decoder laid out as they are now."""
-    return replace(
-        weights,
-        world_model=PrepackedWorldModel.of(weights.world_model, precision.model, precision.pictures),
-        autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures),
-    )
+    world_model = PrepackedWorldModel.of(weights.world_model, precision.model, precision.pictures)
+    return replace(weights, world_model=world_model, autoencoder=PrepackedAutoencoder.of(weights.autoencoder, precision.pictures))

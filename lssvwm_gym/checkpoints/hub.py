@@ -9,11 +9,13 @@ from typing import Any
 
 import gymnasium
 
+from lssvwm_gym.io.json_config import needed
 from lssvwm_gym.io.legacy import CONTEXTS_FILE
 from lssvwm_gym.worlds import DREAM_ID, read_world
 
 NEEDED = ("config.json", "model.safetensors", "contexts.safetensors")
 FILES = (*NEEDED, CONTEXTS_FILE, "world.json", "README.md")
+NO_HUB = "the Hub needs huggingface_hub: pip install 'lssvwm_gym[hub]'"
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -22,9 +24,8 @@ def load(source: str | Path, *, revision: str | None = None, **kwargs: Any) -> g
 
     `source` is a folder, or the id of a repository, `owner/name`, of which a copy is kept in the Hub's cache; what is there needs no
     network (`HF_HUB_OFFLINE=1` allows none). `revision` is its branch, tag or commit; `kwargs` are `gymnasium.make`'s: profile, device, ...
-    Raises `ValueError` for neither a folder nor an id, and weights that are not sound (`TensorFileError`, `WorldError`),
-    `FileNotFoundError` for no such repository, or one that can't be reached and is not in the cache, `ImportError` where `huggingface_hub`
-    is missing.
+    Raises `ValueError` for neither folder nor id, and for weights that are not sound (`TensorFileError`, `WorldError`), `FileNotFoundError`
+    for no such repository, or one that can't be reached and is not in the cache, `ImportError` without `huggingface_hub`.
     """
     return gymnasium.make(DREAM_ID, weights=from_hub(source, revision=revision), **kwargs)
 
@@ -38,7 +39,7 @@ def from_hub(source: str | Path, *, revision: str | None = None) -> Path:
         return folder
     if not REPO_ID.fullmatch(str(source)):
         raise ValueError(f"{source}: no such folder of weights, and no repository's id either, which would be owner/name")
-    hub = _import_hub()
+    hub = needed("huggingface_hub", NO_HUB)
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:  # from the Hub, or from its cache where the Hub can't be reached
@@ -66,7 +67,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, mess
     load_weights(folder)
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder}: has no README.md, the model card; `lssvwm-gym package` writes one")
-    hub = _import_hub()
+    hub = needed("huggingface_hub", NO_HUB)
     hub.create_repo(repo_id, private=private, exist_ok=True)
     return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message))
 
@@ -76,11 +77,3 @@ def _checked(folder: Path, what: str) -> Path:
     if missing := [name for name in NEEDED if name not in there and not (name == NEEDED[-1] and CONTEXTS_FILE in there)]:
         raise ValueError(f"{what}: not a folder of weights, which has {', '.join(missing)}; `lssvwm-gym package` writes one")
     return folder
-
-
-def _import_hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ImportError("the Hub needs huggingface_hub: pip install 'lssvwm_gym[hub]'") from None
-    return huggingface_hub

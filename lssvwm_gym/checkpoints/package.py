@@ -73,8 +73,7 @@ def _encoding(autoencoder: Autoencoder) -> str:
 
 def _with_contexts_from(run: Packaging, data: Path, autoencoder: Autoencoder) -> Weights:
     world_model, trained = load_world_model(run.world_model)
-    paths = episode_paths(data)
-    rng = np.random.default_rng(run.seed)
+    paths, rng = episode_paths(data), np.random.default_rng(run.seed)
     paths = [paths[i] for i in rng.permutation(len(paths))]
     recorded = ((path, read_arrays(path)) for path in paths)  # no dream begins with the frame that ends an episode
     lengths = {path: len(arrays["action"]) - int(np.any(arrays.get("terminated", False))) for path, arrays in recorded}

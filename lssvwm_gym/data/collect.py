@@ -1,5 +1,5 @@
 """Collect episodes from a real simulator, with several processes: `lssvwm-gym collect memory-maze --out DIR`, or `luanti`.
-Any other Gymnasium environment: `lssvwm-gym collect gym`, see `gym_env`.
+Any other Gymnasium environment: `lssvwm-gym collect gym`, see `collect_gym`.
 
 Episode `<seed>` depends on its seed alone, as far as the world repeats itself. Whatever ends a collection, only whole episodes remain, and
 the same command goes on where it was. Another world is one more entry in `SOURCES`.
@@ -42,8 +42,7 @@ class Collecting:
     size: int = 9  # cells along a side of the maze; of no meaning elsewhere
     steps: int | None = None  # an episode, which has one frame more; left out, it is as long as the world's standard task
     crf: int = VIDEO_CRF  # 0 (lossless) .. 51 (worst)
-    # in Memory Maze explorer (the same as none), seeker, wander, sticky or mixed; in Luanti wander, dig, craft or mixed; your own,
-    # module:attribute
+    # in Memory Maze explorer (as none), seeker, wander, sticky or mixed; in Luanti wander, dig, craft or mixed; your own: module:attribute
     player: str | None = None
 
     def __post_init__(self) -> None:
@@ -154,9 +153,8 @@ def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -
 
 
 def _work_off(collecting: Collecting, open_work: Callable[[], Work], frames: int, seeds: list[int], collected: Collected) -> None:
-    messages = run_jobs(seeds, open_work, collecting.workers)
     bar = tqdm(total=len(seeds) * frames, unit="frame", desc=f"{len(seeds)} episodes", disable=not seeds)
-    with contextlib.closing(messages), bar:
+    with contextlib.closing(run_jobs(seeds, open_work, collecting.workers)) as messages, bar:
         seen = dict.fromkeys(seeds, 0)
         for message in messages:
             amount = message.amount if isinstance(message, Progress) else frames - seen[message.job]

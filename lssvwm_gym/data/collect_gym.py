@@ -5,6 +5,7 @@ drawn at random. What else a Dict observes in a few numbers, such as health, is 
 `collecting.json` says how they were made: `lssvwm-gym package` takes the world's record from there.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 import tyro
 from gymnasium.spaces import Box, Dict, Discrete
 
-from lssvwm_gym.data.collect import Collected, Collecting, Policy, Source, gather, record
+from lssvwm_gym.data.collect import Collected, Collecting, Policy, Recorder, Source, gather, record
 from lssvwm_gym.data.convert.recording import Framing, framed, keep_settings, not_a_picture, note, read_settings
 from lssvwm_gym.data.episode import EpisodeError, write_episode
 from lssvwm_gym.io.json_config import Bounds, check_bounds, fields_of, parsed
@@ -119,13 +120,11 @@ def collect_gym(run: GymCollecting, open_work: Callable[[GymCollecting], Work] |
     that were made in another way, `WorkerPoolError` where it can't be made in another process.
     """
     env = make(run)
-    try:
+    with env:
         draw(env.action_space, np.random.default_rng(0), run.odds)
         env.reset(seed=run.first_seed)
         collection = env.described()
         keep_settings(run.out / SETTINGS, asdict(collection), "collect")
-    finally:
-        env.close()
     run = replace(run, pixels="observation" if collection.pixels == "observation" else "render")
     return gather(run.plain, partial(open_work or GymRecorder, run), run.steps + 1)
 
@@ -135,14 +134,14 @@ def read_collection(folder: Path) -> Collection | None:
     return read_settings(Path(folder) / SETTINGS, lambda said: Collection(**fields_of(Collection, said, BOUNDS)), "collect")
 
 
-class GymRecorder:
+class GymRecorder(Recorder):
     """A worker's work: one environment, kept open, and an episode written for every seed."""
 
     def __init__(self, run: GymCollecting, make_policy: Callable[[np.random.Generator], Policy] | None = None) -> None:
         """`make_policy` gives an episode's player, where that is not one that draws at random."""
-        self._run, self._env = run, make(run)
-        env, policy = self._env, make_policy or partial(Sticky, self._env.action_space, run.odds, run.sticky)
-        self._source = Source(lambda _: env, policy, env.fps, every_frame=POSE if run.position else (), frame=env.picture)
+        self._run, env = run, make(run)
+        policy = make_policy or partial(Sticky, env.action_space, run.odds, run.sticky)
+        super().__init__(run.plain, Source(lambda _: env, policy, env.fps, POSE if run.position else (), frame=env.picture))
 
     def __call__(self, seed: int, report: Callable[[int], None] = lambda frames: None) -> None:
         run, longest = self._run, 0
@@ -155,13 +154,8 @@ class GymRecorder:
                 write_episode(run.plain.path(seed), episode, self._source.fps, run.crf)
                 return
             longest = max(longest, len(episode))
-        raise EpisodeError(
-            f"{run.env} ends early: of {TRIES} episodes the longest has {longest} frames, not {run.least}. Choose a smaller --least, "
-            "for training takes episodes of any length, or other --odds and --sticky"
-        )
-
-    def close(self) -> None:
-        self._env.close()
+        choose = "Choose a smaller --least, for training takes episodes of any length, or other --odds and --sticky"
+        raise EpisodeError(f"{run.env} ends early: of {TRIES} episodes the longest has {longest} frames, not {run.least}. {choose}")
 
 
 class Framed(gym.Wrapper):
@@ -219,8 +213,7 @@ class Framed(gym.Wrapper):
         return Collection(*common, bool(run.position), (), low, high, beside)
 
     def _frame(self, observation: Any) -> np.ndarray:
-        shown = self.env.render() if self._key is None else observation[self._key] if self._key else observation
-        frame = np.asarray(shown)
+        frame = np.asarray(self.env.render() if self._key is None else observation[self._key] if self._key else observation)
         if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"{self._run.env}: frames are {frame.dtype} {frame.shape}, not uint8 (height, width, 3)")
         return framed(frame, self._framing)
@@ -272,10 +265,8 @@ def make(run: GymCollecting) -> Framed:
         if key is not None and not codes:
             return Framed(_made(run), run, key)
         if codes:
-            note(
-                f"{run.env}: observations {key} are no pictures: {codes}. What it renders is recorded instead; "
-                "--pixels observation records them all the same"
-            )
+            instead = "What it renders is recorded instead; --pixels observation records them all the same"
+            note(f"{run.env}: observations {key} are no pictures: {codes}. {instead}")
     return Framed(_made(run, render_mode="rgb_array"), run, None)
 
 
@@ -283,8 +274,8 @@ def _made(run: GymCollecting, **more: Any) -> gym.Env:
     try:
         return gym.make(run.env, disable_env_checker=True, **{**run.arguments, **more})
     except gym.error.Error as error:
-        problem = str(error).rstrip(".")
-        raise ValueError(f"{run.env} can't be made: {problem}. --import MODULE registers the environments of a package") from None
+        why = str(error).rstrip(".")
+        raise ValueError(f"{run.env} can't be made: {why}. --import MODULE registers the environments of a package") from None
 
 
 def _picture(env: gym.Env, run: GymCollecting) -> str | None:
@@ -323,12 +314,10 @@ def _tried(env: gym.Env, key: str) -> str:
 def action_names(env: gym.Env, count: int) -> list[str]:
     """What the environment calls its Discrete actions, by `get_action_meanings` or an Enum `actions`; else their numbers."""
     inner: Any = env.unwrapped
+    names: list[str] = []
     if callable(meanings := getattr(inner, "get_action_meanings", None)):
-        names = [str(name).lower() for name in meanings()]
+        names = [str(name).lower() for name in meanings()][:count]
     else:
-        try:
-            names = [one.name for one in sorted(inner.actions, key=int)]
-        except (AttributeError, TypeError, ValueError):
-            names = []
-    names = names[:count]
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            names = [one.name for one in sorted(inner.actions, key=int)][:count]
     return names if len(names) == len(set(names)) == count else [str(number) for number in range(count)]

@@ -8,10 +8,10 @@ import contextlib
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from lssvwm_gym.io.video import VIDEO_CRF, as_shown, import_av, write_video
 LARGEST = 2**30  # bytes of all arrays of a file, and of all frames of a video, once they are unpacked: 87,000 frames of 64 pixels
 LARGEST_FRAME = 2**24  # pixels: 4096 x 4096
 CONTAINER = "mp4"  # the only one that is read, with its relatives such as mov: others can point to files elsewhere
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # by the version of NumPy's format
 
 
 class EpisodeError(ValueError):
@@ -45,10 +46,8 @@ class Episode:
             if array.ndim == 0 or array.dtype.kind not in "biuf":
                 raise EpisodeError(f"{name} must be numbers (T, ...), got {array.dtype} {array.shape}")
             if len(array) != len(self.frames):
-                raise EpisodeError(
-                    f"{name} has {len(array)} entries for {len(self.frames)} frames; action[t] led to frame t, "
-                    "so both have the same length and action[0] is a placeholder"
-                )
+                rule = "action[t] led to frame t, so both have the same length and action[0] is a placeholder"
+                raise EpisodeError(f"{name} has {len(array)} entries for {len(self.frames)} frames; {rule}")
             if not np.isfinite(array).all():
                 where = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
                 raise EpisodeError(f"{name} has entries that are not finite, the first at frame {where}: {array[where]}")
@@ -106,12 +105,16 @@ class Episode:
 
 def read_episode(path: str | Path) -> Episode:
     """Read an episode by either of its two files. Raises `EpisodeError` for anything that is not whole, and for more than `LARGEST`."""
-    arrays = read_arrays(path)
+    return with_frames(path, read_arrays(path), lambda: read_video(Path(path).expanduser().with_suffix(".mp4")))
+
+
+def with_frames(path: str | Path, arrays: dict[str, np.ndarray], frames: Callable[[], np.ndarray]) -> Episode:
+    """The episode of a file's arrays, and of frames that are read where these are there. Raises `EpisodeError` as `read_episode`."""
     if missing := {"action", "reward"} - arrays.keys():
         raise EpisodeError(f"{path}: no array named {', '.join(sorted(missing))}")
-    frames = read_video(Path(path).expanduser().with_suffix(".mp4"))
+    shown, rest = frames(), {name: array for name, array in arrays.items() if name not in ("action", "reward")}
     try:
-        episode = Episode(frames, arrays.pop("action"), arrays.pop("reward"), arrays)
+        episode = Episode(shown, arrays["action"], arrays["reward"], rest)
         with np.errstate(over="ignore"):
             episode = replace(episode, reward=episode.reward.astype(np.float32))  # looked at again: what was finite may no longer be
         _ = episode.pose, episode.inventory, episode.terminated  # raise where they can't be told
@@ -172,7 +175,10 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is packed in a way that NumPy never does")
     with archive.open(member) as file:
-        shape, _, dtype = _read_header(file)
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"version {version} of NumPy's format is not read")
+        shape, _, dtype = HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError(f"{member.filename} is of objects, which would need pickle")
         left = member.file_size - file.tell()
@@ -180,13 +186,6 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
             raise ValueError(f"{member.filename} claims to be {dtype} {shape} but has {left} bytes")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of NumPy's format is not read")
-    return np.lib.format.read_array_header_1_0(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
 
 
 def read_video(path: str | Path) -> np.ndarray:
@@ -244,10 +243,8 @@ def episode_paths(folder: str | Path) -> list[Path]:
 
 def fingerprint(folder: str | Path) -> dict[str, int | str]:
     """Number of episodes and a hash over names and contents; equal folders have equal fingerprints."""
-    digest = hashlib.sha256()
-    paths = episode_paths(folder)
+    digest, paths = hashlib.sha256(), episode_paths(folder)
     for path in paths:
         for file in (path, path.with_suffix(".mp4")):
-            digest.update(file.name.encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return {"episodes": len(paths), "sha256": digest.hexdigest()[:16]}

@@ -7,8 +7,6 @@ Where episodes end by themselves, or are shorter than a clip, they are cut into 
 so every frame is as likely as any other, the last ones too, and how often episodes end can be learned. A piece is filled up to whole clips.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, replace
 
@@ -47,7 +45,7 @@ class SegmentIndex:
     def done(self) -> bool:
         return self.at >= self.length
 
-    def advanced(self, count: int) -> SegmentIndex:
+    def advanced(self, count: int) -> "SegmentIndex":
         return replace(self, at=self.at + count)
 
 
@@ -65,7 +63,7 @@ class Episodes:
     whole: Segment
 
     @classmethod
-    def of(cls, episodes: list[Segment], device: torch.device | str = "cpu") -> Episodes:
+    def of(cls, episodes: list[Segment], device: torch.device | str = "cpu") -> "Episodes":
         lengths = tuple(map(len, episodes))
         return cls(lengths, np.cumsum([0, *lengths[:-1]]), joined(episodes, torch.cat).to(device))
 
@@ -104,9 +102,8 @@ def draw_segment(episodes: Episodes, frames: int, clips: int, back: float, rng: 
 
 def _piece(episodes: Episodes, longest: int, back: float, rng: np.random.Generator) -> SegmentIndex:
     """One of the pieces of at most `longest` frames into which all episodes are cut, each as likely as any other."""
-    forward, runs_back = longest, rng.random() < back
-    if runs_back:
-        forward = min(longest, longest // 2 + 1 + int(rng.integers(max(1, longest // 4))))
+    runs_back = rng.random() < back
+    forward = min(longest, longest // 2 + 1 + int(rng.integers(max(1, longest // 4)))) if runs_back else longest
     counts = -(-np.array(episodes.lengths) // forward)
     number = int(rng.integers(counts.sum()))
     episode = int(np.searchsorted(counts.cumsum(), number, side="right"))
@@ -154,8 +151,7 @@ def read_clip(episodes: Episodes, segments: list[SegmentIndex], frames: int, unk
 def encoded(episode: Episode, autoencoder: Autoencoder, part: slice = slice(None)) -> Segment:
     """Encode an episode's frames, or a part of them: latents in float16, poses in world units."""
     device = autoencoder.latent_mean.device
-    frames = torch.from_numpy(episode.frames[part]).split(100)
-    latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in frames])
+    latent = torch.cat([autoencoder.encode(batch.to(device)) for batch in torch.from_numpy(episode.frames[part]).split(100)])
     pose = np.full((len(episode), PLANE), np.nan, np.float32) if episode.pose is None else episode.pose
     whole = episode.action.dtype.kind in "iu"
     numbers = (episode.action.astype(np.int64 if whole else np.float32), episode.reward, pose, episode.inventory)

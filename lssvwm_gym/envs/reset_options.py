@@ -1,7 +1,5 @@
 """Options of `reset`, which `DreamEnv` lists: how a dream starts, the real past that they ask for."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 from itertools import chain
@@ -36,20 +34,17 @@ class LongContexts(NamedTuple):
 def choose_past(weights: Weights, seeds: Tensor, options: Mapping[str, Any] | None) -> Segment | LongContexts | None:
     """The past of every row for seeds (B,); None for a cold start.
 
-    An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out
-    of range.
+    An option of None is one not given. Raises `ValueError` for options that don't exist, contradict each other or are out of range.
     """
     options = {name: value for name, value in checked_options(options).items() if value is not None}
     if tuple(sorted(map(str, options))) not in COMBINATIONS:
         known, given = set(chain.from_iterable(COMBINATIONS)), ", ".join(map(str, options))
         problem = "can't combine the" if options.keys() <= known else "knows no"
-        raise ValueError(
-            f"reset {problem} options {{{given}}}; it takes one of {', '.join('{' + ', '.join(keys) + '}' for keys in COMBINATIONS)}"
-        )
+        there_are = ", ".join("{" + ", ".join(keys) + "}" for keys in COMBINATIONS)
+        raise ValueError(f"reset {problem} options {{{given}}}; it takes one of {there_are}")
     if "start" in options:
-        if not isinstance(options["start"], str) or options["start"] != "cold":
-            given = options["start"]
-            raise ValueError(f"the option start can only be 'cold', not {given!r}; leave it out to start from a short context")
+        if not isinstance(start := options["start"], str) or start != "cold":
+            raise ValueError(f"the option start can only be 'cold', not {start!r}; leave it out to start from a short context")
         return None
     if "episode" in options:
         return _past_of_episode(weights, len(seeds), options["episode"], options.get("context_frames"))
@@ -103,8 +98,7 @@ def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Seg
         raise ValueError(f"the option episode is the path of a recorded episode, not {path!r}")
     episode = read_episode(path)
     _check_episode(episode, path, weights)
-    if frames is None:
-        frames = min(EPISODE_FRAMES, len(episode))
+    frames = min(EPISODE_FRAMES, len(episode)) if frames is None else frames
     frames = _whole_number("context_frames", frames, 1, len(episode), f"{path} has {len(episode)} frames")
     return past_of(*(x[None].expand(rows, *x.shape) for x in _encoded(episode, frames, weights)))
 
@@ -128,8 +122,7 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
     part = encoded(episode, weights.autoencoder, slice(frames))
     action = part.action.float() if weights.world_model.config.action_size else part.action.clone()
     action[0] = unknown_action(weights.world_model, 1)[0]  # the first is a placeholder
-    device = weights.world_model.token_in.weight.device
-    size = weights.world_model.config.pose_size
+    device, size = weights.world_model.token_in.weight.device, weights.world_model.config.pose_size
     pose = part.pose if part.pose.shape[1] == size else part.pose.new_full((frames, size), torch.nan)
     return part.latent.float(), action.to(device), pose.to(device), part.inventory.to(device)
 

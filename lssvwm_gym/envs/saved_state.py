@@ -1,8 +1,6 @@
 """A moment of an environment as a value: keep it, go back to it, branch from it, write it to disk."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +38,12 @@ class EnvState:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def rows(self, rows: Sequence[int]) -> EnvState:
+    def rows(self, rows: Sequence[int]) -> "EnvState":
         """The state of some rows, in that order; rows may repeat."""
         dream, frame = take_rows((self.dream, self.frame), torch.tensor(rows, device=self.frame.device))
         return EnvState(dream, frame, tuple(self.steps[row] for row in rows), tuple(self.random[row] for row in rows), self.weights)
 
-    def branched(self, n: int, same_noise: bool = False) -> EnvState:
+    def branched(self, n: int, same_noise: bool = False) -> "EnvState":
         """Every row n times, copies side by side. The first copy keeps its future; the others get noise of their own."""
         if n < 1:
             raise ValueError(f"a dream branches into at least 1, not {n}")
@@ -59,7 +57,7 @@ class EnvState:
             random[row] = dict(np.random.PCG64(sequence).state)
         return replace(copies, dream=copies.dream._replace(seed=seeds), random=tuple(random))
 
-    def checked_for(self, dream: Dream, rows: int) -> EnvState:
+    def checked_for(self, dream: Dream, rows: int) -> "EnvState":
         """Itself, on the dream's device. Raises `ValueError` where it belongs to another model or number of rows."""
         if not isinstance(self, EnvState):
             raise ValueError(f"a state is what clone_state gave, not {self!r}")
@@ -76,6 +74,7 @@ class Resumable:
     metadata: dict[str, Any] = {"render_modes": spaces.RENDER_MODES}  # noqa: RUF012 - as Gymnasium declares it
     _spec: EnvSpec | None = None
     _random: list[np.random.Generator]  # each row's, which seeds its coming dreams
+    _observation: Callable[[], Any]  # of now, as the environment gives it
     _in_place = False  # whether the tensors of `_now` are written to
 
     def _set_up(self, dream: Dream, num_envs: int, render_mode: str | None, observation: str) -> None:
@@ -129,9 +128,6 @@ class Resumable:
         """Go back to a saved moment; returns its observations. Raises `TensorFileError` for a file that isn't one of this model."""
         return self.restore_state(load_state(path, self.dream))
 
-    def _observation(self) -> Any:
-        raise NotImplementedError
-
     def _state(self, method: str) -> DreamState:
         if self._now is None or not self._begun.all():
             raise ResetNeeded(f"call reset() before {method}()")
@@ -175,13 +171,10 @@ def load_state(path: str | Path, dream: Dream) -> EnvState:
     if not _is_header(header):
         raise TensorFileError(f"{path}: not a saved state ({FORMAT})")
     if header["weights"] not in (dream.fingerprint, dream.fingerprint_before):
-        raise TensorFileError(
-            f"{path}: a state of {header['world']} with weights {header['weights']}, but this environment dreams "
-            f"{dream.world.id} with weights {dream.fingerprint}"
-        )
-    rows = len(header["steps"])
+        here = f"this environment dreams {dream.world.id} with weights {dream.fingerprint}"
+        raise TensorFileError(f"{path}: a state of {header['world']} with weights {header['weights']}, but {here}")
+    rows, size = len(header["steps"]), dream.world.image_size
     blank = dream.empty(torch.zeros(1, dtype=torch.int64))
-    size = dream.world.image_size
     expected = {**named(blank), "frame": torch.zeros(1, size, size, 3, dtype=torch.uint8)}
     check_names_and_shapes({k: v.expand(rows, *v.shape[1:]) for k, v in expected.items()}, tensors, path)
     wrong = [f"{name} {tensors[name].dtype}" for name, tensor in expected.items() if tensors[name].dtype != tensor.dtype]

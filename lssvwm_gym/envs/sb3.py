@@ -1,7 +1,5 @@
 """Dreams for Stable-Baselines3, which takes no Gymnasium vector environment: `make_sb3_vec_env("memory-maze", num_envs=8)`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +25,7 @@ ROW_METHODS: dict[str, Callable[[DreamVectorEnv, int], Any]] = {
 }
 
 
-def make_sb3_vec_env(world: str | WorldSpec, num_envs: int = 1, **kwargs: Any) -> DreamVecEnv:
+def make_sb3_vec_env(world: str | WorldSpec, num_envs: int = 1, **kwargs: Any) -> "DreamVecEnv":
     """`num_envs` dreams of a world (its id, its name, or a `WorldSpec`) in one batch, truncated as the world says.
 
     `kwargs` are those of `DreamVectorEnv`: give observation="features" for a policy with the world model's memory, and

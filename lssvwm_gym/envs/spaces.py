@@ -158,10 +158,7 @@ def action_space(world: WorldSpec) -> Discrete | Box:
 
 
 def checked_actions(action: Any, world: WorldSpec, rows: tuple[int, ...]) -> torch.Tensor:
-    """Whole numbers of shape `rows` within the action space, as int64 (B,); float32 (B, A) where it is a Box.
-
-    Raises `ValueError` for anything else.
-    """
+    """Whole numbers of shape `rows` in the action space as int64 (B,), of a Box float32 (B, A). Raises `ValueError` for anything else."""
     if world.continuous:
         return _checked_numbers(action, world, rows)
     array = _as_array(action)

@@ -25,11 +25,10 @@ MEMORIES = {  # variants of retrieval, and their names in a report
     "estimated_poses": "estimated poses",
     "estimated_motions": "estimated motions",
 }
-IN_BLOCKS = ("reconstruction", "next_frame", "open_loop", *MEMORY)
 OTHER_WORLDS: dict[str, Any] = {"tests": (*PREDICTION, "ends", *MEMORY), "retrieval": (100,), "reasoning": (100, 50)}
 SUITES: dict[str, dict[str, Any]] = {  # by world: what is measured where nothing else is asked for
     "memory-maze": {"tests": PREDICTION + MEMORY, "retrieval": (100,), "reasoning": (576, 224)},
-    "minecraft": OTHER_WORLDS | {"tests": IN_BLOCKS},
+    "minecraft": OTHER_WORLDS | {"tests": ("reconstruction", "next_frame", "open_loop", *MEMORY)},
 }
 PICTURED = 3  # clips, of different episodes where there are as many
 
@@ -65,8 +64,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if unknown := set(self.memories) - MEMORIES.keys():
             raise ValueError(f"no memory named {', '.join(sorted(unknown))}; there are {', '.join(MEMORIES)}")
-        named = self.world or chosen_world("", self.weights).name
-        for name, own in SUITES.get(named, OTHER_WORLDS).items():
+        for name, own in SUITES.get(self.world or chosen_world("", self.weights).name, OTHER_WORLDS).items():
             if not any(getattr(self, name)):
                 object.__setattr__(self, name, own)
         check_bounds(self, steps=1, clips=1, context=2, ahead=1, retrieval=2, reasoning=1, drift=1, imagination=2)

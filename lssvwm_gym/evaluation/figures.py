@@ -17,7 +17,7 @@ HEAD = 16  # screen pixels above the frames for the columns' names
 GAP = 8  # screen pixels between clips
 STEPS = 8  # columns
 MAPS = 6  # paths
-DRAWN_APART = ("retrieval", "recall", "imagination", "drift")  # all else is rows of frames
+DRAWN_APART = ("recall", "imagination", "drift")  # all else is rows of frames
 
 
 def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Path]:
@@ -25,9 +25,6 @@ def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     kept = context.kept
     written = [_sheet_of_steps(folder / f"{name}.png", rows) for name, rows in kept.items() if name not in DRAWN_APART]
-    if "retrieval" in kept:
-        dreamed = {name: frames for name, frames in kept["retrieval"].items() if name != "truth"}
-        written.append(retrieval_sheet(folder / "retrieval.png", kept["retrieval"]["truth"], dreamed))
     if "recall" in kept:
         steps = view_steps(max(context.run.retrieval) - 1)
         written.append(sheet(folder / "recall.png", kept["recall"], [f"step {step}" for step in steps]))
@@ -142,7 +139,6 @@ def save_figure(figure: Any, path: Path) -> Path:
 
 
 def _saved(path: Path, save: Callable[[Path], Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as unfinished:
         save(unfinished)
     return path

@@ -45,23 +45,19 @@ def retrieval(context: EvalContext) -> dict[str, Any]:
     frames between;
     last frame repeated: the turning point.
 
-    In worlds that change, the same for the clips alone in whose context the inventory never changed, so that nothing was dug or
-    placed: untouched world.
+    In worlds that change, untouched world: the same for clips in whose context the inventory never changed: nothing was dug or placed.
 
     Own memory also has a revisit curve: the frame at step j was last seen 2 j frames ago. PSNR of the frames around some such
     ages, and how much it falls from 50 to 800 frames, or as far as the length goes, clip by clip.
     """
     context.check_poses(discrete=True)
-    results: dict[str, Any] = {}
-    for frames in context.run.retrieval:
-        results |= _retrieval(context, frames, f"revisiting {frames} frames")
-    return results
+    parts = [_retrieval(context, frames, f"revisiting {frames} frames") for frames in context.run.retrieval]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def revisit(context: EvalContext, frames: int) -> Revisit:
     """The clips of `frames` frames of every episode, prefilled at their true poses, and their reversed trajectories."""
-    unknown_action = context.weights.world_model.config.actions
-    clips = with_reversal(cut_clips(context.episodes, frames, context.run.clips), unknown_action)
+    clips = with_reversal(cut_clips(context.episodes, frames, context.run.clips), context.weights.world_model.config.actions)
     return Revisit(clips[:frames], context.prefilled(clips[:frames]), clips[frames:])
 
 

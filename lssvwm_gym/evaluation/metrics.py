@@ -52,10 +52,8 @@ def ssim(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:
     """SSIM (11x11 Gaussian window, sigma 1.5) of uint8 frames (B, T, height, width, 3): (B, T)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    parts = [
-        structural_similarity_index_measure(x, y, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none")
-        for x, y in zip(_images(frames, border), _images(truth, border), strict=True)
-    ]
+    pairs = zip(_images(frames, border), _images(truth, border), strict=True)
+    parts = [structural_similarity_index_measure(x, y, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none") for x, y in pairs]
     return torch.cat([torch.as_tensor(part).reshape(-1) for part in parts]).view(frames.shape[:2])
 
 

@@ -114,8 +114,7 @@ def _pose_errors(estimated: Tensor, true: Tensor, name: str) -> dict[str, Score]
         results[f"{name}, step {step}: position error (world units)"] = score(position[:, step])
         results[f"{name}, step {step}: heading error (degrees)"] = score(heading[:, step])
         if error.shape[-1] > PLANE:
-            tilt = (estimated - true)[:, step, PLANE + 1]
-            results[f"{name}, step {step}: tilt error (degrees)"] = score(tilt.abs().rad2deg())
+            results[f"{name}, step {step}: tilt error (degrees)"] = score((estimated - true)[:, step, PLANE + 1].abs().rad2deg())
     return results
 
 
@@ -127,8 +126,7 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
     last frame repeated: the last one of the context.
 
     With true poses PSNR is split by whether a frame of the context had a pose within the world's `length_scale` and 0.26 radians
-    (seen before) or none had (new); and what was seen before by the frames since the last such frame. A clip without frames of
-    a kind doesn't count there.
+    (seen before) or none had (new); and what was seen before by the frames since the last such frame. Clips without any don't count.
     """
     context.check_poses(discrete=True)
     model, run = context.weights.world_model, context.run
@@ -153,16 +151,14 @@ def reasoning(context: EvalContext) -> dict[str, Any]:
 def frames_since_seen(past: Tensor, future: Tensor, within: float) -> Tensor:
     """Frames since the last frame of the past (B, P, 4 or 6) that had about the pose of a frame that followed it (B, T, 4 or 6).
 
-    About: `within` so many units of length, in space of x, y and height, and within 0.26 radians of heading and of tilt.
-    (B, T) int64; 0 where none had.
+    About: `within` so many units of length (in space of x, y, height) and 0.26 radians of heading and tilt. (B, T) int64; 0: none had.
     """
     frames, cosine = past.shape[1], math.cos(SIMILAR)
     near = torch.cdist(_place(future), _place(past)) <= within
     alike = torch.einsum("btc,bpc->btp", future[..., 2:PLANE], past[..., 2:PLANE]) >= cosine
     if future.shape[-1] > PLANE:
         alike &= (future[..., None, PLANE + 1] - past[:, None, :, PLANE + 1]).abs() <= SIMILAR
-    number = torch.arange(1, frames + 1)
-    last = ((near & alike) * number).amax(-1)
+    last = ((near & alike) * torch.arange(1, frames + 1)).amax(-1)
     return torch.where(last > 0, torch.arange(1, future.shape[1] + 1) + frames - last, 0)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 def renamed_when_whole(path: Path) -> Iterator[Path]:
     """A name to write to, beside `path`; becomes `path` if the block succeeds and is removed if it doesn't.
 
-    What a process that was killed has left of an earlier try is removed first.
+    Its folder is made. What a process that was killed has left of an earlier try is removed first.
     """
-    _remove_abandoned(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(path)
     try:
         yield unfinished
@@ -32,16 +32,14 @@ def replaced_together(folder: Path, last: str) -> Iterator[Path]:
     that was there stays. Other files of `folder` are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    aim = folder / last
-    _remove_abandoned(aim)
-    unfinished = _unfinished(aim)
+    unfinished = _unfinished(folder / last)
     unfinished.mkdir()
     try:
         yield unfinished
         files = sorted(unfinished.iterdir(), key=lambda file: file.name == last)
         for file in files:
             _onto_the_disk(file)
-        aim.unlink(missing_ok=True)
+        (folder / last).unlink(missing_ok=True)
         for file in files:
             os.replace(file, folder / file.name)
     finally:
@@ -57,6 +55,11 @@ def discard(unfinished: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
+    """A temporary name for `path`. What processes began under such names that no longer run on this machine is removed."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = abandoned.name.split(".")[-2]
+        if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
+            discard(abandoned)
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
@@ -66,21 +69,10 @@ def _onto_the_disk(file: Path) -> None:
         os.fsync(written.fileno())
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Of this name, what processes began that no longer run on this machine."""
-    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        process = unfinished.name.split(".")[-2]
-        if process.isdigit() and (int(process) == os.getpid() or not _runs(int(process))):
-            discard(unfinished)
-
-
 def _runs(process: int) -> bool:
-    if os.name == "nt":
-        return True  # there, asking with a signal would end it
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+        if os.name != "nt":  # there, asking with a signal would end it
+            os.kill(process, 0)
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -1,5 +1,6 @@
 """Settings and JSON: reports written whole; text from strangers in, plain values or the fields of a dataclass out."""
 
+import importlib
 import json
 import math
 import pkgutil
@@ -41,7 +42,6 @@ def write_json(path: Path, value: Any, allow_nan: bool = True) -> None:
 
     Raises `ValueError` for a number that is not finite, which JSON itself doesn't know, unless they are allowed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, default=str, allow_nan=allow_nan) + "\n", encoding="utf-8")
 
@@ -65,6 +65,14 @@ def imported(name: str) -> Any:
     except AttributeError:
         module, _, attribute = name.partition(":")
         raise ValueError(f"{name}: {module} has no {attribute!r}") from None
+
+
+def needed(module: str, message: str) -> Any:
+    """A module that an extra brings. Raises `ImportError` where it is missing, with a message that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(message) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

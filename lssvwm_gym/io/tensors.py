@@ -25,7 +25,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # what is ever written; others can't be compared, moved or checked on every device
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
 
-
 SCALE = "_scale"  # behind the name of the tensor in 8 bits that it belongs to
 
 
@@ -36,7 +35,6 @@ class TensorFileError(ValueError):
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to `path` through a temporary name, so that a reader never sees half a file."""
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain, text = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, json.dumps(header)
     head, content = _with_checksum(save(plain, {"header": text}), checksum(plain, text))
     with renamed_when_whole(path) as unfinished, open(unfinished, "wb") as file:
@@ -131,10 +129,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load weights whose names, shapes and kinds of number are exactly the module's, and that are all finite.
-
-    Raises `TensorFileError` naming the difference.
-    """
+    """Load finite weights of exactly the module's names, shapes and kinds of number. Raises `TensorFileError` that names the difference."""
     expected = module.state_dict()
     check_names_and_shapes(expected, tensors, source)
     floats = {k for k, v in expected.items() if tensors[k].is_floating_point() and v.is_floating_point()}  # of any precision

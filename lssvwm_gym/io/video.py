@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lssvwm_gym.io.atomic import renamed_when_whole
+from lssvwm_gym.io.json_config import needed
 
 ENDINGS = (".mp4", ".gif")
 GOOD_ENOUGH = 16  # constant rate factor of H.264; a few times smaller than lossless
@@ -36,7 +37,6 @@ def write_movie(path: Path, frames: np.ndarray | Sequence[np.ndarray], fps: floa
     check_movie(path)
     if len(frames) == 0:
         raise ValueError(f"{path}: there are no frames to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
     shown = (enlarged(frame, scale) for frame in frames)  # one at a time
     with renamed_when_whole(path) as unfinished:
         if path.suffix.lower() == ".mp4":
@@ -94,8 +94,4 @@ def as_shown(frame: Any, aspect: Fraction | None, largest: int) -> np.ndarray:
 
 
 def import_av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise ImportError("reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'") from None
-    return av
+    return needed("av", "reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'")

@@ -58,8 +58,7 @@ class _Worker:
 def run_jobs(jobs: Sequence[int], open_work: Callable[[], Work], workers: int) -> Generator[Message, None, None]:
     """Do every job once, in `workers` processes, and yield what they say. Closing the iterator ends them.
 
-    `open_work`, importable by name, is called in every worker before its first job and after a failed one; where it raises, this raises
-    `WorkerPoolError`.
+    `open_work`, importable by name, is called in a worker before its first job and after a failed one; its errors become `WorkerPoolError`.
     """
     pending = deque(jobs)
     pool: dict[Connection, _Worker] = {}

@@ -54,8 +54,6 @@ class InventoryHead(nn.Module):
     def loss(self, features: Tensor, before: Tensor, action: Tensor, after: Tensor, weight: Tensor) -> Tensor:
         """Cross entropy of every number's change, a weighted mean over frames (B, T) of a sum over the numbers: few change at once."""
         logits, change = self(features, before, action), after - before
-        losses = [
-            two_hot_loss(logits[..., number, : len(values)], change[..., number], values)
-            for number, values in enumerate(row[row.isfinite()] for row in self.changes)
-        ]
+        changes = [row[row.isfinite()] for row in self.changes]
+        losses = [two_hot_loss(logits[..., n, : len(values)], change[..., n], values) for n, values in enumerate(changes)]
         return (torch.stack(losses).sum(0) * weight).sum() / weight.sum().clamp(min=1)

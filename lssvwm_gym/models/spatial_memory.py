@@ -103,8 +103,7 @@ def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: 
         return MemoryQuery(query, _posterior_variance(query, keys, prior), None, keys), explained
     written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
     identity = 1 if keys.shape[1] == 1 else torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-    covariance = written @ solved.transpose(1, 2) + identity
-    new = _whitened(covariance, solved)
+    new = _whitened(written @ solved.transpose(1, 2) + identity, solved)
     if keys.shape[1] > 1:
         query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
     return MemoryQuery(query, _posterior_variance(query, keys, prior), written, keys), _with_products(explained, new, new)
@@ -136,25 +135,19 @@ def read_write(
     """
     values = values.to(memory.dtype)
     with torch.autocast(memory.device.type, enabled=False):  # large sums that nearly cancel
-        return _read_written(memory_query, values, memory, read, share)
-
-
-def _read_written(
-    memory_query: MemoryQuery, values: Tensor, memory: Tensor, read: Tensor | None, share: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    read = _answers(memory_query.query, memory) if read is None else read
-    if memory_query.written is None:
-        return read, memory
-    gain = None if share is None else _amplification(memory_query, share)
-    if values.shape[1] > 1:
-        among = (memory_query.query @ memory_query.written.transpose(1, 2)).tril(-1)
-        if gain is not None:  # what is written depends on what is read, and that on what was written before
-            system = torch.eye(values.shape[1], dtype=values.dtype, device=values.device) - (1 - gain) * among
-            values = torch.linalg.solve_triangular(system, torch.lerp(read, values, gain), upper=False, unitriangular=True)
-        read = read + among @ values
-    elif gain is not None:
-        values = torch.lerp(read, values, gain)
-    return read, _with_products(memory, values, memory_query.written)
+        read = _answers(memory_query.query, memory) if read is None else read
+        if memory_query.written is None:
+            return read, memory
+        gain = None if share is None else _amplification(memory_query, share)
+        if values.shape[1] > 1:
+            among = (memory_query.query @ memory_query.written.transpose(1, 2)).tril(-1)
+            if gain is not None:  # what is written depends on what is read, and that on what was written before
+                system = torch.eye(values.shape[1], dtype=values.dtype, device=values.device) - (1 - gain) * among
+                values = torch.linalg.solve_triangular(system, torch.lerp(read, values, gain), upper=False, unitriangular=True)
+            read = read + among @ values
+        elif gain is not None:
+            values = torch.lerp(read, values, gain)
+        return read, _with_products(memory, values, memory_query.written)
 
 
 def _amplification(memory_query: MemoryQuery, share: Tensor) -> Tensor:

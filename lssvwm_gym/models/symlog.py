@@ -48,8 +48,3 @@ def expected_reward(logits: Tensor, values: Tensor) -> Tensor:
     """The mean (...) float64 of what logits (..., K) predict; float32 where a device knows no larger ones."""
     kind = torch.float32 if logits.device.type == "mps" else torch.float64
     return logits.to(kind).softmax(-1) @ values.to(kind)
-
-
-def likeliest_reward(logits: Tensor, values: Tensor) -> Tensor:
-    """The most probable bin's reward (...), float32: the mode."""
-    return values[logits.argmax(-1)]

@@ -1,6 +1,4 @@
-"""How much of everything fits the time: an environment is played a little or recordings are looked at, each network is trained a little,
-and the time is shared out.
-"""
+"""How much fits the time: an environment is played or recordings are looked at, each network is trained a little, the time is shared."""
 
 import json
 import math
@@ -103,13 +101,11 @@ def made_plan(run: OwnWorld) -> Plan:
     began, whole = time.monotonic(), 60 * run.minutes
     tried, shared = (recorded(run), 1 - SHARES["collect"] - SHARES["between"]) if run.data else (tried_out(run), 1.0)
     length, (short, middle, long) = statistics.mean(tried.lengths), np.quantile(tried.lengths, (0.25, 0.5, 0.75)).astype(int).tolist()
+    count = len(tried.lengths)
     if long <= GAP[0] + 1:
-        raise ValueError(
-            f"{run.env or run.data} ends after {middle} frames, of {len(tried.lengths)} episodes: too early to dream on from anything"
-        )
+        raise ValueError(f"{run.env or run.data} ends after {middle} frames, of {count} episodes: too early to dream on from anything")
     affordable = min(MOST_FRAMES, SHARES["collect"] * whole * run.workers / tried.seconds) / length
-    episodes = run.episodes or (8 if run.network == "tiny" else max(8, int(affordable)))
-    episodes = len(tried.lengths) if run.data else episodes
+    episodes = count if run.data else run.episodes or (8 if run.network == "tiny" else max(8, int(affordable)))
     plan = Plan(
         network=run.network,
         episodes=episodes,
@@ -137,19 +133,16 @@ def made_plan(run: OwnWorld) -> Plan:
         chosen = with_steps(plan, name, counts, left)
     if chosen is None:
         needed = math.ceil((whole - shared * (left - costs.seconds(least, frames))) / 60)
-        raise ValueError(
-            f"--minutes {run.minutes:g} is too few: at least {least[0]} steps of the autoencoder, {least[1]} of the world model "
-            f"and {least[2]} of the flow head take {needed} minutes on this machine"
-        )
+        steps = f"{least[0]} steps of the autoencoder, {least[1]} of the world model and {least[2]} of the flow head"
+        raise ValueError(f"--minutes {run.minutes:g} is too few: at least {steps} take {needed} minutes on this machine")
     return chosen
 
 
 def with_steps(plan: Plan, network: str, counts: tuple[float, ...], left: float) -> Plan:
     """A plan with steps of the three trainings, and what each stage has of the seconds that are left."""
-    steps: dict[str, Any] = {
-        f"{trained}_steps": int(count) for trained, count in zip(("autoencoder", "world", "head"), counts, strict=True)
-    }
-    return replace(plan, network=network, seconds={stage: round(share * left, 1) for stage, share in SHARES.items()}, **steps)
+    one, two, three = map(int, counts)
+    seconds = {stage: round(share * left, 1) for stage, share in SHARES.items()}
+    return replace(plan, network=network, seconds=seconds, autoencoder_steps=one, world_steps=two, head_steps=three)
 
 
 def recorded(run: OwnWorld) -> Tried:
@@ -164,10 +157,8 @@ def recorded(run: OwnWorld) -> Tried:
 def tried_out(run: OwnWorld) -> Tried:
     """Play some episodes. Raises `ValueError` for environments that can't be made or have neither pictures nor such actions."""
     env = make(run.collecting)
-    try:
+    with env:
         tries = [_tried(run, env, sticky) for sticky in (settings.STICKY if run.sticky is None else (run.sticky,))]
-    finally:
-        env.close()
     return max(tries, key=lambda tried: statistics.mean(tried.lengths))  # the first of those that are as long
 
 

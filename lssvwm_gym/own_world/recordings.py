@@ -4,8 +4,6 @@ They stay as they are. `data/train` and `data/test` hold links to them, or to wh
 learn from a `collecting.json` that says of their world what the layout and the arrays tell.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -18,7 +16,7 @@ import numpy as np
 from lssvwm_gym.data.collect_gym import SETTINGS, Collection, read_collection
 from lssvwm_gym.data.convert.convert import LAYOUTS, convert
 from lssvwm_gym.data.convert.recording import SPLITS, keep_settings, note
-from lssvwm_gym.data.episode import Episode, EpisodeError, episode_paths, opened_video, read_arrays
+from lssvwm_gym.data.episode import EpisodeError, episode_paths, opened_video, read_arrays, with_frames
 from lssvwm_gym.io.atomic import discard
 from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.models.geometry import PLANE
@@ -53,8 +51,7 @@ def converted(run: OwnWorld) -> None:
 def chosen(run: OwnWorld) -> tuple[list[Look], list[Look]]:
     """The episodes to learn from and those to evaluate on: the recordings' own test folder, or about a twentieth of all, held out.
 
-    Raises:
-        EpisodeError: no episodes, some that are not whole, of several kinds, or too few that are long enough.
+    Raises `EpisodeError` for no episodes, some that are not whole, of several kinds, or too few that are long enough.
     """
     source = run.converting.out if run.converting else run.data
     assert source is not None
@@ -135,19 +132,13 @@ def _look(run: OwnWorld, path: Path) -> Look:
         frames, shape, fps = stream.frames, (stream.height, stream.width), float(stream.average_rate or 1)
     if shape != (run.size, run.size):
         raise EpisodeError(f"{video}: frames are {shape[1]}x{shape[0]} pixels, not {run.size}x{run.size}: --size is that of square frames")
-    if missing := {"action", "reward"} - arrays.keys():
-        raise EpisodeError(f"{path}: no array named {', '.join(sorted(missing))}")
-    action, reward = arrays.pop("action"), arrays.pop("reward")
-    try:
-        episode = Episode(np.zeros((frames or len(action), 1, 1, 3), np.uint8), action, reward, arrays)
-        pose, numbers, _ = episode.pose, episode.inventory.shape[1], episode.terminated
-    except EpisodeError as error:
-        raise EpisodeError(f"{path}: {error}") from None
+    episode = with_frames(path, arrays, lambda: np.zeros((frames or len(arrays["action"]), 1, 1, 3), np.uint8))
+    action, pose = episode.action, episode.pose
     size = action.shape[1] if action.ndim == 2 and action.dtype.kind == "f" else 0
     if not size and (action.ndim != 1 or action.dtype.kind not in "iu" or int(action.min()) < 0):
         raise EpisodeError(f"{path}: actions are whole numbers from 0 (T,) or floats (T, A), not {action.dtype} {action.shape}")
     posed = pose is not None and bool(np.isfinite(pose).all(1).any())
-    kind = size, PLANE if pose is None else pose.shape[1], numbers
+    kind = size, PLANE if pose is None else pose.shape[1], episode.inventory.shape[1]
     return Look(path, len(action), kind, 0 if size else int(action.max()) + 1, posed, fps)
 
 
@@ -167,10 +158,8 @@ def _divided(run: OwnWorld, looks: dict[str, list[Look]]) -> tuple[list[Look], l
     left = [look for look in learn if look.path not in held]
     if not test or not any(look.length >= LEAST for look in left):
         longest = max(look.length for look in [*learn, *test])
-        raise EpisodeError(
-            f"{run.data}: {len(learn) + len(own)} episodes, the longest of {longest} frames; a dream needs two of {LEAST} frames and more, "
-            "one to learn from and one to evaluate on"
-        )
+        needs = f"a dream needs two of {LEAST} frames and more, one to learn from and one to evaluate on"
+        raise EpisodeError(f"{run.data}: {len(learn) + len(own)} episodes, the longest of {longest} frames; {needs}")
     if single := sum(look.length < 2 for look in left):
         note(f"{single} episodes of a single frame are left out")
     left = [look for look in left if look.length > 1]

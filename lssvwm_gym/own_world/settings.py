@@ -1,7 +1,5 @@
 """What is asked for, what was decided, and the settings of each training that follow from both."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -48,7 +46,6 @@ NETWORKS = {  # from small to large; the last that gets its steps in the time is
     "large": Network((32, 64, 128), WorldModelConfig(), 160, (3000, 5000, 2000)),
 }
 
-
 FOR_ENV = ("env", "imports", "kwargs", "steps", "sticky", "odds", "pixels", "position", "plane", "angle", "unit")
 FOR_DATA = ("data", "layout", "frame_skip", "images", "index", "outgoing", "cut", "skip_broken")
 
@@ -74,9 +71,8 @@ class OwnWorld:
     plane: tuple[int, int] = (1, 2)
     angle: str = ""  # where it looks
     unit: Literal["radians", "degrees", "quarters"] = "radians"  # of the angle
-    network: Literal["auto", "tiny", "small", "medium", "large"] = (
-        "auto"  # sizes of the models; tiny shows the way and learns nothing, in a few steps whatever the time
-    )
+    # sizes of the models; tiny shows the way and learns nothing, in a few steps whatever the time
+    network: Literal["auto", "tiny", "small", "medium", "large"] = "auto"
     workers: int = 1  # processes that collect or convert
     seed: int = 0
     threads: int = 0  # 0: leave it to torch
@@ -151,9 +147,8 @@ class Plan:
 
 def autoencoder_training(run: OwnWorld, network: Network, steps: int) -> AutoencoderTraining:
     model = AutoencoderConfig(run.size, run.size // PATCHES, network.widths, latent_channels=network.model.latent_channels)
-    every = max(1, steps // 5)
     return AutoencoderTraining(
-        run.train, run.out / "autoencoder", model=model, steps=steps, save_every=every, seed=run.seed, threads=run.threads
+        run.train, run.out / "autoencoder", model=model, steps=steps, save_every=max(1, steps // 5), seed=run.seed, threads=run.threads
     )
 
 
@@ -162,10 +157,8 @@ def world_training(run: OwnWorld, network: Network, plan: Plan) -> WorldTraining
 
     Where no poses say what moves, a frame is told by how it differs from the last one, which it often hardly does.
     """
-    stages = tuple(
-        replace(stage, frames=plan.frames, clips=clips)
-        for stage, clips in zip(CURRICULUM, (1, min(3, plan.clips), plan.clips), strict=True)
-    )
+    longest = (1, min(3, plan.clips), plan.clips)
+    stages = tuple(replace(stage, frames=plan.frames, clips=clips) for stage, clips in zip(CURRICULUM, longest, strict=True))
     return WorldTraining(
         run.train,
         run.out / "autoencoder" / "autoencoder.safetensors",
@@ -212,7 +205,8 @@ def command_line(command: str, settings: Any) -> str:
 
 def _flags(settings: Any, default: Any = None, prefix: str = "--") -> Iterator[str]:
     for field in fields(settings):
-        value, usual = getattr(settings, field.name), getattr(default, field.name, _default(field))
+        fresh: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        value, usual = getattr(settings, field.name), getattr(default, field.name, fresh)
         flag = prefix + ("import" if field.name == "imports" else field.name.replace("_", "-"))
         if value == usual:
             continue
@@ -225,7 +219,3 @@ def _flags(settings: Any, default: Any = None, prefix: str = "--") -> Iterator[s
             yield flag if value else prefix + "no-" + field.name.replace("_", "-")
         else:
             yield from (flag, *map(str, value if isinstance(value, tuple) else (value,)))
-
-
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default

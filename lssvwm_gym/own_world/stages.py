@@ -21,6 +21,7 @@ from lssvwm_gym.training.heads import train_heads
 from lssvwm_gym.training.world_model import train_world
 
 ORDER = ("collect", "between", "autoencoder", "world", "between", "heads", "between", "between")  # of the stages; recordings begin later
+FINISHED = ("autoencoder/autoencoder.safetensors", "world/world.safetensors", "heads/world.safetensors")  # models
 
 
 class DreamStage(NamedTuple):
@@ -35,10 +36,9 @@ class DreamStage(NamedTuple):
 def dream(run: OwnWorld) -> Path:
     """Make the dream, as far as it is not yet made, and return its folder of weights.
 
-    Raises:
-        ValueError: an environment without pictures or with other actions than Discrete or Box, recordings that are too few, too short or
-            of several kinds, too little time, or a folder with something else. All of these before anything is trained.
-        WorkerPoolError: the environment can't be made in another process.
+    Raises, before anything is trained, `ValueError` for an environment without pictures or with other actions than Discrete or Box,
+    recordings that are too few, too short or of several kinds, too little time, or a folder with something else; `WorkerPoolError` where
+    the environment can't be made in another process.
     """
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -67,15 +67,9 @@ def stages(run: OwnWorld, plan: Plan) -> Iterator[DreamStage]:
         yield DreamStage("collect gym", collecting, _collected)
         test = replace(collecting, out=run.test, episodes=plan.test_episodes, first_seed=run.seed + plan.episodes)
         yield DreamStage("collect gym", test, _collected)
-    autoencoder, world, heads = (
-        out / name for name in ("autoencoder/autoencoder.safetensors", "world/world.safetensors", "heads/world.safetensors")
-    )
-    yield DreamStage(
-        "train autoencoder",
-        replace(autoencoder_training(run, network, plan.autoencoder_steps), val=run.test),
-        train_autoencoder,
-        autoencoder,
-    )
+    autoencoder, world, heads = (out / name for name in FINISHED)
+    training = replace(autoencoder_training(run, network, plan.autoencoder_steps), val=run.test)
+    yield DreamStage("train autoencoder", training, train_autoencoder, autoencoder)
     yield DreamStage("train world", world_training(run, network, plan), train_world, world)
     packaging = Packaging(autoencoder, world, out / "without_flow_head", run.train, short_context_frames=plan.context_frames, seed=run.seed)
     yield DreamStage("package", packaging, package, packaging.out / "config.json")
@@ -92,13 +86,12 @@ def _evaluation(run: OwnWorld, plan: Plan) -> Evaluation:
     context = max(2, min(20, length // 3))
     ahead = max(1, min(50, length - context))
     imagination = plan.poses and sum(one >= context + ahead for one in lengths) >= 4  # of which halves are compared
-    tests = ("next_frame", "open_loop", "reward", "ends", *(("imagination",) if imagination else ()))
     return Evaluation(
         run.test,
         weights=run.out / "weights",
         out=run.out / "evaluation.json",
         figures=run.out / "pictures",
-        tests=tests,
+        tests=("next_frame", "open_loop", "reward", "ends", *(("imagination",) if imagination else ())),
         steps=4,
         clips=1,
         context=context,

@@ -126,11 +126,7 @@ class Game:
     def _show(self, snapshot: Snapshot) -> None:
         self.now = snapshot
         for film in self.films:
-            film.append(self.picture())
-
-    def picture(self) -> np.ndarray:
-        """A film's picture of now."""
-        return self.now.frame
+            film.append(snapshot.frame)
 
 
 def _trail(trail: tuple[np.ndarray, ...], info: dict[str, Any]) -> tuple[np.ndarray, ...]:

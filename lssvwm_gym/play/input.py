@@ -144,6 +144,9 @@ class Controls:
         self.game.begin()
         self.pace.step_times.clear()
 
+    def toggle_policy(self) -> None:
+        self.game.policy_acts = not self.game.policy_acts
+
     def mark(self) -> None:
         number = self.game.mark()
         self.say(f"marked: f{number + 1} comes back to here")
@@ -177,7 +180,7 @@ class Controls:
         return said
 
     def begin_film(self) -> str:
-        self.film = [self.game.picture()]
+        self.film = [self.game.now.frame]
         self.game.films.append(self.film)
         return "filming: v ends the film"
 
@@ -234,11 +237,7 @@ COMMANDS = {
     "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
     "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
 }
-POLICY = {
-    "t": Command(
-        "policy", "let the policy act, or stop it", lambda controls: setattr(controls.game, "policy_acts", not controls.game.policy_acts)
-    )
-}
+POLICY = {"t": Command("policy", "let the policy act, or stop it", lambda controls: controls.toggle_policy())}
 
 
 def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:

@@ -53,7 +53,5 @@ def gauges(now: Snapshot, has_milestones: bool) -> list[tuple[str, float | None]
 def inventory(game: Game) -> list[Item]:
     rewards, reached = dict(game.world.milestones), game.now.state.dream.inventory_peak[0].tolist()
     counts = game.now.info["inventory"].tolist() if game.world.inventory else ()
-    return [
-        Item(name.replace("_", " "), count, rewards.get(name), has_been > 0)
-        for name, count, has_been in zip(game.world.inventory, counts, reached, strict=True)
-    ]
+    lines = zip(game.world.inventory, counts, reached, strict=True)
+    return [Item(name.replace("_", " "), count, rewards.get(name), has_been > 0) for name, count, has_been in lines]

@@ -18,8 +18,7 @@ def play(run: Playing) -> Game | None:
 
     However the game ends, by Ctrl-C or by an error too, what was recorded is written. Raises `ValueError` for an unknown world, for a
     policy, game or recording that can't be what it is said to be, and for options that don't fit, `OSError` where there is no screen, and
-    no invisible one was asked for by `SDL_VIDEODRIVER`, or no port to serve browsers at, `ImportError` where what shows it is not
-    installed.
+    no invisible one was asked for by `SDL_VIDEODRIVER`, or no port to serve browsers at, `ImportError` where what shows it is missing.
     """
     world = chosen_world(run.world, run.weights)
     if world.continuous:
@@ -46,7 +45,7 @@ def play(run: Playing) -> Game | None:
         controls = Controls(game, fps, run.saves)
         at_the_end.callback(controls.finish)
         if record:
-            film = [game.picture()]
+            film = [game.now.frame]
             game.films.append(film)
             at_the_end.callback(lambda: print(write_film(record, film, fps)))
         with suppress(KeyboardInterrupt), _closed_terminal_interrupts():  # quits, as q does

@@ -26,8 +26,7 @@ FORMAT = "lssvwm_gym game 1"
 def free_name(folder: Path, stem: str, ending: str) -> Path:
     """The first of stem-001, stem-002, ... that is not there yet; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = (folder / f"{stem}-{number:03d}{ending}" for number in itertools.count(1))
-    return next(path for path in paths if not path.exists())
+    return next(path for number in itertools.count(1) if not (path := folder / f"{stem}-{number:03d}{ending}").exists())
 
 
 def latest(folder: Path, stem: str) -> Path | None:

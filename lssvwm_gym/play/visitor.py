@@ -103,13 +103,12 @@ class Visitor:
         """What the page is told first."""
         helped = [(key, command.short, command.at_length) for key, command in (keys.COMMANDS | keys.POLICY).items() if key in self.commands]
         known = {*keys.MARK_KEYS, *self.commands, *"".join(self.world.keys)}
-        spoken = [*known, *(name for name in (*keys.ARROWS, *keys.OTHER_NAMES) if meaning(name, self.world.keys) in known)]
         return {
             "is": "world",
             "title": title(self.world),
             "actions": keys.action_help(self.world),
             "commands": helped,
-            "keys": spoken,
+            "keys": [*known, *(name for name in (*keys.ARROWS, *keys.OTHER_NAMES) if meaning(name, self.world.keys) in known)],
             "profiles": list(PROFILES),
         }
 

@@ -146,14 +146,11 @@ class Server:
                 films.add(asyncio.create_task(self._hand_over(visitor, to_page)))
                 next(iter(films)).add_done_callback(films.discard)
 
+        publish = partial(loop.call_soon_threadsafe, published)
         try:
             while True:
                 visitor.is_in_line = True
-                publish, others_wait = (
-                    partial(loop.call_soon_threadsafe, published),
-                    lambda: any(one.is_in_line for one in [*self.visitors]),
-                )
-                await loop.run_in_executor(self._turns, visitor.turns, publish, others_wait)
+                await loop.run_in_executor(self._turns, visitor.turns, publish, lambda: any(one.is_in_line for one in [*self.visitors]))
                 await visitor.until_due()
         except Exception as error:
             log.exception("the game of a visitor has ended by an error")
@@ -239,6 +236,5 @@ def packed(told: dict[str, Any], *files: bytes) -> bytes:
 
 def _change(before: tuple[np.ndarray, ...], now: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """What makes one trail of another: how many of its poses stay, and what follows. Trails that share a pose share all before it."""
-    same = min(len(before), len(now))
-    keep = bisect.bisect_left(range(same), True, key=lambda number: before[number] is not now[number])
+    keep = bisect.bisect_left(range(min(len(before), len(now))), True, key=lambda number: before[number] is not now[number])
     return {"keep": keep, "add": [[round(float(part), 3) for part in pose] for pose in now[keep:]]}

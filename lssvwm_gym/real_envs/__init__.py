@@ -19,6 +19,3 @@ def shown(frame: np.ndarray | None, render_mode: str | None) -> np.ndarray | Non
     if frame is None:
         raise ResetNeeded("there is no frame yet: call reset() before render()")
     return frame.copy()
-
-
-__all__ = ["SimulatorDied", "SimulatorUnavailable", "shown"]

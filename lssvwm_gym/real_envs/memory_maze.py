@@ -28,11 +28,7 @@ SMALLEST_IMAGE = 64  # below it memory-maze has no room for its border
 INFO_KEYS = ("agent_pos", "agent_dir", "target_color", "target_pos", "targets_pos", "maze_layout")
 SEEDS = 2**32  # how many the simulator tells apart
 PIP_INSTALL = "pip install lssvwm_gym[memory-maze]"
-APT_INSTALL = {
-    "egl": "apt-get install libegl1 libgl1-mesa-dri",
-    "osmesa": "apt-get install libosmesa6",
-    "glfw": "apt-get install libglfw3 libgl1",
-}
+APT_PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6", "glfw": "libglfw3 libgl1"}
 
 
 class MemoryMazeEnv(gym.Env[np.ndarray, np.int64]):
@@ -76,9 +72,8 @@ class MemoryMazeEnv(gym.Env[np.ndarray, np.int64]):
 
     Rendering needs OpenGL but no display: where `MUJOCO_GL` is unset it becomes "egl" on Linux.
 
-    Raises:
-        ValueError: an argument or action outside what is listed above.
-        SimulatorUnavailable: a Python package or an OpenGL library is missing; the message says how to install it.
+    Raises `ValueError` for an argument or action outside what is listed above, `SimulatorUnavailable` where a Python package or an OpenGL
+    library is missing (the message says how to install it).
 
     ## Version History
     v0: memory-maze 1.0.3.
@@ -199,7 +194,8 @@ def _load_renderer() -> None:
         raise
     except (ImportError, AttributeError, OSError, RuntimeError) as error:  # each of them, by what exactly is missing
         backend = os.environ.get("MUJOCO_GL", "")
-        install = APT_INSTALL.get(backend, APT_INSTALL["egl"] + " and set MUJOCO_GL=egl")
-        raise SimulatorUnavailable(f"MuJoCo can't render with MUJOCO_GL={backend!r} ({error}). On Debian: {install}") from error
+        packages = APT_PACKAGES.get(backend, APT_PACKAGES["egl"] + " and set MUJOCO_GL=egl")
+        problem = f"MuJoCo can't render with MUJOCO_GL={backend!r} ({error})"
+        raise SimulatorUnavailable(f"{problem}. On Debian: apt-get install {packages}") from error
     if sys.platform == "linux" and renderer.BACKEND == "glfw" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         raise SimulatorUnavailable("MuJoCo draws with glfw, which needs a display: set MUJOCO_GL=egl before dm_control is first imported")

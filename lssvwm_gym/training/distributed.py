@@ -17,6 +17,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from lssvwm_gym.io.json_config import needed
 from lssvwm_gym.models.inference.backend import chosen_device
 
 PATIENCE = timedelta(hours=3)  # how long a process waits for another, which may be reading episodes or scoring
@@ -114,12 +115,9 @@ def assemble(device: str) -> ProcessGroup:
         return ProcessGroup(torch.device(chosen_device(device)))
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"of several processes each takes a GPU of its own: device must be auto, cpu or cuda, not {device!r}")
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        message = f"{os.environ['WORLD_SIZE']} processes were launched, and without accelerate each would train for itself"
-        raise ImportError(f"{message}: pip install accelerate, or 'lssvwm_gym[train]', or launch one process") from None
-    state = PartialState(cpu=chosen_device(device) == "cpu", timeout=PATIENCE)
+    problem = f"{os.environ['WORLD_SIZE']} processes were launched, and without accelerate each would train for itself"
+    accelerate = needed("accelerate", f"{problem}: pip install accelerate, or 'lssvwm_gym[train]', or launch one process")
+    state = accelerate.PartialState(cpu=chosen_device(device) == "cpu", timeout=PATIENCE)
     atexit.unregister(state.destroy_process_group)
     atexit.register(state.destroy_process_group)
     return ProcessGroup(state.device, state.process_index, state.num_processes)

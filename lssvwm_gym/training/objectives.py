@@ -57,18 +57,34 @@ def diffusion_forcing_losses(
     """Diffusion forcing: every frame has a noise level of its own, and what is noisy is also the past of what follows."""
     rows, frames = clip.reward.shape
     level = rng.shard(draw_noise_levels(rows * rng.num_processes, frames, options.noise, rng.generator))
-    inputs = inputs_of(clip, level, _draw_known(options, clip, rng))
-    output = model(_noised(options, clip.latent, level, rng), inputs, state)
+    output = model(_noised(options, clip.latent, level, rng), inputs_of(clip, level, _draw_known(options, clip, rng)), state)
     noisy = level * clip.present * has_past(model, state, rng, level)
     denoise = denoising_loss(output.clean, clip.latent, noisy, metric)
     return Losses(*_losses(model, output, clip, level, options, denoise, (noisy > 0).sum()), None)
 
 
 def teacher_forcing_losses(
-    model: WorldModel, clip: Segment, state: WorldState, options: LossOptions, metric: Tensor, rng: ShardedRNG
+    model: WorldModel, clip: Segment, state: WorldState, options: LossOptions, metric: Tensor, rng: ShardedRNG, rollout: bool = False
 ) -> Losses:
-    """As in a dream: every frame is denoised after a clean past, read-only, and then committed clean; both in one call."""
-    return _denoising(model, clip, state, options, metric, rng, rollout=False)
+    """As in a dream: every frame is denoised after a clean past, read-only, and then committed clean; both in one call.
+
+    With `rollout` that past is, from some frame on, the model's own: see `self_rollout_losses`.
+    """
+    known = _draw_known(options, clip, rng)
+    past = _noised(options, clip.latent, torch.zeros_like(known), rng)
+    if rollout:
+        earliest, latest = (int(share * past.shape[1]) for share in options.self_rollout_from)
+        real = rng.whole(max(1, earliest), max(2, latest + 1))
+        past = rolled_out(model, past[:, :real], clip, known, state, rng)
+    drawn = rng.uniform(2, *known.shape, axis=1)
+    level = torch.where(drawn[0] < options.pure_noise, 1.0, drawn[1].clamp(min=1e-3))
+    inputs = inputs_of(clip, torch.zeros_like(level), known)
+    twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
+    output = model(_in_turn(_noised(options, clip.latent, level, rng), past), twice, state, (True, False) * level.shape[1])
+    level = level * clip.present * has_past(model, state, rng, level)
+    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
+    committed = output._replace(features=output.features[:, 1::2])
+    return Losses(*_losses(model, committed, clip, inputs.noise, options, denoise, (level > 0).sum()), output.state)
 
 
 def self_rollout_losses(
@@ -78,7 +94,7 @@ def self_rollout_losses(
 
     It learns what its own frames are worth: blur is not taken for the world's, and errors don't feed on themselves.
     """
-    return _denoising(model, clip, state, options, metric, rng, rollout=True)
+    return teacher_forcing_losses(model, clip, state, options, metric, rng, rollout=True)
 
 
 LOSSES = {"diffusion_forcing": diffusion_forcing_losses, "teacher_forcing": teacher_forcing_losses, "self_rollout": self_rollout_losses}
@@ -111,27 +127,6 @@ def _commit_and_denoise(
     level = torch.cat([torch.zeros_like(inputs.noise[:, 1:]), torch.ones_like(inputs.noise[:, :1])], 1)
     output = model(torch.cat([latest, noise.unsqueeze(1)], 1), inputs._replace(noise=level), state, read_only)
     return output.clean[:, -1], output.state
-
-
-def _denoising(
-    model: WorldModel, clip: Segment, state: WorldState, options: LossOptions, metric: Tensor, rng: ShardedRNG, rollout: bool
-) -> Losses:
-    """Denoise every frame of the clip, read-only, after those before it, which are committed: real ones, or from some on rolled out."""
-    known = _draw_known(options, clip, rng)
-    past = _noised(options, clip.latent, torch.zeros_like(known), rng)
-    if rollout:
-        earliest, latest = (int(share * past.shape[1]) for share in options.self_rollout_from)
-        real = rng.whole(max(1, earliest), max(2, latest + 1))
-        past = rolled_out(model, past[:, :real], clip, known, state, rng)
-    drawn = rng.uniform(2, *known.shape, axis=1)
-    level = torch.where(drawn[0] < options.pure_noise, 1.0, drawn[1].clamp(min=1e-3))
-    inputs = inputs_of(clip, torch.zeros_like(level), known)
-    twice = FrameInputs(*(tensor.repeat_interleave(2, 1) for tensor in inputs))._replace(noise=_in_turn(level, inputs.noise))
-    output = model(_in_turn(_noised(options, clip.latent, level, rng), past), twice, state, (True, False) * level.shape[1])
-    level = level * clip.present * has_past(model, state, rng, level)
-    denoise = denoising_loss(output.clean[:, ::2], clip.latent, level, metric)
-    committed = output._replace(features=output.features[:, 1::2])
-    return Losses(*_losses(model, committed, clip, inputs.noise, options, denoise, (level > 0).sum()), output.state)
 
 
 def _losses(
@@ -204,10 +199,7 @@ def train_odometry(
     rng: np.random.Generator,
     group: ProcessGroup = ALONE,
 ) -> Tensor:
-    """Some updates of the odometry head, each by a few hundred pairs of frames, and of the compass head where there is one.
-
-    None without poses. Returns the mean loss.
-    """
+    """Updates of the odometry head, by some hundred pairs of frames each, and of a compass head; none without poses. Returns the mean."""
     losses = torch.zeros(max(1, updates), device=episodes.device)
     for update in range(updates if episodes.posed else 0):
         optimizer.zero_grad()

@@ -55,9 +55,8 @@ class Validation:
         return f"step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
     def _context(self, model: WorldModel) -> DreamState:
-        clip = self.forward
-        state = first_state(model, torch.arange(len(clip.latent), device=self.device))
-        past = clip[:CONTEXT]
+        past = self.forward[:CONTEXT]
+        state = first_state(model, torch.arange(past.batch, device=self.device))
         return prefill(model, state, past.latent, past.action, past.pose, past.inventory).state
 
     def _next_frames(self, model: WorldModel) -> dict[str, float]:
@@ -82,12 +81,11 @@ class Validation:
         generator = torch.Generator().manual_seed(0)
         pure = torch.randn(clip.latent.shape, generator=generator).to(self.device)
         latent = torch.where(noise[..., None, None] > 0, pure, clip.latent)
-        known = clip.pose_known
         late = slice(CONTEXT + 12, None)
-        with_memory = model(latent, inputs_of(clip, noise, known), model.initial_state(len(latent))).clean
+        with_memory = model(latent, inputs_of(clip, noise, clip.pose_known), model.initial_state(len(latent))).clean
         order = torch.cat([torch.arange(CONTEXT), CONTEXT + torch.randperm(CONTEXT, generator=generator)])
         shuffled = replace(clip, pose=clip.pose[:, order])
-        lost = model(latent, inputs_of(shuffled, noise, known), model.initial_state(len(latent))).clean
+        lost = model(latent, inputs_of(shuffled, noise, clip.pose_known), model.initial_state(len(latent))).clean
         sheet = self._compared(clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8], "(b k y) (t x) c")
         Image.fromarray(sheet).save(self._path("recall.png"))
         return {

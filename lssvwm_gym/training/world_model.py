@@ -96,8 +96,7 @@ class Trainer:
         losses = self._shares(means, counts)
         weights = {"denoise": 1.0, "reward": run.reward_weight, "pose": run.pose_weight, "inventory": run.inventory_weight}
         weights["termination"] = run.termination_weight
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        total.backward()
+        torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
         self.group.add_gradients(self.model.parameters())
         losses = dict(zip(losses, self.group.summed(torch.stack(list(losses.values())).detach()).unbind(), strict=True))
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -148,10 +147,7 @@ class Trainer:
         self.state = put_rows(self.state, going_on, after)
 
     def begin_with(self, path: Path) -> int:
-        """Take over the weights of another model where names and shapes agree; returns how many tensors did.
-
-        Raises `TensorFileError` if none does.
-        """
+        """Take over weights of another model where names and shapes agree; how many tensors did. Raises `TensorFileError` if none does."""
         tensors, _ = load_tensors(path)
         mine, theirs = self.model.state_dict(), under("average", tensors) or under("world_model", tensors) or tensors
         theirs = legacy.parameters(theirs)
@@ -277,8 +273,7 @@ def check_data(config: WorldModelConfig, episodes: list[Segment]) -> None:
     first = episodes[0]
     if short := [number for number, episode in enumerate(episodes) if len(episode) < 2]:
         raise ValueError(f"an episode has at least 2 frames, but number {short[0]} of {len(episodes)} (by name, from 0) has 1: remove it")
-    shapes = {(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.inventory.shape[1]) for e in episodes}
-    if len(shapes) > 1:
+    if len({(e.action.shape[1:], e.action.is_floating_point(), e.pose.shape[1], e.inventory.shape[1]) for e in episodes}) > 1:
         raise ValueError("the episodes are of several worlds: they differ in their actions, poses or counts")
     if first.action.is_floating_point():
         size = first.action.shape[1] if first.action.ndim == 2 else 0

@@ -11,18 +11,8 @@ from lssvwm_gym.worlds.take_cover import TAKE_COVER
 DREAM_ID = "LSSVWM-Dream-v0"  # of whichever world the weights are
 WORLDS: dict[str, WorldSpec] = {world.name: world for world in (MEMORY_MAZE, MINECRAFT, TAKE_COVER)}
 
-__all__ = [
-    "DREAM_ID",
-    "WORLDS",
-    "WorldError",
-    "WorldSpec",
-    "chosen_world",
-    "has_record",
-    "read_world",
-    "weights_of",
-    "world_of",
-    "write_world",
-]
+__all__ = ["DREAM_ID", "WORLDS", "WorldError", "WorldSpec"]
+__all__ += ["chosen_world", "has_record", "read_world", "weights_of", "world_of", "write_world"]
 
 
 def chosen_world(name: str, weights: str | Path | None = None) -> WorldSpec:

@@ -52,26 +52,24 @@ class WorldSpec:
     high: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.actions or len(set(self.actions)) < len(self.actions):
+        count = len(self.actions)
+        if not count or len(set(self.actions)) < count:
             raise ValueError(f"{self.name}: actions need names, each its own, got {self.actions}")
         if self.low or self.high:
             with np.errstate(over="ignore"):  # float32, as the action space has them
                 low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
-            if not len(low) == len(high) == len(self.actions) or not (low < high).all():
-                raise ValueError(
-                    f"{self.name}: low and high don't bound the {len(self.actions)} numbers of an action: {self.low}, {self.high}"
-                )
+            if not len(low) == len(high) == count or not (low < high).all():
+                raise ValueError(f"{self.name}: low and high don't bound the {count} numbers of an action: {self.low}, {self.high}")
             if self.keys:
-                raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {len(self.actions)} numbers")
-        if strange := [key for key, action in self.keys.items() if not 0 <= action < len(self.actions)]:
-            raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {len(self.actions)} actions")
+                raise ValueError(f"{self.name}: keys are for discrete actions, but an action is {count} numbers")
+        if strange := [key for key, action in self.keys.items() if not 0 <= action < count]:
+            raise ValueError(f"{self.name}: keys {strange[:4]} stand for none of the {count} actions")
         uncounted = [name for name, _ in self.milestones if name not in self.inventory]
         if uncounted or len(dict(self.milestones)) < len(self.milestones):
             raise ValueError(f"{self.name}: milestones need counts, each its own, but {uncounted[:4] or 'one is there twice'}")
         if self.milestones and self.max_inventory < 1:
-            raise ValueError(
-                f"{self.name}: max_inventory is {self.max_inventory}, so nothing of {', '.join(self.inventory[:4])} is ever counted"
-            )
+            some = ", ".join(self.inventory[:4])
+            raise ValueError(f"{self.name}: max_inventory is {self.max_inventory}, so nothing of {some} is ever counted")
         if 2 * self.border >= self.image_size:
             raise ValueError(f"{self.name}: a border of {self.border} leaves nothing of {self.image_size} pixels")
         if self.length_scale < 0:
@@ -105,10 +103,8 @@ def read_world(folder: str | Path) -> WorldSpec:
     try:
         text = bounded(path, LARGEST).decode("utf-8")
     except FileNotFoundError:
-        raise WorldError(
-            f"{folder}: has no {RECORD}, so nothing says which world it dreams. `lssvwm-gym package` writes one; "
-            "weights of a world that the package knows are opened by its own id"
-        ) from None
+        instead = "`lssvwm-gym package` writes one; weights of a world that the package knows are opened by its own id"
+        raise WorldError(f"{folder}: has no {RECORD}, so nothing says which world it dreams. {instead}") from None
     except (OSError, ValueError) as error:
         raise WorldError(f"{path}: can't be read ({error})") from None
     return _world(text, path)

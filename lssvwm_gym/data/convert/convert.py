@@ -60,10 +60,8 @@ class Converting:
     def __post_init__(self) -> None:
         check_bounds(self, size=0, frame_skip=1, fps=0, episodes=0, workers=1)
         check_crf(self.crf)
-        if self.layout.startswith("teco") and self.frame_skip > teco.MAX_SKIP:
-            raise ValueError(
-                f"frame_skip is at most {teco.MAX_SKIP} with {self.layout}: {self.frame_skip} make {3**self.frame_skip} actions"
-            )
+        if self.layout.startswith("teco") and (skip := self.frame_skip) > teco.MAX_SKIP:
+            raise ValueError(f"frame_skip is at most {teco.MAX_SKIP} with {self.layout}: {skip} make {3**skip} actions")
         given = (name for name in ONLY_FOR if getattr(self, name) != getattr(Converting, name))
         if wrong := sorted(name for name in given if not self.layout.startswith(ONLY_FOR[name])):
             raise ValueError(f"{', '.join(wrong)} can't be set with the layout {self.layout}")

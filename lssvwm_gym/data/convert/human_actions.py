@@ -14,18 +14,12 @@ BUTTONS = (
     *("forward", "back", "left", "right", "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop"),
 )
 KEYS = {
-    "key.keyboard.w": "forward",
-    "key.keyboard.s": "back",
-    "key.keyboard.a": "left",
-    "key.keyboard.d": "right",
-    "key.keyboard.space": "jump",
-    "key.keyboard.left.shift": "sneak",
-    "key.keyboard.left.control": "sprint",
-    "key.keyboard.e": "inventory",
-    "key.keyboard.escape": "ESC",
-    "key.keyboard.f": "swapHands",
-    "key.keyboard.q": "drop",
-    **{f"key.keyboard.{slot}": f"hotbar.{slot}" for slot in range(1, 10)},
+    f"key.keyboard.{key}": button
+    for key, button in {
+        **{"w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "left.shift": "sneak", "left.control": "sprint"},
+        **{"e": "inventory", "escape": "ESC", "f": "swapHands", "q": "drop"},
+        **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
+    }.items()
 }
 MOUSE = {0: "attack", 1: "use", 2: "pickItem"}
 DEGREES_A_STEP = 360 / 2400  # of the mouse, as the recorder scales it

@@ -52,10 +52,7 @@ def read_public(path: str | Path) -> Episode:
 
 
 def from_one_hot(action: np.ndarray) -> np.ndarray:
-    """(T, 6) one-hot to (T,) uint8; the first row may be empty, as nothing led to the first image.
-
-    Raises `EpisodeError` for anything else.
-    """
+    """(T, 6) one-hot to (T,) uint8; the first row may be empty, as nothing led to the first image. Raises `EpisodeError` for all else."""
     if action.ndim != 2 or action.shape[1] != ACTIONS:
         raise EpisodeError(f"action must be one-hot (T, {ACTIONS}), got shape {action.shape}")
     wrong = np.flatnonzero(((action != 0) & (action != 1)).any(1) | (action.sum(1) != 1))

@@ -1,14 +1,11 @@
 """Datasets of Minari (the standard format for offline reinforcement learning, by the makers of Gymnasium) that hold pictures.
 
 A Minari episode of T steps has T + 1 observations and T actions, rewards, terminations and truncations: action t was taken at
-observation t, and reward t was received on arriving at observation t + 1. Here both stand at t + 1, and at 0 there are an action of
-zeros and a reward of 0.
+observation t, and reward t was received on arriving at observation t + 1. Here both stand at t + 1, at 0 an action and a reward of zeros.
 
 Nothing is downloaded: the dataset lies in a folder, as `minari download` or your own collecting left it. Minari can store pictures as
 JPEG; then they come out as such.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +15,10 @@ from gymnasium import spaces
 
 from lssvwm_gym.data.convert.recording import Found, Recording, led, not_a_picture
 from lssvwm_gym.data.episode import EpisodeError
-from lssvwm_gym.io.json_config import parsed
+from lssvwm_gym.io.json_config import needed, parsed
 
 if TYPE_CHECKING:
     from minari import MinariDataset
-
 
 METADATA = "metadata.json"
 FPS = 15.0  # datasets don't say; only playing the video needs it
@@ -100,23 +96,19 @@ def picture_name(space: spaces.Space, images: str, path: Path) -> str:
     if images in pictures:
         return images
     if images or len(pictures) != 1:
-        raise EpisodeError(
-            f"{path}: {f'no pictures are named {images!r}' if images else 'which entry is the picture?'} "
-            f"Choose with --images one of: {', '.join(pictures) or 'none, no entry is uint8 (height, width, 3)'}"
-        )
+        problem = f"no pictures are named {images!r}" if images else "which entry is the picture?"
+        there_are = ", ".join(pictures) or "none, no entry is uint8 (height, width, 3)"
+        raise EpisodeError(f"{path}: {problem} Choose with --images one of: {there_are}")
     return pictures[0]
 
 
-def _dataset(folder: Path) -> MinariDataset:
-    try:
-        from minari import MinariDataset
-    except ImportError:
-        raise ImportError("reading Minari datasets needs Minari: pip install 'lssvwm_gym[minari]'") from None
+def _dataset(folder: Path) -> "MinariDataset":
+    minari = needed("minari", "reading Minari datasets needs Minari: pip install 'lssvwm_gym[minari]'")
     try:
         missing = {"observation_space", "action_space"} - parsed((folder / METADATA).read_text(encoding="utf-8")).keys()
         if missing:  # Minari would run the environment to find out
             raise ValueError(f"it doesn't describe its {' and '.join(sorted(missing))}")
-        return MinariDataset(folder)
+        return minari.MinariDataset(folder)
     except (OSError, KeyError, AttributeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
         raise EpisodeError(f"{folder}: not a dataset that Minari can read ({type(error).__name__}: {error})") from None
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lssvwm_gym.data.episode import EpisodeError, write_arrays
 from lssvwm_gym.io.atomic import renamed_when_whole
-from lssvwm_gym.io.json_config import parsed, write_json
+from lssvwm_gym.io.json_config import needed, parsed, write_json
 from lssvwm_gym.io.video import write_video
 
 T = TypeVar("T")
@@ -61,7 +61,6 @@ def write_recording(path: Path, recording: Recording, framing: Framing, fps: int
     `fps` are frames a second of the video, 0 for the recording's own over `framing.skip`; `crf` is the video's, 0 (lossless) .. 51 (worst).
     Raises `EpisodeError` where the source is broken, or its frames and arrays don't belong together.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = count()
     frames = (frame for frame, _ in zip(recording.frames, numbers, strict=False))
     with renamed_when_whole(path.with_name(path.name + ".mp4")) as unfinished:
@@ -81,10 +80,7 @@ def framed(frame: np.ndarray, framing: Framing) -> np.ndarray:
         frame = frame[top : top + side, left : left + side]
     if framing.size in (0, frame.shape[0]) and framing.size in (0, frame.shape[1]):
         return frame
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError("resizing frames needs Pillow: pip install 'lssvwm_gym[video]', or convert with --size 0") from None
+    Image = needed("PIL.Image", "resizing frames needs Pillow: pip install 'lssvwm_gym[video]', or convert with --size 0")
     return np.array(Image.fromarray(frame).resize((framing.size, framing.size), Image.Resampling.BOX))  # writable
 
 
@@ -157,6 +153,5 @@ def keep_settings(path: Path, settings: dict[str, Any], verb: str) -> None:
     before, settings = read_settings(path, dict, verb), json.loads(json.dumps(settings))
     if before is None:
         write_json(path, settings)
-        return
-    if other := [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]:
+    elif other := [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]:
         raise EpisodeError(f"{path}: the episodes there were made with {', '.join(other)}; {verb} into another folder")

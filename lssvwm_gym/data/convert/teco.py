@@ -17,8 +17,6 @@ from lssvwm_gym.data.convert.recording import Found, Recording, beside
 from lssvwm_gym.data.episode import EpisodeError, read_arrays, video_frames
 
 MAX_SKIP = 5  # 3 ** 5 = 243 actions
-MINECRAFT_FPS = 4.0  # 20 ticks a second, 5 ticks a step
-DMLAB_FPS = 15.0  # 60 frames a second, every fourth; the files don't say, and only playing the video needs it
 
 
 @dataclass(frozen=True)
@@ -28,49 +26,43 @@ class Classes:
     first: int  # id
     names: tuple[str, ...]
     placeholder: bool  # whether entry 0 must be 0
-
-    @property
-    def count(self) -> int:
-        return len(self.names)
+    fps: float  # of the set
 
 
-MINECRAFT = Classes(1, ("forward", "left", "right"), placeholder=True)
-DMLAB = Classes(0, ("class 0", "class 1", "class 2"), placeholder=False)
+MINECRAFT = Classes(1, ("forward", "left", "right"), placeholder=True, fps=4.0)  # 20 ticks a second, 5 ticks a step
+# 60 frames a second, every fourth; the files don't say, and only playing the video needs it
+DMLAB = Classes(0, ("class 0", "class 1", "class 2"), placeholder=False, fps=15.0)
 
 
 def read_minecraft(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
     """Open a trajectory by its mp4, as a recording with `action` (T,) uint8 and `reward` (T,) float32, all 0.
 
     Every `skip`-th frame is kept. With `outgoing` entry t of the file's actions is the one taken at frame t, not the one that led to it.
-    Raises `EpisodeError` for no such files, no plain npz, no `actions`, ids that are none, and, while frames are read, a broken or short
-    video.
+    Raises `EpisodeError` for no such files, no plain npz, no `actions`, ids that are none, and while frames are read a broken, short video.
     """
-    path = found.path
-    arrays = beside(path, ".npz")
+    path, arrays = found.path, beside(found.path, ".npz")
     if not path.exists():
         raise EpisodeError(f"{path}: no such file, though {arrays.name} is there; each needs the other")
     taken = _actions(arrays, read_arrays(arrays), MINECRAFT, outgoing)
-    return _recording(path, video_frames(path), taken, MINECRAFT, skip, MINECRAFT_FPS, outgoing)
+    return _recording(path, video_frames(path), taken, MINECRAFT, skip, outgoing)
 
 
 def read_dmlab(found: Found, skip: int = 1, outgoing: bool = False) -> Recording:
     """Open a trajectory by its npz. As `read_minecraft`; it raises `EpisodeError` for a `video` that is missing or no pictures, too."""
-    path = found.path
-    arrays = read_arrays(path)
+    path, arrays = found.path, read_arrays(found.path)
     taken = _actions(path, arrays, DMLAB, outgoing)
     if "video" not in arrays:
-        raise EpisodeError(f"{path}: no array named video; it has {_names(arrays)}")
+        raise EpisodeError(f"{path}: no array named video; it has {', '.join(sorted(arrays)) or 'none'}")
     video = arrays["video"]
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
         raise EpisodeError(f"{path}: video must be uint8 (T, height, width, 3), got {video.dtype} {video.shape}")
-    return _recording(path, video, taken, DMLAB, skip, DMLAB_FPS, outgoing)
+    return _recording(path, video, taken, DMLAB, skip, outgoing)
 
 
 def joined(action: np.ndarray, classes: Classes, skip: int) -> np.ndarray:
     """One action for every `skip`: (T,) with its placeholder to (1 + (T - 1) // skip,) uint8, placeholder 0."""
     groups = action[1 : 1 + (len(action) - 1) // skip * skip].reshape(-1, skip).astype(np.int64) - classes.first  # (K, skip)
-    ids = classes.first + groups @ classes.count ** np.arange(skip)[::-1]
-    return np.concatenate([[0], ids]).astype(np.uint8)
+    return np.concatenate([[0], classes.first + groups @ len(classes.names) ** np.arange(skip)[::-1]]).astype(np.uint8)
 
 
 def action_names(classes: Classes, skip: int) -> tuple[str, ...]:
@@ -78,9 +70,7 @@ def action_names(classes: Classes, skip: int) -> tuple[str, ...]:
     return (*("placeholder",)[: classes.first], *map(", ".join, product(classes.names, repeat=skip)))
 
 
-def _recording(
-    path: Path, frames: Iterable[np.ndarray], taken: np.ndarray, classes: Classes, skip: int, fps: float, outgoing: bool
-) -> Recording:
+def _recording(path: Path, frames: Iterable[np.ndarray], taken: np.ndarray, classes: Classes, skip: int, outgoing: bool) -> Recording:
     def arrays(count: int) -> dict[str, np.ndarray]:
         fits = (count, count - 1) if outgoing else (count,)  # at the last frame no action need have been taken
         if len(taken) not in fits:
@@ -89,27 +79,21 @@ def _recording(
         action = joined(led, classes, skip)
         return {"action": action, "reward": np.zeros(len(action), np.float32)}
 
-    return Recording(frames, fps, arrays)
+    return Recording(frames, classes.fps, arrays)
 
 
 def _actions(path: Path, arrays: dict[str, np.ndarray], classes: Classes, outgoing: bool) -> np.ndarray:
     if "actions" not in arrays:
-        raise EpisodeError(f"{path}: no array named actions; it has {_names(arrays)}")
+        raise EpisodeError(f"{path}: no array named actions; it has {', '.join(sorted(arrays)) or 'none'}")
     taken = arrays["actions"]
     if taken.ndim != 1 or not np.issubdtype(taken.dtype, np.integer) or len(taken) == 0:
         raise EpisodeError(f"{path}: actions must be integers (T,), got {taken.dtype} {taken.shape}")
     if classes.placeholder and not outgoing and taken[0] != 0:
-        raise EpisodeError(
-            f"{path}: actions[0] must be the placeholder 0, got {taken[0]}; "
-            "if actions[t] is the one taken at frame t, convert with --outgoing"
-        )
-    last = classes.first + classes.count - 1
+        otherwise = "if actions[t] is the one taken at frame t, convert with --outgoing"
+        raise EpisodeError(f"{path}: actions[0] must be the placeholder 0, got {taken[0]}; {otherwise}")
+    last = classes.first + len(classes.names) - 1
     real = taken if outgoing else taken[1:]
     if len(wrong := np.flatnonzero((real < classes.first) | (real > last))):
         at = wrong[0] + len(taken) - len(real)
         raise EpisodeError(f"{path}: actions are {classes.first} to {last}, got {taken[at]} at entry {at}")
     return taken
-
-
-def _names(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(sorted(arrays)) or "none"

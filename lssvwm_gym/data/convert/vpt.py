@@ -54,8 +54,7 @@ def read_vpt(found: Found, skip: int = 1, cut: bool = False) -> Recording:
     lines have is taken where they end at different times. Raises `EpisodeError` for no such files, lines that are no JSON or lack mouse,
     keyboard or isGuiOpen, and, while frames are read, a broken video or one of another length.
     """
-    path = found.path
-    lines = beside(path, ".jsonl")
+    path, lines = found.path, beside(found.path, ".jsonl")
     for file in (path, lines):
         if not file.exists():
             raise EpisodeError(f"{file}: no such file; a recording is an mp4 and a jsonl of one name")

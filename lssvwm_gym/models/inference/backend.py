@@ -70,16 +70,12 @@ def chosen_backend(backend: str | Backend, device: str) -> Backend:
             raise ValueError(f"compiled='on' is for CPUs, not for {device}: leave it at 'auto', for a GPU there is graphs='on'")
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
         if not any(map(shutil.which, wanted)):
-            raise RuntimeError(
-                f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. On Debian: apt-get install g++; "
-                "or leave backend at 'auto', which compiles nothing"
-            )
+            instead = "On Debian: apt-get install g++; or leave backend at 'auto', which compiles nothing"
+            raise RuntimeError(f"compiled steps need a C++ compiler, and there is no {' or '.join(wanted)}. {instead}")
     if requested.scan == "mamba":
         if torch.device(device).type != "cuda" and not (device == "cpu" and interpreted()):
-            raise ValueError(
-                f"backend='mamba' is for CUDA devices, not for {device}: take 'torch' (on a CPU its kernels run in Triton's interpreter "
-                "alone, for tests: TRITON_INTERPRET=1)"
-            )
+            alone = "on a CPU its kernels run in Triton's interpreter alone, for tests: TRITON_INTERPRET=1"
+            raise ValueError(f"backend='mamba' is for CUDA devices, not for {device}: take 'torch' ({alone})")
         kernels()
     return Backend(*(default if value == "auto" else value for value, default in zip(astuple(requested), astuple(PLAIN), strict=True)))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.state import DreamState
+from lssvwm_gym.models.state import DreamState, LayerState
 from lssvwm_gym.models.world_model import WorldModel
 
 # weights are constants, laid out once; what calls the kernels is C++, too
@@ -78,12 +78,7 @@ def laid_out(state: DreamState) -> DreamState:
     """The same state, laid out in memory as a step leaves it: row-major, but keys and values with their heads first."""
     world = state.world
     layers = tuple(
-        layer._replace(
-            **{name: _row_major(tensor) for name, tensor in layer._asdict().items() if name not in ("keys", "values")},
-            keys=_heads_first(layer.keys),
-            values=_heads_first(layer.values),
-        )
-        for layer in world.layers
+        LayerState(_row_major(ssm), _row_major(conv), _heads_first(keys), _heads_first(values)) for ssm, conv, keys, values in world.layers
     )
     rest: DreamState = tree_map(_row_major, state._replace(world=world._replace(layers=())))
     return rest._replace(world=rest.world._replace(layers=layers))

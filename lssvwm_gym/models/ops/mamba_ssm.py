@@ -81,8 +81,7 @@ def mamba_scan(
 def _many_tokens(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    y, final = kernels().scan(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)
-    return y, final
+    return kernels().scan(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)
 
 
 def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:

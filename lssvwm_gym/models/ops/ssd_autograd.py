@@ -35,12 +35,8 @@ def scan_chunks(x: Tensor, dt: Tensor, decay: Tensor, B: Tensor, C: Tensor, stat
     given = x, dt, decay, B, C, state
     with torch.autocast(x.device.type, enabled=False):  # every dtype is as it is given
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-            y, state = _Scan.apply(*given)
-        elif decay.shape[1] == 1:
-            y, state = _one_chunk(*given)
-        else:
-            y, state, _ = _forward(*given)
-    return y, state
+            return _Scan.apply(*given)
+        return _one_chunk(*given) if decay.shape[1] == 1 else _forward(*given)[:2]
 
 
 def decay_between(decay: Tensor) -> Tensor:

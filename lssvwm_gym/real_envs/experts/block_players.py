@@ -1,11 +1,8 @@
 """Players of the block world that do not look: what they do depends on their generator alone.
 
 So their recordings show what walls, the ground and a bag that lacks something do to an agent that knows no better, and the same actions
-can be played in the game and in a dream of it. Some of their episodes begin with things in the bag, so that crafts are tried in every
-state of it.
+can be played in the game and in a dream of it. Some of their episodes begin with things in the bag: crafts are tried in all its states.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -43,12 +40,7 @@ BIOMES = {"deciduous_forest": 0.4, "coniferous_forest": 0.3, "grassland": 0.2, "
 
 
 class BlindPlayer:
-    """One episode: habits one after the other, each for some steps.
-
-    Attributes:
-        name: a key of `ODDS`.
-        start: options of `reset` with which the episode is to begin.
-    """
+    """One episode: habits one after the other, each for some steps; `name` is a key of `ODDS`, `start` are options of its `reset`."""
 
     def __init__(self, name: str, rng: np.random.Generator) -> None:
         self.name, self._rng = name, rng

@@ -17,7 +17,6 @@ BALL_SHARE = (0.2, 0.8)  # of the goals, by episode
 LOOK_STEPS = (8, 24)  # 20 steps are a full turn
 PATIENCE = 40  # steps without coming nearer before it picks another goal
 
-
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 
 
@@ -78,8 +77,7 @@ class MazeExplorer:
     def _random_cell(self, steps_from_here: np.ndarray) -> tuple[int, int]:
         """One that can be reached, the farther the likelier."""
         weights = np.where(np.isfinite(steps_from_here), steps_from_here, 0).ravel()
-        cell = int(self._rng.choice(len(weights), p=weights / weights.sum()))
-        return divmod(cell, steps_from_here.shape[1])
+        return divmod(int(self._rng.choice(len(weights), p=weights / weights.sum())), steps_from_here.shape[1])
 
 
 def steer(position: np.ndarray, heading: np.ndarray, goal: np.ndarray) -> int:
@@ -111,9 +109,8 @@ def steps_to(layout: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
 def waypoint(steps_to_go: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Centre (2,) of the goal's cell if `position` is in it, else of the next cell on the way, for steps from each cell to the goal."""
     row, column = row_column(position)
-    size = len(steps_to_go)
     around = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-    inside = [cell for cell in around if 0 <= min(cell) and max(cell) < size]
+    inside = [cell for cell in around if 0 <= min(cell) and max(cell) < len(steps_to_go)]
     return centre(min(inside, key=lambda cell: steps_to_go[cell]))
 
 

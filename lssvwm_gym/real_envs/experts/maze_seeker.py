@@ -5,8 +5,6 @@ remembers, and else to the nearest place that it has not seen yet. It acts on wh
 before, so that it can say what should have been done along anybody's walk (DAgger: Ross, Gordon and Bagnell, arXiv 1011.0686).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -54,8 +52,7 @@ class MazeSeeker:
     def _steps_to_unseen(self, info: dict[str, Any], unseen: np.ndarray) -> np.ndarray:
         """Steps from every cell to the goal, (rows, columns); the goal is the unseen cell that is reached soonest through seen ones."""
         here, goal = row_column(info["agent_pos"]), self._goal
-        steps = steps_to(self._seen | unseen & _beside(self._seen), here)
-        cost = np.where(unseen, steps, np.inf)
+        cost = np.where(unseen, steps_to(self._seen | unseen & _beside(self._seen), here), np.inf)
         for cell in np.argwhere(np.isfinite(cost) & (cost <= cost.min() + 2 * TURN_COST)):
             to_goal = steps_to(info["maze_layout"], (int(cell[0]), int(cell[1])))
             way = waypoint(to_goal, info["agent_pos"]) - info["agent_pos"]
@@ -73,13 +70,11 @@ def in_view(info: dict[str, Any], points: np.ndarray) -> np.ndarray:
     return visible_from(info["agent_pos"][None], info["agent_dir"][None], points, free, HALF_VIEW, SIGHT)[0]
 
 
-def visible_from(
-    place: np.ndarray, heading: np.ndarray, points: np.ndarray, free: np.ndarray, half_view: float, sight: float
-) -> np.ndarray:
-    """Which points (K, 2) are seen from places (T, 2) with headings (T, 2): bool (T, K). `free` has a wall around the maze."""
+def visible_from(place: np.ndarray, facing: np.ndarray, points: np.ndarray, free: np.ndarray, half_view: float, sight: float) -> np.ndarray:
+    """Which points (K, 2) are seen from places (T, 2) facing (T, 2): bool (T, K). `free` has a wall around the maze."""
     way = points - place[:, None]
     distance = np.linalg.norm(way, axis=-1)
-    seen = ((way * heading[:, None]).sum(-1) >= np.cos(half_view) * distance) & (distance <= sight)
+    seen = ((way * facing[:, None]).sum(-1) >= np.cos(half_view) * distance) & (distance <= sight)
     moment, point = np.nonzero(seen)
     line = place[moment][:, None] + way[moment, point][:, None] * np.linspace(0, 1, SAMPLES, dtype=way.dtype)[:, None]
     column, row = (np.floor(line).astype(np.int64) + 1).clip(0, len(free) - 1).transpose(2, 0, 1)

@@ -107,8 +107,7 @@ class Client:
             theirs.close()
             said = b""
             while not said.endswith(b"\n"):
-                ready = select.select([number], [], [], SECONDS_TO_START)[0]
-                more = number.read(16) if ready else b""
+                more = number.read(16) if select.select([number], [], [], SECONDS_TO_START)[0] else b""
                 if not more:
                     raise SimulatorDied(self._obituary("xvfb"))
                 said += more
@@ -130,11 +129,10 @@ class Client:
 
     def _start(self, name: str, command: list[str], environment: dict[str, str], descriptor: int) -> None:
         """Start a process in the folder that inherits `descriptor`; what it says goes to `<name>.log` there."""
-        ours = {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid())}
         with open(self._log(name), "wb") as log:
             process = subprocess.Popen(
                 command,
-                env=os.environ | ours | environment,
+                env=os.environ | {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid())} | environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

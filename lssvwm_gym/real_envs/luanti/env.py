@@ -85,9 +85,8 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
     `reset(seed=s)` looks for a start from seed s (taken modulo 2**32) on, `reset()` from one drawn by `self.np_random`. Its
     options: `biome`, one of "deciduous_forest", "coniferous_forest", "grassland", "savanna", "rainforest" (dark, and half as fast);
     `trees`, whether one must be within 20 m; `inventory`, what is in the bag, 9 numbers from 0 to 99. Without them it is one of `biomes`,
-    with trees, and the bag is empty. What is in the bag from the start is no milestone. The same seed is the same place
-    in the same world, but not the same episode to the last pixel: the game's threads are free in their order, so it is
-    registered as nondeterministic.
+    with trees, and the bag is empty. What is in the bag from the start is no milestone. The same seed is the same place in the same world,
+    but not the same episode to the last pixel: the game's threads are free in their order, so it is registered as nondeterministic.
 
     ## Episode End
     Never terminated; truncated after `max_episode_steps` steps.
@@ -113,11 +112,9 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
 
     The client (about 250 MB, one core) starts at the first reset. Debian packages: see `docs/luanti.md`.
 
-    Raises:
-        ValueError: an argument, option or action outside what is listed above.
-        SimulatorUnavailable: a program, package or compiler is missing; the message says how to install it.
-        SimulatorDied: from `step`, the client is gone; `reset` starts another one. From `reset`, that did not help.
-        RuntimeError: from `reset`, the seed leads to no start in that biome.
+    Raises `ValueError` for an argument, option or action outside what is listed above, `SimulatorUnavailable` where a program, package or
+    compiler is missing (the message says how to install it), `SimulatorDied` from `step` where the client is gone (`reset` starts another
+    one) and from `reset` where that did not help, `RuntimeError` from `reset` where the seed leads to no start in that biome.
 
     ## Version History
     v0: minetest 5.6.1 and minetest-data 5.6.1 of Debian 12.
@@ -189,8 +186,7 @@ class LuantiEnv(gym.Env[dict[str, Any], np.int64]):
         """Biome, whether there must be trees, and what is in the bag."""
         if unknown := options.keys() - {"biome", "trees", "inventory"}:
             raise ValueError(f"options are biome, trees and inventory, got {', '.join(sorted(unknown))}")
-        drawn = self.biomes[int(self.np_random.integers(len(self.biomes)))]
-        biome = options.get("biome", drawn)
+        biome = options.get("biome", self.biomes[int(self.np_random.integers(len(self.biomes)))])
         if biome not in BIOMES:
             raise ValueError(f"biome must be one of {', '.join(BIOMES)}, got {biome!r}")
         inventory = np.asarray(options.get("inventory", [0] * len(ITEMS)))

@@ -41,7 +41,6 @@ def compiled(source: Path) -> Path:
     digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
     library = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lssvwm_gym" / f"{source.stem}-{digest}.so"
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
         with renamed_when_whole(library) as unfinished:
             needs = "gcc libc6-dev libx11-dev libgl-dev"
             command = [*(os.environ.get("CC") or _find("cc", needs)).split(), "-o", str(unfinished), str(source), *FLAGS]
