@@ -1,7 +1,8 @@
 """Make what `docs/live.md` plays, into `docs/live/`, which is not committed: `python docs/_scripts/live.py`.
 
-Exports the shipped weights of two worlds in 8 bits and takes onnxruntime-web from npm. Where npm or onnx is missing it says so and makes
-nothing, and the page says that the live dream isn't part of the build. What was made from the same weights and code is kept.
+Exports the shipped weights of two worlds in 8 bits and takes onnxruntime-web from npm; all of it with gzip. Where npm or onnx is missing
+it says so and makes nothing, and the page says that the live dream isn't part of the build. What was made from the same weights and code
+is kept.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def main() -> None:
         return
     worlds = []
     for world in WORLDS:
-        report = export(Exporting(LIVE / world, world, weights_dtype="int8", check=0))
-        worlds.append({"name": world, "bytes": sum(report["bytes"].values())})
+        export(Exporting(LIVE / world, world, weights_dtype="int8", check=0))
+        files = {path.name: _packed(path) for path in sorted((LIVE / world).iterdir()) if path.suffix != ".json"}
+        worlds.append({"name": world, "bytes": sum(file["bytes"] for file in files.values()), "files": files})
     (LIVE / "live.json").write_text(json.dumps({"package": PACKAGE, "runtimes": runtimes, "worlds": worlds}, indent=1) + "\n")
     stamp.write_text(made_from)
 
@@ -85,11 +87,24 @@ def _content(package: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
+def _packed(path: Path) -> dict[str, Any]:
+    """Put a file with gzip in the place of another; what the page has to know of it."""
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    path.unlink()
+    return _described(packed)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def _runtime(name: str, script: bytes, wasm: bytes) -> dict[str, Any]:
     runtime: dict[str, Any] = {"bytes": 0}
     for part, file, content in (("script", f"ort.{name}.js", script), ("wasm", f"ort.{name}.bin", gzip.compress(wasm, mtime=0))):
         (LIVE / file).write_bytes(content)
-        runtime[part] = {"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        runtime[part] = _described(LIVE / file)
         runtime["bytes"] += len(content)
     return runtime
 

@@ -46,6 +46,12 @@ async function download(url, expected, progress) {
   return bytes;
 }
 
+/** The bytes that were compressed with gzip. */
+async function unpacked(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 async function sha256(bytes) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -69,6 +75,12 @@ function tensorsOf(bytes, ort) {
   return Object.fromEntries(Object.entries(header).map(([name, entry]) => [name, tensor(entry)]));
 }
 
+/** The number that 16 bits stand for. */
+function half(bits) {
+  const exponent = (bits >> 10) & 31;
+  return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 25) * (1024 + (bits & 1023)) : 2 ** -24 * (bits & 1023));
+}
+
 const runtimes = {}; // opened ones, by processor: each is a module that keeps its memory
 
 /** Onnxruntime, with one thread: pages on plain servers may not have more. */
@@ -76,8 +88,7 @@ function openRuntime(base, build, processor, progress) {
   const open = async ({ script, wasm }) => {
     const [code, packed] = await Promise.all([script, wasm].map((file) => download(base + file.file, file, progress)));
     const ort = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    ort.env.wasm.wasmBinary = await new Response(stream).arrayBuffer();
+    ort.env.wasm.wasmBinary = (await unpacked(packed)).buffer;
     ort.env.wasm.numThreads = 1;
     ort.env.logLevel = "error";
     return ort;
@@ -104,9 +115,9 @@ export class Dream {
     const dream = Object.assign(new Dream(), { base, processor, progress, failed });
     dream.build = await json(`${base}live.json`);
     dream.manifest = await json(`${base}${world}/manifest.json`);
-    const names = Object.keys(dream.manifest.files);
-    const contents = await Promise.all(names.map((name) => download(`${base}${world}/${name}`, dream.manifest.files[name], progress)));
-    dream.files = Object.fromEntries(names.map((name, number) => [name, contents[number]]));
+    const files = Object.entries(dream.build.worlds.find(({ name }) => name === world).files);
+    const fetched = async ([name, file]) => [name, await unpacked(await download(`${base}${world}/${file.file}`, file, progress))];
+    dream.files = Object.fromEntries(await Promise.all(files.map(fetched)));
     await dream.compute(() => {});
     dream.contexts = tensorsOf(dream.files["contexts.safetensors"], dream.ort);
     return dream;
@@ -152,9 +163,21 @@ export class Dream {
     return Object.fromEntries(Object.entries(this.manifest.state).map(([name, first]) => [name, tensor(first)]));
   }
 
-  /** A dream that begins with nothing. */
-  cold(noise) {
-    return this.step(this.firstState(), this.manifest.unknown_action, noise);
+  /** What is imagined of a map that shows little, as the state has it: from one of the `starts`, or after a context. */
+  imagined(prefix) {
+    const names = Object.keys(this.contexts).filter((name) => name === prefix || name.startsWith(`${prefix}.`));
+    const wide = ({ data, dims, type }) => new this.ort.Tensor("float32", Float32Array.from(data, type === "float16" ? half : Number), dims);
+    return Object.fromEntries(names.map((name) => [name === prefix ? "layout" : name.slice(prefix.length + 1), wide(this.contexts[name])]));
+  }
+
+  /** How many layouts there are for dreams that begin with nothing. */
+  get starts() {
+    return Object.keys(this.contexts).filter((name) => /^cold\.\d+\.layout$/.test(name)).length;
+  }
+
+  /** A dream that begins with nothing, with one of the `starts`, if any. */
+  cold(noise, start = 0) {
+    return this.step({ ...this.firstState(), ...this.imagined(`cold.${start}`) }, this.manifest.unknown_action, noise);
   }
 
   /** The state after a context's real frames, each of which `shown` is given as a picture. */
@@ -179,7 +202,7 @@ export class Dream {
       state = result.state;
       await shown(result.frame);
     }
-    return result;
+    return { ...result, state: { ...result.state, ...this.imagined(`layout.${context}`) } };
   }
 
   /** One frame on: { frame (RGB bytes), reward, terminated, state }. `noise` are as many standard normal numbers as `noiseSize`. */
@@ -340,7 +363,7 @@ class Game {
     this.canvas.focus({ preventScroll: true });
     this.say("real frames, as the model sees them");
     let now;
-    if (this.context.value === "cold") now = await dream.cold(draw());
+    if (this.context.value === "cold") now = await dream.cold(draw(), Math.floor(Math.random() * dream.starts));
     else {
       const shown = async (frame) => {
         this.show(frame);
