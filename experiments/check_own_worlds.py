@@ -34,7 +34,7 @@ from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.envs.spaces import picture_of
 from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.json_config import write_json
-from lssvwm_gym.models.rollout import frame_noise
+from lssvwm_gym.models.chance import frame_noise
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.own_world import OwnWorld, planned
 from lssvwm_gym.own_world import dream as make_dream

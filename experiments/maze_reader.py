@@ -134,18 +134,9 @@ def frames_of(args: Args, dream: Dream, folders: tuple[Path, ...], mirrored: boo
 
 def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path, mirrored: bool = False) -> Frames:
     """One episode's, from what its simulator told. Raises `EpisodeError` where that is missing."""
-    needed = ("agent_pos", "agent_dir", "target_color", "target_pos", "maze_layout")
-    if missing := [name for name in needed if name not in arrays]:
-        raise EpisodeError(f"{path}: a map is read from {', '.join(missing)}, which this episode lacks; collect it with this version")
-    position, heading, layout = arrays["agent_pos"], arrays["agent_dir"], arrays["maze_layout"] > 0
-    if layout.shape != (9, 9):
-        raise EpisodeError(f"{path}: a maze of {layout.shape} cells; maps are of 9 x 9")
-    wanted = np.abs(arrays["target_color"][:, None] - np.array(BALLS)).sum(-1).argmin(1)
-    place = np.full((COLOURS, 2), np.nan)  # of each ball that is ever wanted
-    for colour in np.unique(wanted):
-        place[colour] = arrays["target_pos"][wanted == colour][0]
-    place = arrays.get("targets_pos", place)
-    free = np.pad(layout, 1)
+    walls = layout_of(arrays, path)
+    free, position, heading = walls.T.numpy(), arrays["agent_pos"], arrays["agent_dir"]
+    wanted, place = wanted_of(arrays), balls_of(arrays)
     row, column = np.indices(free.shape)
     middle = np.stack([column, row], -1).reshape(-1, 1, 2) - 0.5
     points = middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)
@@ -157,19 +148,53 @@ def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path,
     for colour in np.flatnonzero(known):
         x, y = (int(number) + 1 for number in place[colour])
         balls[:, colour, y, x] = see(place[colour][None].astype(np.float32))[:, 0]
+    pose = in_the_grid(arrays)
     every = len(position)
     return Frames(
         latent.half(),
-        torch.from_numpy(position.astype(np.float32)) - 0.5,
-        torch.from_numpy(np.arctan2(heading[:, 1], heading[:, 0]).astype(np.float32)),
+        pose[:, :2],
+        torch.atan2(pose[:, 3], pose[:, 2]),
         torch.from_numpy(visible).transpose(1, 2),
         torch.from_numpy(seen[..., 0].reshape(visible.shape)).transpose(1, 2),
-        torch.from_numpy(free).T[None].expand(every, -1, -1),
+        walls[None].expand(every, -1, -1),
         torch.from_numpy(balls).transpose(2, 3),
         torch.from_numpy(known)[None].expand(every, -1),
         torch.from_numpy(wanted),
         torch.full((every,), mirrored),
     )
+
+
+def layout_of(arrays: dict[str, np.ndarray], path: Path) -> Tensor:
+    """Which cells of the maze are free, and of a wall around it, bool (11, 11) by x and y. Raises `EpisodeError` where that is not told."""
+    needed = ("agent_pos", "agent_dir", "target_color", "target_pos", "maze_layout")
+    if missing := [name for name in needed if name not in arrays]:
+        raise EpisodeError(f"{path}: a map is read from {', '.join(missing)}, which this episode lacks; collect it with this version")
+    layout = arrays["maze_layout"] > 0
+    if layout.shape != (9, 9):
+        raise EpisodeError(f"{path}: a maze of {layout.shape} cells; maps are of 9 x 9")
+    return torch.from_numpy(np.pad(layout, 1)).T
+
+
+def in_the_grid(arrays: dict[str, np.ndarray]) -> Tensor:
+    """The agent's poses, float32 (T, 4), with the middles of cells at whole numbers."""
+    heading = np.arctan2(arrays["agent_dir"][:, 1], arrays["agent_dir"][:, 0])
+    pose = np.concatenate([arrays["agent_pos"] - 0.5, np.stack([np.cos(heading), np.sin(heading)], 1)], 1)
+    return torch.from_numpy(pose.astype(np.float32))
+
+
+def wanted_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Which ball is wanted in each frame, (T,)."""
+    wanted: np.ndarray = np.abs(arrays["target_color"][:, None] - np.array(BALLS)).sum(-1).argmin(1)
+    return wanted
+
+
+def balls_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Where each ball lies, (colours, 2), in the simulator's coordinates; NaN for one that is never wanted, where only those are told."""
+    wanted, place = wanted_of(arrays), np.full((COLOURS, 2), np.nan)
+    for colour in np.unique(wanted):
+        place[colour] = arrays["target_pos"][wanted == colour][0]
+    told: np.ndarray = arrays.get("targets_pos", place)
+    return told
 
 
 def targets(frames: Frames, noise: float) -> tuple[GridPose, Targets]:

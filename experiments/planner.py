@@ -24,6 +24,7 @@ from lssvwm_gym.envs.rewards import reward
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.wrappers import StateEstimator, observed
 from lssvwm_gym.io.json_config import check_bounds
+from lssvwm_gym.models.rollout import with_layout
 from lssvwm_gym.models.state import DreamState, take_rows
 
 POLICIES = {"memory-maze": Path(__file__).parent.parent / "agents" / "policies" / "memory_maze.safetensors"}
@@ -150,7 +151,8 @@ class Planner:
             rewarded = self._dream.world.reward_values[values[row]] != 0
             if plan is None or rewarded or self._done[row] >= min(self.planning.keep, len(plan.action)):
                 start = time.perf_counter()
-                self.plans[row] = self.plan(take_rows(self.state, torch.tensor([row], device=self._dream.device)), self._left_over(row))
+                state = take_rows(self.state, torch.tensor([row], device=self._dream.device))
+                self.plans[row] = self.plan(with_layout(self._dream.weights.world_model, state), self._left_over(row))
                 self._done[row] = 0
                 self.seconds.append(time.perf_counter() - start)
         self._last = np.array([self._next(row) for row in range(len(rows))])

@@ -35,7 +35,8 @@ from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.atomic import replaced_together
 from lssvwm_gym.io.json_config import check_bounds, write_json
 from lssvwm_gym.io.tensors import save_tensors
-from lssvwm_gym.models.rollout import frame_noise, prefill, unknown_action
+from lssvwm_gym.models.chance import frame_noise
+from lssvwm_gym.models.rollout import prefill, unknown_action, with_layout
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.onnx_dream import CONTEXTS, FORMAT, MANIFEST, NEXT, OnnxDream, sha256
@@ -43,6 +44,7 @@ from lssvwm_gym.worlds import chosen_world, weights_of
 
 STORED = "weights.bin"
 LEFT_OUT = ("seed", "uncertainty")  # leaves of a state that no step reads
+COLD = 4  # layouts from nothing
 STORED_FROM = 1024  # numbers; smaller tensors stay in the program, in float32
 ALIGNED = 64  # bytes
 FROM_HALF = "from_float16"  # a node
@@ -120,6 +122,7 @@ def write(dream: Dream, folder: Path, dtype: str, contexts: list[Segment]) -> No
             onnx.save(model, unfinished / f"{name}.onnx")
         (unfinished / STORED).write_bytes(b"".join(store.parts))
         parts = {f"{number}.{name}": part for number, one in enumerate(contexts) for name, part in one.parts().items()}
+        parts |= _layouts(dream, contexts)
         save_tensors(unfinished / CONTEXTS, parts, {})
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(unfinished.iterdir())}
         write_json(unfinished / MANIFEST, _manifest(dream, blank, dtype, contexts, files))
@@ -134,6 +137,19 @@ def _contexts(dream: Dream, run: Exporting) -> list[Segment]:
             past = past_of(one.latent, one.action, one.pose, one.inventory, one.inventory_peak)
             kept += [past] if past.pose_known.any() or not needs_poses else []
     return kept
+
+
+def _layouts(dream: Dream, contexts: list[Segment]) -> dict[str, Tensor]:
+    """What a world with a map imagines after each context, and from nothing by some seeds: no program here draws layouts."""
+    model, seed = dream.weights.world_model, torch.zeros(1, dtype=torch.int64)
+    if model.layout_model is None:
+        return {}
+    pasts = (replace(one, latent=one.latent.float()) for one in contexts)
+    layouts = {f"layout.{number}": dream.prefill(seed, past).layout.half() for number, past in enumerate(pasts)}
+    for number in range(COLD):
+        state = with_layout(model, dream.empty(seed + number))
+        layouts |= {f"cold.{number}.layout": state.layout.half(), f"cold.{number}.lattice": state.lattice}
+    return layouts
 
 
 def _manifest(dream: Dream, blank: DreamState, dtype: str, contexts: list[Segment], files: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +205,7 @@ class _Program(nn.Module):
 
 class _Step(_Program):
     results = ("frame", "reward", "terminated")
-    kept = ("pose_known", "observed", "lattice")
+    kept = ("pose_known", "observed", "lattice", "layout")
 
     def __init__(self, dream: Dream, blank: DreamState) -> None:
         super().__init__(dream, blank)
@@ -206,7 +222,7 @@ class _Prefill(_Program):
 
     def __init__(self, dream: Dream, blank: DreamState) -> None:
         super().__init__(dream, blank)
-        self.kept = ("pose_known",) if blank.map.numel() else ("pose_known", "lattice")  # a map lies in the lattice
+        self.kept = ("pose_known", "layout", *(() if blank.map.numel() else ("lattice",)))  # a map lies in the lattice
         action = unknown_action(dream.weights.world_model, 1)
         self.arguments = {"given_latent": blank.latent.half(), "given_action": action, "given_pose": blank.pose}
         self.arguments |= {"given_inventory": blank.inventory} if blank.inventory.numel() else {}
@@ -214,7 +230,7 @@ class _Prefill(_Program):
     def run(self, state: DreamState, *tensors: Tensor) -> tuple[tuple[Tensor, ...], DreamState]:
         latent, action, pose, *inventory = (tensor.unsqueeze(1) for tensor in (tensors[0].float(), *tensors[1:]))
         counts = inventory[0] if inventory else state.inventory.unsqueeze(1)
-        after = prefill(self.dream.weights.world_model, state, latent, action, pose, counts).state
+        after = prefill(self.dream.weights.world_model, state, latent, action, pose, counts, imagines=False).state
         return (self.dream.frame(after),), after
 
 
@@ -268,12 +284,9 @@ def _narrow(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [node]
     axis, size = next(one.i for one in node.attribute if one.name == "axis"), len(node.output) // groups
     names = [f"{node.input[0]}_{node.output[0]}_{number}" for number in range(groups)]
-    parts = [(name, node.output[size * number : size * (number + 1)]) for number, name in enumerate(names)]
-    split = helper.make_node("Split", node.input, names, axis=axis, num_outputs=groups)
-    return [
-        split,
-        *(one for name, outputs in parts for one in _narrow(helper.make_node("Split", [name], outputs, axis=axis, num_outputs=size))),
-    ]
+    outputs = [node.output[size * number : size * (number + 1)] for number in range(groups)]
+    parts = (helper.make_node("Split", [name], some, axis=axis, num_outputs=size) for name, some in zip(names, outputs, strict=True))
+    return [helper.make_node("Split", node.input, names, axis=axis, num_outputs=groups), *(one for part in parts for one in _narrow(part))]
 
 
 class _Store:

@@ -23,7 +23,7 @@ from lssvwm_gym.io.video import check_movie, write_movie
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.geometry import start_pose
 from lssvwm_gym.models.inference.backend import FLOAT32, chosen_device
-from lssvwm_gym.models.rollout import Imagined, commit, first_state, imagine, prefill, unknown_action
+from lssvwm_gym.models.rollout import Imagined, commit, first_state, imagine, prefill, unknown_action, with_layout
 from lssvwm_gym.models.state import DreamState, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel
 from lssvwm_gym.worlds import chosen_world, weights_of
@@ -146,11 +146,12 @@ def prefill_clip(model: WorldModel, latents: Tensor, seed: int) -> tuple[DreamSt
     for number, latent in enumerate(tqdm(latents.split(1), desc="prefilling", leave=False)):
         if infers and number:
             taken.append(likeliest_action(model, state, latent))
-            state = prefill(model, state, latent[None], torch.tensor([taken[-1:]], device=latent.device)).state
+            action = torch.tensor([taken[-1:]], device=latent.device)
+            state = prefill(model, state, latent[None], action, imagines=False).state
         else:
             nothing = Imagined(latent, torch.zeros_like(state.motion), torch.zeros_like(state.uncertainty))
             state = commit(model, state, unknown_action(model, 1), nothing)
-    return state, taken
+    return with_layout(model, state), taken
 
 
 def _compare(taken: list[int], clip: Path) -> None:

@@ -34,15 +34,18 @@ class OnnxDream:
         options.intra_op_num_threads = threads
         self.programs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("step", "prefill")}
         tensors = load_tensors(folder / CONTEXTS)[0]
+        self.layouts, cold = {name: layout.float().numpy() for name, layout in under("layout", tensors).items()}, under("cold", tensors)
+        self.starts = [{k: v.float().numpy() for k, v in under(str(n), cold).items()} for n in range(len(cold) // 2)]
         self.contexts = [{k: v.numpy() for k, v in under(str(n), tensors).items()} for n in range(len(self.manifest["contexts"]))]
 
     def first_state(self) -> dict[str, np.ndarray]:
         """The state before any frame."""
         return {name: np.resize(np.array(it["value"], it["dtype"]), it["shape"]) for name, it in self.manifest["state"].items()}
 
-    def cold(self, noise: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """A dream that begins with nothing, from noise (1, N, C): its first picture and the state."""
-        frame, _, _, state = self.step(self.first_state(), np.array([self.manifest["unknown_action"]]), noise)
+    def cold(self, noise: np.ndarray, start: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A dream that begins with nothing, from noise (1, N, C) and with one of the `starts`, if any: its first picture and the state."""
+        given = self.first_state() | (self.starts[start] if self.starts else {})
+        frame, _, _, state = self.step(given, np.array([self.manifest["unknown_action"]]), noise)
         return frame, state
 
     def begin(self, context: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -55,7 +58,8 @@ class OnnxDream:
         for t in range(given["action"].shape[1]):
             parts = {f"given_{name}": given[name][:, t] for name in ("latent", "action", "pose", "inventory") if given[name].size}
             (frame,), state = self._run("prefill", 1, state, parts)
-        return frame, state
+        layout = self.layouts.get(str(context))
+        return frame, state if layout is None else state | {"layout": layout}
 
     def step(
         self, state: dict[str, np.ndarray], action: np.ndarray, noise: np.ndarray

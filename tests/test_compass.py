@@ -17,7 +17,8 @@ from lssvwm_gym.models.geometry import as_origin, integrate_motion, motion_betwe
 from lssvwm_gym.models.motion_heads import YOUNG, CompassHead, CompassReading
 from lssvwm_gym.models.rollout import first_state, prefill
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.training.heads import HeadTrainer, HeadTraining, with_heads
+from lssvwm_gym.training.grown import with_heads
+from lssvwm_gym.training.heads import HeadTrainer, HeadTraining
 from lssvwm_gym.training.objectives import compass_loss
 
 CELL = 2.0

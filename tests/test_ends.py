@@ -15,7 +15,7 @@ from lssvwm_gym.data.collect import Source, record
 from lssvwm_gym.data.episode import Episode, EpisodeError, read_episode, write_episode
 from lssvwm_gym.data.segments import Episodes, SegmentIndex, draw_segment, inputs_of, read_clip
 from lssvwm_gym.envs import DreamEnv, DreamVectorEnv
-from lssvwm_gym.models.rollout import chance_of
+from lssvwm_gym.models.chance import chance_of
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.world_model import WorldModelConfig
 from lssvwm_gym.training import world_model as module

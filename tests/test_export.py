@@ -13,18 +13,18 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from tiny_world import write_tiny_weights
+from tiny_world import WITH_A_MAP, write_tiny_weights
 
 import lssvwm_gym.export as exporting
 from lssvwm_gym.cli import main
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.export import Difference, Exporting, difference, export, portable, write
-from lssvwm_gym.models.rollout import frame_noise
+from lssvwm_gym.models.chance import frame_noise
 from lssvwm_gym.onnx_dream import OnnxDream
 from lssvwm_gym.worlds import WORLDS, write_world
 
 pytestmark = pytest.mark.slow
-BOTH = dict(flow_width=20, flow_layers=1, collisions=True, lattice=1.0, map_objects=2)  # as the maze's
+BOTH = {**WITH_A_MAP, "flow_layers": 1}
 BESIDE = dict(actions=4, inventory_size=2, termination=True, inventory_changes=((-1.0, 0.0), (0.0, 2.0)), inventory_range=((0.0, 9.0),) * 2)
 
 
@@ -80,11 +80,14 @@ def test_all_contexts_lead_where_they_lead_in_pytorch(weights, folder):
 
 
 def test_a_dream_begins_with_nothing(weights, folder):
-    exported, dream, seed = OnnxDream(folder), dream_of(weights), torch.tensor([5])
-    frame, own = exported.cold(frame_noise(dream.empty(seed), dream.weights.world_model).numpy())
+    exported, dream, seed = OnnxDream(folder), dream_of(weights), torch.tensor([2])
+    assert len(exported.starts) == 4
+    frame, own = exported.cold(frame_noise(dream.empty(seed), dream.weights.world_model).numpy(), 2)
     state = dream.reset(seed, {"start": "cold"})
     np.testing.assert_allclose(frame.astype(int), dream.frame(state)[0].numpy(), atol=1)
     assert own["world_age"] == 1
+    np.testing.assert_allclose(own["layout"], state.layout, atol=1e-3)  # colours in 16 bits
+    np.testing.assert_array_equal(own["lattice"], state.lattice)
 
 
 def test_a_thousand_steps_leave_the_state_as_large_as_it_was(folder):

@@ -21,6 +21,7 @@ from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
+from lssvwm_gym.models.map_layout import AROUND
 from lssvwm_gym.models.map_memory import numbers_shown
 from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
@@ -29,7 +30,8 @@ from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training import dreamed_samples as module
 from lssvwm_gym.training import heads
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came
-from lssvwm_gym.training.heads import MOST_EMPHASIS, Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, token_weights, with_heads
+from lssvwm_gym.training.grown import with_heads
+from lssvwm_gym.training.heads import MOST_EMPHASIS, Heads, HeadTrainer, HeadTraining, few_steps_loss, flow_loss, token_weights
 from lssvwm_gym.training.objectives import odometry_loss
 
 FLOW = dict(flow_width=40, flow_heads=5, flow_layers=2, collisions=True)
@@ -204,7 +206,15 @@ def test_a_buffer_keeps_the_newest():
         latent = torch.full((10, 16, 4), value)
         action, shown = torch.ones(10, dtype=torch.int64), torch.zeros(10, 4, 0)
         evidence = FrameEvidence(torch.zeros(10, 16, 8), latent, latent, latent, torch.ones(10), action, shown, torch.zeros(10, 0))
-        return Samples(evidence, latent, torch.zeros(10, 3), torch.zeros(10, 0), torch.zeros(10, 3), torch.ones(10, dtype=torch.int64))
+        return Samples(
+            evidence,
+            latent,
+            torch.zeros(10, 3),
+            torch.zeros(10, AROUND),
+            torch.zeros(10, 0),
+            torch.zeros(10, 3),
+            torch.ones(10, dtype=torch.int64),
+        )
 
     buffer = Buffer(20)
     for value in range(5):
@@ -265,7 +275,15 @@ def test_flow_matching_learns_the_distribution_and_few_steps_follow_it():
     def samples() -> Samples:
         sign = torch.randint(2, (64, 1, 1), generator=generator) * 2.0 - 1
         latent = sign.expand(64, 16, SIZES["latent_channels"])
-        return Samples(evidence, latent, torch.zeros(64, 3), torch.zeros(64, 0), torch.zeros(64, 3), torch.zeros(64, dtype=torch.int64))
+        return Samples(
+            evidence,
+            latent,
+            torch.zeros(64, 3),
+            torch.zeros(64, AROUND),
+            torch.zeros(64, 0),
+            torch.zeros(64, 3),
+            torch.zeros(64, dtype=torch.int64),
+        )
 
     for step in range(500):
         optimizer.param_groups[0]["lr"] = 2e-3 if step < 350 else 5e-4
@@ -451,7 +469,7 @@ def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path)
     evidence, generator = evidence_of(trainer.model, 256), torch.Generator().manual_seed(0)
     real = torch.randint(2, (256, 1, 1), generator=generator) * 2.0 - 1 + 0.05 * torch.randn(evidence.mean.shape, generator=generator)
     still, nothing, first = torch.zeros(256, 3), torch.zeros(256, 0), torch.zeros(256, dtype=torch.int64)
-    trainer.buffer.add(Samples(evidence, real, still, nothing, still, first))
+    trainer.buffer.add(Samples(evidence, real, still, torch.zeros(len(real), AROUND), nothing, still, first))
     trainer.run = run = replace(run, refresh=10**9)
     trainer.step = 1
     noise = torch.randn(real.shape, generator=generator)
@@ -473,7 +491,9 @@ def test_what_the_mean_misses_weighs_more():
     evidence = FrameEvidence(*(torch.zeros_like(part) for part in evidence_of(model, 2)))
     latent = 0.1 * torch.ones(2, 16, SIZES["latent_channels"])
     latent[0, 3] = 2.0
-    samples = Samples(evidence, latent, torch.zeros(2, 3), torch.zeros(2, 0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    samples = Samples(
+        evidence, latent, torch.zeros(2, 3), torch.zeros(2, AROUND), torch.zeros(2, 0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    )
     weights = token_weights(samples, 2.0)
     assert weights.shape == (2, 16, 1)
     assert weights[0, 3] == 1 + 2 * MOST_EMPHASIS

@@ -18,12 +18,13 @@ from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.block_scan import BlockScan
+from lssvwm_gym.models.chance import frame_noise
 from lssvwm_gym.models.inference import backend
 from lssvwm_gym.models.inference.backend import PLAIN, Backend, chosen_backend, on_backend
 from lssvwm_gym.models.inference.compile import Replay
 from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
 from lssvwm_gym.models.ops.ssd import ssd_scan
-from lssvwm_gym.models.rollout import first_state, frame_noise, step_of
+from lssvwm_gym.models.rollout import first_state, step_of
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
 

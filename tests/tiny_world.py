@@ -17,7 +17,7 @@ WALKS, WALK_FRAMES = 2, 150
 IMAGE = AutoencoderConfig(patch=8, widths=(8, 16), latent_channels=4)
 SIZES = dict(latent_channels=4, width=32, blocks=((4, 4), (1, 1)), heads=2, head_width=16, d_state=8, mlp=2)
 SIZES |= dict(memory_features=16, window=3)
-WITH_A_MAP = dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3)  # sizes of a world model that draws one, as the maze's
+WITH_A_MAP = dict(flow_width=20, lattice=1.0, collisions=True, map_objects=3, layout_width=4)  # sizes of a world model as the maze's
 
 
 def write_tiny_weights(folder: Path, seed: int = 4, openings: int = OPENINGS, walks: int = WALKS, **sizes) -> Path:

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 import lssvwm_gym  # noqa: F401 - registers the ids
 from agents.maze_map import COLOURS, FOUND, OBSERVATION, SURE, MazeMap, unpacked
@@ -55,11 +56,17 @@ def main(args: Args) -> None:
     print(f"{args.out}: {earned:.0f} balls in {args.steps} steps, {args.out.stat().st_size / 1e6:.1f} MB")
 
 
-def drawing(known: MazeMap, size: int) -> np.ndarray:
-    """What is known of a maze, (size, size, 3): light where it is free, dark where a wall is, balls and the agent as squares."""
+def drawing(known: MazeMap, size: int, colours: Tensor | None = None) -> np.ndarray:
+    """What is known of a maze, (size, size, 3): light where it is free, dark where a wall is, balls and the agent as squares.
+
+    Walls have `colours` (3, side, side) where these are known.
+    """
     free = known.free[0].numpy()
     cells = np.full((SIDE, SIDE, 3), UNKNOWN, np.uint8)
     cells[free > SURE], cells[free < -SURE] = FREE, WALL
+    if colours is not None:
+        painted = 255 * colours.permute(1, 2, 0).clamp(0, 1).numpy()
+        cells = np.where(painted.any(2, keepdims=True) & (free < -SURE)[..., None], painted, cells).astype(np.uint8)
     picture = cells.repeat(CELL, 0).repeat(CELL, 1)
     for colour in range(COLOURS):
         for x, y in np.argwhere(known.balls[0, colour].numpy() > FOUND):

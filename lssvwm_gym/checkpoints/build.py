@@ -22,7 +22,7 @@ BESIDE = 10_000  # numbers that a model holds beside its weights
 LARGEST_SIZE = 2**16  # of any number in a configuration
 MAY_BE_ZERO = (
     *("heads", "d_state", "memory_features", "actions", "action_size", "inventory_size", "max_inventory_change"),
-    *("flow_width", "reward_bins", "map_objects"),
+    *("flow_width", "reward_bins", "map_objects", "layout_width"),
 )
 SIZES = Bounds(
     numbers=(0, LARGEST_SIZE),

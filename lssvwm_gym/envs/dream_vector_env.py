@@ -1,7 +1,5 @@
 """Many dreams in one batch as a `gymnasium.vector.VectorEnv`."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,8 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.saved_state import EnvState, Resumable, named
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.tensors import TensorFileError, independent
+from lssvwm_gym.models.chance import drawn_noise
 from lssvwm_gym.models.inference.backend import Backend
-from lssvwm_gym.models.rollout import drawn_noise
 from lssvwm_gym.models.state import DreamState, put_rows, put_rows_in_place, take_rows
 from lssvwm_gym.worlds import WorldSpec
 
@@ -28,10 +26,9 @@ from lssvwm_gym.worlds import WorldSpec
 class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
     """`num_envs` dreams that share every pass through the model; see `DreamEnv` for what one of them is.
 
-    Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal
-    but for the last bit of a sum, which a matrix product of another size may round otherwise. A row that ends begins anew
-    within the same step (`AutoresetMode.SAME_STEP`): its last frame and info are then in `info["final_obs"]` and
-    `info["final_info"]`.
+    Row i dreams what a `DreamEnv` of seed `seed + i` dreams, over any number of episodes, whatever its neighbours do; equal but for the
+    last bit of a sum, which a matrix product of another size may round otherwise. A row that ends begins anew within the same step
+    (`AutoresetMode.SAME_STEP`): its last frame and info are then in `info["final_obs"]` and `info["final_info"]`.
 
     ## Arguments
     | Name                | Default | Meaning                                                                              |
@@ -80,7 +77,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
         observation: str = "all",
         output: str = "numpy",
-    ) -> DreamVectorEnv:
+    ) -> "DreamVectorEnv":
         """An environment whose rows go on from those of `state`, without a reset."""
         envs = cls.__new__(cls)
         envs._make(dream, len(state), max_episode_steps, render_mode, observation, output)
@@ -99,7 +96,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         output: str = "torch",
         seed: int = 0,
         stagger: bool = False,
-    ) -> DreamVectorEnv:
+    ) -> "DreamVectorEnv":
         """An environment whose rows begin, after `reset` and whenever one ends, with random states of a bank, which stays as it is.
 
         Made for training in thousands of rows: states of the bank are copied into their rows, and noise is drawn for all rows at once
@@ -201,7 +198,7 @@ class DreamVectorEnv(Resumable, VectorEnv[Any, Any, Any]):
         return observations
 
     @independent
-    def branch(self, n: int, same_noise: bool = False) -> DreamVectorEnv:
+    def branch(self, n: int, same_noise: bool = False) -> "DreamVectorEnv":
         """An environment of `num_envs * n` rows in which each of these goes on n times, side by side; see `DreamEnv.branch`."""
         state = self.clone_state().branched(n, same_noise)
         return self.continuing(self.dream, state, self.max_episode_steps, self.render_mode, self.kind, self.output)

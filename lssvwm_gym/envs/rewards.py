@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lssvwm_gym.models.rollout import chance_of
+from lssvwm_gym.models.chance import chance_of
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.symlog import expected_reward
 from lssvwm_gym.models.world_model import WorldModel

@@ -27,9 +27,10 @@ from lssvwm_gym.envs.rewards import reward, reward_probability, terminated
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
 from lssvwm_gym.io.tensors import independent
+from lssvwm_gym.models.chance import frame_noise
 from lssvwm_gym.models.inference.backend import FLOAT32, PLAIN, Backend, Precision, chosen_backend, chosen_device, chosen_precision
 from lssvwm_gym.models.inference.compile import compile_step
-from lssvwm_gym.models.rollout import Prefilled, commit, first_state, frame_noise, imagine, prefill, step_of, unknown_action
+from lssvwm_gym.models.rollout import Prefilled, commit, first_state, imagine, prefill, step_of, unknown_action, with_layout
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows
 from lssvwm_gym.worlds import WORLDS, WorldSpec, has_record, read_world, weights_of
@@ -104,7 +105,8 @@ class Dream:
         options, inventory = split_inventory(self.world, self.weights, options)
         past = choose_past(self.weights, seeds, options)
         if isinstance(past, LongContexts):
-            state = join_rows([self._after_context(context, past.frames) for context in past.contexts])._replace(seed=seeds.to(self.device))
+            state = join_rows([self._after_context(context, past.frames) for context in past.contexts])
+            state = with_layout(self.weights.world_model, state._replace(seed=seeds.to(self.device)))
         else:
             state = self._first_imagined(self.empty(seeds)) if past is None else self.prefill(seeds, past)
         if inventory is not None:  # what the past had reached counts no more: the episode begins with this
@@ -181,9 +183,9 @@ class Dream:
         state = state._replace(pose_known=torch.full_like(state.pose_known, float(model.config.has_spatial_memory)))
         if model.config.inventory_changes and contexts.batch:  # counts begin with nothing, other numbers as in a real episode
             state = state._replace(inventory=contexts.inventory[:1, 0].to(state.inventory).expand_as(state.inventory))
-        action = unknown_action(model, len(state.seed))
+        action, state = unknown_action(model, len(state.seed)), with_layout(model, state)
         imagined = imagine(model, state, action, self.sampling_steps)
-        if model.map_reader is not None and model.compass_head is not None:
+        if model.map_reader is not None and model.compass_head is not None and model.layout_model is None:
             seen = model.compass_head.found(state.pose[:, None], imagined.latent[:, None], state.lattice, state.world.age)
             state = state._replace(lattice=seen)
         return commit(model, state, action, imagined)

@@ -122,10 +122,10 @@ class StateEstimator:
         latent = self.dream.weights.autoencoder.encode(pixels).half().float()[:, None]  # rounded as contexts are
         pose = None if poses is None else poses[:, None]
         if not isinstance(seen, dict):
-            return prefill(model, state, latent, action[:, None], pose).state
+            return prefill(model, state, latent, action[:, None], pose, imagines=False).state
         inventory = torch.from_numpy(np.asarray(seen["inventory"], np.float32)).to(device)
         before = torch.where(self._index(begins)[:, None], inventory, state.inventory)
-        after = prefill(model, state._replace(inventory=before), latent, action[:, None], pose).state
+        after = prefill(model, state._replace(inventory=before), latent, action[:, None], pose, imagines=False).state
         return after._replace(inventory=inventory, inventory_peak=torch.maximum(state.inventory_peak, inventory))
 
     def _empty(self, rows: int, pose_known: bool = False) -> DreamState:

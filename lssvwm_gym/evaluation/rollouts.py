@@ -28,11 +28,8 @@ def read_encoded(paths: list[Path], weights: Weights) -> list[Segment]:
 
 def cut_clips(episodes: list[Segment], frames: int, per_episode: int) -> Segment:
     """`per_episode` evenly spaced clips of `frames` frames from every episode that is long enough."""
-    places = []
-    for episode in episodes:
-        room = len(episode.frames) - frames
-        if room >= 0:
-            places += [(episode, int(start)) for start in np.linspace(0, room, per_episode).round()]
+    rooms = [(episode, len(episode.frames) - frames) for episode in episodes]
+    places = [(episode, int(start)) for episode, room in rooms if room >= 0 for start in np.linspace(0, room, per_episode).round()]
     if not places:
         raise ValueError(f"no episode has the {frames} frames that this test needs")
     return clips_at(places, frames)
@@ -103,7 +100,7 @@ def dream_at_poses(model: WorldModel, state: DreamState, clips: Segment, steps: 
     for t in tqdm(range(len(clips)), desc="dreaming at poses", leave=False):
         action, motion, pose = clips.action[:, t], clips.motion[:, t], clips.pose[:, t]
         latent = imagine(model, state, action, steps, motion, pose).latent
-        state = prefill(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1]).state
+        state = prefill(model, state, latent[:, None], action[:, None], pose[:, None], clips.inventory[:, t : t + 1], imagines=False).state
         latents.append(latent)
     return torch.stack(latents, 1)
 

@@ -135,15 +135,14 @@ def state(tensors: Mapping[str, Any]) -> dict[str, Any]:
         named.setdefault("lattice", 0 * named["pose"][..., :4])
     if "world.age" in named:
         nothing = named["world.age"].reshape(-1, 1)[:, :0].float()
-        for name in ("map", "wanted", "world.last"):
+        for name in ("map", "layout", "wanted", "world.last"):
             named.setdefault(name, nothing)
     return named
 
 
 def sizes_said_before(config: Any) -> str:
     """How version 0.1 wrote a `WorldModelConfig`: fingerprints of its weights begin with it."""
-    before = {new: old for old, new in SIZES.items()}
-    said = []
+    before, said = {new: old for old, new in SIZES.items()}, list[str]()
     for name, value in {field.name: getattr(config, field.name) for field in fields(config) if field.repr}.items():
         said.append(f"{before.get(name, name)}={value!r}")
         if name == "blocks":

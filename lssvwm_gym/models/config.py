@@ -49,6 +49,7 @@ class WorldModelConfig:
     most_tilt: float = field(default=0.0, repr=False)  # radians up or down that the view can be tilted by in space; 0: any
     lattice: float = field(default=0.0, repr=False)  # side of the cells in which the world's walls stand at right angles; 0: no such cells
     map_objects: int = field(default=0, repr=False)  # kinds of objects on the map of the world's lattice; 0: no map
+    layout_width: int = field(default=0, repr=False)  # of what imagines the rest of a map; 0: none, and the motion head knows no map
     residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class WorldModelConfig:
             raise ValueError(f"lattice is the side of a cell, or 0 for none; got {self.lattice}")
         if self.map_objects and not (self.lattice and self.flow_width):
             raise ValueError(f"a map of {self.map_objects} kinds of objects needs a lattice to lie in and a flow head that is told of it")
+        if self.layout_width and not (self.map_objects and self.collisions):
+            raise ValueError(f"a layout of width {self.layout_width} needs a map that it completes, and a head for collisions with it")
         if self.reward_bins and not self.reward_bins % 2:
             raise ValueError(f"reward_bins is an odd number, for one of them stands for 0; got {self.reward_bins}")
         if any(len(part) not in (0, self.inventory_size) for part in (self.inventory_changes, self.inventory_range)) or (

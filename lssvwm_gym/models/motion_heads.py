@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.geometry import PLANE, as_origin, motion_between, placed, relative_to, turned
+from lssvwm_gym.models.map_layout import AROUND
 from lssvwm_gym.models.segment import Segment
 
 TRUST = (0.5, 0.3)  # share of the difference to what a clear frame shows by which heading and place are moved
@@ -41,7 +42,7 @@ class MotionHead(nn.Module):
 
 
 class CollisionMotionHead(nn.Module):
-    """Expects the next motion from what the last frame shows: whether the step is blocked, and the motion in either case.
+    """Expects the next motion from the last frame and a map of what is around: whether the step is blocked, and the motion in either case.
 
     The likelier case's motion is expected, for a mean of both is neither.
     """
@@ -54,16 +55,23 @@ class CollisionMotionHead(nn.Module):
         self.action = ActionEmbedding(config, hidden)
         self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.blocked, self.motions = nn.Linear(hidden, 1), nn.Linear(hidden, 2 * len(config.motion_scale))
+        self.around = nn.Linear(AROUND, hidden, bias=False) if config.layout_width else None
+        if self.around is not None:
+            nn.init.zeros_(self.around.weight)
 
-    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
-        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
-        blocked, motions = self.cases(latent, motion, next_action)
+    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor, around: Tensor | None = None) -> Tensor:
+        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5).
+
+        `around` (..., `AROUND`) is what a map tells of where the frame is seen, zeros where there is none.
+        """
+        blocked, motions = self.cases(latent, motion, next_action, around)
         return torch.where(blocked.unsqueeze(-1) > 0, motions[..., 1, :], motions[..., 0, :])
 
-    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> tuple[Tensor, Tensor]:
+    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is."""
         seen = torch.cat([latent.flatten(-2), motion / self.motion_scale], -1)
-        hidden = self.network(self.frame(seen) + self.action(next_action))
+        known = self.frame(seen) + self.action(next_action)
+        hidden = self.network(known if self.around is None or around is None else known + self.around(around))
         return self.blocked(hidden)[..., 0], self.motions(hidden).unflatten(-1, (2, -1)) * self.motion_scale
 
 

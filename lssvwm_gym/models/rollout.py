@@ -8,7 +8,7 @@ state, reward_logits = step_of(steps)(model, state, action, noise)              
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lssvwm_gym.models.chance import chance_of, drawn_chances, frame_noise
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
+from lssvwm_gym.models.map_layout import AROUND, CHANCES, LAYOUT, around, believed, imagined_layout
 from lssvwm_gym.models.map_memory import SIDE, GridPose, channels_of, drawn, grid_pose, in_lattice, shown
 from lssvwm_gym.models.motion_heads import YOUNG, CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
-from lssvwm_gym.models.state import DreamState, WorldState, constant
+from lssvwm_gym.models.state import DreamState, WorldState
 from lssvwm_gym.models.world_model import FEATURES, FrameContext, FrameInputs, WorldModel
 
 PREFILL_FRAMES = 128  # that go through the model in one call
@@ -49,6 +51,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_full((rows,), float(pose_known)),
         like.new_zeros(rows, PLANE),
         like.new_zeros(rows, channels_of(config.map_objects), SIDE, SIDE) if config.map_objects else like.new_zeros(rows, 0),
+        like.new_zeros(rows, 1 + config.map_objects + 3, SIDE, SIDE) if config.layout_width else like.new_zeros(rows, 0),
         like.new_zeros(rows, config.map_objects),
         world.spatial_memory.explained,
         seed,
@@ -61,11 +64,6 @@ def unknown_action(model: WorldModel, rows: int) -> Tensor:
     if config.action_size:
         return torch.full((rows, config.action_size), torch.nan, device=device)
     return torch.full((rows,), config.actions, dtype=torch.int64, device=device)
-
-
-def is_unknown(model: WorldModel, action: Tensor) -> Tensor:
-    """Which of actions (B,), or (B, A), are unknown: bool (B,)."""
-    return action.isnan().any(-1) if model.config.action_size else action == model.config.actions
 
 
 class Prefilled(NamedTuple):
@@ -84,12 +82,13 @@ def prefill(
     pose: Tensor | None = None,
     inventory: Tensor | None = None,
     odometry: bool = True,
+    imagines: bool = True,
 ) -> Prefilled:
     """Feed given frames into the state, in chunks: latents (B, T, N, C), actions that led to them (B, T), poses (B, T, 4 or 6).
 
     Poses are seen from where the state began. Without them the model estimates its pose from the actions (dead reckoning) and,
     with `odometry`, corrects each motion by what the frames show, and each pose where the world has a lattice (`CompassHead`).
-    Inventories (B, T, V) that aren't given are predicted, too.
+    Inventories (B, T, V) that aren't given are predicted, too. Last, what the map does not show yet is `imagines`d.
     """
     alone = pose is None or (inventory is None and model.inventory_head is not None)
     size = 1 if alone else PREFILL_FRAMES // model.config.chunk * model.config.chunk
@@ -115,7 +114,25 @@ def prefill(
         state = part.state._replace(observed=part.state.world.spatial_memory.explained)
         features.append(part.features)
         poses.append(part.pose)
-    return Prefilled(state, torch.cat(features, 1), torch.cat(poses, 1))
+    return Prefilled(with_layout(model, state) if imagines else state, torch.cat(features, 1), torch.cat(poses, 1))
+
+
+def with_layout(model: WorldModel, state: DreamState) -> DreamState:
+    """The state with a layout of what its map does not show, another for each seed and age; itself in a world without.
+
+    Before any frame it stands in the middle of a free cell, and looks anywhere.
+    """
+    if model.layout_model is None:
+        return state
+    needed = CHANCES + model.config.map_objects
+    turn, chance = drawn_chances(state, 1 + needed).split((1, needed), 1)
+    new = (state.world.age == 0)[:, None]
+    own = F.one_hot(torch.tensor(SIDE * SIDE // 2), SIDE * SIDE).view(SIDE, SIDE).to(state.map)
+    maps = torch.cat([state.map[:, :1] + LAYOUT * own * new[..., None, None], state.map[:, 1:]], 1)
+    turn = (turn - 0.5) * (math.pi / 2)
+    anywhere = torch.cat([torch.zeros_like(turn), torch.zeros_like(turn), turn.cos(), turn.sin()], 1)
+    layout = imagined_layout(model.layout_model, maps, chance)
+    return state._replace(layout=layout, lattice=torch.where(new & (state.lattice == 0).all(1, keepdim=True), anywhere, state.lattice))
 
 
 def _commit_given(
@@ -141,7 +158,7 @@ def _commit_given(
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
         inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
-    maps, wanted = _mapped(model, state, latent, pose, imagined)
+    maps, wanted = map_after(model, state, latent, pose, imagined)
     after = state._replace(
         world=output.state,
         latent=latent[:, -1],
@@ -158,7 +175,7 @@ def _commit_given(
     return Prefilled(after, output.features, pose)
 
 
-def _mapped(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor, imagined: bool) -> tuple[Tensor, Tensor]:
+def map_after(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor, imagined: bool) -> tuple[Tensor, Tensor]:
     """The map after frames (B, T, N, C) at poses (B, T, 4 or 6), and what is wanted in the last of them.
 
     Where the lattice or the pose isn't known the map stays as it is.
@@ -188,12 +205,23 @@ def _on_grid(model: WorldModel, pose: Tensor, lattice: Tensor) -> tuple[GridPose
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
-    seen = state.latent if isinstance(model.motion_head, CollisionMotionHead) else state.features
-    motion = model.motion_head(seen, state.motion, action) * (state.world.age > 0).unsqueeze(-1)
+    if isinstance(model.motion_head, CollisionMotionHead):
+        motion = model.motion_head(state.latent, state.motion, action, told_around(model, state))
+    else:
+        motion = model.motion_head(state.features, state.motion, action)
+    motion = motion * (state.world.age > 0).unsqueeze(-1)
     if not model.config.most_tilt:
         return motion
     tilt = (state.pose[..., -1:] + motion[..., -1:]).clamp(-model.config.most_tilt, model.config.most_tilt) - state.pose[..., -1:]
     return torch.cat([motion[..., :-1], tilt], -1)
+
+
+def told_around(model: WorldModel, state: DreamState) -> Tensor:
+    """What the map tells of where the last frame was seen, (B, `AROUND`); zeros where there is none."""
+    if model.layout_model is None:
+        return state.latent.new_zeros(len(state.latent), AROUND)
+    here, found = _on_grid(model, state.pose, state.lattice)
+    return around(believed(state.map, state.layout), here) * (found * state.pose_known)[:, None]
 
 
 class SharedContext(NamedTuple):
@@ -267,7 +295,7 @@ def _sampled(
     Sampled by the flow head, after one read-only pass of the model; without one, by the model itself.
 
     Where given frames have shown the place, or any frame this very view, the mean is taken, for that is what stays the same over hundreds
-    of frames: the flow head's where it is told of a map and an action, else the model's. What is open is sampled. Places near dreamed
+    of frames: the flow head's where it is told of a map, else the model's. What is open is sampled. Places near dreamed
     frames count as open: the head knows by the memory how they go on.
     """
     if model.flow_head is None:
@@ -283,9 +311,7 @@ def _sampled(
     if model.map_reader is None:
         latent, uncertainty = model.flow_head.sample(context, noise, steps)
         return torch.lerp(evidence.mean, latent, share[:, None, None]), uncertainty * share, evidence.wanted
-    asked = is_unknown(model, evidence.action)  # for a view by its pose alone: the flow head has learned what actions lead to
-    latent, uncertainty = model.flow_head.sample(context, noise, steps, (share < 0.5) & ~asked)
-    latent = torch.where(asked[:, None, None], torch.lerp(evidence.mean, latent, share[:, None, None]), latent)
+    latent, uncertainty = model.flow_head.sample(context, noise, steps, share < 0.5)
     return latent, uncertainty * share, evidence.wanted
 
 
@@ -321,7 +347,8 @@ def frame_evidence(
     seen = noise.new_zeros(len(noise), 1, 0)
     if model.map_reader is not None:
         here, found = _on_grid(model, inputs.pose[:, 0], state.lattice)
-        seen = shown(state.map, model.config.map_objects, here, model.config.grid) * (found * state.pose_known)[:, None, None]
+        maps = state.map if model.layout_model is None else believed(state.map, state.layout)
+        seen = shown(maps, model.config.map_objects, here, model.config.grid) * (found * state.pose_known)[:, None, None]
     if model.wanted_head is not None and wanted is None:
         likely = model.wanted_head(seen, state.wanted).softmax(1).cumsum(1)[:, :-1]
         wanted = F.one_hot((likely < chance_of(noise)[:, None]).sum(1), likely.shape[1] + 1).to(likely.dtype)
@@ -343,32 +370,6 @@ def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagi
     after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance, imagined=True).state
     wanted = after.wanted if imagined.wanted is None else imagined.wanted
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty, wanted=wanted)
-
-
-def frame_noise(state: DreamState, model: WorldModel) -> Tensor:
-    """Noise (B, N, C) for the next frame of every row; it depends on the row's seed and age and on nothing else."""
-    return drawn_noise(model, state.seed.tolist(), state.world.age.tolist()).to(state.latent)
-
-
-def drawn_noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) -> Tensor:
-    """`frame_noise` on the CPU, float32, for rows whose seeds and ages are known without asking a device."""
-    shape = (model.config.tokens, model.config.latent_channels)
-    rows = []
-    for seed, age in zip(seeds, ages, strict=True):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + age) % 2**63)
-        rows.append(torch.randn(shape, generator=generator))
-    return torch.stack(rows)
-
-
-def chance_of(noise: Tensor, number: int = 0) -> Tensor:
-    """A number (B,) from 0 to 1 for each row of a frame's noise (B, N, C), uniform: what is drawn beside the frame itself.
-
-    It needs no other generator and waits for no device. Of hundreds of directions of the noise it is one, another for each `number`, so
-    that it hardly says anything of the frame.
-    """
-    flat = noise.flatten(1)
-    signs = constant(tuple(range(number, number + flat.shape[1])), flat.device).square().cos().sign()
-    return torch.special.ndtr((flat * signs).sum(1) / math.sqrt(flat.shape[1]))
 
 
 def rounded(x: Tensor, steps: int) -> Tensor:

@@ -19,6 +19,7 @@ from lssvwm_gym.models.conditioning import Conditioning, FrameInputs, head
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
+from lssvwm_gym.models.map_layout import LayoutModel
 from lssvwm_gym.models.map_memory import MapReader, WantedHead
 from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
@@ -58,11 +59,8 @@ class WorldModel(nn.Module):
         self.token_in = nn.Linear(config.latent_channels, width)
         self.token_position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
         self.conditioning = Conditioning(config)
-        self.pose_keys = (
-            PoseKeys(config.memory_features, config.memory_scales, config.memory_noise, config.spatial)
-            if config.has_spatial_memory
-            else None
-        )
+        kernel = config.memory_features, config.memory_scales, config.memory_noise, config.spatial
+        self.pose_keys = PoseKeys(*kernel) if config.has_spatial_memory else None
         self.spatial_memory = SpatialMemory(width, config.latent_channels) if config.has_spatial_memory else None
         layers = [Layer(config, block) for block in config.blocks]
         self.layers = nn.ModuleList(layers)
@@ -82,15 +80,14 @@ class WorldModel(nn.Module):
         self.flow_head = FlowHead(config) if config.flow_width else None
         self.map_reader = MapReader(config.tokens, config.latent_channels, config.map_objects) if config.map_objects else None
         self.wanted_head = WantedHead(config.map_objects) if config.map_objects else None
+        self.layout_model = LayoutModel(config.map_objects, config.layout_width) if config.layout_width else None
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""
         age = torch.zeros(rows, dtype=torch.int64, device=self.token_in.weight.device)
-        layers, features = tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), self.config.memory_features
-        zeros = self.token_in.weight.new_zeros
-        memory = SpatialMemoryState(
-            zeros(rows, features, features), zeros(rows, self.config.tokens * self.config.latent_channels, features)
-        )
+        layers, zeros = tuple(cast(Layer, layer).initial_state(rows) for layer in self.layers), self.token_in.weight.new_zeros
+        features, numbers = self.config.memory_features, self.config.tokens * self.config.latent_channels
+        memory = SpatialMemoryState(zeros(rows, features, features), zeros(rows, numbers, features))
         last = zeros(rows, 0) if self.residual is None else self.residual.first.expand(rows, -1, -1).clone()
         return WorldState(layers, memory, age, last)
 
@@ -109,13 +106,9 @@ class WorldModel(nn.Module):
         if self.spatial_memory is not None:
             query, explained = self._query(inputs, state.spatial_memory.explained, read_only, frame_context and frame_context.memory_query)
             recalled = frame_context and frame_context.recalled
-            recalled, latents = read_write(
-                query,
-                latent.flatten(2),
-                state.spatial_memory.latents,
-                None if recalled is None else recalled.flatten(2),
-                None if query.written is None else self._overwritten_share(inputs.action),
-            )
+            read = None if recalled is None else recalled.flatten(2)
+            share = None if query.written is None else self._overwritten_share(inputs.action)
+            recalled, latents = read_write(query, latent.flatten(2), state.spatial_memory.latents, read, share)
             recalled, memory = recalled.view_as(latent), SpatialMemoryState(explained, latents)
             tokens = frame_context and frame_context.tokens
             x = x + (self.spatial_memory.into_tokens(recalled, query.posterior_variance) if tokens is None else tokens)

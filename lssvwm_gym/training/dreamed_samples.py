@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -17,6 +18,8 @@ from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
 from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
+from lssvwm_gym.models.map_layout import LAYOUT, colours_of
+from lssvwm_gym.models.map_memory import FIRM
 from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
@@ -26,6 +29,8 @@ GAP = (6, 40)  # recorded frames between two dreams of a row
 KNOWN, NEAR = 0.2, 0.5  # a dreamed past counts below this variance after given frames, or with this mean square error of its last frame
 AGAIN = 2  # frames of a dream for each that it is asked for again
 ASTRAY = 0.2  # and with estimated poses that are less than this off, in units of length and of heading
+HINDSIGHT = 0.7  # share of rows that are told what lies where nothing has been seen yet, as dreams are
+LIGHT = (0.8, 1.2)  # by which its colours are brighter
 PASSES = (1, 2, 4, 8)  # denoising steps of dreams, drawn for each
 
 
@@ -37,6 +42,7 @@ class DreamOptions:
     ahead: int = 32  # frames that a dream goes on from a recorded past
     recorded: float = 0.4  # share of rows whose past stays the recorded one
     context_noise: float = 0.1  # recorded pasts carry up to this much noise, as dreamed ones do
+    back: float = 0.15  # share of rows that come back through the same frames, by unknown actions
 
 
 class Samples(NamedTuple):
@@ -45,8 +51,9 @@ class Samples(NamedTuple):
     evidence: FrameEvidence
     latent: Tensor  # (K, N, C) of the frame that came
     last_motion: Tensor  # (K, 3 or 5) before it
+    around: Tensor  # (K, `AROUND`) what the map told of where the frame before it was seen
     wanted: Tensor  # (K, kinds) 1 for the kind of object that was wanted in the recorded frame before it, else 0
-    motion: Tensor  # (K, 3 or 5) that led to it; NaN where a dream was asked for its own frame again
+    motion: Tensor  # (K, 3 or 5) that led to it; NaN where no action did, or a dream was asked for its own frame again
     frame: Tensor  # (K,) int64, how many frames the dream had gone on
 
 
@@ -89,7 +96,8 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
     shortest = int(lengths[rng.choice(len(lengths), p=weights / weights.sum())])
     picked = rng.choice(np.flatnonzero(lengths >= shortest), options.rows)
     starts = [int(rng.integers(episodes.lengths[number] - shortest + 1)) for number in picked]
-    segments = [SegmentIndex(int(number), start, shortest, shortest) for number, start in zip(picked, starts, strict=True)]
+    turns = np.where(rng.random(options.rows) < options.back, shortest // 2 + 1, shortest).tolist()
+    segments = [SegmentIndex(int(number), start, turn, shortest) for number, start, turn in zip(picked, starts, turns, strict=True)]
     clip = read_clip(episodes, segments, shortest, model.config.actions)
     clip.action[:, 0] = rollout.unknown_action(model, options.rows)
     generator = torch.Generator(episodes.device).manual_seed(int(rng.integers(2**62)))
@@ -98,13 +106,15 @@ def dreamed_samples(options: DreamOptions, model: WorldModel, episodes: Episodes
     if rng.random() < 0.5:
         first = int(np.exp(rng.uniform(*np.log([GAP[0], longest]))))
     state, at, gap, parts = rollout.first_state(model, torch.arange(options.rows)), 0, first, list[Samples]()
+    layout = hindsight(model, clip, rng)
     for _ in range(6):
         if at + gap + options.ahead > shortest:
             break
         past, at = clip[at : at + gap], at + gap
         latent = with_noise(past.latent, options.context_noise, generator)
         state = state._replace(pose_known=past.pose_known[:, 0])
-        state = rollout.prefill(model, state, latent, past.action, past.pose, past.inventory).state
+        state = rollout.prefill(model, state, latent, past.action, past.pose, past.inventory, imagines=False).state
+        state = state._replace(layout=layout)
         parts += _dreams(options, model, state, clip[at - 1 : at + options.ahead], rng, generator)
         gap = int(rng.integers(*GAP))
     return join_rows(parts)
@@ -128,8 +138,8 @@ def _dreams(
     for t in range(1, len(clip)):
         action, real = clip.action[rows, t], clip.motion[rows, t]
         estimated = rollout.estimated_motion(model, state, action)
-        posed = clip.pose_known[rows, t] > 0
-        motion = torch.where((dreams & estimates)[rows, None] & posed[:, None], estimated, real)
+        posed, acted = clip.pose_known[rows, t] > 0, clip.recorded[rows, t] > 0
+        motion = torch.where(((dreams & estimates)[rows] & posed & acted)[:, None], estimated, real)
         pose = rollout.next_pose(state, motion)
         inputs = rollout.next_inputs(state, action, motion, pose)
         noise = torch.randn(2, *state.latent.shape, generator=generator, device=state.latent.device)
@@ -138,10 +148,12 @@ def _dreams(
         variance = rollout.observed_variance(state, context)
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
-        counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN)) & (clip.recorded[rows, t] > 0)
+        counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN))
         if not counts.any():
             break
-        samples = Samples(evidence, clip.latent[rows, t], state.motion, wanted[rows, t - 1], real, torch.full_like(rows, t))
+        came = torch.where(acted[:, None], real, torch.nan)  # no action has led to what is seen on the way back
+        told = rollout.told_around(model, state)
+        samples = Samples(evidence, clip.latent[rows, t], state.motion, told, wanted[rows, t - 1], came, torch.full_like(rows, t))
         parts.append(take_rows(samples, counts))
         latent, _ = model.flow_head.sample(model.flow_head.context(evidence), noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
@@ -154,6 +166,31 @@ def _dreams(
             shown = [take_rows(one, counts) for one in shown]
         state, rows = take_rows(after, counts), rows[counts]
     return parts
+
+
+def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Tensor:
+    """What whole clips show, as a layout (B, 1 + kinds + 3, side, side): what was not seen yet of it is what could be imagined.
+
+    `HINDSIGHT` of the rows get theirs, with colours of walls in another light; the others get zeros, for nothing.
+    """
+    state = rollout.first_state(model, torch.arange(len(clip.latent)))
+    if model.layout_model is None or model.map_reader is None or model.compass_head is None:
+        return state.layout
+    lattice = model.compass_head.found(clip.pose, clip.latent, state.lattice, state.world.age)
+    for part in (clip[t : t + 64] for t in range(0, len(clip), 64)):
+        state = state._replace(lattice=lattice, pose_known=part.pose_known[:, 0])
+        state = state._replace(map=rollout.map_after(model, state, part.latent, part.pose, imagined=False)[0])
+    cells, (_, kinds) = state.map, state.wanted.shape
+    objects = cells[:, 1 : 1 + kinds].flatten(2)
+    at = F.one_hot(objects.argmax(2), objects.shape[2]) * (objects.amax(2, keepdim=True) > FIRM)
+    free = torch.where(cells[:, :1].abs() > 1, cells[:, :1].sign(), 0.0)
+    told, light = rng.random(len(cells)) < HINDSIGHT, rng.uniform(*LIGHT, len(cells))
+    whole = torch.cat([LAYOUT * free, LAYOUT * at.view_as(cells[:, 1 : 1 + kinds]), colours_of(cells) * _each(light)], 1)
+    return whole * _each(told)
+
+
+def _each(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).view(-1, 1, 1, 1)
 
 
 def wanted_in(model: WorldModel, latent: Tensor) -> Tensor:
@@ -183,4 +220,5 @@ def _asked_again(
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
     evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise, wanted_in(model, latent))
     motion = inputs.motion[:, 0]
-    return [Samples(evidence, latent, motion, state.wanted, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]
+    told = rollout.told_around(model, state)
+    return [Samples(evidence, latent, motion, told, state.wanted, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]

@@ -33,7 +33,8 @@ from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
-from lssvwm_gym.models.map_memory import MapReader, WantedHead, read_map_reader
+from lssvwm_gym.models.map_layout import read_layout_model
+from lssvwm_gym.models.map_memory import WantedHead, read_map_reader
 from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
@@ -41,6 +42,7 @@ from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.training import optim
 from lssvwm_gym.training.adversarial import Discriminator, adversarial_loss, discriminator_loss
 from lssvwm_gym.training.dreamed_samples import Buffer, DreamOptions, Samples, dreamed_samples, really_came, with_noise
+from lssvwm_gym.training.grown import with_heads
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.objectives import train_odometry
 from lssvwm_gym.training.world_model import LOG_EVERY, check_data, log_losses
@@ -73,6 +75,7 @@ class HeadTraining:
     adversarial_weight: float = 0.1  # of what the discriminator says, beside the other losses of the flow head
     lattice: float = 0.0  # side of the cells in which walls stand at right angles: adds a compass head, which keeps poses from drifting
     reader: Path | None = None  # reader.safetensors of `experiments.maze_reader`: adds a map that the flow head is told of
+    layouts: Path | None = None  # layouts.safetensors of `experiments.maze_layout`: what that map does not show is imagined
     flow_width: int = 160  # of a head that is drawn anew, where the weights have none
     dreams: DreamOptions = field(default_factory=DreamOptions)
     buffer: int = 200_000  # frames, of some 9 kB
@@ -154,34 +157,12 @@ def motion_loss(
     if dropout:
         kept = torch.rand(latent.shape, generator=generator, device=latent.device) >= dropout
         latent = latent * kept / (1 - dropout)
-    logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
+    logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action, samples.around)
     scale = motion_head.motion_scale
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, scale[0])
     expected = torch.where(truth[:, None], motions[:, 1], motions[:, 0])
     regression = F.smooth_l1_loss(expected / scale, samples.motion / scale, beta=0.1)
     return F.binary_cross_entropy_with_logits(logit, truth.float()) + regression
-
-
-def with_heads(
-    model: WorldModel, flow_width: int, collisions: bool = True, lattice: float = 0.0, reader: MapReader | None = None
-) -> WorldModel:
-    """The same model with a flow head and, where asked for, a collision motion head, a compass and a map; itself where it has them."""
-    collisions, lattice = collisions or model.config.collisions, lattice or model.config.lattice
-    objects = model.config.map_objects if reader is None else reader.objects
-    has = model.config.collisions, model.config.lattice, model.config.map_objects
-    if model.flow_head is not None and has == (collisions, lattice, objects) and reader is None:
-        return model
-    flow_width = model.config.flow_width or flow_width
-    config = replace(model.config, flow_width=flow_width, collisions=collisions, lattice=lattice, map_objects=objects)
-    grown, same = WorldModel(config), model.config.collisions == collisions
-    taken = {name: tensor for name, tensor in model.state_dict().items() if same or not name.startswith("motion_head.")}
-    grown.load_state_dict(grown.state_dict() | taken)
-    if reader is not None and grown.map_reader is not None:
-        sizes, needed = ([len(one.position), *one.token.weight.shape, len(one.frame.bias)] for one in (reader, grown.map_reader))
-        if sizes != needed:
-            raise ValueError(f"a reader of (tokens, width, channels, units) {sizes} for a world that needs {needed}")
-        grown.map_reader.load_state_dict(reader.state_dict())
-    return grown.eval()
 
 
 class Heads(nn.Module):
@@ -205,7 +186,10 @@ class HeadTrainer:
         self.run, self.data, self.step, self.frames, self.seconds = run, data or {}, 0, 0, 0.0
         self.episodes = Episodes.of(episodes)
         reader = None if run.reader is None else read_map_reader(run.reader)
-        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader).requires_grad_(False)
+        layouts = None if run.layouts is None else read_layout_model(run.layouts)
+        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader, layouts).requires_grad_(
+            False
+        )
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
@@ -331,7 +315,7 @@ def head_errors(heads: Heads, samples: Samples, ahead: list[int]) -> dict[str, f
     if heads.motion_head is None:
         return errors
     samples = really_came(samples)
-    said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
+    said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action, samples.around)[0] > 0
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, heads.motion_head.motion_scale[0])
     hits = (said & truth).sum()
     return errors | {"blocked_recall": float(hits / truth.sum().clamp(min=1)), "blocked_precision": float(hits / said.sum().clamp(min=1))}

@@ -1,0 +1,177 @@
+"""What a map does not show yet, imagined: a network that knows how such worlds are laid out fills it in, before any picture is dreamed.
+
+The flow head is told of walls and objects that nobody has seen yet, paints them, and the map's reader finds them in the picture: so what
+is imagined stands on the world's lattice, and is the same from wherever it is seen. The layout is drawn cell by cell, from what is known
+outwards, some cells a pass, each by what the map says and what was drawn before it (autoregressive diffusion, arXiv 2110.02037), and some
+cells once more by all others; then each kind of object that the map lacks, one after the other; then colours of walls, as the cells were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors
+from lssvwm_gym.models.map_memory import FIRM, SIDE, GridPose, numbered, turned
+
+KIND = "lssvwm_gym maze layouts"
+PASSES = 20  # in which the cells of a layout are drawn, fewer of them in the first ones
+AGAIN = (0.3, 0.3, 0.2, 0.2, 0.15, 0.15, 0.1, 0.1)  # shares of the cells that are then drawn again
+SHARPER = 1.5  # by which the logits are larger then
+CHANCES = 2 * 2 * SIDE * SIDE * (1 + len(AGAIN))  # numbers that draw a layout, objects aside
+COLOURS = 12  # of walls, that are told apart
+PAINTED, LAID = 3.0, 4.0  # rays from which the colour of a wall is known, and as how many of them an imagined one counts
+FARTHEST, SPREAD = 12, 3.0  # cells from what is known that are told apart, and by which the order is left to chance
+LAYOUT = 6.0  # log odds of what was drawn
+DILATIONS = (1, 2, 4, 1, 2, 4, 1)  # of the network's convolutions
+AROUND = 13  # numbers that `around` tells
+Draws = Callable[[Tensor, Tensor, float], Tensor]  # by what is drawn so far, numbers from 0 to 1, and how much larger logits are
+
+
+class LayoutModel(nn.Module):
+    """Says of each cell of a map how likely it is free, of each kind of object where it is likely to lie, and of walls which colours."""
+
+    def __init__(self, objects: int, width: int) -> None:
+        super().__init__()
+        self.objects = objects
+        self.palette: Tensor
+        self.register_buffer("palette", torch.rand(COLOURS, 3))  # the colours that walls have
+        self.cells = nn.Conv2d(1 + objects + COLOURS + 5, width, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=step, dilation=step) for step in DILATIONS)
+        self.out = nn.Conv2d(width, 1 + objects + COLOURS, 1)
+
+    def forward(self, cells: Tensor, paint: Tensor, whole: bool = False) -> Tensor:
+        """Log odds (B, 1 + kinds, side, side) of a map's cells, 0 where nothing is known, and 1 for the known colour of a wall, of
+        (B, colours, side, side), to logits (B, 1 + kinds + colours, side, side).
+
+        While cells are drawn, how far the maze reaches already is told, too; not for objects in a `whole` one: they lie anywhere in it.
+        """
+        extents = _extents(cells[:, 0] > FIRM) * (0.0 if whole else 1.0)
+        x = self.cells(torch.cat([(cells / LAYOUT).clamp(-1, 1), paint, torch.ones_like(cells[:, :1]), extents], 1))
+        for layer in self.layers:
+            x = x + layer(F.silu(x))
+        out: Tensor = self.out(F.silu(x))
+        return out
+
+    def painted(self, colour: Tensor) -> Tensor:
+        """Colours of walls (B, 3, side, side), zeros where there is none, as the nearest of the palette: 1, of (B, colours, side, side)."""
+        away = (hue(colour)[:, None] - hue(self.palette[:, :, None, None])).square().sum(2)
+        nearest = F.one_hot(away.argmin(1), len(self.palette)).permute(0, 3, 1, 2)
+        return nearest.to(colour.dtype) * (colour.sum(1, keepdim=True) > 0)
+
+
+def hue(colour: Tensor) -> Tensor:
+    """Colours (B, 3, ...) as vectors of which light and shade change little."""
+    length = colour.norm(dim=1, keepdim=True)
+    return torch.cat([colour / length.clamp(min=1e-3), 0.3 * length], 1)
+
+
+def colours_of(maps: Tensor) -> Tensor:
+    """Colours of walls on maps (B, `channels_of`, side, side), means of a cell's sides: (B, 3, side, side), zeros where none is known."""
+    sides = maps[:, -16:].unflatten(1, (4, 4))  # red, green, blue and rays, of four sides
+    rays = sides[:, 3].sum(1, keepdim=True)
+    mean = (sides[:, :3] * sides[:, 3:]).sum(2) / rays.clamp(min=1e-3)
+    return mean * ((rays > PAINTED) & (maps[:, :1] < 0))
+
+
+def _extents(free: Tensor) -> Tensor:
+    """How far each cell is from the four edges of what is free, bool (B, side, side): (B, 4, side, side), in tens of cells."""
+    number, sides = torch.arange(SIDE, device=free.device), []
+    for axis, shape in ((2, (-1, SIDE, 1)), (1, (-1, 1, SIDE))):
+        some = free.any(axis)
+        first, last = torch.where(some, number, SIDE).amin(1)[:, None], torch.where(some, number, -1).amax(1)[:, None]
+        sides += [((number - first) / 10).view(shape), ((last - number) / 10).view(shape)]
+    return torch.stack([side.expand(len(free), SIDE, SIDE) for side in sides], 1).clamp(-1.5, 1.5)
+
+
+def outwards(cells: Tensor, chance: Tensor) -> Tensor:
+    """When each cell of a map is drawn, those nearest to known ones first: from 0 to 1, (B, side * side), as is `chance`, a part of it."""
+    near, away = (cells[:, :1].abs() > FIRM).float(), torch.zeros_like(cells[:, :1])
+    for _ in range(FARTHEST):
+        away, near = away + 1 - near, F.max_pool2d(near, 3, 1, 1)
+    return (away.flatten(1) + SPREAD * chance).argsort(1).argsort(1) / chance.shape[1]
+
+
+def read_layout_model(path: str | Path) -> LayoutModel:
+    """What `experiments.maze_layout` wrote. Raises `TensorFileError` for a file that holds none, or is broken."""
+    tensors, header = load_tensors(path)
+    if header.get("kind") != KIND or "out.weight" not in tensors:
+        raise TensorFileError(f"{path}: no model of layouts; `python -m experiments.maze_layout` writes one")
+    said, width = tensors["out.weight"].shape[:2]
+    model = LayoutModel(said - 1 - COLOURS, width)
+    load_strictly(model, tensors, path)
+    return model.eval()
+
+
+def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
+    """A layout (B, 1 + kinds + 3, side, side) of which maps (B, `channels_of`, side, side) could show a part.
+
+    Log odds of free cells and of objects, `LAYOUT` either way, and colours of walls. `chance` (B, `CHANCES` + kinds) of numbers from 0 to 1
+    draws it: the order of the cells, which are free, where objects lie, and which colours walls have.
+    """
+    area, kinds = SIDE * SIDE, model.objects
+    parts = chance[:, : -kinds or None].view(len(maps), 4, 1 + len(AGAIN), 1, SIDE, SIDE).unbind(1)
+    given, paint = maps[:, : 1 + kinds], model.painted(colours_of(maps))
+    when = (PASSES * outwards(given, parts[0][:, 0].flatten(1)).sqrt()).floor().view(-1, 1, SIDE, SIDE)
+
+    def whether_free(now: Tensor, draw: Tensor, sharper: float) -> Tensor:
+        likely = (sharper * model(torch.cat([now, given[:, 1:]], 1), paint)[:, :1]).sigmoid()
+        return torch.where(draw < likely, LAYOUT, -LAYOUT)
+
+    free = LAYOUT * _drawn(whether_free, given[:, :1], given[:, :1].abs() > FIRM, when, parts[0], parts[1]).sign()
+    known = torch.cat([free, given[:, 1:]], 1)
+    for kind in range(1, 1 + kinds):
+        likely = model(known, paint, whole=True)[:, kind].masked_fill(known[:, 0] < 0, -30.0).flatten(1).softmax(1).cumsum(1)
+        at = (likely < chance[:, kind - 1 - kinds, None]).sum(1).clamp(max=area - 1)
+        lies = torch.where(_firm(given[:, kind]), given[:, kind], LAYOUT * F.one_hot(at, area).view_as(given[:, kind]).to(given.dtype))
+        known = torch.cat([known[:, :kind], lies[:, None], known[:, kind + 1 :]], 1)
+
+    def which_colour(now: Tensor, draw: Tensor, sharper: float) -> Tensor:
+        likely = (sharper * model(known, now)[:, 1 + kinds :]).softmax(1).cumsum(1)[:, :-1]
+        drawn = F.one_hot((likely < draw).sum(1), len(model.palette)).permute(0, 3, 1, 2)
+        return drawn.to(now.dtype) * (known[:, :1] < 0)
+
+    paint = _drawn(which_colour, paint, paint.amax(1, keepdim=True) > 0, when, parts[2], parts[3])
+    colour = torch.einsum("bphw,pc->bchw", paint, model.palette)
+    return torch.cat([free, torch.where(_firm(given[:, 1:]), 0.0, known[:, 1:]), colour], 1)
+
+
+def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tensor, draw: Tensor) -> Tensor:
+    """What is drawn (B, n, side, side) where nothing is `shown`, cell by cell as `when` says, and some cells again."""
+    now = given
+    for number in range(PASSES):
+        now = torch.where((when == number) & ~shown, draws(now, draw[:, 0], 1.0), now)
+    for number, share in enumerate(AGAIN, 1):
+        again = (order[:, number] < share) & ~shown
+        now = torch.where(again, draws(torch.where(again, given, now), draw[:, number], SHARPER), now)
+    return now
+
+
+def believed(maps: Tensor, layout: Tensor) -> Tensor:
+    """Maps (B, `channels_of`, side, side) with what a layout (B, 1 + kinds + 3, side, side) adds, if anything: what frames show wins."""
+    kinds = layout.shape[1] - 4
+    cells, colour = maps[:, : 1 + kinds], layout[:, 1 + kinds :]
+    free = torch.where((cells[:, :1].abs() > FIRM) | (layout[:, :1] == 0), cells[:, :1], layout[:, :1])
+    objects = cells[:, 1:] + torch.where(_firm(cells[:, 1:]), 0.0, layout[:, 1 : 1 + kinds])
+    sides = maps[:, 1 + kinds :].unflatten(1, (4, 4))
+    laid = F.pad(colour, (0, 0, 0, 0, 0, 1), value=LAID)[:, :, None]
+    sides = torch.where((sides[:, 3:] < 1) & (colour.sum(1)[:, None, None] > 0), laid, sides)
+    return torch.cat([free, objects, sides.flatten(1, 2)], 1)
+
+
+def around(maps: Tensor, here: GridPose) -> Tensor:
+    """What a map tells of where something stands, (B, `AROUND`): whether that cell and those beside are free, and where in it that is."""
+    steps = torch.arange(-1, 2, device=maps.device)
+    beside = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
+    number, inside = numbered(here.cell[:, None] + turned(beside.expand(len(maps), -1, -1), here.quarter))
+    free = maps[:, 0].flatten(1).gather(1, number) * inside
+    return torch.cat([(free / 4).clamp(-1, 1), here.rest], 1)
+
+
+def _firm(objects: Tensor) -> Tensor:
+    """Whether a map knows where an object lies, of (..., side, side): bool (..., 1, 1)."""
+    return objects.amax((-2, -1), keepdim=True) > FIRM

@@ -1,0 +1,281 @@
+"""What a map does not show is imagined first, and then painted: layouts, who is told of them, and how they are learned."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_flow_head import walled_episodes
+from test_map_memory import KINDS, MIDDLE, at, room
+from test_maze_map import recorded
+from test_stepping import SIZES, random_model
+from tiny_world import WITH_A_MAP, write_tiny_weights
+
+from experiments import maze_layout
+from lssvwm_gym.checkpoints.checkpoint import read_weights
+from lssvwm_gym.data.segments import Episodes
+from lssvwm_gym.envs.simulator import open_dream
+from lssvwm_gym.io import legacy
+from lssvwm_gym.io.tensors import TensorFileError, save_tensors
+from lssvwm_gym.models import rollout
+from lssvwm_gym.models.config import WorldModelConfig
+from lssvwm_gym.models.geometry import start_pose
+from lssvwm_gym.models.map_layout import (
+    CHANCES,
+    KIND,
+    LAID,
+    LAYOUT,
+    LayoutModel,
+    around,
+    believed,
+    colours_of,
+    imagined_layout,
+    read_layout_model,
+)
+from lssvwm_gym.models.map_memory import SIDE, channels_of, shown
+from lssvwm_gym.models.motion_heads import CollisionMotionHead
+from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill, with_layout
+from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.training import dreamed_samples as training
+from lssvwm_gym.training.dreamed_samples import DreamOptions, dreamed_samples, hindsight, really_came
+from lssvwm_gym.training.grown import with_heads
+
+CHANNELS = SIZES["latent_channels"]
+MAP = {**WITH_A_MAP, "map_objects": KINDS}
+
+
+def chances(rows: int) -> torch.Tensor:
+    return torch.rand(rows, CHANCES + KINDS, generator=torch.Generator().manual_seed(0))
+
+
+def random_layouts(bias: float = 0.0) -> LayoutModel:
+    """Draws cells that are free as often as the bias says."""
+    torch.manual_seed(0)
+    model = LayoutModel(KINDS, 4).requires_grad_(False)
+    model.out.bias[0] = bias
+    return model
+
+
+def test_a_layout_is_whole_and_its_objects_lie_on_free_cells():
+    maps = torch.cat([room((0, 1, 2)), room(), 0 * room()])
+    layout = imagined_layout(random_layouts(), maps, chances(3))
+    assert set(layout[:, 0].unique().tolist()) == {-LAYOUT, LAYOUT}
+    objects = layout[:, 1 : 1 + KINDS]
+    assert (objects > 0).sum((2, 3)).tolist() == [[0, 1], [1, 1], [1, 1]]  # what the map shows already is not drawn again
+    assert (layout[:, 0] > 0)[:, None].expand_as(objects)[objects > 0].all()
+    alone = imagined_layout(random_layouts(), maps[1:2], chances(3)[1:2])
+    assert torch.equal(alone, layout[1:2])
+    assert not torch.equal(layout[1], layout[2])
+    full, none = (imagined_layout(random_layouts(bias), maps, chances(3))[:, 0] for bias in (20.0, -20.0))
+    assert (full[2] == LAYOUT).all()
+    assert torch.equal(full[0] > 0, maps[0, 0] > 0)  # what is known stays
+    assert (none[2] == -LAYOUT).all()
+
+
+def test_each_cell_is_drawn_by_those_before_it():
+    """A network by which a cell is as the one beside it: drawn all at once, half of the neighbours would differ."""
+    model = random_layouts()
+    for parameter in model.parameters():
+        parameter.zero_()
+    for channel in (0, 1 + KINDS):  # free cells; the first colour
+        model.cells.weight[0, channel, 1] = torch.tensor(
+            [1.0, 0.0, 1.0]
+        )  # a channel that is their sum, through convolutions that add nothing
+        model.cells.weight[1] = -model.cells.weight[0]
+        model.out.weight[channel, :2, 0, 0] = torch.tensor([40.0, -40.0])
+        layout = imagined_layout(model, torch.zeros(4, channels_of(KINDS), SIDE, SIDE), chances(4))
+        same = (layout[:, 0, :, 1:] == layout[:, 0, :, :-1]).float().mean()
+        model.cells.weight.zero_()
+        assert same > 0.65 if channel == 0 else same < 0.6
+
+
+def test_walls_have_colours_of_the_palette():
+    """The one that the map shows on any side of a wall is kept, and free cells have none."""
+    model, maps = random_layouts(), room()
+    model.palette[:] = torch.rand(len(model.palette), 3, generator=torch.Generator().manual_seed(1)) + 0.1
+    sides = maps[:, 1 + KINDS :].view(1, 4, 4, SIDE, SIDE)
+    red = model.palette[3]
+    sides[0, :3, 1, MIDDLE + 3, MIDDLE], sides[0, 3, 1, MIDDLE + 3, MIDDLE] = 0.9 * red, 5.0
+    assert torch.allclose(colours_of(maps)[0, :, MIDDLE + 3, MIDDLE], 0.9 * red)
+    assert (colours_of(maps).sum(1) > 0).sum() == 1
+    assert model.painted(colours_of(maps))[0, :, MIDDLE + 3, MIDDLE].argmax() == 3
+    layout = imagined_layout(model, maps, chances(1))
+    colour, walls = layout[0, 1 + KINDS :], layout[0, 0] < 0
+    assert torch.allclose(colour[:, MIDDLE + 3, MIDDLE], red)
+    assert not colour[:, ~walls].any()
+    away = torch.cdist(colour[:, walls].T, model.palette)
+    assert away.amin(1).max() < 1e-3
+    assert len(away.argmin(1).unique()) > 3
+    both = believed(maps, layout)[:, 1 + KINDS :].view(1, 4, 4, SIDE, SIDE)
+    assert torch.allclose(both[0, :3, 1, MIDDLE + 3, MIDDLE], 0.9 * red)  # the side that was seen
+    assert torch.allclose(both[0, :, 0, MIDDLE + 3, MIDDLE], torch.cat([red, torch.tensor([LAID])]))
+
+
+def test_what_frames_show_wins():
+    maps, layout = room((0, 1, 0)), torch.zeros(1, 1 + KINDS + 3, SIDE, SIDE)
+    assert torch.equal(believed(maps, layout), maps)
+    layout[0, 0] = -maps[0, 0].sign() * LAYOUT  # the opposite everywhere
+    layout[0, 1 : 1 + KINDS, MIDDLE, MIDDLE + 1] = LAYOUT
+    maps[0, :, 0] = 0.0  # a row of cells that nothing was seen of
+    both = believed(maps, layout)
+    assert torch.equal(both[0, 0, 1:], maps[0, 0, 1:])
+    assert (both[0, 0, 0] == LAYOUT).all()
+    assert torch.equal(both[:, 1], maps[:, 1])  # where the first object lies is known
+    assert both[0, 2, MIDDLE, MIDDLE + 1] == LAYOUT
+    assert torch.equal(both[:, 1 + KINDS :], maps[:, 1 + KINDS :])
+    assert not torch.equal(shown(both, KINDS, at(0, 0, 90), 4), shown(maps, KINDS, at(0, 0, 90), 4))
+
+
+def test_around_is_seen_from_where_one_looks():
+    """Of a room whose corner cell is where one stands: walls behind and to the right, whichever way that is."""
+    maps = room()
+    there = around(maps, at(-2, -2, 0))[0]
+    assert there[:9].tolist() == [-1, -1, -1, -1, 1, 1, -1, 1, 1]  # behind, there, ahead: to the right, there, to the left
+    assert around(maps, at(-2, -2, 90))[0, :9].tolist() == [-1, -1, -1, 1, 1, -1, 1, 1, -1]
+    assert torch.allclose(around(maps, at(-2.2, -1.9, 0))[0, 9:], torch.tensor([-0.2, 0.1, 1.0, 0.0]), atol=1e-6)
+    assert not around(maps, at(100, 100, 0))[0, :9].any()
+
+
+def test_the_motion_head_learns_what_blocks_from_the_map_alone():
+    """A step is blocked where the cell ahead is a wall; the frames say nothing."""
+    torch.manual_seed(0)
+    config = WorldModelConfig(**{**SIZES, **MAP})
+    head = CollisionMotionHead(config, hidden=16)
+    latent, motion, action = torch.zeros(64, 16, CHANNELS), torch.zeros(64, 3), torch.ones(64, dtype=torch.int64)
+    told = torch.rand(64, 13) * 2 - 1
+    assert torch.equal(head(latent, motion, action, told), head(latent, motion, action))  # until it has learned
+    optimizer = torch.optim.Adam(head.parameters(), 0.01)
+    for _ in range(200):
+        logit = head.cases(latent, motion, action, told)[0]
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, (told[:, 7] < 0).float()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert ((head.cases(latent, motion, action, told)[0] > 0) == (told[:, 7] < 0)).all()
+    assert CollisionMotionHead(replace(config, layout_width=0)).around is None
+
+
+def test_a_dream_imagines_a_layout_and_is_told_of_it():
+    """Another for each seed, the same for the same; it lasts while the dream does, and is drawn anew after more real frames."""
+    model = random_model(**MAP)
+    latent, action = torch.randn(2, 20, 16, CHANNELS), torch.ones(2, 20, dtype=torch.int64)
+    state = prefill(model, first_state(model, torch.arange(2)), latent, action).state
+    assert (state.layout[:, 0].abs() == LAYOUT).all()
+    assert not torch.equal(state.layout[0], state.layout[1])
+    assert torch.equal(with_layout(model, take_rows(state, torch.tensor([1]))).layout, state.layout[1:])
+    imagined = imagine(model, state, action[:, 0], 1)
+    after = commit(model, state, action[:, 0], imagined)
+    assert torch.equal(after.layout, state.layout)
+    assert not torch.equal(with_layout(model, after).layout, state.layout)
+    blank = prefill(model, first_state(model, torch.arange(2)), latent, action, imagines=False).state
+    assert not blank.layout.any()
+    assert torch.equal(blank.map, state.map)
+    assert not torch.allclose(imagine(model, blank, action[:, 0], 1).latent, imagined.latent)
+    with torch.no_grad():
+        model.motion_head.around.weight += 1.0
+    told = rollout.estimated_motion(model, state._replace(map=0 * state.map), action[:, 0])
+    assert not torch.equal(told, rollout.estimated_motion(model, state._replace(map=0 * state.map, layout=0 * state.layout), action[:, 0]))
+    lost = first_state(model, torch.arange(2), pose_known=False)
+    assert not rollout.told_around(model, with_layout(model, lost)).any()
+
+
+def test_a_dream_from_nothing_stands_in_a_free_cell(tmp_path):
+    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **MAP))
+    state = dream.reset(torch.tensor([3, 4]), {"start": "cold"})
+    assert torch.allclose(state.lattice[:, 2:].norm(dim=1), torch.ones(2))
+    assert not state.lattice[:, :2].any()
+    assert not torch.equal(state.lattice[0], state.lattice[1])
+    assert (state.layout[:, 0].abs() == LAYOUT).all()
+    assert torch.equal(dream.reset(torch.tensor([4]), {"start": "cold"}).layout, state.layout[1:])
+    contexts = dream.reset(torch.tensor([3, 4]), {"context_frames": 20})
+    assert not torch.equal(contexts.layout[0], contexts.layout[1])
+
+
+def test_states_of_before_have_no_layout():
+    assert legacy.state({"world.age": torch.zeros(3, dtype=torch.int64)})["layout"].shape == (3, 0)
+    model = random_model(**{**MAP, "layout_width": 0})
+    state = with_layout(model, first_state(model, torch.arange(2)))
+    assert state.layout.shape == (2, 0)
+    assert not rollout.told_around(model, state).any()
+    with pytest.raises(ValueError, match="a layout of width 4 needs a map that it completes, and a head for collisions"):
+        WorldModelConfig(layout_width=4)
+
+
+def test_a_model_grows_layouts(tmp_path):
+    """With those of a file; its frames and motions are as before until the heads have learned what layouts tell."""
+    model = read_weights(write_tiny_weights(tmp_path / "weights", **{**MAP, "layout_width": 0})).world_model
+    save_tensors(tmp_path / "layouts.safetensors", random_layouts().state_dict(), {"kind": KIND})
+    grown = with_heads(model, 0, layouts=read_layout_model(tmp_path / "layouts.safetensors"))
+    assert grown.config == replace(model.config, layout_width=4)
+    assert torch.equal(grown.layout_model.cells.weight, random_layouts().cells.weight)
+    latent, action = torch.randn(2, 20, 16, CHANNELS), torch.ones(2, 20, dtype=torch.int64)
+    before, after = (
+        prefill(one, first_state(one, torch.arange(2)), latent, action, start_pose(2)[:, None].expand(-1, 20, -1)).state
+        for one in (model, grown)
+    )
+    assert torch.equal(rollout.estimated_motion(model, before, action[:, 0]), rollout.estimated_motion(grown, after, action[:, 0]))
+    assert with_heads(grown, 0) is grown
+    for tensors, header in (({"a": torch.zeros(1)}, {"kind": KIND}), (random_layouts().state_dict(), {"kind": "else"})):
+        save_tensors(tmp_path / "other.safetensors", tensors, header)
+        with pytest.raises(TensorFileError, match="no model of layouts"):
+            read_layout_model(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="layouts with 5 kinds of objects for a map of 2"):
+        with_heads(model, 0, layouts=LayoutModel(5, 4))
+
+
+def test_a_palette_is_of_the_colours_that_walls_have():
+    """In light and shade each is one colour."""
+    torch.manual_seed(0)
+    true = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.7, 0.2], [0.2, 0.2, 0.9]])
+    wall = true[torch.randint(3, (2, SIDE, SIDE))].permute(0, 3, 1, 2) * (0.8 + 0.4 * torch.rand(2, 1, SIDE, SIDE))
+    nothing = torch.zeros(2, 0)
+    found = maze_layout.palette_of(maze_layout.Maps(nothing, nothing, nothing, nothing, wall), 3)
+    assert torch.cdist(true, found).amin(1).max() < 0.05
+
+
+def test_heads_learn_from_hindsight(monkeypatch):
+    """What whole clips show is the layout of most rows; ways back, by unknown actions, teach the flow head and not the others."""
+    model, episodes = random_model(**MAP), Episodes.of(walled_episodes())
+    monkeypatch.setattr(training, "HINDSIGHT", 1.0)
+    monkeypatch.setattr(training, "NEAR", 1e9)
+    options = DreamOptions(rows=6, ahead=8, recorded=1.0, back=0.0)
+    forth = dreamed_samples(options, model, episodes, np.random.default_rng(0))
+    assert forth.around.any(1).all()
+    assert len(really_came(forth).latent) == len(forth.latent)
+    back = dreamed_samples(replace(options, back=1.0), model, episodes, np.random.default_rng(0))
+    unknown = back.evidence.action == model.config.actions
+    assert 0.2 < unknown.float().mean()
+    assert torch.equal(unknown, back.motion.isnan().all(1))
+    clip = training.read_clip(episodes, [training.SegmentIndex(0, 0, 20, 20)], 20, model.config.actions)
+    seen = hindsight(model, clip, np.random.default_rng(0))
+    assert set(seen[:, : 1 + KINDS].unique().tolist()) <= {-LAYOUT, 0.0, LAYOUT}
+    assert 0 <= seen[:, 1 + KINDS :].min()
+    assert seen[:, 0].any()
+    without = random_model(**{**MAP, "layout_width": 0})
+    assert hindsight(without, clip, np.random.default_rng(0)).shape == (1, 0)
+
+
+def test_layouts_are_learned_from_recordings(tmp_path):
+    """Maps along a recording lie where its maze does; in a few steps what they don't show is guessed better than at first."""
+    dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", **WITH_A_MAP))
+    args = maze_layout.Args((recorded(tmp_path / "train"),), out=tmp_path / "out", width=8, steps=40, batch=16, report_every=40)
+    maps = maze_layout.maps_of(args, dream, args.data)
+    assert len(maps.ball) == len(maps.shown) == 13  # before the first frame, and after 1, 2, ... 40
+    assert maps.shown[0, 0].nonzero().tolist() == [[MIDDLE, MIDDLE]]
+    assert maps.free[:, MIDDLE, MIDDLE].all()
+    assert 0 < maps.free[0].sum() < 81
+    assert maps.free.flatten(1).gather(1, maps.ball).all()  # balls lie on free cells
+    turned = maze_layout.turned_over(maps)
+    assert turned.free.flatten(1).gather(1, turned.ball).all()
+    model = LayoutModel(3, args.width)
+    with pytest.raises(SystemExit, match="too few walls to tell which colours"):
+        maze_layout.palette_of(maps._replace(wall=0 * maps.wall), 10)
+    before = maze_layout.score(model, maps)
+    ((step, losses),) = maze_layout.train(model, args, maps)
+    assert step == 40
+    assert np.isfinite(list(losses.values())).all()
+    assert maze_layout.score(model, maps)["val_cells"] < 0.7 * before["val_cells"]
+    with pytest.raises(ValueError, match="data needs at least one folder"):
+        maze_layout.Args(())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no episode"):
+        maze_layout.main(replace(args, data=(tmp_path / "empty",)))
