@@ -13,9 +13,11 @@ import gymnasium
 import numpy as np
 import tyro
 
-from examples.demo import Demo, dream_along, ground_of, labelled, map_of, side_by_side
+from docs._scripts.layouts import picture
+from examples.demo import Demo, dream_along, labelled, side_by_side
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.io.video import enlarged, write_movie
+from lssvwm_gym.models.map_layout import believed
 
 ID = "LSSVWM-MemoryMaze-v0"
 FORWARD, LEFT, RIGHT = 1, 2, 3
@@ -52,22 +54,19 @@ def known_maze(env: gymnasium.Env, films: Films) -> np.ndarray:
 
 
 def imagined_maze(env: gymnasium.Env, films: Films) -> np.ndarray:
-    """A dream without a context, and where it estimates to have been, (T, height, width, 3)."""
+    """A dream without a context beside the layout that it has imagined, with what its frames show by now, (T, height, width, 3)."""
     frame, info = env.reset(seed=0, options={"start": "cold"})
-    frames, path = [frame], [info["estimated_pose"][:2]]
-    rng, turns, side = np.random.default_rng(0), 0, LEFT
-    for _ in range(2 * films.steps):
+    rng, turns, side, pictures = np.random.default_rng(0), 0, LEFT, []
+    for step in range(2 * films.steps + 1):
+        state = env.unwrapped.clone_state().dream
+        beside = {"dream": enlarged(frame, 4), "the maze it makes up": picture(believed(state.map, state.layout), state, 4 * len(frame))}
+        pictures.append(labelled(beside, f"step {step}"))
+        before = info["estimated_pose"][:2]
         frame, _, _, _, info = env.step(side if turns else FORWARD)
-        frames.append(frame)
-        path.append(info["estimated_pose"][:2])
-        stopped = not turns and np.linalg.norm(path[-1] - path[-2]) < STOPPED
+        stopped = not turns and np.linalg.norm(info["estimated_pose"][:2] - before) < STOPPED
         turns = max(0, turns - 1)
         if stopped or (not turns and rng.random() < RESTLESS):
             turns, side = int(rng.integers(3, 9)), int(rng.choice([LEFT, RIGHT]))
-    ground, pictures = ground_of(None, np.stack(path)), []
-    for step, frame in enumerate(frames):
-        picture = labelled({"dream": enlarged(frame, 4)}, f"step {step}")
-        pictures.append(np.concatenate([picture, map_of(ground, None, np.stack(path[: step + 1]), picture.shape[0])], 1))
     return np.stack(pictures)
 
 

@@ -59,13 +59,13 @@ def main(args: Args) -> None:
     print(args.out)
 
 
-def picture(maps: Tensor, state: DreamState) -> np.ndarray:
-    """Maps (1, channels, side, side) with the agent of a state."""
+def picture(maps: Tensor, state: DreamState, size: int = SIDE * CELL) -> np.ndarray:
+    """Maps (1, channels, side, side) with the agent of a state, (size, size, 3)."""
     beside = F.max_pool2d((maps[:, :1] > 0).float(), 3, 1, 1)  # what lies behind the outer walls says nothing
     maps, nothing = torch.cat([maps[:, :1] * beside, maps[:, 1:]], 1), torch.zeros(1)
     pose = in_lattice(state.pose, state.lattice)[0]
     known = MazeMap(maps[:, 0], maps[:, 1 : 1 + COLOURS], 0 * maps[:, : 1 + COLOURS], pose, nothing, nothing, nothing, nothing)
-    return drawing(known, SIDE * CELL, colours_of(maps)[0])
+    return drawing(known, size, colours_of(maps)[0])
 
 
 def _framed(one: np.ndarray) -> np.ndarray:

@@ -166,7 +166,8 @@ export class Dream {
   /** What is imagined of a map that shows little, as the state has it: from one of the `starts`, or after a context. */
   imagined(prefix) {
     const names = Object.keys(this.contexts).filter((name) => name === prefix || name.startsWith(`${prefix}.`));
-    const wide = ({ data, dims, type }) => new this.ort.Tensor("float32", Float32Array.from(data, type === "float16" ? half : Number), dims);
+    const number = (data) => (data instanceof Uint16Array ? half : Number); // 16 bits, where a browser knows no such floats
+    const wide = ({ data, dims }) => new this.ort.Tensor("float32", Float32Array.from(data, number(data)), dims);
     return Object.fromEntries(names.map((name) => [name === prefix ? "layout" : name.slice(prefix.length + 1), wide(this.contexts[name])]));
   }
 
