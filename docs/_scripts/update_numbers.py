@@ -198,7 +198,7 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     "follower": ("none: the shortest way on the map", "", ""),
     f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams from nothing, with a map and curiosity", "309,248", "20 minutes"),
     f"{SHIPPED}_map_imitated.safetensors": ("imitation of the seeker (DAgger), with a map", "54,000 real ones", "25 minutes"),
-    f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "167,936", "16 minutes"),
+    f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "219,136", "16 minutes"),
     "runs/policies/recurrent.safetensors": ("recurrent PPO in dreams with long contexts, from scratch", "50,000", "8 minutes"),
 }
 

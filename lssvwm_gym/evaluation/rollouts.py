@@ -106,7 +106,7 @@ def dream_at_poses(model: WorldModel, state: DreamState, clips: Segment, steps: 
 
 
 def memory_of(state: DreamState, stranger: int | None) -> DreamState:
-    """The same state with the memory of the row `stranger` rows before, or an empty one; attention's window stays."""
+    """The same state with the memory, map included, of the row `stranger` rows before, or an empty one; attention's window stays."""
 
     def other(tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor) if stranger is None else tensor.roll(stranger, 0)
@@ -114,7 +114,8 @@ def memory_of(state: DreamState, stranger: int | None) -> DreamState:
     world = tree_map(other, state.world)
     layers = zip(world.layers, state.world.layers, strict=True)
     seen = tuple(theirs._replace(keys=mine.keys, values=mine.values) for theirs, mine in layers)
-    return state._replace(world=world._replace(layers=seen, age=state.world.age))
+    maps = {name: other(getattr(state, name)) for name in ("map", "layout", "lattice")}
+    return state._replace(world=world._replace(layers=seen, age=state.world.age), **maps)
 
 
 def decode_clips(weights: Weights, latent: Tensor) -> Tensor:
