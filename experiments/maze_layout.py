@@ -89,10 +89,7 @@ def main(args: Args) -> None:
     for step, losses in train(model, args, learned):
         said = {} if held_out is None else score(model, held_out)
         held = "  ".join(f"{name} {value:.3f}" for name, value in {**losses, **said}.items())
-        print(
-            f"{step:,} of {args.steps:,} steps  {time.perf_counter() - began:.0f} s  {held}",
-            flush=True,
-        )
+        print(f"{step:,} of {args.steps:,} steps  {time.perf_counter() - began:.0f} s  {held}", flush=True)
     path = args.out / "layouts.safetensors"
     about = {"maps": len(learned.ball), "val": said, "settings": as_json(args)}
     save_tensors(path, {name: tensor.half() for name, tensor in model.state_dict().items()}, {"kind": KIND, "about": about})
@@ -106,8 +103,8 @@ def maps_of(args: Args, dream: Dream, folders: tuple[Path, ...]) -> Maps:
     for folder in folders:
         paths = episode_paths(folder)
         episodes = latent_episodes(folder, dream.weights.autoencoder, args.latents or args.out / "latents")
-        longest = sorted(range(len(paths)), key=lambda number: len(episodes[number]))
-        batches = [longest[first : first + TOGETHER] for first in range(0, len(paths), TOGETHER)]
+        by_length = sorted(range(len(paths)), key=lambda number: len(episodes[number]))
+        batches = [by_length[first : first + TOGETHER] for first in range(0, len(paths), TOGETHER)]
         for batch in tqdm(batches, desc=f"maps of {folder.name}", leave=False):
             parts += _maps_along(dream, [paths[number] for number in batch], [episodes[number] for number in batch])
     return Maps(*(torch.cat(part) for part in zip(*parts, strict=True)))

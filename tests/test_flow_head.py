@@ -201,20 +201,19 @@ def test_forward_is_what_goes_ahead_and_a_wall_is_what_blocks_it():
     assert not is_blocked(motion, torch.randn(3, 2), ahead, 0.15).any()  # continuous actions
 
 
+def still_samples(evidence: FrameEvidence, latent: torch.Tensor) -> Samples:
+    """Frames that came while nothing moved, without a map."""
+    rows = len(latent)
+    still, frame = torch.zeros(rows, 3), torch.zeros(rows, dtype=torch.int64)
+    return Samples(evidence, latent, still, torch.zeros(rows, AROUND), torch.zeros(rows, 0), still, frame)
+
+
 def test_a_buffer_keeps_the_newest():
     def samples(value: float) -> Samples:
         latent = torch.full((10, 16, 4), value)
         action, shown = torch.ones(10, dtype=torch.int64), torch.zeros(10, 4, 0)
         evidence = FrameEvidence(torch.zeros(10, 16, 8), latent, latent, latent, torch.ones(10), action, shown, torch.zeros(10, 0))
-        return Samples(
-            evidence,
-            latent,
-            torch.zeros(10, 3),
-            torch.zeros(10, AROUND),
-            torch.zeros(10, 0),
-            torch.zeros(10, 3),
-            torch.ones(10, dtype=torch.int64),
-        )
+        return still_samples(evidence, latent)
 
     buffer = Buffer(20)
     for value in range(5):
@@ -275,15 +274,7 @@ def test_flow_matching_learns_the_distribution_and_few_steps_follow_it():
     def samples() -> Samples:
         sign = torch.randint(2, (64, 1, 1), generator=generator) * 2.0 - 1
         latent = sign.expand(64, 16, SIZES["latent_channels"])
-        return Samples(
-            evidence,
-            latent,
-            torch.zeros(64, 3),
-            torch.zeros(64, AROUND),
-            torch.zeros(64, 0),
-            torch.zeros(64, 3),
-            torch.zeros(64, dtype=torch.int64),
-        )
+        return still_samples(evidence, latent)
 
     for step in range(500):
         optimizer.param_groups[0]["lr"] = 2e-3 if step < 350 else 5e-4
@@ -468,8 +459,7 @@ def test_one_step_against_a_discriminator_is_a_sample_and_not_the_mean(tmp_path)
     trainer = HeadTrainer(run, weights, walled_episodes())
     evidence, generator = evidence_of(trainer.model, 256), torch.Generator().manual_seed(0)
     real = torch.randint(2, (256, 1, 1), generator=generator) * 2.0 - 1 + 0.05 * torch.randn(evidence.mean.shape, generator=generator)
-    still, nothing, first = torch.zeros(256, 3), torch.zeros(256, 0), torch.zeros(256, dtype=torch.int64)
-    trainer.buffer.add(Samples(evidence, real, still, torch.zeros(len(real), AROUND), nothing, still, first))
+    trainer.buffer.add(still_samples(evidence, real))
     trainer.run = run = replace(run, refresh=10**9)
     trainer.step = 1
     noise = torch.randn(real.shape, generator=generator)
@@ -491,9 +481,7 @@ def test_what_the_mean_misses_weighs_more():
     evidence = FrameEvidence(*(torch.zeros_like(part) for part in evidence_of(model, 2)))
     latent = 0.1 * torch.ones(2, 16, SIZES["latent_channels"])
     latent[0, 3] = 2.0
-    samples = Samples(
-        evidence, latent, torch.zeros(2, 3), torch.zeros(2, AROUND), torch.zeros(2, 0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
-    )
+    samples = still_samples(evidence, latent)
     weights = token_weights(samples, 2.0)
     assert weights.shape == (2, 16, 1)
     assert weights[0, 3] == 1 + 2 * MOST_EMPHASIS

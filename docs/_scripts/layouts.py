@@ -16,7 +16,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from agents.maze_map import COLOURS, MazeMap
+from agents.maze_map import COLOURS
 from docs._scripts.maze_map import CELL, drawing
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.data.segments import encoded
@@ -62,10 +62,8 @@ def main(args: Args) -> None:
 def picture(maps: Tensor, state: DreamState, size: int = SIDE * CELL) -> np.ndarray:
     """Maps (1, channels, side, side) with the agent of a state, (size, size, 3)."""
     beside = F.max_pool2d((maps[:, :1] > 0).float(), 3, 1, 1)  # what lies behind the outer walls says nothing
-    maps, nothing = torch.cat([maps[:, :1] * beside, maps[:, 1:]], 1), torch.zeros(1)
     pose = in_lattice(state.pose, state.lattice)[0]
-    known = MazeMap(maps[:, 0], maps[:, 1 : 1 + COLOURS], 0 * maps[:, : 1 + COLOURS], pose, nothing, nothing, nothing, nothing)
-    return drawing(known, size, colours_of(maps)[0])
+    return drawing((maps[:, :1] * beside)[:, 0], maps[:, 1 : 1 + COLOURS], pose, size, colours_of(maps)[0])
 
 
 def _framed(one: np.ndarray) -> np.ndarray:

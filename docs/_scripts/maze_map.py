@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 import lssvwm_gym  # noqa: F401 - registers the ids
-from agents.maze_map import COLOURS, FOUND, OBSERVATION, SURE, MazeMap, unpacked
+from agents.maze_map import COLOURS, FOUND, OBSERVATION, SURE, unpacked
 from agents.policies import choose, policy_for
 from experiments.maze_reader import BALLS
 from lssvwm_gym.envs.simulator import open_dream
@@ -48,7 +48,8 @@ def main(args: Args) -> None:
     for step in range(args.steps):
         log_probability, _, memory = policy(torch.from_numpy(seen)[None], memory)
         if step % args.every == 0:
-            film.append(np.concatenate([enlarged(env.frame, ZOOM), drawing(unpacked(memory), ZOOM * len(env.frame))], 1))
+            known = unpacked(memory)
+            film.append(np.concatenate([enlarged(env.frame, ZOOM), drawing(known.free, known.balls, known.pose, ZOOM * len(env.frame))], 1))
         seen, reward, *_ = env.step(np.int64(choose(log_probability, generator)[0]))
         earned += float(reward)
     env.close()
@@ -56,12 +57,13 @@ def main(args: Args) -> None:
     print(f"{args.out}: {earned:.0f} balls in {args.steps} steps, {args.out.stat().st_size / 1e6:.1f} MB")
 
 
-def drawing(known: MazeMap, size: int, colours: Tensor | None = None) -> np.ndarray:
+def drawing(known: Tensor, balls: Tensor, pose: Tensor, size: int, colours: Tensor | None = None) -> np.ndarray:
     """What is known of a maze, (size, size, 3): light where it is free, dark where a wall is, balls and the agent as squares.
 
-    Walls have `colours` (3, side, side) where these are known.
+    Log odds (1, side, side) of free cells and (1, kinds, side, side) of balls, and the agent's pose (1, 4). Walls have `colours`
+    (3, side, side) where these are known.
     """
-    free = known.free[0].numpy()
+    free = known[0].numpy()
     cells = np.full((SIDE, SIDE, 3), UNKNOWN, np.uint8)
     cells[free > SURE], cells[free < -SURE] = FREE, WALL
     if colours is not None:
@@ -69,9 +71,9 @@ def drawing(known: MazeMap, size: int, colours: Tensor | None = None) -> np.ndar
         cells = np.where(painted.any(2, keepdims=True) & (free < -SURE)[..., None], painted, cells).astype(np.uint8)
     picture = cells.repeat(CELL, 0).repeat(CELL, 1)
     for colour in range(COLOURS):
-        for x, y in np.argwhere(known.balls[0, colour].numpy() > FOUND):
+        for x, y in np.argwhere(balls[0, colour].numpy() > FOUND):
             _square(picture, x + 0.5, y + 0.5, 4, tuple(int(255 * part) for part in BALLS[colour]))
-    x, y, cos, sin = known.pose[0].tolist()
+    x, y, cos, sin = pose[0].tolist()
     x, y = x + SIDE // 2 + 0.5, y + SIDE // 2 + 0.5
     _square(picture, x, y, 3, AGENT)
     for away in (0.3, 0.5, 0.7):

@@ -70,9 +70,12 @@ def _onto_the_disk(file: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there, asking with a signal would end it
     try:
-        if os.name != "nt":  # there, asking with a signal would end it
-            os.kill(process, 0)
-    except (OSError, OverflowError) as error:
-        return not isinstance(error, ProcessLookupError)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
     return True

@@ -126,13 +126,11 @@ def with_layout(model: WorldModel, state: DreamState) -> DreamState:
         return state
     needed = CHANCES + model.config.map_objects
     turn, chance = drawn_chances(state, 1 + needed).split((1, needed), 1)
-    new = (state.world.age == 0)[:, None]
-    own = F.one_hot(torch.tensor(SIDE * SIDE // 2), SIDE * SIDE).view(SIDE, SIDE).to(state.map)
-    maps = torch.cat([state.map[:, :1] + LAYOUT * own * new[..., None, None], state.map[:, 1:]], 1)
-    turn = (turn - 0.5) * (math.pi / 2)
-    anywhere = torch.cat([torch.zeros_like(turn), torch.zeros_like(turn), turn.cos(), turn.sin()], 1)
-    layout = imagined_layout(model.layout_model, maps, chance)
-    return state._replace(layout=layout, lattice=torch.where(new & (state.lattice == 0).all(1, keepdim=True), anywhere, state.lattice))
+    maps, new, turn = state.map.clone(), state.world.age == 0, (turn - 0.5) * (math.pi / 2)
+    maps[:, 0, SIDE // 2, SIDE // 2] += LAYOUT * new
+    anywhere, unseen = F.pad(torch.cat([turn.cos(), turn.sin()], 1), (2, 0)), (state.lattice == 0).all(1)
+    lattice = torch.where((new & unseen)[:, None], anywhere, state.lattice)
+    return state._replace(layout=imagined_layout(model.layout_model, maps, chance), lattice=lattice)
 
 
 def _commit_given(

@@ -18,7 +18,7 @@ from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
 from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.map_layout import LAYOUT, colours_of
+from lssvwm_gym.models.map_layout import AROUND, LAYOUT, colours_of
 from lssvwm_gym.models.map_memory import FIRM
 from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
@@ -177,8 +177,8 @@ def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Ten
     if model.layout_model is None or model.map_reader is None or model.compass_head is None:
         return state.layout
     lattice = model.compass_head.found(clip.pose, clip.latent, state.lattice, state.world.age)
+    state = state._replace(lattice=lattice, pose_known=clip.pose_known[:, 0])
     for part in (clip[t : t + 64] for t in range(0, len(clip), 64)):
-        state = state._replace(lattice=lattice, pose_known=part.pose_known[:, 0])
         state = state._replace(map=rollout.map_after(model, state, part.latent, part.pose, imagined=False)[0])
     cells, (_, kinds) = state.map, state.wanted.shape
     objects = cells[:, 1 : 1 + kinds].flatten(2)
@@ -220,5 +220,5 @@ def _asked_again(
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
     evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise, wanted_in(model, latent))
     motion = inputs.motion[:, 0]
-    told = rollout.told_around(model, state)
+    told = latent.new_zeros(len(latent), AROUND)  # no motion is learned from it
     return [Samples(evidence, latent, motion, told, state.wanted, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]

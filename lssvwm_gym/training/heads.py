@@ -187,9 +187,8 @@ class HeadTrainer:
         self.episodes = Episodes.of(episodes)
         reader = None if run.reader is None else read_map_reader(run.reader)
         layouts = None if run.layouts is None else read_layout_model(run.layouts)
-        self.model = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader, layouts).requires_grad_(
-            False
-        )
+        grown = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader, layouts)
+        self.model = grown.requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
