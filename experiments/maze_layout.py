@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import labmaze
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.policies import as_json
-from experiments.maze_reader import balls_of, in_the_grid, layout_of
+from experiments.maze_reader import FREE_POINTS, HALF_VIEW, SIGHT, WALL_POINTS, balls_of, in_the_grid, layout_of
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.json_config import check_bounds
 from lssvwm_gym.io.tensors import save_tensors
 from lssvwm_gym.models.geometry import relative_to
 from lssvwm_gym.models.map_layout import KIND, LAYOUT, LayoutModel, colours_of, hue, outwards
-from lssvwm_gym.models.map_memory import FIRM, SIDE, grid_pose, turned
+from lssvwm_gym.models.map_memory import FIRM, SIDE, UNSEEN, GridPose, grid_pose, numbered, turned
 from lssvwm_gym.models.rollout import map_after
 from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.real_envs.experts.maze_seeker import visible_from
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import mixed_precision
 
@@ -43,6 +45,8 @@ ALTERED = 0.02  # share of cells that are turned around when balls are learned: 
 LOSSES = ("cells", "balls", "colours")
 CLUSTERED, TRIES, ROUNDS = 10_000, 16, 30  # walls whose colours the palette is of, tries of its search and rounds of each
 TOGETHER = 32  # episodes at once
+MAZE = dict(height=11, width=11, max_rooms=6, room_min_size=3, room_max_size=5, spawns_per_room=1, objects_per_room=1)  # the simulator's
+LOOKS = 60  # at most, before a generated map is completed
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Args:
     val: tuple[Path, ...] = ()  # folders of others, to say how likely they are
     out: Path = Path("runs/maze_layout")
     latents: Path | None = None  # folder that keeps the encoded recordings; out/latents if not given
+    generated: int = 0  # mazes more that the simulator's generator draws, which nobody has walked
     width: int = 32  # channels
     steps: int = 4000
     batch: int = 64
@@ -84,6 +89,8 @@ def main(args: Args) -> None:
         learned, held_out = maps_of(args, dream, args.data), maps_of(args, dream, args.val) if args.val else None
     except EpisodeError as error:
         raise SystemExit(str(error)) from None
+    if args.generated:
+        learned = Maps(*(torch.cat(part) for part in zip(learned, generated(args, learned.ball.shape[1]), strict=True)))
     model, began, said = LayoutModel(learned.ball.shape[1], args.width), time.perf_counter(), {}
     model.palette = palette_of(learned, len(model.palette))
     for step, losses in train(model, args, learned):
@@ -116,15 +123,8 @@ def _maps_along(dream: Dream, paths: list[Path], episodes: list[Segment]) -> lis
     free = torch.stack([layout_of(one, path) for one, path in zip(arrays, paths, strict=True)])
     pose = torch.stack([in_the_grid(one)[:last] for one in arrays])
     here = grid_pose(pose[:, 0])
-    x, y = torch.meshgrid(*2 * [torch.arange(SIDE) - MIDDLE], indexing="ij")
-    window = torch.stack([x, y], -1).view(1, -1, 2).expand(len(paths), -1, -1)
-    cell = here.cell[:, None] + turned(window, here.quarter) + 1  # of the maze, and a wall around it
-    side = free.shape[1]
-    inside, within = ((cell >= 0) & (cell < side)).all(2), cell.clamp(0, side - 1)
-    true = (free.flatten(1).gather(1, within[..., 0] * side + within[..., 1]) & inside).view(-1, SIDE, SIDE)
-    lies = torch.from_numpy(np.floor(np.nan_to_num(np.stack([balls_of(one) for one in arrays]), nan=-99.0))).long() + 1
-    at = (cell[:, None] == lies[:, :, None]).all(3)
-    ball = torch.where(at.any(2), at.int().argmax(2), -1)
+    lies = torch.from_numpy(np.floor(np.nan_to_num(np.stack([balls_of(one) for one in arrays]), nan=-99.0))).long()
+    (true,), ball = _from(here, [free]), _numbers(here, lies)
     model, kinds = dream.weights.world_model, ball.shape[1]
     state = dream.empty(torch.zeros(len(paths), dtype=torch.int64))._replace(lattice=here.rest)
     cells = torch.zeros_like(state.map[:, : 1 + kinds])
@@ -136,6 +136,66 @@ def _maps_along(dream: Dream, paths: list[Path], episodes: list[Segment]) -> lis
         state = state._replace(map=map_after(model, state, latent, seen[:, before:after], imagined=False)[0])
         parts.append((state.map[:, : 1 + kinds].half(), colours_of(state.map).half()))
     return [Maps(shown, colour, true, ball, parts[-1][1]) for shown, colour in parts]
+
+
+def _from(here: GridPose, grids: list[Tensor]) -> list[Tensor]:
+    """What lies around where maps begin, (B, side, side), of mazes with a wall around them, (B, 11, 11) by x and y."""
+    x, y = torch.meshgrid(*2 * [torch.arange(SIDE) - MIDDLE], indexing="ij")
+    window = torch.stack([x, y], -1).view(1, -1, 2).expand(len(here.cell), -1, -1)
+    cell = here.cell[:, None] + turned(window, here.quarter) + 1
+    side = grids[0].shape[1]
+    inside, within = ((cell >= 0) & (cell < side)).all(2), cell.clamp(0, side - 1)
+    number = within[..., 0] * side + within[..., 1]
+    return [(grid.flatten(1).gather(1, number) * inside).view(-1, SIDE, SIDE) for grid in grids]
+
+
+def _numbers(here: GridPose, lies: Tensor) -> Tensor:
+    """The number of the map's cell where each ball (B, kinds, 2) of a maze lies; -1 where it lies outside."""
+    number, inside = numbered(turned(lies - here.cell[:, None], -here.quarter))
+    return torch.where(inside, number, -1)
+
+
+def generated(args: Args, kinds: int) -> Maps:
+    """Maps of mazes that nobody has walked: the simulator's generator draws them, with balls where it lays them. What some looks would have
+    shown is told without errors; colours are not."""
+    mazes, rng = labmaze.RandomMaze(**MAZE, random_seed=1 + args.seed), np.random.default_rng(args.seed)
+    parts: list[Maps] = []
+    for _ in tqdm(range(args.generated), desc="mazes", leave=False):
+        layer = np.array([])
+        while (layer == "G").sum() < kinds:
+            mazes.regenerate()
+            layer = mazes.entity_layer
+        free = layer.T != "*"
+        lies, starts = (np.argwhere(layer.T == token) - 1 for token in "GP")
+        path = [starts[rng.integers(len(starts))]]
+        headings = [rng.uniform(-np.pi, np.pi)]
+        for _ in range(int(LOOKS * rng.random() ** 2)):
+            ways = [way for way in ((1, 0), (0, 1), (-1, 0), (0, -1)) if free[tuple(path[-1] + way + 1)]]
+            way = np.array(ways[rng.integers(len(ways))])
+            path.append(path[-1] + way)
+            headings.append(np.arctan2(*way[::-1]) + rng.normal(0, 0.3))
+        parts.append(_map_of(free, lies[rng.permutation(len(lies))[:kinds]], np.array(path), np.array(headings)))
+    return Maps(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _map_of(free: np.ndarray, lies: np.ndarray, path: np.ndarray, headings: np.ndarray) -> Maps:
+    """The map after looks from cells of a path, (T, 2), in the directions of headings (T,)."""
+    facing = np.stack([np.cos(headings), np.sin(headings)], 1).astype(np.float32)
+    row, column = np.indices(free.shape)
+    middle = np.stack([row, column], -1).reshape(-1, 1, 2) - 0.5
+    points = (middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)).reshape(-1, 2).astype(np.float32)
+    seen = visible_from(path + np.float32(0.5), facing, points, free.T, HALF_VIEW, SIGHT).reshape(len(path), -1, len(FREE_POINTS))
+    count, wide = seen.sum(2), seen[..., 0].any(0).reshape(free.shape)
+    visible = np.where(free.ravel(), (count >= 2) | seen[..., 0], count >= 1).any(0).reshape(free.shape)
+    here = grid_pose(torch.from_numpy(np.concatenate([path[:1], facing[:1]], 1)).float())
+    ball = _numbers(here, torch.from_numpy(lies)[None])
+    true, known, empty = _from(here, [torch.from_numpy(grid)[None] for grid in (free, visible, wide)])
+    there = F.one_hot(ball, SIDE * SIDE).view(1, -1, SIDE, SIDE).bool()
+    objects = torch.where(empty[:, None], torch.where(there, LAYOUT, -UNSEEN * LAYOUT), 0.0)
+    cells = LAYOUT * known * (2.0 * true - 1)
+    cells[:, MIDDLE, MIDDLE] = LAYOUT
+    nothing = torch.zeros(1, 3, SIDE, SIDE).half()
+    return Maps(torch.cat([cells[:, None], objects], 1).half(), nothing, true, ball, nothing)
 
 
 def train(model: LayoutModel, args: Args, maps: Maps) -> Iterator[tuple[int, dict[str, float]]]:

@@ -22,7 +22,7 @@ from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
 from lssvwm_gym.models.map_layout import AROUND
-from lssvwm_gym.models.map_memory import numbers_shown
+from lssvwm_gym.models.map_memory import COLUMNS, ROWS, numbers_shown
 from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
 from lssvwm_gym.models.segment import Segment
@@ -205,7 +205,8 @@ def still_samples(evidence: FrameEvidence, latent: torch.Tensor) -> Samples:
     """Frames that came while nothing moved, without a map."""
     rows = len(latent)
     still, frame = torch.zeros(rows, 3), torch.zeros(rows, dtype=torch.int64)
-    return Samples(evidence, latent, still, torch.zeros(rows, AROUND), torch.zeros(rows, 0), still, frame)
+    told, rest, counts = torch.zeros(rows, 0, ROWS, COLUMNS), torch.zeros(rows, 4), torch.ones(rows, 1)
+    return Samples(evidence, latent, still, torch.zeros(rows, AROUND), torch.zeros(rows, 0), still, frame, told, rest, counts)
 
 
 def test_a_buffer_keeps_the_newest():
@@ -487,5 +488,7 @@ def test_what_the_mean_misses_weighs_more():
     assert weights[0, 3] == 1 + 2 * MOST_EMPHASIS
     assert weights[1].max() < 1.2
     assert torch.equal(token_weights(samples, 0.0), torch.ones(2, 16, 1))
+    some = samples._replace(counts=torch.tensor([[1.0], [0.0]]))  # the second can't follow from its past
+    assert torch.equal(token_weights(some, 0.0), torch.tensor([2.0, 0.0])[:, None, None].expand(2, 16, 1))
     plain, emphasised = (flow_loss(model.flow_head, samples, 4, torch.Generator().manual_seed(0), weight) for weight in (0.0, 2.0))
     assert emphasised > 3 * plain

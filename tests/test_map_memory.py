@@ -31,9 +31,11 @@ from lssvwm_gym.models.map_memory import (
     channels_of,
     drawn,
     grid_pose,
+    misread,
     numbers_shown,
     read_map_reader,
     shown,
+    told_in_view,
 )
 from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill
 from lssvwm_gym.models.state import take_rows
@@ -77,6 +79,24 @@ def reading(free: float = 0.0, objects: float = 0.0, colour: torch.Tensor = RED)
     cells = torch.ones(1, ROWS, COLUMNS)
     return MapReading(20 * cells, 20 * cells, free * cells, objects * cells[:, None].expand(1, KINDS, -1, -1), torch.zeros(1, KINDS),
                       colour.expand(1, GRID * RAYS, 3))  # fmt: skip
+
+
+def test_a_frame_that_shows_what_is_told_is_not_misread():
+    """Walls, free cells and objects, from any way round; what nothing is known of, and cells out of view, cost nothing."""
+    maps, here = room((1, 1, 0)), at(0, 0, 90)
+    told = told_in_view(maps, KINDS, here)
+    assert told.shape == (1, 1 + KINDS, ROWS, COLUMNS)
+    assert not told[0, 1].any()  # where the first object lies is not known
+    row, column = (told[0, 2] > 0).nonzero()[0].tolist()
+    assert (row, column) == (1, COLUMNS // 2 - 1)  # beside the agent, which looks along y: to the right of it
+    assert told[0, 0, :, COLUMNS // 2].tolist() == [6.0] * 4 + [-6.0] * (ROWS - 4)
+    right = reading()._replace(free=told[:, 0], objects=told[:, 1:])
+    assert misread(right, told) < 0.1
+    wrong = right._replace(objects=-right.objects)
+    assert misread(wrong, told) > 10
+    unseen = wrong._replace(visible=-wrong.visible, middle=-wrong.middle)
+    assert misread(unseen, told) < 1e-4
+    assert misread(reading(free=-6.0), told_in_view(0 * maps, KINDS, here)) == 0
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])

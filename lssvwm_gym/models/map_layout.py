@@ -26,6 +26,10 @@ CHANCES = 2 * 2 * SIDE * SIDE * (1 + len(AGAIN))  # numbers that draw a layout, 
 COLOURS = 12  # of walls, that are told apart
 PAINTED, LAID = 3.0, 4.0  # rays from which the colour of a wall is known, and as how many of them an imagined one counts
 FARTHEST, SPREAD = 12, 3.0  # cells from what is known that are told apart, and by which the order is left to chance
+REACH, CUT_OFF = (
+    40,
+    0.5,
+)  # steps within which cells count as reached, and the share of those about others that are drawn again, whatever is known
 LAYOUT = 6.0  # log odds of what was drawn
 DILATIONS = (1, 2, 4, 1, 2, 4, 1)  # of the network's convolutions
 AROUND = 13  # numbers that `around` tells
@@ -122,10 +126,10 @@ def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
         likely = (sharper * model(torch.cat([now, given[:, 1:]], 1), paint)[:, :1]).sigmoid()
         return torch.where(draw < likely, LAYOUT, -LAYOUT)
 
-    free = LAYOUT * _drawn(whether_free, given[:, :1], given[:, :1].abs() > FIRM, when, parts[0], parts[1]).sign()
-    known = torch.cat([free, given[:, 1:]], 1)
+    free = LAYOUT * _drawn(whether_free, given[:, :1], given[:, :1].abs() > FIRM, when, parts[0], parts[1], connected=True).sign()
+    known, apart = torch.cat([free, given[:, 1:]], 1), ~reached(free[:, 0] > 0)
     for kind in range(1, 1 + kinds):
-        likely = model(known, paint, whole=True)[:, kind].masked_fill(known[:, 0] < 0, -30.0).flatten(1).softmax(1).cumsum(1)
+        likely = model(known, paint, whole=True)[:, kind].masked_fill(apart, -30.0).flatten(1).softmax(1).cumsum(1)
         at = (likely < chance[:, kind - 1 - kinds, None]).sum(1).clamp(max=area - 1)
         lies = torch.where(_firm(given[:, kind]), given[:, kind], LAYOUT * F.one_hot(at, area).view_as(given[:, kind]).to(given.dtype))
         known = torch.cat([known[:, :kind], lies[:, None], known[:, kind + 1 :]], 1)
@@ -140,23 +144,41 @@ def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
     return torch.cat([free, torch.where(_firm(given[:, 1:]), 0.0, known[:, 1:]), colour], 1)
 
 
-def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tensor, draw: Tensor) -> Tensor:
-    """What is drawn (B, n, side, side) where nothing is `shown`, cell by cell as `when` says, and some cells again."""
+def reached(free: Tensor) -> Tensor:
+    """Which of free cells, bool (B, side, side), can be walked to from the middle."""
+    there, free = torch.zeros_like(free, dtype=torch.float32), free.float()
+    there[:, SIDE // 2, SIDE // 2] = 1
+    for _ in range(REACH):
+        there = free * torch.maximum(F.max_pool2d(there, (3, 1), 1, (1, 0)), F.max_pool2d(there, (1, 3), 1, (0, 1)))
+    return there > 0
+
+
+def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tensor, draw: Tensor, connected: bool = False) -> Tensor:
+    """What is drawn (B, n, side, side) where nothing is `shown`, cell by cell as `when` says, and some cells again.
+
+    If it is to be `connected`, also those about free cells that can't be reached, as known they may be: few frames are misread more often.
+    """
     now = given
     for number in range(PASSES):
         now = torch.where((when == number) & ~shown, draws(now, draw[:, 0], 1.0), now)
     for number, share in enumerate(AGAIN, 1):
         again = (order[:, number] < share) & ~shown
+        if connected:
+            apart = ((now[:, 0] > 0) & ~reached(now[:, 0] > 0)).float()
+            again |= (order[:, number] < CUT_OFF) & (F.max_pool2d(apart, 5, 1, 2) > 0)[:, None]
         now = torch.where(again, draws(torch.where(again, given, now), draw[:, number], SHARPER), now)
     return now
 
 
 def believed(maps: Tensor, layout: Tensor) -> Tensor:
-    """Maps (B, `channels_of`, side, side) with what a layout (B, 1 + kinds + 3, side, side) adds, if anything: what frames show wins."""
+    """Maps (B, `channels_of`, side, side) as a layout (B, 1 + kinds + 3, side, side) says, if there is one.
+
+    It wins: a dreamed frame that was misread, or that has lost an object, does not change the world. Colours are those seen first.
+    """
     kinds = layout.shape[1] - 4
-    cells, colour = maps[:, : 1 + kinds], layout[:, 1 + kinds :]
-    free = torch.where((cells[:, :1].abs() > FIRM) | (layout[:, :1] == 0), cells[:, :1], layout[:, :1])
-    objects = cells[:, 1:] + torch.where(_firm(cells[:, 1:]), 0.0, layout[:, 1 : 1 + kinds])
+    lies, colour = layout[:, 1 : 1 + kinds], layout[:, 1 + kinds :]
+    free = torch.where(layout[:, :1] == 0, maps[:, :1], layout[:, :1])
+    objects = torch.where(_firm(lies), lies, maps[:, 1 : 1 + kinds])
     sides = maps[:, 1 + kinds :].unflatten(1, (4, 4))
     laid = F.pad(colour, (0, 0, 0, 0, 0, 1), value=LAID)[:, :, None]
     sides = torch.where((sides[:, 3:] < 1) & (colour.sum(1)[:, None, None] > 0), laid, sides)

@@ -133,6 +133,18 @@ def in_view(here: GridPose) -> Tensor:
     return here.cell[:, None] + turned(window.expand(len(here.cell), -1, -1), here.quarter)
 
 
+def told_in_view(maps: Tensor, objects: int, here: GridPose) -> Tensor:
+    """What maps (B, `channels_of`, side, side) say of the cells that a reading is about, log odds (B, 1 + objects, rows, columns).
+
+    An object that is known to lie somewhere lies nowhere else; of others nothing is known.
+    """
+    number, inside = numbered(in_view(here))
+    lies = maps[:, 1 : 1 + objects]
+    lies = torch.where(lies > FIRM, MOST, -MOST) * (lies.amax((2, 3), keepdim=True) > FIRM)
+    cells = torch.cat([maps[:, :1], lies], 1).flatten(2).gather(2, number[:, None].expand(-1, 1 + objects, -1))
+    return (cells * inside[:, None]).unflatten(2, (ROWS, COLUMNS))
+
+
 def numbered(cells: Tensor) -> tuple[Tensor, Tensor]:
     """The number of each cell (..., 2) on the map, (...) int64, those outside on its rim; and which are on it, bool (...)."""
     shifted = cells + SIDE // 2
@@ -242,6 +254,14 @@ def shown(maps: Tensor, objects: int, here: GridPose, columns: int) -> Tensor:
     numbers = torch.cat([torch.stack(lengths, -1), rays.face, colours[..., :3] * sure[..., None], on_ray, on_ray * near[:, None]], -1)
     beside = F.pad(numbers.transpose(1, 2), (BESIDE, BESIDE)).unfold(2, RAYS + 2 * BESIDE, RAYS)  # (B, numbers, columns, rays)
     return torch.cat([beside.transpose(1, 2).flatten(2), lying[:, None].expand(-1, columns, -1)], 2)
+
+
+def misread(reading: MapReading, told: Tensor) -> Tensor:
+    """Cross entropy (B,) of what frames are read to show with what is told of their cells, `told_in_view`, where they show it."""
+    visible, middle = (part.detach().sigmoid()[:, None] for part in (reading.visible, reading.middle))
+    weight = torch.cat([visible, middle.expand(-1, told.shape[1] - 1, -1, -1)], 1) * (told.abs() > FIRM)
+    read = torch.cat([reading.free[:, None], reading.objects], 1)
+    return (weight * F.binary_cross_entropy_with_logits(read, (told > FIRM).to(read.dtype), reduction="none")).sum((1, 2, 3)) / 10
 
 
 class WantedHead(nn.Module):

@@ -59,16 +59,16 @@ class CollisionMotionHead(nn.Module):
         if self.around is not None:
             nn.init.zeros_(self.around.weight)
 
-    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor, around: Tensor | None = None) -> Tensor:
-        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5).
-
-        `around` (..., `AROUND`) is what a map tells of where the frame is seen, zeros where there is none.
-        """
-        blocked, motions = self.cases(latent, motion, next_action, around)
+    def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
+        """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
+        blocked, motions = self.cases(latent, motion, next_action)
         return torch.where(blocked.unsqueeze(-1) > 0, motions[..., 1, :], motions[..., 0, :])
 
     def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is."""
+        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is.
+
+        `around` (..., `AROUND`) is what a map tells of where the frame is seen, zeros where there is none.
+        """
         seen = torch.cat([latent.flatten(-2), motion / self.motion_scale], -1)
         known = self.frame(seen) + self.action(next_action)
         hidden = self.network(known if self.around is None or around is None else known + self.around(around))

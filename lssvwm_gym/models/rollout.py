@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.models.chance import chance_of, drawn_chances, frame_noise
+from lssvwm_gym.models.collisions import collided
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
-from lssvwm_gym.models.map_layout import AROUND, CHANCES, LAYOUT, around, believed, imagined_layout
+from lssvwm_gym.models.map_layout import CHANCES, LAYOUT, around, believed, imagined_layout
 from lssvwm_gym.models.map_memory import SIDE, GridPose, channels_of, drawn, grid_pose, in_lattice, shown
 from lssvwm_gym.models.motion_heads import YOUNG, CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
@@ -203,10 +204,14 @@ def _on_grid(model: WorldModel, pose: Tensor, lattice: Tensor) -> tuple[GridPose
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
-    if isinstance(model.motion_head, CollisionMotionHead):
-        motion = model.motion_head(state.latent, state.motion, action, told_around(model, state))
-    else:
+    if not isinstance(model.motion_head, CollisionMotionHead):
         motion = model.motion_head(state.features, state.motion, action)
+    elif model.map_reader is None:
+        motion = model.motion_head(state.latent, state.motion, action)
+    else:
+        maps, here, _ = standing(model, state, state.pose)
+        blocked, motions = model.motion_head.cases(state.latent, state.motion, action, around(maps, here))
+        motion = collided(maps[:, 0], here, motions, blocked > 0, model.config.lattice)
     motion = motion * (state.world.age > 0).unsqueeze(-1)
     if not model.config.most_tilt:
         return motion
@@ -214,12 +219,19 @@ def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Te
     return torch.cat([motion[..., :-1], tilt], -1)
 
 
-def told_around(model: WorldModel, state: DreamState) -> Tensor:
-    """What the map tells of where the last frame was seen, (B, `AROUND`); zeros where there is none."""
-    if model.layout_model is None:
-        return state.latent.new_zeros(len(state.latent), AROUND)
-    here, found = _on_grid(model, state.pose, state.lattice)
-    return around(believed(state.map, state.layout), here) * (found * state.pose_known)[:, None]
+class Standing(NamedTuple):
+    """Where something stands on the map as the world takes it to be."""
+
+    maps: Tensor  # (B, `channels_of`, side, side), with what is imagined; zeros where it isn't known where that is
+    here: GridPose
+    known: Tensor  # (B, 1, 1) 1 or 0
+
+
+def standing(model: WorldModel, state: DreamState, pose: Tensor) -> Standing:
+    """Where poses (B, 4 or 6) are on the map."""
+    here, found = _on_grid(model, pose, state.lattice)
+    known, maps = (found * state.pose_known)[:, None, None], state.map if model.layout_model is None else believed(state.map, state.layout)
+    return Standing(maps * known[..., None], here, known)
 
 
 class SharedContext(NamedTuple):
@@ -344,9 +356,8 @@ def frame_evidence(
     tokens, clean, variance = output.tokens[:, 0], output.clean[:, 0], output.posterior_variance[:, 0]
     seen = noise.new_zeros(len(noise), 1, 0)
     if model.map_reader is not None:
-        here, found = _on_grid(model, inputs.pose[:, 0], state.lattice)
-        maps = state.map if model.layout_model is None else believed(state.map, state.layout)
-        seen = shown(maps, model.config.map_objects, here, model.config.grid) * (found * state.pose_known)[:, None, None]
+        maps, here, known = standing(model, state, inputs.pose[:, 0])
+        seen = shown(maps, model.config.map_objects, here, model.config.grid) * known
     if model.wanted_head is not None and wanted is None:
         likely = model.wanted_head(seen, state.wanted).softmax(1).cumsum(1)[:, :-1]
         wanted = F.one_hot((likely < chance_of(noise)[:, None]).sum(1), likely.shape[1] + 1).to(likely.dtype)

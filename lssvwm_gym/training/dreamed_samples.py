@@ -2,7 +2,7 @@
 
 Dreams go on from real pasts along recorded actions. A dreamed past counts as long as the real frame can follow from it: while it is
 near the real one, or where given frames have shown what is there. Where they have not, what a dream has shown of a place is what it shows
-there again: then the dream's own frame is what should come.
+there again: then the dream's own frame is what should come. A dream that no longer counts still has to show what its map tells.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
 from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.map_layout import AROUND, LAYOUT, colours_of
-from lssvwm_gym.models.map_memory import FIRM
+from lssvwm_gym.models.map_layout import AROUND, LAYOUT, around, colours_of
+from lssvwm_gym.models.map_memory import COLUMNS, FIRM, ROWS, told_in_view
 from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import DreamState, join_rows, take_rows
@@ -55,6 +55,9 @@ class Samples(NamedTuple):
     wanted: Tensor  # (K, kinds) 1 for the kind of object that was wanted in the recorded frame before it, else 0
     motion: Tensor  # (K, 3 or 5) that led to it; NaN where no action did, or a dream was asked for its own frame again
     frame: Tensor  # (K,) int64, how many frames the dream had gone on
+    told: Tensor  # (K, 1 + kinds, rows, columns) what the map says of the cells in view, log odds; empty in a world without
+    rest: Tensor  # (K, 4) `GridPose.rest` from where they are seen
+    counts: Tensor  # (K, 1) 1, or 0 where what came can't follow from the dreamed past: then only what is told counts
 
 
 def really_came(samples: Samples) -> Samples:
@@ -129,7 +132,7 @@ def with_noise(latent: Tensor, most: float, generator: torch.Generator) -> Tenso
 def _dreams(
     options: DreamOptions, model: WorldModel, state: DreamState, clip: Segment, rng: np.random.Generator, generator: torch.Generator
 ) -> list[Samples]:
-    """Dream on along a clip, whose first frame is the last recorded one; rows end where their past no longer counts."""
+    """Dream on along a clip, whose first frame is the last recorded one; rows go on while that counts or a map tells of it."""
     assert model.flow_head is not None
     steps, rows = int(rng.choice(PASSES)), torch.arange(len(clip.latent))
     dreams, estimates = (torch.from_numpy(rng.random(len(rows)) < share) for share in (1 - options.recorded, 0.5))
@@ -149,12 +152,14 @@ def _dreams(
         off = (state.latent - clip.latent[rows, t - 1]).square().mean((1, 2))
         astray = (pose[:, :2] - clip.pose[rows, t, :2]).norm(dim=-1) + (pose[:, 2:4] - clip.pose[rows, t, 2:4]).norm(dim=-1)
         counts = ((astray < ASTRAY) | ~posed) & ((off < NEAR) | (variance < KNOWN))
-        if not counts.any():
+        told, rest = _told(model, state, pose)
+        stays = counts | told.flatten(1).any(1)
+        if not stays.any():
             break
-        came = torch.where(acted[:, None], real, torch.nan)  # no action has led to what is seen on the way back
-        told = rollout.told_around(model, state)
-        samples = Samples(evidence, clip.latent[rows, t], state.motion, told, wanted[rows, t - 1], came, torch.full_like(rows, t))
-        parts.append(take_rows(samples, counts))
+        came = torch.where((acted & counts)[:, None], real, torch.nan)  # no action has led to what is seen on the way back
+        beside, frame, whether = _around(model, state), torch.full_like(rows, t), counts[:, None].float()
+        samples = Samples(evidence, clip.latent[rows, t], state.motion, beside, wanted[rows, t - 1], came, frame, told, rest, whether)
+        parts.append(take_rows(samples, stays))
         latent, _ = model.flow_head.sample(model.flow_head.context(evidence), noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
         latent = rollout.rounded(torch.where(dreams[rows, None, None], latent, recorded), rollout.LATENT_STEPS)
@@ -163,9 +168,26 @@ def _dreams(
         if model.config.has_spatial_memory:
             shown = [*shown, Shown(after.latent, inputs, dreams[rows] & posed & (variance > OPEN[0]))]
             parts += _asked_again(model, after, shown, rng, generator) if t % AGAIN == 0 else []
-            shown = [take_rows(one, counts) for one in shown]
-        state, rows = take_rows(after, counts), rows[counts]
+            shown = [take_rows(one, stays) for one in shown]
+        state, rows = take_rows(after, stays), rows[stays]
     return parts
+
+
+def _around(model: WorldModel, state: DreamState) -> Tensor:
+    """What the map tells of where the last frame was seen, (B, `AROUND`); zeros in a world without."""
+    return (
+        state.latent.new_zeros(len(state.latent), AROUND)
+        if model.map_reader is None
+        else around(*rollout.standing(model, state, state.pose)[:2])
+    )
+
+
+def _told(model: WorldModel, state: DreamState, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """`told_in_view` and `GridPose.rest` of poses (B, 4 or 6); nothing in a world without a map."""
+    if model.map_reader is None:
+        return pose.new_zeros(len(pose), 0, ROWS, COLUMNS), pose.new_zeros(len(pose), 4)
+    maps, here, _ = rollout.standing(model, state, pose)
+    return told_in_view(maps, model.config.map_objects, here), here.rest
 
 
 def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Tensor:
@@ -220,5 +242,10 @@ def _asked_again(
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
     evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise, wanted_in(model, latent))
     motion = inputs.motion[:, 0]
-    told = latent.new_zeros(len(latent), AROUND)  # no motion is learned from it
-    return [Samples(evidence, latent, motion, told, state.wanted, torch.full_like(motion, torch.nan), torch.zeros_like(state.seed))]
+    beside, none = latent.new_zeros(len(latent), AROUND), torch.full_like(motion, torch.nan)  # no motion is learned from it
+    told, rest = _told(model, state, inputs.pose[:, 0])
+    return [
+        Samples(
+            evidence, latent, motion, beside, state.wanted, none, torch.zeros_like(state.seed), told, rest, torch.ones_like(rest[:, :1])
+        )
+    ]

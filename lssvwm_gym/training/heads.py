@@ -34,7 +34,7 @@ from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.map_layout import read_layout_model
-from lssvwm_gym.models.map_memory import WantedHead, read_map_reader
+from lssvwm_gym.models.map_memory import MapReader, WantedHead, misread, read_map_reader
 from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
@@ -73,6 +73,7 @@ class HeadTraining:
     average: float = 0.999  # decay of the moving average of the weights, which dreams and is saved
     adversarial_steps: int = 1500  # after the others: of the flow head alone, so that one denoising step is a sample
     adversarial_weight: float = 0.1  # of what the discriminator says, beside the other losses of the flow head
+    told_weight: float = 0.3  # of what the map's reader does not see of what the map tells, beside the other losses of the flow head
     lattice: float = 0.0  # side of the cells in which walls stand at right angles: adds a compass head, which keeps poses from drifting
     reader: Path | None = None  # reader.safetensors of `experiments.maze_reader`: adds a map that the flow head is told of
     layouts: Path | None = None  # layouts.safetensors of `experiments.maze_layout`: what that map does not show is imagined
@@ -102,7 +103,8 @@ class HeadTraining:
 def token_weights(samples: Samples, emphasis: float) -> Tensor:
     """Of each token's error, (K, N, 1): 1, and more by how far the mean misses what came, up to `MOST_EMPHASIS` times the emphasis."""
     missed = (samples.latent - samples.evidence.mean).square().mean(-1, keepdim=True)
-    return 1 + emphasis * (missed / missed.mean().clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
+    weight = 1 + emphasis * (missed / missed.mean().clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
+    return weight * (samples.counts / samples.counts.mean().clamp(min=1e-6))[:, None]
 
 
 def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: torch.Generator, emphasis: float = 0.0) -> Tensor:
@@ -118,6 +120,13 @@ def flow_loss(flow_head: FlowHead, samples: Samples, levels: int, generator: tor
     noisy = add_noise(clean, torch.randn(clean.shape, generator=generator, device=clean.device), level)
     weight = token_weights(samples, emphasis).repeat_interleave(levels, 0)
     return _weighed(flow_head(noisy, level, context).float() - clean, level, weight)
+
+
+def told_loss(flow_head: FlowHead, reader: MapReader, samples: Samples, steps: int, generator: torch.Generator) -> Tensor:
+    """Whether the first of so many denoising steps shows what the map tells, as its reader sees it."""
+    noise = torch.randn(samples.latent.shape, generator=generator)
+    context = flow_head.for_steps(flow_head.context(samples.evidence), steps)
+    return misread(reader(flow_head(noise, torch.ones(len(noise)), context).float(), samples.rest), samples.told).mean()
 
 
 def few_steps_loss(flow_head: FlowHead, average: FlowHead, samples: Samples, generator: torch.Generator, emphasis: float = 0.0) -> Tensor:
@@ -231,6 +240,7 @@ class HeadTrainer:
             losses = {"flow": flow_loss(self.heads.flow_head, samples, run.levels, generator, run.emphasis)}
             if self.step >= run.few_steps_from * run.steps:
                 losses["few_steps"] = few_steps_loss(self.heads.flow_head, self.average.flow_head, samples, generator, run.emphasis)
+            losses |= self._told(samples, generator)
         if self.episodes.posed and self.heads.motion_head is not None:
             some, noise, dropout = self.buffer.draw(256, rng), run.motion_noise, run.motion_dropout
             losses["motion"] = motion_loss(self.heads.motion_head, some, self.ahead, noise, generator, dropout)
@@ -243,6 +253,12 @@ class HeadTrainer:
         self.optimizer.step()
         optim.update_average(self.average, self.heads, self.step, run.average)
         return losses
+
+    def _told(self, samples: Samples, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.model.map_reader is None:
+            return {}
+        steps = FEW_STEPS[self.step % len(FEW_STEPS)]
+        return {"told": self.run.told_weight * told_loss(self.heads.flow_head, self.model.map_reader, samples, steps, generator)}
 
     def _adversarial_step(self, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         """The discriminator learns, and but for the first steps the flow head learns from it."""
@@ -258,14 +274,15 @@ class HeadTrainer:
         alone = min(alone, run.adversarial_steps // 5)
         if step < alone:
             return losses
-        some = take_rows(samples, torch.arange(3 * run.contexts // 4))
+        some, others = take_rows(samples, torch.arange(3 * run.contexts // 4)), self.buffer.draw(run.contexts, rng)
         with optim.mixed_precision(run.precision):
             losses["flow"] = flow_loss(head, some, run.levels, generator, run.emphasis)
             losses["few_steps"] = few_steps_loss(head, self.average.flow_head, some, generator, run.emphasis)
+            losses |= self._told(others, generator)
         losses["adversarial"] = adversarial_loss(self.discriminator, real, sampled, evidence)
         rate = optim.learning_rate(step - alone, run.adversarial_steps - alone, rate, 100, run.decay)
         optim.set_learning_rate(self.adversaries["flow"], rate)
-        (losses["flow"] + losses["few_steps"] + run.adversarial_weight * losses["adversarial"]).backward()
+        (losses["flow"] + losses["few_steps"] + run.adversarial_weight * losses["adversarial"] + losses.get("told", 0.0)).backward()
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         self.adversaries["flow"].step()
         self.adversaries["flow"].zero_grad()
