@@ -152,6 +152,15 @@ def test_blocked_steps_and_ways_are_counted_in_real_places_and_dreams(bench, mon
     assert found["real: distance covered in 100 steps (world units)"].mean == pytest.approx(30)
     assert found["dreamed: distance covered in 100 steps (world units)"].mean == pytest.approx(100 * (0.3 * 2 + 0.04) / 3)
     assert found["real: rewards in 1,000 steps"].mean == pytest.approx(1000 * walks.real.reward.mean().item())
+    assert not any("against walls" in name for name in found)
+    runs = torch.zeros_like(walks.real.reward)
+    runs[::2] = 1.0  # rewarded in each step: the half whose steps are blocked
+    stuck = ahead.clone()
+    stuck[::2, :, 0] = 0.0
+    half = replace(walks, real=replace(walks.real, motion=stuck, reward=runs), episodes=len(runs))
+    found = tests._behaviour(bench, half)
+    name = "real: rewards in 1,000 steps of players that run against walls"
+    assert (found[name].mean, found[name].clips) == (1000, len(runs[::2]))
 
 
 def test_clips_of_an_episode_do_not_overlap(bench):

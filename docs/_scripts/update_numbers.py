@@ -129,6 +129,7 @@ IMAGINED = {  # file to what it measured: title, score of dreams, the same of re
                 ("distance covered, world units,", "100", "distance covered in 100 steps (world units)"),
                 ("cells visited", "100", "cells visited in 100 steps"),
                 ("rewards", "1,000", "rewards in 1,000 steps"),
+                ("rewards of players that run against walls", "1,000", "rewards in 1,000 steps of players that run against walls"),
             )
         ),
         *(

@@ -34,6 +34,7 @@ STACK = 8  # frames that are told apart together; a later window of fewer is lef
 SHOWN, MOMENTS = 16, 8  # of the contact sheet
 CELL = 4  # length scales of the world a side
 FOLLOWED = 20  # frames on which recorded and other actions are compared
+AGAINST_WALLS = 1 / 3  # share of its forward steps that is blocked where a player does not even look where it goes
 CHANGE = 25  # of 255: a pixel that differs more from the last frame has changed
 SAMPLES = 8  # dreams of the same actions, for their mean
 SPANS = ((1, 10), (11, 30), (31, 60))  # frames of which known places have a PSNR
@@ -64,8 +65,9 @@ def imagination(context: EvalContext) -> dict[str, Any]:
     of single frames and of stacks of eight: 0.5 is not at all. Real frames went through the autoencoder, too. Floor: the same between
     the real frames and as many of other places, `other_data`; without it the episodes are halved, and dreams of one half compared.
     Blocked: forward actions, which are those that lead ahead in real episodes, that move less than a third of the world's scale of
-    motion. Action following: PSNR of the next frame after real ones, on pixels that change, under the recorded action and under that
-    of another episode, where it is another.
+    motion. Rewards are also those of players that are blocked in a third of their forward steps: others find what they look for, in
+    their own world alone. Action following: PSNR of the next frame after real ones, on pixels that change, under the recorded action
+    and under that of another episode, where it is another.
     """
     context.check_poses()
     length, frames = context.run.imagination
@@ -214,8 +216,15 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     if not world.milestones:
         logits = model.reward_head(walks.dream.features)
         dreamed = reward(world, walks.state, walks.state, logits, bins=model.reward_bins)  # states matter to milestones only
-        results["real: rewards in 1,000 steps"] = score(1000 * walks.by_episode(clips.reward))
-        results["dreamed: rewards in 1,000 steps"] = score(1000 * walks.by_episode(dreamed))
+        steps = ahead & clips.motion.isfinite().all(-1)
+        against = walks.by_episode(is_blocked(clips.motion, clips.action, kinds, scale) & steps).sum(1) > AGAINST_WALLS * walks.by_episode(
+            steps
+        ).sum(1)
+        for name, given in (("real", clips.reward), ("dreamed", dreamed)):
+            earned = 1000 * walks.by_episode(given)
+            results[f"{name}: rewards in 1,000 steps"] = score(earned)
+            if against.any():
+                results[f"{name}: rewards in 1,000 steps of players that run against walls"] = score(earned[against])
     return results
 
 
