@@ -30,6 +30,7 @@ class Args:
     episode_steps: int = 100  # after which a dream begins anew: the longer it is, the less it can be trusted
     bank: int | None = None  # at most so many states to begin with; 512 on a GPU, 256 on a CPU; a dream rewards balls that it has seen
     before_rewards: float = 0.75  # share of them shortly before a reward, in the long contexts that come with the weights
+    made_up: float = 0.0  # and share that begins with nothing: in each the dream makes up another world
     lead: tuple[int, int] = (2, 30)  # frames between such a state and the reward: at least and at most
     context: int = 300  # frames before it: what a dream has seen it rewards
     data: Path | None = None  # folder of recorded episodes, whose rewards these are instead
@@ -75,6 +76,8 @@ def with_defaults(args: Args, device: str) -> Args:
         bank=(512 if many else 256) if args.bank is None else args.bank,
     )
     check_bounds(args, num_envs=1, bank=1, context=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
+    if not (args.made_up >= 0 and args.before_rewards + args.made_up <= 1):
+        raise ValueError(f"before_rewards and made_up are shares of the same dreams, not {args.before_rewards} and {args.made_up}")
     if not (0 <= args.before_rewards <= 1 and 1 <= args.lead[0] <= args.lead[1]):
         raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
     dreams, minibatches = args.num_envs or 0, args.minibatches

@@ -119,7 +119,9 @@ def open_bank(args: Args, dream: Dream) -> DreamState:
             episodes = rewarded_contexts(dream, before)
         if args.data is not None or moments(episodes, before):  # contexts need not have any
             states = [bank_before_rewards(dream, episodes, before, wanted, args.seed)]
-    others = most - wanted if states else most
+    nothing = round(args.made_up * most)
+    states += [dream.reset(torch.arange(nothing) + MAX_ROWS * args.seed, {"start": "cold"})] if nothing else []
+    others = most - nothing - (wanted if states else 0)
     states += [bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
     return join_rows(states)
 
