@@ -4,18 +4,18 @@ lssvwm-gym play memory-maze --policy agents.agent:from_file:runs/ppo/memory-maze
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from agents.policies import SB3_KIND, Policy, choose, policy_for
 from lssvwm_gym.envs.simulator import Dream
-from lssvwm_gym.envs.spaces import action_space, needs_frame, observation_space
-from lssvwm_gym.envs.wrappers import StateEstimator, observed
+from lssvwm_gym.envs.spaces import needs_frame
+from lssvwm_gym.envs.wrappers import observed
 from lssvwm_gym.io.tensors import load_tensors
 
 
@@ -85,33 +85,12 @@ def _policy_in(path: Path, dream: Dream, written: int) -> Any:
     return policy, config
 
 
-class RealPlayer:
-    """An agent as the player of an episode of a real environment (`data.collect.record`): it sees what the world model makes of frames."""
+def from_file(dream: Dream, argument: str | None, seed: int) -> Callable[[Any], int]:
+    """The policy in a file, .safetensors, for a game of `lssvwm_gym.play`, which it sees as it saw the dreams it learned in.
 
-    def __init__(self, agent: Agent, dream: Dream) -> None:
-        frames = observation_space(dream.world, dream.weights.world_model.config)
-        self._agent, self._estimator = agent, StateEstimator(dream, 1, agent.observation, frames, action_space(dream.world))
-        self._action: np.ndarray | None = None
-
-    def __call__(self, seen: Any, info: dict[str, Any]) -> int:
-        batch = tree_map(lambda part: part[None], seen)
-        numbers = self._estimator.reset(batch, np.array([0])) if self._action is None else self._estimator.step(batch, self._action)
-        self._action = self._agent.act(torch.from_numpy(numbers), info)
-        return int(self._action[0])
-
-
-class GameAgent:
-    """An agent that chooses the actions of a game of `lssvwm_gym.play`, and sees it as it saw the dreams it learned in."""
-
-    def __init__(self, dream: Dream, agent: Agent) -> None:
-        self._dream, self._agent = dream, agent
-
-    def __call__(self, snapshot: Any) -> int:
-        return int(self._agent.act(observed(self._dream, snapshot.state.dream, self._agent.observation), None)[0])
-
-
-def from_file(dream: Dream, argument: str | None, seed: int) -> GameAgent:
-    """The policy in a file, .safetensors, for a game. Raises `ValueError` for one that acts in another world or is none."""
+    Raises `ValueError` for one that acts in another world or is none.
+    """
     if argument is None:
         raise ValueError("agents.agent:from_file needs the policy's file behind it: agents.agent:from_file:policy.safetensors")
-    return GameAgent(dream, agent_in(Path(argument), dream, seed, greedy=False))
+    agent = agent_in(Path(argument), dream, seed, greedy=False)
+    return lambda snapshot: int(agent.act(observed(dream, snapshot.state.dream, agent.observation), None)[0])

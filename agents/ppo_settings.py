@@ -76,10 +76,10 @@ def with_defaults(args: Args, device: str) -> Args:
         bank=(512 if many else 256) if args.bank is None else args.bank,
     )
     check_bounds(args, num_envs=1, bank=1, context=1, episode_steps=1, rollout_steps=1, minibatches=1, epochs=1, save_every=1, hidden=1)
-    if not (args.made_up >= 0 and args.before_rewards + args.made_up <= 1):
+    if min(args.before_rewards, args.made_up) < 0 or args.before_rewards + args.made_up > 1:
         raise ValueError(f"before_rewards and made_up are shares of the same dreams, not {args.before_rewards} and {args.made_up}")
-    if not (0 <= args.before_rewards <= 1 and 1 <= args.lead[0] <= args.lead[1]):
-        raise ValueError(f"before_rewards is a share, lead two rising numbers of frames, not {args.before_rewards} and {args.lead}")
+    if not 1 <= args.lead[0] <= args.lead[1]:
+        raise ValueError(f"lead is two rising numbers of frames, not {args.lead}")
     dreams, minibatches = args.num_envs or 0, args.minibatches
     if dreams * args.rollout_steps < 2 * minibatches:
         raise ValueError(f"{dreams} dreams of {args.rollout_steps} steps are too few for {minibatches} minibatches")

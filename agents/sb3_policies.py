@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Dict, Space
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 from torch import Tensor
 
 from agents.policies import SB3_KIND, RunningNorm
@@ -65,9 +66,7 @@ class Normed(BaseFeaturesExtractor):
 def seen_space(dream: Dream, observation: str, frame_stack: int) -> Space[Any]:
     """What a policy sees: `frame_stack` observations at once, one behind the other along the last axis."""
     space = spaces.observation_space(dream.world, dream.weights.world_model.config, observation)
-    if isinstance(space, Dict):
-        return Dict({name: _stacked(part, frame_stack) for name, part in space.spaces.items()})
-    return _stacked(space, frame_stack)
+    return StackedObservations(1, frame_stack, space, "last").stacked_observation_space
 
 
 def policy_name(config: SB3PolicyConfig, space: Space[Any]) -> str:
@@ -133,10 +132,6 @@ def count(policy: ActorCriticPolicy, seen: np.ndarray) -> None:
 
 def has_counted(policy: ActorCriticPolicy) -> bool:
     return not isinstance(policy.features_extractor, Normed) or bool(policy.features_extractor.norm.seen > 0)
-
-
-def _stacked(space: Any, frames: int) -> Box:
-    return Box(np.concatenate([space.low] * frames, -1), np.concatenate([space.high] * frames, -1), dtype=space.dtype)
 
 
 def _channels_first(space: Space[Any]) -> Space[Any]:

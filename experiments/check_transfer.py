@@ -13,9 +13,9 @@ follower          goes the way that the map of Memory Maze shows, and has learne
 planner           plans in the dream, see experiments/mpc.py
 PATH.safetensors  written by agents/ppo.py, agents/ppo_sb3.py or experiments/behavior_cloning.py
 
-Dreams begin after the short contexts that come with the weights, or with `--data` after long recorded ones, in mazes that they then
-know; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the scripted explorer has shown the maze
-for so many steps. Needs
+Dreams begin after the short contexts that come with the weights, with `--data` after long recorded ones, in mazes that they then
+know, or with `--made-up` after nothing; real episodes at the start of a maze, of seeds from `--seed` on, or with `--walked` after the
+scripted explorer has shown the maze for so many steps. Needs
 `pip install -e '.[agents,memory-maze]'`.
 """
 
@@ -59,6 +59,7 @@ class Args:
     device: str = "auto"  # of the dream; what real episodes need of a model runs on the CPU
     dream_seed: int = 0  # of the first dream
     data: Path | None = None  # folder of recorded episodes that dreams begin after, one each in turn; short contexts if not given
+    made_up: bool = False  # dreams begin with nothing, each in a world that it makes up, as real episodes do
     context: int = 500  # frames of such an episode that the dream is conditioned on
     batch: int = 16  # dreams side by side; a GPU takes hundreds
     seed: int = 1_000_000  # of the first real episode, far from those of the training data
@@ -136,6 +137,8 @@ def check(args: Args) -> None:
         raise ValueError(f"bags are drawn for the block world, {MINECRAFT.name}, not for {dream.world.name}")
     if args.bags and args.data is not None:
         raise ValueError("with bags dreams begin after short contexts: leave --data out")
+    if args.made_up and (args.bags or args.data is not None):
+        raise ValueError("a dream that is made up begins with nothing: leave --data and --bags out")
     if not (args.dream or args.real):
         raise ValueError("nothing is left to try policies in: give one of --no-dream and --no-real, not both")
     if args.real and dream.world.real_id is None:
@@ -196,7 +199,7 @@ def beginnings(dream: Dream, trial: Trial) -> DreamState:
     if trial.args.bags:
         return join_rows([dream.reset(seeds[row : row + 1], bag(seed - trial.args.dream_seed)) for row, seed in enumerate(trial.seeds)])
     if not paths:
-        return dream.reset(seeds)
+        return dream.reset(seeds, {"start": "cold"} if trial.args.made_up else {})
     rows = [after_recording(dream, paths[seed % len(paths)], trial.args.context) for seed in trial.seeds]
     return join_rows(rows)._replace(seed=seeds.to(dream.device))
 

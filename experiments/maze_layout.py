@@ -133,7 +133,7 @@ def _maps_along(dream: Dream, paths: list[Path], episodes: list[Segment]) -> lis
     while after < last:
         before, after = after, min(last, max(after + 1, round(after * TIMES)))
         latent = torch.stack([episode.latent[before:after] for episode in episodes]).float()
-        state = state._replace(map=map_after(model, state, latent, seen[:, before:after], imagined=False)[0])
+        state = state._replace(map=map_after(model, state, latent, seen[:, before:after])[0])
         parts.append((state.map[:, : 1 + kinds].half(), colours_of(state.map).half()))
     return [Maps(shown, colour, true, ball, parts[-1][1]) for shown, colour in parts]
 

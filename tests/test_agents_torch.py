@@ -486,6 +486,9 @@ def test_beginnings_of_both_kinds_share_the_bank(dream, monkeypatch, tmp_path):
     bank = open_bank(replace(SMALL, data=tmp_path, before_rewards=0.5, lead=(2, 5), context=5), dream)
     assert len(bank.seed) == 6
     assert (bank.world.age == 5).sum() == 3
+    made_up, others = (open_bank(replace(SMALL, made_up=1.0, seed=seed), dream) for seed in (0, 1))
+    assert made_up.world.age.tolist() == dream.reset(torch.zeros(6, dtype=torch.int64), {"start": "cold"}).world.age.tolist()
+    assert len({tuple(latent.flatten()[:3].tolist()) for latent in (*made_up.latent, *others.latent)}) == 12  # each is another world
 
 
 def test_the_rewards_of_contexts_are_those_that_the_model_sees(dream, monkeypatch):
@@ -514,7 +517,7 @@ def test_the_rewards_of_a_world_with_milestones_are_first_items(tmp_path):
     assert rewarded_contexts(dream, BeforeRewards((2, 4), 7)) == []  # too short
 
 
-@pytest.mark.parametrize("wrong", [{"before_rewards": 1.5}, {"lead": (5, 3)}, {"lead": (0, 3)}, {"context": 0}])
+@pytest.mark.parametrize("wrong", [{"before_rewards": 1.5}, {"made_up": -0.1}, {"lead": (5, 3)}, {"lead": (0, 3)}, {"context": 0}])
 def test_beginnings_that_cannot_be_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         with_defaults(replace(SMALL, **wrong), "cpu")

@@ -62,7 +62,8 @@ def test_a_layout_is_whole_and_its_objects_lie_on_free_cells():
     layout = imagined_layout(random_layouts(), maps, chances(3))
     assert set(layout[:, 0].unique().tolist()) == {-LAYOUT, LAYOUT}
     objects = layout[:, 1 : 1 + KINDS]
-    assert (objects > 0).sum((2, 3)).tolist() == [[0, 1], [1, 1], [1, 1]]  # what the map shows already is not drawn again
+    assert (objects > 0).sum((2, 3)).tolist() == [[1, 1], [1, 1], [1, 1]]
+    assert torch.equal(objects[0, 0], maps[0, 1])  # what the map shows already is not drawn again
     assert (layout[:, 0] > 0)[:, None].expand_as(objects)[objects > 0].all()
     alone = imagined_layout(random_layouts(), maps[1:2], chances(3)[1:2])
     assert torch.equal(alone, layout[1:2])
@@ -101,26 +102,26 @@ def test_walls_have_colours_of_the_palette():
     assert (colours_of(maps).sum(1) > 0).sum() == 1
     assert model.painted(colours_of(maps))[0, :, MIDDLE + 3, MIDDLE].argmax() == 3
     layout = imagined_layout(model, maps, chances(1))
-    colour, walls = layout[0, 1 + KINDS :], layout[0, 0] < 0
-    assert torch.allclose(colour[:, MIDDLE + 3, MIDDLE], red)
+    both, walls = layout[:, 1 + KINDS :].view(1, 4, 4, SIDE, SIDE), layout[0, 0] < 0
+    colour = both[0, :3, 0]
+    assert torch.allclose(both[0, :3, 1, MIDDLE + 3, MIDDLE], 0.9 * red)  # the side that was seen
+    assert torch.allclose(both[0, :, 0, MIDDLE + 3, MIDDLE], torch.cat([red, torch.tensor([LAID])]))
     assert not colour[:, ~walls].any()
     away = torch.cdist(colour[:, walls].T, model.palette)
     assert away.amin(1).max() < 1e-3
     assert len(away.argmin(1).unique()) > 3
-    both = believed(maps, layout)[:, 1 + KINDS :].view(1, 4, 4, SIDE, SIDE)
-    assert torch.allclose(both[0, :3, 1, MIDDLE + 3, MIDDLE], 0.9 * red)  # the side that was seen
-    assert torch.allclose(both[0, :, 0, MIDDLE + 3, MIDDLE], torch.cat([red, torch.tensor([LAID])]))
 
 
 def test_what_was_imagined_stays():
     """A layout has all that was known when it was drawn; frames that are dreamed after it don't change it."""
-    maps, layout = room((0, 1, 0)), torch.zeros(1, 1 + KINDS + 3, SIDE, SIDE)
+    maps = room((0, 1, 0))
+    layout = torch.zeros_like(maps)
     assert torch.equal(believed(maps, layout), maps)
     layout[0, 0] = -maps[0, 0].sign() * LAYOUT  # the opposite everywhere
     layout[0, 2, MIDDLE, MIDDLE + 1] = LAYOUT
     both = believed(maps, layout)
     assert torch.equal(both[:, 0], layout[:, 0])
-    assert torch.equal(both[:, 1], maps[:, 1])  # the first object was known, and is not in the layout
+    assert torch.equal(both[:, 1], maps[:, 1])  # a layout that knows nothing of the first object, and of colours
     assert torch.equal(both[:, 2], layout[:, 2])
     assert torch.equal(both[:, 1 + KINDS :], maps[:, 1 + KINDS :])
     assert not torch.equal(shown(both, KINDS, at(0, 0, 90), 4), shown(maps, KINDS, at(0, 0, 90), 4))

@@ -196,7 +196,15 @@ def test_dreams_can_begin_after_recorded_walks(tiny_weights, tmp_path):
     assert not torch.equal(state.latent[1], state.latent[2])
     main(replace(args, out=tmp_path / "out.json"))
     assert len(json.loads((tmp_path / "out.json").read_text())["policies"][0]["dream"]["returns"]) == 3
-    for wrong, said in ((dict(context=61), "context must be from 1 to the 60 frames of .*000000.npz"), (dict(data=tmp_path), "no episode")):
+    (trial,) = trials(replace(args, data=None, made_up=True))
+    nothing = beginnings(dream, trial)
+    assert torch.equal(nothing.latent, dream.reset(torch.tensor([0, 1, 2]), {"start": "cold"}).latent)
+    assert len(nothing.latent.flatten(1).unique(dim=0)) == 3
+    for wrong, said in (
+        (dict(made_up=True), "begins with nothing: leave --data"),
+        (dict(context=61), "context must be from 1 to the 60 frames of .*000000.npz"),
+        (dict(data=tmp_path), "no episode"),
+    ):
         with pytest.raises(SystemExit, match=said):
             main(replace(args, **wrong))
 

@@ -30,11 +30,9 @@ def motion_between(before: Tensor, after: Tensor) -> Tensor:
 
 def integrate_motion(pose: Tensor, motion: Tensor) -> Tensor:
     """The pose (..., 4 or 6) after a motion (..., 3 or 5); the inverse of `motion_between`."""
-    x, y, cos, sin = pose[..., :PLANE].unbind(-1)
-    dx, dy = _turned(motion[..., 0], motion[..., 1], cos, sin)
-    heading = _turned(cos, sin, motion[..., 2].cos(), motion[..., 2].sin())
-    length = torch.hypot(*heading)
-    return _with_rest(torch.stack([x + dx, y + dy, heading[0] / length, heading[1] / length], -1), pose[..., PLANE:] + motion[..., 3:])
+    ahead, left, turn = motion[..., :3].unbind(-1)
+    seen = torch.stack([ahead, left, turn.cos(), turn.sin()], -1)
+    return _with_rest(placed(seen, pose[..., :PLANE]), pose[..., PLANE:] + motion[..., 3:])
 
 
 def placed(pose: Tensor, origin: Tensor) -> Tensor:

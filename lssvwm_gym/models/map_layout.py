@@ -112,10 +112,10 @@ def read_layout_model(path: str | Path) -> LayoutModel:
 
 
 def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
-    """A layout (B, 1 + kinds + 3, side, side) of which maps (B, `channels_of`, side, side) could show a part.
+    """A whole map of which maps (B, `channels_of`, side, side) could show a part, of the same size.
 
-    Log odds of free cells and of objects, `LAYOUT` either way, and colours of walls. `chance` (B, `CHANCES` + kinds) of numbers from 0 to 1
-    draws it: the order of the cells, which are free, where objects lie, and which colours walls have.
+    `chance` (B, `CHANCES` + kinds) of numbers from 0 to 1 draws it: the order of the cells, which are free, where objects lie, and which
+    colours walls have.
     """
     area, kinds = SIDE * SIDE, model.objects
     parts = chance[:, : -kinds or None].view(len(maps), 4, 1 + len(AGAIN), 1, SIDE, SIDE).unbind(1)
@@ -141,7 +141,7 @@ def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
 
     paint = _drawn(which_colour, paint, paint.amax(1, keepdim=True) > 0, when, parts[2], parts[3])
     colour = torch.einsum("bphw,pc->bchw", paint, model.palette)
-    return torch.cat([free, torch.where(_firm(given[:, 1:]), 0.0, known[:, 1:]), colour], 1)
+    return torch.cat([known, coloured(colour, maps[:, 1 + kinds :])], 1)
 
 
 def reached(free: Tensor) -> Tensor:
@@ -170,19 +170,22 @@ def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tens
     return now
 
 
-def believed(maps: Tensor, layout: Tensor) -> Tensor:
-    """Maps (B, `channels_of`, side, side) as a layout (B, 1 + kinds + 3, side, side) says, if there is one.
+def coloured(colour: Tensor, sides: Tensor) -> Tensor:
+    """What maps know of the sides of cells (B, 16, side, side), and where they know nothing colours of cells (B, 3, side, side), if any."""
+    sides, laid = sides.unflatten(1, (4, 4)), F.pad(colour, (0, 0, 0, 0, 0, 1), value=LAID)[:, :, None]
+    return torch.where((sides[:, 3:] < 1) & (colour.sum(1)[:, None, None] > 0), laid, sides).flatten(1, 2)
 
-    It wins: a dreamed frame that was misread, or that has lost an object, does not change the world. Colours are those seen first.
+
+def believed(maps: Tensor, layout: Tensor) -> Tensor:
+    """Maps (B, `channels_of`, side, side) as a layout of that size says, where it says something.
+
+    It has all that was known when it was drawn: a dreamed frame that is misread, or has lost an object, does not change the world.
     """
-    kinds = layout.shape[1] - 4
-    lies, colour = layout[:, 1 : 1 + kinds], layout[:, 1 + kinds :]
-    free = torch.where(layout[:, :1] == 0, maps[:, :1], layout[:, :1])
-    objects = torch.where(_firm(lies), lies, maps[:, 1 : 1 + kinds])
-    sides = maps[:, 1 + kinds :].unflatten(1, (4, 4))
-    laid = F.pad(colour, (0, 0, 0, 0, 0, 1), value=LAID)[:, :, None]
-    sides = torch.where((sides[:, 3:] < 1) & (colour.sum(1)[:, None, None] > 0), laid, sides)
-    return torch.cat([free, objects, sides.flatten(1, 2)], 1)
+    kinds = layout.shape[1] - 17
+    free, lies, sides = layout.split((1, kinds, 16), 1)
+    painted = sides[:, 12:].repeat(1, 4, 1, 1) > 0
+    said = torch.cat([free != 0, _firm(lies).expand_as(lies), painted], 1)
+    return torch.where(said, layout, maps)
 
 
 def around(maps: Tensor, here: GridPose) -> Tensor:

@@ -34,7 +34,7 @@ RAY, OBJECT, OBJECT_ON_RAY = 11, 6, 2  # numbers of each
 REACHES, LASTING = (0.2, 0.4, 0.8), 5.0  # cells within which objects count as touched; logit that what is wanted stays so
 RADIUS = 0.25  # cells, of an object
 MOST_RAYS = 20.0  # that count of what was seen of a colour
-FIRM, FIRM_RAYS = 2.0, 4.0  # log odds and rays above which imagined frames change nothing
+FIRM = 2.0  # log odds of what is known
 
 
 class MapReading(NamedTuple):
@@ -153,19 +153,13 @@ def numbered(cells: Tensor) -> tuple[Tensor, Tensor]:
     return shifted[..., 0] * SIDE + shifted[..., 1], inside
 
 
-def drawn(maps: Tensor, reading: MapReading, here: GridPose, imagined: bool = False) -> Tensor:
-    """Maps (B, `channels_of`, side, side) after one more frame.
-
-    One that was imagined adds what was not known, and changes nothing of what was: a ball that a frame has lost stays where it lies.
-    """
+def drawn(maps: Tensor, reading: MapReading, here: GridPose) -> Tensor:
+    """Maps (B, `channels_of`, side, side) after one more frame."""
     kinds = reading.objects.shape[1]
     cells, colours = maps[:, : 1 + kinds], maps[:, 1 + kinds :].unflatten(1, (4, 4)).flatten(2)
     after = fused(cells, reading, here)
-    after = torch.where(cells.abs() > FIRM, cells, after) if imagined else after
     rays = _rays(after[:, 0], here, reading.colours.shape[1])
-    coloured = _coloured(colours, reading.colours, rays)
-    coloured = torch.where(colours[:, 3:] > FIRM_RAYS, colours, coloured) if imagined else coloured
-    return torch.cat([after, coloured.view_as(maps[:, 1 + kinds :])], 1)
+    return torch.cat([after, _coloured(colours, reading.colours, rays).view_as(maps[:, 1 + kinds :])], 1)
 
 
 def fused(cells: Tensor, reading: MapReading, here: GridPose) -> Tensor:

@@ -52,7 +52,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_full((rows,), float(pose_known)),
         like.new_zeros(rows, PLANE),
         like.new_zeros(rows, channels_of(config.map_objects), SIDE, SIDE) if config.map_objects else like.new_zeros(rows, 0),
-        like.new_zeros(rows, 1 + config.map_objects + 3, SIDE, SIDE) if config.layout_width else like.new_zeros(rows, 0),
+        like.new_zeros(rows, channels_of(config.map_objects), SIDE, SIDE) if config.layout_width else like.new_zeros(rows, 0),
         like.new_zeros(rows, config.map_objects),
         world.spatial_memory.explained,
         seed,
@@ -143,11 +143,10 @@ def _commit_given(
     inventory: Tensor | None,
     frame_context: FrameContext | None = None,
     chance: Tensor | None = None,
-    imagined: bool = False,
 ) -> Prefilled:
     """One call of the model for frames that all are given; inventories are predicted for a single frame only, with `chance` (B, V) drawn.
 
-    `frame_context`: what `condition` gave for this very frame and state. What is `imagined` changes nothing that a map knows.
+    `frame_context`: what `condition` gave for this very frame and state.
     """
     begins = (state.world.age == 0).unsqueeze(-1)  # nothing led to the first frame, whatever its tilt is
     motion = motion_between(torch.cat([torch.where(begins, pose[:, 0], state.pose).unsqueeze(1), pose[:, :-1]], 1), pose)
@@ -157,7 +156,7 @@ def _commit_given(
     output = model(latent, inputs, state.world, None, frame_context)
     if inventory is None and model.inventory_head is not None:
         inventories = model.inventory_head.after(output.features, inventories, action, None if chance is None else chance.unsqueeze(1))
-    maps, wanted = map_after(model, state, latent, pose, imagined)
+    maps, wanted = map_after(model, state, latent, pose)
     after = state._replace(
         world=output.state,
         latent=latent[:, -1],
@@ -174,7 +173,7 @@ def _commit_given(
     return Prefilled(after, output.features, pose)
 
 
-def map_after(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor, imagined: bool) -> tuple[Tensor, Tensor]:
+def map_after(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
     """The map after frames (B, T, N, C) at poses (B, T, 4 or 6), and what is wanted in the last of them.
 
     Where the lattice or the pose isn't known the map stays as it is.
@@ -187,7 +186,7 @@ def map_after(model: WorldModel, state: DreamState, latent: Tensor, pose: Tensor
     parts = reading, here, found
     for t in range(frames):
         reading, here, found = tree_map(lambda part, t=t: part[t::frames], parts) if frames > 1 else parts
-        maps = torch.where((found & (state.pose_known > 0))[:, None, None, None], drawn(maps, reading, here, imagined), maps)
+        maps = torch.where((found & (state.pose_known > 0))[:, None, None, None], drawn(maps, reading, here), maps)
     return maps, one_hot(reading.wanted)
 
 
@@ -376,7 +375,7 @@ def commit(model: WorldModel, state: DreamState, action: Tensor, imagined: Imagi
     pose = next_pose(state, imagined.motion)
     frame_context = imagined.shared_context and imagined.shared_context.for_commit(state, action, imagined.motion)
     frame, action, pose = imagined.latent[:, None], action[:, None], pose[:, None]
-    after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance, imagined=True).state
+    after = _commit_given(model, state, frame, action, pose, None, frame_context, imagined.chance).state
     wanted = after.wanted if imagined.wanted is None else imagined.wanted
     return after._replace(motion=imagined.motion, uncertainty=imagined.uncertainty, wanted=wanted)
 

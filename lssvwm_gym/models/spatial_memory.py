@@ -66,17 +66,14 @@ class SpatialMemory(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.into = nn.Linear(channels + 2, width)
-        self.gate = nn.Linear(width, channels)
+        self.gate = nn.Linear(width, channels)  # by which the tokens of the last layer let through what they trust
         for parameter in (*self.into.parameters(), *self.gate.parameters()):
             nn.init.zeros_(parameter)
 
     def into_tokens(self, recalled: Tensor, posterior_variance: Tensor) -> Tensor:
-        """recalled (B, T, N, C), unknown (B, T); what to add to the tokens (B, T, N, D)."""
-        return self.into(_with_variance(recalled, posterior_variance))
-
-    def into_estimate(self, x: Tensor, recalled: Tensor) -> Tensor:
-        """The tokens of the last layer (B, T, N, D) let through what they trust."""
-        return self.gate(x) * recalled
+        """recalled (B, T, N, C), unknown (B, T), which with its logarithm is two more channels; what to add to the tokens (B, T, N, D)."""
+        variance = torch.stack([posterior_variance, posterior_variance.clamp(min=1e-3).log()], -1).to(recalled.dtype)
+        return self.into(torch.cat([recalled, variance.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1))
 
 
 class MemoryQuery(NamedTuple):
@@ -98,20 +95,19 @@ def query_memory(keys: Tensor, writes: Tensor | None, explained: Tensor, query: 
     With L L^T = 1 + K P K^T and Z = L^-1 K P, the inverse after the first t frames is P - Z[:t]^T Z[:t].
     """
     query = keys - _answers(keys, explained) if query is None else query
-    prior = keys.square().sum(-1).clamp(min=1e-9)
     if writes is None:
-        return MemoryQuery(query, _posterior_variance(query, keys, prior), None, keys), explained
+        return MemoryQuery(query, _posterior_variance(query, keys), None, keys), explained
     written, solved = keys * writes.unsqueeze(-1), query * writes.unsqueeze(-1)
     identity = 1 if keys.shape[1] == 1 else torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     new = _whitened(written @ solved.transpose(1, 2) + identity, solved)
     if keys.shape[1] > 1:
         query = query - (keys @ new.transpose(1, 2)).tril(-1) @ new
-    return MemoryQuery(query, _posterior_variance(query, keys, prior), written, keys), _with_products(explained, new, new)
+    return MemoryQuery(query, _posterior_variance(query, keys), written, keys), _with_products(explained, new, new)
 
 
 def variance_at(keys: Tensor, explained: Tensor) -> Tensor:
     """Posterior over prior variance (B, T) at keys (B, T, F), where that much is explained, (B, F, F): 1 nothing is known, 0 all."""
-    return _posterior_variance(keys - _answers(keys, explained), keys, keys.square().sum(-1).clamp(min=1e-9))
+    return _posterior_variance(keys - _answers(keys, explained), keys)
 
 
 def _whitened(covariance: Tensor, x: Tensor) -> Tensor:
@@ -170,11 +166,5 @@ def _with_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.baddbmm(sums, a.transpose(1, 2), b)
 
 
-def _with_variance(recalled: Tensor, posterior_variance: Tensor) -> Tensor:
-    """(B, T, N, C) with what is unknown and its logarithm as two more channels."""
-    variance = torch.stack([posterior_variance, posterior_variance.clamp(min=1e-3).log()], -1).to(recalled.dtype)
-    return torch.cat([recalled, variance.unsqueeze(2).expand(-1, -1, recalled.shape[2], -1)], -1)
-
-
-def _posterior_variance(query: Tensor, keys: Tensor, prior: Tensor) -> Tensor:
-    return ((query * keys).sum(-1) / prior).clamp(0, 1)
+def _posterior_variance(query: Tensor, keys: Tensor) -> Tensor:
+    return ((query * keys).sum(-1) / keys.square().sum(-1).clamp(min=1e-9)).clamp(0, 1)

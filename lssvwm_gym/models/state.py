@@ -53,13 +53,9 @@ class DreamState(NamedTuple):
     uncertainty: Tensor  # (B,) float, see `lssvwm_gym.models.rollout.Imagined`; 0 where the last frame was given
     posterior_variance: Tensor  # (B,) float, of the spatial memory at the last frame's pose, before it: 1 nothing is known, 0 all
     pose_known: Tensor  # (B,) float, 1 where poses are kept at all
-    lattice: (
-        Tensor  # (B, 4) where the state began, as a pose in the world's lattice but for whole cells and quarter turns; zeros: not seen yet
-    )
-    map: Tensor  # (B, 1 + K, side, side) what is remembered of the world's lattice (`lssvwm_gym.models.map_memory`); (B, 0) without a map
-    layout: (
-        Tensor  # (B, 1 + K + 3, side, side) what the rest of the map is imagined to be, zeros: nothing yet; (B, 0) without (`map_layout`)
-    )
+    lattice: Tensor  # (B, 4) where the state began, in the world's lattice but for whole cells and quarter turns; zeros: not seen yet
+    map: Tensor  # (B, C, side, side) what is remembered of the world's lattice (`lssvwm_gym.models.map_memory`); (B, 0) without a map
+    layout: Tensor  # (B, C, side, side) the whole map as it is imagined to be (`map_layout`), zeros: not yet; (B, 0) without layouts
     wanted: Tensor  # (B, K) 1 for the kind of object on the map that is wanted, else 0
     observed: Tensor  # (B, F, F) float32, what given frames explained of the spatial memory: `explained` after the last of them
     seed: Tensor  # (B,) int64; with the age it determines all noise

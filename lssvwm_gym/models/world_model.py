@@ -124,7 +124,7 @@ class WorldModel(nn.Module):
         features = F.layer_norm(self.summary(x).flatten(2), (FEATURES,))
         clean = self.token_out(x)
         if self.spatial_memory is not None and recalled is not None:
-            clean = clean + self.spatial_memory.into_estimate(x, recalled)
+            clean = clean + self.spatial_memory.gate(x) * recalled
         if self.residual is not None:
             clean = clean + self.residual.share(x) * before
         posterior_variance = torch.ones_like(inputs.noise) if query is None else query.posterior_variance

@@ -18,7 +18,7 @@ from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
 from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.map_layout import AROUND, LAYOUT, around, colours_of
+from lssvwm_gym.models.map_layout import AROUND, LAYOUT, around, coloured, colours_of
 from lssvwm_gym.models.map_memory import COLUMNS, FIRM, ROWS, told_in_view
 from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
@@ -191,7 +191,7 @@ def _told(model: WorldModel, state: DreamState, pose: Tensor) -> tuple[Tensor, T
 
 
 def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Tensor:
-    """What whole clips show, as a layout (B, 1 + kinds + 3, side, side): what was not seen yet of it is what could be imagined.
+    """What whole clips show, as a layout (B, `channels_of`, side, side): what was not seen yet of it is what could be imagined.
 
     `HINDSIGHT` of the rows get theirs, with colours of walls in another light; the others get zeros, for nothing.
     """
@@ -201,14 +201,14 @@ def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Ten
     lattice = model.compass_head.found(clip.pose, clip.latent, state.lattice, state.world.age)
     state = state._replace(lattice=lattice, pose_known=clip.pose_known[:, 0])
     for part in (clip[t : t + 64] for t in range(0, len(clip), 64)):
-        state = state._replace(map=rollout.map_after(model, state, part.latent, part.pose, imagined=False)[0])
+        state = state._replace(map=rollout.map_after(model, state, part.latent, part.pose)[0])
     cells, (_, kinds) = state.map, state.wanted.shape
     objects = cells[:, 1 : 1 + kinds].flatten(2)
     at = F.one_hot(objects.argmax(2), objects.shape[2]) * (objects.amax(2, keepdim=True) > FIRM)
     free = torch.where(cells[:, :1].abs() > 1, cells[:, :1].sign(), 0.0)
     told, light = rng.random(len(cells)) < HINDSIGHT, rng.uniform(*LIGHT, len(cells))
-    whole = torch.cat([LAYOUT * free, LAYOUT * at.view_as(cells[:, 1 : 1 + kinds]), colours_of(cells) * _each(light)], 1)
-    return whole * _each(told)
+    sides = coloured(colours_of(cells) * _each(light), 0 * cells[:, 1 + kinds :])
+    return torch.cat([LAYOUT * free, LAYOUT * at.view_as(cells[:, 1 : 1 + kinds]), sides], 1) * _each(told)
 
 
 def _each(values: np.ndarray) -> Tensor:

@@ -30,10 +30,10 @@ M = TypeVar("M", bound=nn.Module)
 SCALES_AND_GATES = (1, 2, 4, 5, 7, 8)  # of the nine modulations; they are differences from 1
 
 
-def _sharing(kind: type[M], module: nn.Module) -> M:
-    """An object of a module's subclass that shares everything with it."""
+def _sharing(kind: type[M], module: nn.Module, prepacked: Any) -> M:
+    """An object of a module's subclass that shares everything with it, and has a `prepacked`."""
     wrapper = kind.__new__(kind)
-    wrapper.__dict__.update(copy.copy(module).__dict__)
+    wrapper.__dict__.update(copy.copy(module).__dict__, prepacked=prepacked)
     return wrapper
 
 
@@ -45,8 +45,7 @@ class PrepackedWorldModel(WorldModel):
     @classmethod
     def of(cls, model: WorldModel, dtype: torch.dtype, samples: torch.dtype | None = None) -> PrepackedWorldModel:
         """`dtype`, of products with weights: float32 or bfloat16; `samples`, of those of the flow head, where another."""
-        wrapper = _sharing(cls, model)
-        wrapper.prepacked = PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype)
+        wrapper = _sharing(cls, model, PrepackedLayers([layer for layer in model.layers if isinstance(layer, Layer)], dtype))
         if model.flow_head is not None:
             wrapper._modules = {**model._modules, "flow_head": PrepackedFlowHead.of(model.flow_head, samples or dtype)}
         return wrapper
@@ -65,9 +64,7 @@ class PrepackedFlowHead(FlowHead):
     @classmethod
     def of(cls, flow_head: FlowHead, dtype: torch.dtype) -> PrepackedFlowHead:
         """`dtype`, of products with weights: float32 or bfloat16."""
-        wrapper = _sharing(cls, flow_head)
-        wrapper.prepacked = PrepackedFlow(flow_head, dtype)
-        return wrapper
+        return _sharing(cls, flow_head, PrepackedFlow(flow_head, dtype))
 
     def forward(self, x: Tensor, level: Tensor, context: HeadContext) -> Tensor:
         if is_recorded(self.blocks, x, context):
@@ -84,9 +81,7 @@ class PrepackedAutoencoder(Autoencoder):
     @classmethod
     def of(cls, autoencoder: Autoencoder, dtype: torch.dtype) -> PrepackedAutoencoder:
         """`dtype`, of products with weights: float32 or bfloat16."""
-        wrapper = _sharing(cls, autoencoder)
-        wrapper.prepacked = PrepackedDecoder(autoencoder.decoder, dtype, autoencoder.config.grid)
-        return wrapper
+        return _sharing(cls, autoencoder, PrepackedDecoder(autoencoder.decoder, dtype, autoencoder.config.grid))
 
     def decoded(self, latent: Tensor) -> Tensor:
         return super().decoded(latent) if is_recorded(self.decoder, latent) else self.prepacked(latent)
@@ -208,7 +203,7 @@ class PrepackedScan:
         values, B, C = F.silu(mixed).split(self.parts, -1)
         values, dt = values.unflatten(-1, self.head_sizes), F.softplus(dt + self.dt_bias)  # (b, s, H, P), (b, s, H)
         decay = dt * self.A if self.block_tokens == 1 else (dt * self.A).cumsum(1)  # log, from the frame's start
-        own = self._own_token(values, dt, B, C) if self.block_tokens == 1 else self._own_tokens(values, dt, decay, B, C)
+        own = self._own_tokens(values, dt, decay, B, C)
         past = torch.bmm(C, ssm.view(len(x), -1, self.parts[-1]).transpose(1, 2)).view_as(values)
         y = torch.addcmul(own, past, decay.exp().unsqueeze(-1)).flatten(2)
         gated = y * F.silu(z)
@@ -217,14 +212,14 @@ class PrepackedScan:
         y = y if self.order is None else y.index_select(1, self.back)
         return y, self._after(ssm.flatten(0, 1), values, dt, decay, B).view_as(ssm) if commits else ssm, conv
 
-    def _own_token(self, values: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        return values * torch.addcmul(self.D, dt.unsqueeze(-1), torch.bmm(C, B.transpose(1, 2)).unsqueeze(-1))
-
     def _own_tokens(self, values: Tensor, dt: Tensor, decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """What each token of a block reads from those up to itself, (b, s, H, P)."""
+        similar = torch.bmm(C, B.transpose(1, 2))  # (b, s, s)
+        if self.block_tokens == 1:
+            return values * torch.addcmul(self.D, dt.unsqueeze(-1), similar.unsqueeze(-1))
         decay, values, dt = decay.transpose(1, 2), values.transpose(1, 2), dt.transpose(1, 2).unsqueeze(2)
         between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).add_(self.future).exp_()  # (b, H, s, s)
-        weights = between.mul_(torch.bmm(C, B.transpose(1, 2)).unsqueeze(1)).mul_(dt)
+        weights = between.mul_(similar.unsqueeze(1)).mul_(dt)
         return torch.addcmul(weights @ values, values, self.D.unsqueeze(1)).transpose(1, 2)
 
     def _after(self, state: Tensor, values: Tensor, dt: Tensor, decay: Tensor, B: Tensor) -> Tensor:

@@ -53,17 +53,16 @@ class PrepackedConv2d:
         self.silu, self.shape = silu, [list(map(int, x)) for x in (convolution.padding, convolution.stride, convolution.dilation)]
         weight = convolution.weight.to(dtype, memory_format=torch.channels_last)
         self.bias = None if convolution.bias is None else convolution.bias.to(dtype)
-        self.packs = _packs("_convolution") and convolution.groups == 1
+        self.packs = _packs("_convolution")
         size = [1, convolution.in_channels, side, side]
         self.weight = oneDNN._reorder_convolution_weight(weight, *self.shape, 1, size) if self.packs else weight
-        self.groups = convolution.groups
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packs:
             after = "swish" if self.silu else "none"
             return cast(Tensor, oneDNN._convolution_pointwise(x, self.weight, self.bias, *self.shape, 1, after, [], ""))
         padding, stride, dilation = self.shape
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation)
         return F.silu(y) if self.silu else y
 
 

@@ -30,7 +30,7 @@ class Kernels(NamedTuple):
 @functools.cache
 def kernels() -> Kernels:
     """The two functions. Raises `ImportError`, with what to install, where there is no mamba-ssm or no Triton for it."""
-    if (spec := _found()) is None:
+    if (spec := importlib.util.find_spec("mamba_ssm")) is None:
         raise ImportError("mamba-ssm is not installed: install torch, then pip install --no-build-isolation 'lssvwm_gym[cuda]'")
     others = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "mamba_ssm"}
     bare = types.ModuleType("mamba_ssm")  # what the package itself imports needs its compiled extension, and more
@@ -100,8 +100,3 @@ def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
         dt_bias=nothing[:, None].expand(h, p),
     )
     return y.unsqueeze(1), state
-
-
-def _found() -> Any:
-    loaded = sys.modules.get("mamba_ssm")
-    return importlib.util.find_spec("mamba_ssm") if loaded is None else loaded.__spec__

@@ -1,4 +1,4 @@
-"""State-space duality (SSD): the scan of Mamba-2, in chunks of matrix products, and its plain recurrence.
+"""State-space duality (SSD): the scan of Mamba-2, in chunks of matrix products.
 
 Source: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Layout and meaning of arguments are mamba-ssm's
 (`mamba_chunk_scan_combined`), after softplus and bias: b sequences, l tokens, h heads, p head width, g groups of
@@ -58,22 +58,6 @@ def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     similar = C.transpose(1, 2) @ B.transpose(1, 2).transpose(-1, -2)  # (b, g, l, l)
     weights = (decay.unflatten(1, by_group) * similar.unsqueeze(2)).flatten(1, 2) if groups > 1 else decay * similar
     return (weights @ written.transpose(1, 2)).transpose(1, 2)
-
-
-def ssd_recurrence(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, initial_state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The same, token by token: the reference that `ssd_scan` is tested against."""
-    b, _, h, p = x.shape
-    repeat = h // B.shape[2]
-    B, C = B.repeat_interleave(repeat, 2), C.repeat_interleave(repeat, 2)
-    state = x.new_zeros(b, h, p, B.shape[-1]) if initial_state is None else initial_state
-    outputs = []
-    for t in range(x.shape[1]):
-        state = state * (dt[:, t] * A).exp()[..., None, None] + torch.einsum("bh,bhp,bhn->bhpn", dt[:, t], x[:, t], B[:, t])
-        outputs.append(torch.einsum("bhpn,bhn->bhp", state, C[:, t]))
-    y = torch.stack(outputs, 1)
-    return (y if D is None else y + x * D[:, None]), state
 
 
 def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
