@@ -24,7 +24,8 @@ from tqdm import tqdm
 from agents.policies import Policy, PolicyConfig, RunningNorm, as_json, observation_today, save_policy
 from lssvwm_gym.envs.reset_options import past_of
 from lssvwm_gym.envs.simulator import Dream, open_dream
-from lssvwm_gym.envs.wrappers import observed_along, observed_shape
+from lssvwm_gym.envs.spaces import numbers_of
+from lssvwm_gym.envs.wrappers import observed_shape
 from lssvwm_gym.models.rollout import prefill
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.training.latents import latent_episodes
@@ -120,7 +121,9 @@ def leads_to_reward(reward: Tensor, within: int) -> Tensor:
 
 @torch.no_grad()
 def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
-    """The numbers of every frame of an episode, (T, numbers), at its recorded poses where there are any."""
+    """The numbers of every frame of an episode, (T, numbers), at its recorded poses where there are any; but for maps."""
+    if "map" in observation:
+        raise ValueError(f"the maps along a past are not kept, so that no {observation} can be told of its frames")
     model, action = dream.weights.world_model, episode.action.clone()
     action[0] = model.config.actions  # no action led to the first frame
     pose = (
@@ -129,7 +132,8 @@ def watched(dream: Dream, episode: Segment, observation: str) -> Tensor:
     past = past_of(episode.latent[None].float(), action[None], pose[None], episode.inventory[None])
     state = dream.empty(torch.zeros(1, dtype=torch.int64))._replace(pose_known=past.pose_known[:, 0], inventory=past.inventory[:, 0])
     seen = prefill(model, state, past.latent, past.action, past.pose, past.inventory)
-    return observed_along(past, seen, observation)[0]
+    along = seen.state._replace(latent=past.latent[0], features=seen.features[0], inventory=past.inventory[0])
+    return numbers_of(along, observation).float()
 
 
 def imitate(policy: Policy, args: Args, seen: Tensor, action: Tensor) -> Iterator[float]:

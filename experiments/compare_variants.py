@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import tyro
+from torch import Tensor
 
 from experiments.ablations import VARIANTS, variant
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
-from lssvwm_gym.evaluation.figures import retrieval_sheet, revisit_curve
+from lssvwm_gym.evaluation.figures import revisit_curve, sheet_of_steps
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.world_model import WorldModelConfig
@@ -190,6 +191,17 @@ def draw(run: Comparison) -> None:
         truth = next(iter(frames.values()))["truth"]
         shown = {name: pictures[plan.pictured[1]] for name, pictures in frames.items()}
         retrieval_sheet(MEDIA / f"{run.pictures}variants.png", truth, shown)
+
+
+def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
+    """The same clips as several models, or one with several memories, dream them: a row each under the truth, steps as columns.
+
+    Of the truth (B, T, height, width, 3) uint8 the first clips are shown. Raises `ValueError` for frames, by label, of another shape.
+    """
+    for label, dreamed in frames.items():
+        if dreamed.shape != truth.shape:
+            raise ValueError(f"{label!r} has frames {tuple(dreamed.shape)}, the truth {tuple(truth.shape)}")
+    return sheet_of_steps(path, {"truth": truth, **frames})
 
 
 if __name__ == "__main__":

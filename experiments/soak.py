@@ -27,7 +27,6 @@ from experiments.benchmark.machine import machine, memory_bytes
 from lssvwm_gym.envs import DreamVectorEnv
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.envs.spaces import picture_of
-from lssvwm_gym.evaluation.metrics import FAMILIAR
 from lssvwm_gym.io.json_config import write_json
 
 LOOK_EVERY = 10  # steps between two frames that are measured
@@ -35,6 +34,7 @@ REAL_FRAMES = 500
 MAX_GROWTH_MIB = 64.0  # of RSS, from the second part on: the first fills caches
 MAX_SLOWING = 1.5  # median processor time of a step, last part over second
 NAMES = ("mean", "contrast", "sharpness")
+FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ os.environ["MAMBA_DETERMINISTIC"] = "1"  # one configuration a kernel, instead o
 
 import torch
 import torch.nn.functional as F
+from ssd_reference import ssd_recurrence
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +29,7 @@ from lssvwm_gym.models.block_scan import BlockScan
 from lssvwm_gym.models.inference.backend import Backend, use_backend
 from lssvwm_gym.models.ops import mamba_ssm
 from lssvwm_gym.models.ops.mamba_ssm import mamba_scan
-from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.rollout import commit, first_state, imagine
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 

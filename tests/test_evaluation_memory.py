@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from real_walks import write_real_walks
 
+from experiments.compare_variants import retrieval_sheet
 from lssvwm_gym.evaluation import figures
 from lssvwm_gym.evaluation.context import Evaluation, open_context
 from lssvwm_gym.evaluation.memory import (
@@ -111,7 +112,7 @@ def test_drift_is_measured_at_its_steps_in_world_units_and_degrees():
 
 def test_models_are_compared_on_one_sheet(tmp_path):
     truth = torch.randint(256, (2, 40, 64, 64, 3), dtype=torch.uint8)
-    path = figures.retrieval_sheet(tmp_path / "new" / "sheet.png", truth, {"ours": truth, "baseline": 255 - truth})
+    path = retrieval_sheet(tmp_path / "new" / "sheet.png", truth, {"ours": truth, "baseline": 255 - truth})
     picture = picture_of(path)
     assert picture.size == (150 + 8 * 128, 16 + 2 * (3 * 128 + 8))
     assert picture.getpixel((150, 16)) == tuple(truth[0, 0, 0, 0].tolist())
@@ -119,7 +120,7 @@ def test_models_are_compared_on_one_sheet(tmp_path):
     assert picture.getpixel((150, 16 + 256)) == tuple((255 - truth[0, 0, 0, 0]).tolist())
     assert picture.getpixel((150 + 8 * 128 - 1, 16)) == tuple(truth[0, 39, 0, 63].tolist())  # the last step
     with pytest.raises(ValueError, match="'short' has frames"):
-        figures.retrieval_sheet(tmp_path / "sheet.png", truth, {"short": truth[:, 1:]})
+        retrieval_sheet(tmp_path / "sheet.png", truth, {"short": truth[:, 1:]})
 
 
 def test_revisit_curves_of_several_reports_are_drawn_together(tmp_path):

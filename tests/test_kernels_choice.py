@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import replace
 
 import pytest
@@ -81,7 +82,7 @@ def test_unknown_names_are_refused_where_they_are_given():
 
 
 def test_mamba_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr("lssvwm_gym.models.ops.mamba_ssm._found", lambda: None)
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     backend.kernels.cache_clear()
     with pytest.raises(ImportError, match=r"mamba-ssm is not installed: .* pip install --no-build-isolation"):
         backend.kernels()

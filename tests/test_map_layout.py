@@ -176,7 +176,7 @@ def test_a_dream_imagines_a_layout_and_is_told_of_it():
     told = rollout.estimated_motion(model, state._replace(map=0 * state.map), action[:, 0])
     assert not torch.equal(told, rollout.estimated_motion(model, state._replace(map=0 * state.map, layout=0 * state.layout), action[:, 0]))
     lost = first_state(model, torch.arange(2), pose_known=False)
-    assert not rollout.standing(model, with_layout(model, lost), lost.pose).maps.any()
+    assert not rollout.standing(model, with_layout(model, lost), lost.pose)[0].any()
 
 
 def test_a_dream_from_nothing_stands_in_a_free_cell(tmp_path):
@@ -196,7 +196,7 @@ def test_states_of_before_have_no_layout():
     model = random_model(**{**MAP, "layout_width": 0})
     state = with_layout(model, first_state(model, torch.arange(2)))
     assert state.layout.shape == (2, 0)
-    assert not rollout.standing(model, state, state.pose).maps.any()
+    assert not rollout.standing(model, state, state.pose)[0].any()
     with pytest.raises(ValueError, match="a layout of width 4 needs a map that it completes, and a head for collisions"):
         WorldModelConfig(layout_width=4)
 

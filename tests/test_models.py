@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from ssd_reference import ssd_recurrence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lssvwm_gym.checkpoints import build
 from lssvwm_gym.io.json_config import fields_of
 from lssvwm_gym.models.attention import FrameAttention
 from lssvwm_gym.models.block_scan import BlockScan
-from lssvwm_gym.models.ops.ssd import ssd_recurrence, ssd_scan
+from lssvwm_gym.models.ops.ssd import ssd_scan
 from lssvwm_gym.models.state import put_rows, take_rows
 from lssvwm_gym.models.world_model import FrameInputs, WorldModel, WorldModelConfig
 

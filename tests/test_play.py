@@ -661,10 +661,10 @@ def test_a_policy_that_learned_in_dreams_takes_the_wheel(run, tiny_weights, tmp_
 
 
 def test_the_map_has_ahead_up_and_left_left():
-    origin, ahead, left = on_map(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), size=100)
+    origin, ahead, left = on_map(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), size=100)[0]
     assert ahead[1] < origin[1]
     assert left[0] < origin[0]
-    assert (on_map(np.random.default_rng(0).normal(size=(50, 2)) * 30, size=100) // 100 == 0).all()
+    assert (on_map(np.random.default_rng(0).normal(size=(50, 2)) * 30, size=100)[0] // 100 == 0).all()
 
 
 def test_the_window_shows_the_frame_and_what_is_known(run):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from ssd_reference import ssd_recurrence
 
-from lssvwm_gym.models.ops.ssd import _fitting, ssd_recurrence, ssd_scan
+from lssvwm_gym.models.ops.ssd import _fitting, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "initial_state")
 

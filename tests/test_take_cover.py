@@ -10,10 +10,9 @@ import torch
 from short_game import Game
 from tiny_world import write_tiny_weights
 
-from agents.agent import RealPlayer
 from agents.policies import Policy, PolicyConfig, save_policy
 from examples import take_cover
-from experiments.collect_with_policy import PolicyCollecting, open_recorder
+from experiments.collect_with_policy import PolicyCollecting, RealPlayer, open_recorder
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.data.collect import Source, record
 from lssvwm_gym.data.collect_gym import GymCollecting

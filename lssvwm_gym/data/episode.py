@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lssvwm_gym.io.atomic import renamed_when_whole, replaced_together
-from lssvwm_gym.io.video import VIDEO_CRF, as_shown, import_av, write_video
+from lssvwm_gym.io.json_config import needed
+from lssvwm_gym.io.video import NO_AV, VIDEO_CRF, as_shown, write_video
 
 LARGEST = 2**30  # bytes of all arrays of a file, and of all frames of a video, once they are unpacked: 87,000 frames of 64 pixels
 LARGEST_FRAME = 2**24  # pixels: 4096 x 4096
@@ -220,7 +221,7 @@ def timed_frames(path: str | Path) -> Iterator[tuple[float | None, np.ndarray]]:
 @contextlib.contextmanager
 def opened_video(path: str | Path) -> Iterator[Any]:
     """The video stream of an mp4. Raises `EpisodeError` for what is no video, and for what goes wrong while it is read."""
-    av = import_av()
+    av = needed("av", NO_AV)
     with _reading(path, "video"), open(path, "rb") as file, av.open(file, format=CONTAINER) as container:
         yield container.streams.video[0]
 

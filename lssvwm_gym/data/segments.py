@@ -45,9 +45,6 @@ class SegmentIndex:
     def done(self) -> bool:
         return self.at >= self.length
 
-    def advanced(self, count: int) -> "SegmentIndex":
-        return replace(self, at=self.at + count)
-
 
 def inputs_of(clip: Segment, level: Tensor, pose_known: Tensor) -> FrameInputs:
     """What conditions the model on a clip, at noise levels and knowledge of poses (B, T)."""

@@ -25,7 +25,7 @@ INVENTORY = "inventory"  # beside any of them: what is carried when the dream be
 
 
 class LongContexts(NamedTuple):
-    """The first frames of long contexts that come with the weights; `long_context` is the past that one of them is."""
+    """The first frames of long contexts that come with the weights; `recorded` is the past that one of them is."""
 
     contexts: list[int]  # a row each
     frames: int
@@ -79,18 +79,13 @@ def split_inventory(world: WorldSpec, weights: Weights, options: Mapping[str, An
     return others, torch.from_numpy(counts.astype(np.float32))
 
 
-def long_context(contexts: Segment, context: int, frames: int) -> Segment:
-    """The first frames of a long context, as the past of one row."""
-    return _recorded(contexts, [context], frames)
-
-
 def _short(contexts: Segment, seeds: Tensor, context_id: Any) -> Segment:
     if not contexts.batch:
         raise ValueError("these weights come without short contexts: reset with options={'start': 'cold'}")
     if context_id is None:
-        return _recorded(contexts, _drawn(seeds, contexts.batch), len(contexts))
+        return recorded(contexts, _drawn(seeds, contexts.batch), len(contexts))
     context_id = _whole_number("context_id", context_id, 0, contexts.batch - 1, f"there are {contexts.batch} short contexts")
-    return _recorded(contexts, [context_id] * len(seeds), len(contexts))
+    return recorded(contexts, [context_id] * len(seeds), len(contexts))
 
 
 def _past_of_episode(weights: Weights, rows: int, path: Any, frames: Any) -> Segment:
@@ -127,8 +122,9 @@ def _encoded(episode: Episode, frames: int, weights: Weights) -> tuple[Tensor, T
     return part.latent.float(), action.to(device), pose.to(device), part.inventory.to(device)
 
 
-def _recorded(starts: Segment, index: list[int], frames: int) -> Segment:
-    part = starts.take(index)[:frames]
+def recorded(contexts: Segment, index: list[int], frames: int) -> Segment:
+    """The first frames of some contexts, as the past of a row each."""
+    part = contexts.take(index)[:frames]
     return past_of(part.latent.float(), part.action, part.pose, part.inventory, part.inventory_peak)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lssvwm_gym.checkpoints.checkpoint import Weights, load_prepacked
 from lssvwm_gym.envs.profiles import DEFAULT, checked_profile, sampling_steps
-from lssvwm_gym.envs.reset_options import LongContexts, choose_past, long_context, split_inventory
+from lssvwm_gym.envs.reset_options import LongContexts, choose_past, recorded, split_inventory
 from lssvwm_gym.envs.rewards import reward, reward_probability, terminated
 from lssvwm_gym.envs.spaces import arrays, inventory_of
 from lssvwm_gym.io import legacy
@@ -135,7 +135,7 @@ class Dream:
         """The state after so many frames of a long context; some are kept, for each takes a second or more."""
         contexts = self.weights.long_contexts
         kept = functools.lru_cache(CONTEXTS_KEPT)
-        return kept(lambda context, frames: self.prefill(torch.tensor([0]), long_context(contexts, context, frames)))
+        return kept(lambda context, frames: self.prefill(torch.tensor([0]), recorded(contexts, [context], frames)))
 
     def prefill(self, seeds: Tensor, past: Segment) -> DreamState:
         """The state after real frames, for seeds (B,) int64: at their poses, or where no row has any, wherever the model finds itself."""

@@ -23,8 +23,7 @@ from lssvwm_gym.envs import spaces
 from lssvwm_gym.envs.simulator import Dream
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.geometry import relative_to
-from lssvwm_gym.models.rollout import Prefilled, prefill, unknown_action
-from lssvwm_gym.models.segment import Segment
+from lssvwm_gym.models.rollout import prefill, unknown_action
 from lssvwm_gym.models.state import DreamState, put_rows
 
 NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(name))
@@ -33,21 +32,6 @@ NUMBERS = tuple(name for name in spaces.OBSERVATIONS if not spaces.needs_frame(n
 def observed(dream: Dream, state: DreamState, observation: str) -> Tensor:
     """What a dream shows of a state, on its device: float32 (B, numbers), or for "image" the frame, uint8 (B, height, width, 3)."""
     return spaces.observed(dream.world, observation, state, dream.frame(state) if observation == "image" else None)
-
-
-def observed_along(past: Segment, seen: Prefilled, observation: str) -> Tensor:
-    """What a dream shows of every frame of a past (B, T) that it was prefilled with, but for image and map: float32 (B, T, numbers)."""
-    if "map" in observation:
-        raise ValueError(f"the maps along a past are not kept, so that no {observation} can be told of its frames")
-    rows, frames = past.latent.shape[:2]
-    state = seen.state._replace(
-        latent=past.latent.flatten(0, 1),
-        features=seen.features.flatten(0, 1),
-        pose=seen.pose.flatten(0, 1),
-        lattice=seen.state.lattice.repeat_interleave(frames, 0),
-        inventory=past.inventory.flatten(0, 1),
-    )
-    return spaces.numbers_of(state, observation).float().unflatten(0, (rows, frames))
 
 
 def observed_shape(dream: Dream, observation: str) -> tuple[int, ...]:
@@ -137,6 +121,7 @@ class StateEstimator:
         return torch.from_numpy(rows).to(self.dream.device)
 
 
+@legacy.keywords(legacy.POSES)
 class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int64]):
     """A real environment whose observations are those of a dream: "features", "latent" or "latent+features", float32 (numbers,).
 
@@ -145,7 +130,6 @@ class WorldModelObservation(gymnasium.Wrapper[np.ndarray, np.int64, Any, np.int6
     world's, or the observation doesn't exist.
     """
 
-    @legacy.renaming(legacy.POSES, "WorldModelObservation")
     def __init__(self, env: gymnasium.Env[Any, np.int64], dream: Dream, observation: str = "features", true_poses: bool = False) -> None:
         super().__init__(env)
         self.estimator = StateEstimator(dream, 1, observation, env.observation_space, env.action_space)

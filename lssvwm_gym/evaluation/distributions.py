@@ -6,6 +6,7 @@ samples has too much, it has everywhere alike. Standard errors are over episodes
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +102,8 @@ DISTANCES = {"Fréchet distance": frechet_distance, "kernel distance": kernel_di
 def untrained_features(latent: Tensor, shown: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean activations of the layers of a random convolutional network, always the same one, on stacks of frames, every second begun:
     (E, clips, stacks, sum of `WIDTHS`). `shown` makes latents (clips, T, N, C) frames (clips, T, height, width, 3) of 0..255."""
-    generator, size = torch.Generator().manual_seed(0), 3 * FRAMES
-    filters = []
-    for width in WIDTHS:
-        filters.append(torch.randn(width, size, 3, 3, generator=generator) * math.sqrt(2 / (9 * size)))
-        size = width
+    generator, sizes = torch.Generator().manual_seed(0), pairwise((3 * FRAMES, *WIDTHS))
+    filters = [torch.randn(out, into, 3, 3, generator=generator) * math.sqrt(2 / (9 * into)) for into, out in sizes]
     return torch.stack([torch.stack([_activations(clip, filters) for clip in shown(episode)]) for episode in latent])
 
 

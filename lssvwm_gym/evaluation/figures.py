@@ -1,6 +1,6 @@
 """Figures of what the tests produced: curves and maps by matplotlib, contact sheets of frames by Pillow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def draw(context: EvalContext, report: dict[str, Any], folder: Path) -> list[Pat
     """Write a picture of everything that the tests have left in `context.kept`; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = context.kept
-    written = [_sheet_of_steps(folder / f"{name}.png", rows) for name, rows in kept.items() if name not in DRAWN_APART]
+    written = [sheet_of_steps(folder / f"{name}.png", rows) for name, rows in kept.items() if name not in DRAWN_APART]
     if "recall" in kept:
         steps = view_steps(max(context.run.retrieval) - 1)
         written.append(sheet(folder / "recall.png", kept["recall"], [f"step {step}" for step in steps]))
@@ -76,17 +76,6 @@ def paths_map(path: Path, true: Tensor, estimated: Tensor) -> Path:
     return save_figure(figure, path)
 
 
-def retrieval_sheet(path: Path, truth: Tensor, frames: dict[str, Tensor]) -> Path:
-    """The same clips as several models, or one with several memories, dream them: a row each under the truth, steps as columns.
-
-    Of the truth (B, T, height, width, 3) uint8 the first clips are shown. Raises `ValueError` for frames, by label, of another shape.
-    """
-    for label, dreamed in frames.items():
-        if dreamed.shape != truth.shape:
-            raise ValueError(f"{label!r} has frames {tuple(dreamed.shape)}, the truth {tuple(truth.shape)}")
-    return _sheet_of_steps(path, {"truth": truth, **frames})
-
-
 def _imagination_sheet(path: Path, real: Tensor, dreamed: Tensor, moments: Tensor) -> Path:
     """Real walks at the left, the dreams along their actions at the right: a row each."""
     columns = [f"{name}, frame {moment}" for name in ("real", "dreamed") for moment in moments.tolist()]
@@ -112,10 +101,12 @@ def sheet(path: Path, rows: dict[str, Tensor], columns: Sequence[str], most: int
             pen.text((4, top + high // 2 - 6), name, fill="black")
             strip = Image.fromarray(torch.cat(list(frames[clip]), 1).numpy())
             picture.paste(strip.resize((ZOOM * strip.width, ZOOM * strip.height), Image.Resampling.NEAREST), (LABEL, top))
-    return _saved(path, lambda unfinished: picture.save(unfinished, format="png"))
+    with renamed_when_whole(path) as unfinished:
+        picture.save(unfinished, format="png")
+    return path
 
 
-def _sheet_of_steps(path: Path, rows: dict[str, Tensor]) -> Path:
+def sheet_of_steps(path: Path, rows: dict[str, Tensor]) -> Path:
     """A contact sheet of some steps, evenly spaced, of rows (B, T, height, width, 3)."""
     frames = next(iter(rows.values())).shape[1]
     steps = sorted({round(step) for step in torch.linspace(1, frames, STEPS).tolist()})
@@ -135,10 +126,6 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    return _saved(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format="png"))
-
-
-def _saved(path: Path, save: Callable[[Path], Any]) -> Path:
     with renamed_when_whole(path) as unfinished:
-        save(unfinished)
+        figure.savefig(unfinished, dpi=120, format="png")
     return path

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FAMILIAR = 0.5  # info["familiarity"] from which a place counts as known
-
 
 @dataclass(frozen=True)
 class Score:

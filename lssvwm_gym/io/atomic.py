@@ -74,8 +74,6 @@ def _runs(process: int) -> bool:
         return True  # there, asking with a signal would end it
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 V = TypeVar("V")
 C = TypeVar("C")
-F = TypeVar("F", bound=Callable[..., Any])
 
 PARAMETERS = {  # prefixes of the names of a world model's parameters, the longest first
     "condition.vector.": "conditioning.inventory.",
@@ -69,24 +68,17 @@ def renamed_with_warning(values: Mapping[str, V], names: Mapping[str, str], wher
     return renamed(values, names)
 
 
-def renaming(names: Mapping[str, str], where: str) -> Callable[[F], F]:
-    """A decorator for what also takes keywords of before, with a `DeprecationWarning`."""
-
-    def decorated(function: F) -> F:
-        @functools.wraps(function)
-        def renamed_keywords(*args: Any, **values: Any) -> Any:
-            return function(*args, **renamed_with_warning(values, names, where))
-
-        return renamed_keywords  # type: ignore[return-value]
-
-    return decorated
-
-
 def keywords(names: Mapping[str, str]) -> Callable[[type[C]], type[C]]:
-    """`renaming` for classes: the keywords of before still make one."""
+    """A decorator for classes of which the keywords of before still make one, with a `DeprecationWarning`."""
 
     def accepting(cls: type[C]) -> type[C]:
-        setattr(cls, "__init__", renaming(names, cls.__name__)(cls.__init__))  # noqa: B010 - mypy minds the assignment
+        make = cls.__init__
+
+        @functools.wraps(make)
+        def renamed_keywords(self: C, *args: Any, **values: Any) -> None:
+            make(self, *args, **renamed_with_warning(values, names, cls.__name__))
+
+        setattr(cls, "__init__", renamed_keywords)  # noqa: B010 - mypy minds the assignment
         return cls
 
     return accepting

@@ -10,6 +10,7 @@ import numpy as np
 from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import needed
 
+NO_AV = "reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'"
 ENDINGS = (".mp4", ".gif")
 GOOD_ENOUGH = 16  # constant rate factor of H.264; a few times smaller than lossless
 
@@ -60,7 +61,7 @@ def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int, crf: int = VIDEO_CRF) -> None:
     """Encode frames, uint8 (T, height, width, 3) or one (height, width, 3) after the other, as H.264 in RGB."""
-    av = import_av()
+    av = needed("av", NO_AV)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(VIDEO_CODEC, rate=fps, options={"crf": str(crf)})
         for number, frame in enumerate(frames):
@@ -91,7 +92,3 @@ def as_shown(frame: Any, aspect: Fraction | None, largest: int) -> np.ndarray:
         raise ValueError("frames are to be shown at an angle; turn the video first")
     picture = picture if right_right else picture.swapaxes(0, 1)
     return np.ascontiguousarray(picture[::along, ::across])
-
-
-def import_av() -> Any:
-    return needed("av", "reading and writing episodes needs PyAV: pip install 'lssvwm_gym[video]'")

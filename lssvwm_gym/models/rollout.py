@@ -218,19 +218,12 @@ def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Te
     return torch.cat([motion[..., :-1], tilt], -1)
 
 
-class Standing(NamedTuple):
-    """Where something stands on the map as the world takes it to be."""
-
-    maps: Tensor  # (B, `channels_of`, side, side), with what is imagined; zeros where it isn't known where that is
-    here: GridPose
-    known: Tensor  # (B, 1, 1) 1 or 0
-
-
-def standing(model: WorldModel, state: DreamState, pose: Tensor) -> Standing:
-    """Where poses (B, 4 or 6) are on the map."""
+def standing(model: WorldModel, state: DreamState, pose: Tensor) -> tuple[Tensor, GridPose, Tensor]:
+    """The map (B, `channels_of`, side, side) as the world takes it to be, zeros where it isn't known where poses (B, 4 or 6) are on it;
+    where they are; and 1 or 0 (B, 1, 1), whether that is known."""
     here, found = _on_grid(model, pose, state.lattice)
     known, maps = (found * state.pose_known)[:, None, None], state.map if model.layout_model is None else believed(state.map, state.layout)
-    return Standing(maps * known[..., None], here, known)
+    return maps * known[..., None], here, known
 
 
 class SharedContext(NamedTuple):

@@ -7,7 +7,7 @@ learn from a `collecting.json` that says of their world what the layout and the 
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,31 @@ def chosen(run: OwnWorld) -> tuple[list[Look], list[Look]]:
     """
     source = run.converting.out if run.converting else run.data
     assert source is not None
-    return _divided(run, _looks(run, source))
+    rng, looks = np.random.default_rng(run.seed), _looks(run, source)
+    test = looks.pop("test", []) or looks.pop("val", [])
+    learn = looks.pop("", []) + looks.pop("train", [])
+    if not learn:
+        learn, test = test, []
+    if len(names := {look.path.name for look in learn}) < len(learn):
+        raise EpisodeError(f"{learn[0].path.parent}: {len(learn) - len(names)} of its episodes have the name of one in train; rename them")
+    learn, test = ([part[index] for index in rng.permutation(len(part))] for part in (learn, test))
+    own = [look for look in test if look.length >= LEAST]
+    long = own or [look for look in learn if look.length >= LEAST]
+    test = long[: max(4 if own else 1, len(learn) // 20)]
+    held = {look.path for look in test}
+    left = [look for look in learn if look.path not in held]
+    if not test or not any(look.length >= LEAST for look in left):
+        longest = max(look.length for look in [*learn, *test])
+        needs = f"a dream needs two of {LEAST} frames and more, one to learn from and one to evaluate on"
+        raise EpisodeError(f"{run.data}: {len(learn) + len(own)} episodes, the longest of {longest} frames; {needs}")
+    if single := sum(look.length < 2 for look in left):
+        note(f"{single} episodes of a single frame are left out")
+    left = [look for look in left if look.length > 1]
+    frames = np.cumsum([look.length for look in left])
+    fitting = len(left) if run.episodes else max(1, int((frames <= MOST_FRAMES).sum()))
+    if fitting < len(left):
+        note(f"{fitting} of {len(left)} episodes are learned from, {MOST_FRAMES} frames at most")
+    return left[:fitting], test
 
 
 def link_recordings(run: OwnWorld) -> None:
@@ -82,26 +106,21 @@ def world_of_recordings(run: OwnWorld, looks: list[Look]) -> Collection:
     """
     assert run.data is not None
     known = {} if run.converting is None else LAYOUTS[run.converting.layout].known(run.converting)
+    folder, fps = run.data.resolve(), max(1, round(looks[0].fps))
+    name = _name(folder.parent if folder.name in SPLITS else folder)
     kept = None if run.converting else read_collection(looks[0].path.parent)
+    told = kept or Collection(name, "{}", run.layout or "episodes", run.size, run.crop, fps, steps=0, poses=False, **known)
     size, _, beside = looks[0].kind
-    actions, inventory = known.get("actions", ()), known.get("inventory", ())
-    if kept is not None:
-        known, actions, inventory = {"low": kept.low, "high": kept.high}, kept.actions, kept.inventory
-    count = 0 if size else max(len(actions), *(look.actions for look in looks))
-    folder = run.data.resolve()
-    return Collection(
-        env=kept.env if kept else _name(folder.parent if folder.name in SPLITS else folder),
-        kwargs=kept.kwargs if kept else "{}",
-        pixels=kept.pixels if kept else run.layout or "episodes",
+    count = 0 if size else max(len(told.actions), *(look.actions for look in looks))
+    return replace(
+        told,
         size=run.size,
         crop=run.crop,
-        fps=run.fps or (kept.fps if kept else max(1, round(looks[0].fps))),
+        fps=run.fps or told.fps,
         steps=max(look.length for look in looks) - 1,
         poses=any(look.posed for look in looks),
-        actions=actions if len(actions) == count else tuple(f"action {number}" for number in range(count)),
-        low=known.get("low", ()),
-        high=known.get("high", ()),
-        inventory=inventory if len(inventory) == beside else tuple(f"number {number}" for number in range(beside)),
+        actions=told.actions if len(told.actions) == count else tuple(f"action {number}" for number in range(count)),
+        inventory=told.inventory if len(told.inventory) == beside else tuple(f"number {number}" for number in range(beside)),
     )
 
 
@@ -140,34 +159,6 @@ def _look(run: OwnWorld, path: Path) -> Look:
     posed = pose is not None and bool(np.isfinite(pose).all(1).any())
     kind = size, PLANE if pose is None else pose.shape[1], episode.inventory.shape[1]
     return Look(path, len(action), kind, 0 if size else int(action.max()) + 1, posed, fps)
-
-
-def _divided(run: OwnWorld, looks: dict[str, list[Look]]) -> tuple[list[Look], list[Look]]:
-    rng = np.random.default_rng(run.seed)
-    test = looks.pop("test", []) or looks.pop("val", [])
-    learn = looks.pop("", []) + looks.pop("train", [])
-    if not learn:
-        learn, test = test, []
-    if len(names := {look.path.name for look in learn}) < len(learn):
-        raise EpisodeError(f"{learn[0].path.parent}: {len(learn) - len(names)} of its episodes have the name of one in train; rename them")
-    learn, test = ([part[index] for index in rng.permutation(len(part))] for part in (learn, test))
-    own = [look for look in test if look.length >= LEAST]
-    long = own or [look for look in learn if look.length >= LEAST]
-    test = long[: max(4 if own else 1, len(learn) // 20)]
-    held = {look.path for look in test}
-    left = [look for look in learn if look.path not in held]
-    if not test or not any(look.length >= LEAST for look in left):
-        longest = max(look.length for look in [*learn, *test])
-        needs = f"a dream needs two of {LEAST} frames and more, one to learn from and one to evaluate on"
-        raise EpisodeError(f"{run.data}: {len(learn) + len(own)} episodes, the longest of {longest} frames; {needs}")
-    if single := sum(look.length < 2 for look in left):
-        note(f"{single} episodes of a single frame are left out")
-    left = [look for look in left if look.length > 1]
-    frames = np.cumsum([look.length for look in left])
-    fitting = len(left) if run.episodes else max(1, int((frames <= MOST_FRAMES).sum()))
-    if fitting < len(left):
-        note(f"{fitting} of {len(left)} episodes are learned from, {MOST_FRAMES} frames at most")
-    return left[:fitting], test
 
 
 def _link(path: Path, link: Path, ours: bool) -> None:

@@ -144,9 +144,6 @@ class Controls:
         self.game.begin()
         self.pace.step_times.clear()
 
-    def toggle_policy(self) -> None:
-        self.game.policy_acts = not self.game.policy_acts
-
     def mark(self) -> None:
         number = self.game.mark()
         self.say(f"marked: f{number + 1} comes back to here")
@@ -237,7 +234,7 @@ COMMANDS = {
     "h": Command("help", "show or hide all keys", lambda controls: setattr(controls, "shows_help", not controls.shows_help)),
     "q": Command("quit", "quit", lambda controls: setattr(controls, "quits", True)),
 }
-POLICY = {"t": Command("policy", "let the policy act, or stop it", lambda controls: controls.toggle_policy())}
+POLICY = {"t": Command("policy", "let the policy act, or stop it", lambda c: setattr(c.game, "policy_acts", not c.game.policy_acts))}
 
 
 def write_film(path: Path, film: list[np.ndarray], fps: float) -> str:

@@ -26,14 +26,10 @@ class GamePolicy(Protocol):
 PolicyOpener = Callable[[Dream, "str | None", int], GamePolicy]  # (dream, argument, seed)
 
 
-class Random:
+def open_random(dream: Dream, argument: str | None, seed: int) -> GamePolicy:
     """Any action, each as likely."""
-
-    def __init__(self, dream: Dream, argument: str | None, seed: int) -> None:
-        self._actions, self._rng = len(dream.world.actions), np.random.default_rng(seed)
-
-    def __call__(self, snapshot: Snapshot) -> int:
-        return int(self._rng.integers(self._actions))
+    rng = np.random.default_rng(seed)
+    return lambda snapshot: int(rng.integers(len(dream.world.actions)))
 
 
 class Wander:
@@ -54,7 +50,7 @@ class Wander:
         return self._last
 
 
-POLICIES: dict[str, PolicyOpener] = {"random": Random, "wander": Wander}
+POLICIES: dict[str, PolicyOpener] = {"random": open_random, "wander": Wander}
 
 
 def open_policy(name: str, dream: Dream, seed: int) -> GamePolicy:

@@ -69,31 +69,26 @@ def _draw_map(screen: pygame.Surface, theme: Theme, box: pygame.Rect, now: Snaps
     square = pygame.Rect(box.left + (box.width - size) // 2, box.top + 36, size, size)
     pygame.draw.rect(screen, FAINT, square, border_radius=6)
     poses = np.stack(now.trail)
-    points = on_map(poses[:, :2], size) + square.topleft
+    points, unit = on_map(poses[:, :2], size)
+    points += square.topleft
     clip = screen.get_clip()
     screen.set_clip(square)
     if len(points) > 1:
         pygame.draw.aalines(screen, [part * 2 // 3 for part in ACCENT], False, points.tolist())
     _draw_arrow(screen, points[-1], poses[-1], ACCENT)
     screen.set_clip(clip)
-    _draw_scale(screen, theme, square, _fit(poses[:, :2], size)[1])
+    _draw_scale(screen, theme, square, unit)
 
 
-def on_map(positions: np.ndarray, size: int) -> np.ndarray:
-    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left; all fit in."""
-    centre, unit = _fit(positions, size)
-    return (_up_is_ahead(positions) - centre) * unit + size / 2
+def on_map(positions: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+    """Pixels (T, 2) of positions (T, 2) on a square map, where a pose's first heading (x) is up and its left (y) is left; all fit in.
 
-
-def _fit(positions: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """The centre of a map of so many pixels that shows all positions (T, 2), and the pixels of a unit of length."""
-    shown = _up_is_ahead(positions)
+    Also returns the pixels of a unit of length.
+    """
+    shown = -positions[:, ::-1]
     low, high = shown.min(0), shown.max(0)
-    return (low + high) / 2, size / max(SMALLEST, float((high - low).max()) * 1.15)
-
-
-def _up_is_ahead(positions: np.ndarray) -> np.ndarray:
-    return np.stack([-positions[:, 1], -positions[:, 0]], 1)
+    unit = size / max(SMALLEST, float((high - low).max()) * 1.15)
+    return (shown - (low + high) / 2) * unit + size / 2, unit
 
 
 def _draw_arrow(screen: pygame.Surface, at: np.ndarray, pose: np.ndarray, colour: Colour) -> None:

@@ -178,9 +178,7 @@ def _memory_maze_without_gym() -> Iterator[None]:
     spec = importlib.util.find_spec("memory_maze")
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("No module named 'memory_maze'", name="memory-maze")
-    parent = ModuleType("memory_maze")
-    parent.__path__ = list(spec.submodule_search_locations)
-    sys.modules["memory_maze"] = parent
+    sys.modules["memory_maze"] = importlib.util.module_from_spec(spec)
     try:
         yield
     finally:

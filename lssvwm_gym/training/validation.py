@@ -49,6 +49,7 @@ class Validation:
     @torch.no_grad()
     def score(self, model: WorldModel, step: int, writer: SummaryWriter) -> str:
         """Score, write to TensorBoard and `samples/`, and return a line to print."""
+        (self.out / "samples").mkdir(parents=True, exist_ok=True)
         scores = {**self._next_frames(model), **self._recall(model), **self._dream(model)}
         for name, value in scores.items():
             writer.add_scalar(f"val/{name}", value, step)
@@ -87,7 +88,7 @@ class Validation:
         shuffled = replace(clip, pose=clip.pose[:, order])
         lost = model(latent, inputs_of(shuffled, noise, clip.pose_known), model.initial_state(len(latent))).clean
         sheet = self._compared(clip.latent[:3, late][:, ::8], with_memory[:3, late][:, ::8], "(b k y) (t x) c")
-        Image.fromarray(sheet).save(self._path("recall.png"))
+        Image.fromarray(sheet).save(self.out / "samples" / "recall.png")
         return {
             "recall": (with_memory - clip.latent)[:, late].square().mean().item(),
             "recall_shuffled": (lost - clip.latent)[:, late].square().mean().item(),
@@ -103,7 +104,7 @@ class Validation:
             state = commit(model, state, clip.action[:, t], imagined)
             frames.append(imagined.latent)
         dreamed, truth = torch.stack(frames, 1), clip.latent[:, CONTEXT:]
-        write_movie(self._path("dream.gif"), self._compared(truth, dreamed, "t (k y) (b x) c"), fps=4)
+        write_movie(self.out / "samples" / "dream.gif", self._compared(truth, dreamed, "t (k y) (b x) c"), fps=4)
         drift = (state.pose - clip.pose[:, -1])[:, :2].norm(dim=-1).mean().item()
         return {"dream_psnr": self._psnr(dreamed, truth), "pose_drift": drift}
 
@@ -118,8 +119,3 @@ class Validation:
     def _compared(self, truth: Tensor, model: Tensor, layout: str) -> np.ndarray:
         """Both decoded in one picture or several, uint8; k is 0 for the truth and 1 for the model."""
         return rearrange([self._decoded(truth), self._decoded(model)], f"k b t y x c -> {layout}")
-
-    def _path(self, name: str) -> Path:
-        path = self.out / "samples" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path

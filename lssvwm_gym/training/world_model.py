@@ -133,7 +133,7 @@ class Trainer:
     @torch.no_grad()
     def _carry_state(self, clip: Segment, frames: int, committed: WorldState | None) -> None:
         """Every segment that goes on begins its next clip with the state after this one; commit the clean clip if that wasn't done."""
-        self.segments = [segment.advanced(frames) for segment in self.segments]
+        self.segments = [replace(segment, at=segment.at + frames) for segment in self.segments]
         if committed is not None:
             self.state = tree_map(lambda old, new: new.detach().to(old.dtype), self.state, committed)
             return

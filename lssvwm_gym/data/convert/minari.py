@@ -72,8 +72,7 @@ def read_minari(found: Found, images: str = "") -> Recording:
         )
     parts = {name: dataset.observation_space[name] for name in seen}
     plain = [name for name, part in parts.items() if isinstance(part, (spaces.Box, spaces.Discrete)) and not _is_picture(part)]
-    others = {name: np.asarray(seen[name]) for name in plain}
-    arrays = {f"observed_{name}" if name in OWN else name: array for name, array in others.items()} | {
+    arrays = {f"observed_{name}" if name in OWN else name: np.asarray(seen[name]) for name in plain} | {
         "action": led(_actions(dataset.action_space, episode.actions, found.path)),
         "reward": led(np.asarray(episode.rewards, np.float32)),
         "terminated": led(np.asarray(episode.terminations, bool)),

@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,9 +32,7 @@ def kernels() -> Kernels:
     if (spec := importlib.util.find_spec("mamba_ssm")) is None:
         raise ImportError("mamba-ssm is not installed: install torch, then pip install --no-build-isolation 'lssvwm_gym[cuda]'")
     others = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "mamba_ssm"}
-    bare = types.ModuleType("mamba_ssm")  # what the package itself imports needs its compiled extension, and more
-    bare.__path__ = list(spec.submodule_search_locations or ())
-    sys.modules["mamba_ssm"] = bare
+    sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)  # not run: what it imports needs its compiled extension, and more
     try:
         scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
         step = importlib.import_module("mamba_ssm.ops.triton.selective_state_update").selective_state_update

@@ -49,15 +49,13 @@ def ssd_read(C: Tensor, state: Tensor) -> Tensor:
 
 
 def ssd_alone(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """What `ssd_scan` gives for short sequences that begin with an empty state; no state is made, and none is returned."""
+    """What `ssd_scan` gives for short sequences of one group that begin with an empty state; no state is made, and none is returned."""
     written = x * dt[..., None].to(x.dtype)  # (b, l, h, p)
-    groups, by_group = C.shape[2], (C.shape[2], x.shape[2] // C.shape[2])
     if x.shape[1] == 1:
-        return written * (B * C).sum(-1).repeat_interleave(by_group[1], 2).unsqueeze(-1)
+        return written * (B * C).sum(-1, keepdim=True)
     decay = decay_between((dt.to(A.dtype) * A).cumsum(1).transpose(1, 2)).to(x.dtype)  # (b, h, l, l)
-    similar = C.transpose(1, 2) @ B.transpose(1, 2).transpose(-1, -2)  # (b, g, l, l)
-    weights = (decay.unflatten(1, by_group) * similar.unsqueeze(2)).flatten(1, 2) if groups > 1 else decay * similar
-    return (weights @ written.transpose(1, 2)).transpose(1, 2)
+    similar = C.transpose(1, 2) @ B.transpose(1, 2).transpose(-1, -2)  # (b, 1, l, l)
+    return (decay * similar @ written.transpose(1, 2)).transpose(1, 2)
 
 
 def _one_token(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:

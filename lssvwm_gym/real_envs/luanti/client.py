@@ -129,7 +129,7 @@ class Client:
 
     def _start(self, name: str, command: list[str], environment: dict[str, str], descriptor: int) -> None:
         """Start a process in the folder that inherits `descriptor`; what it says goes to `<name>.log` there."""
-        with open(self._log(name), "wb") as log:
+        with open(self.folder / f"{name}.log", "wb") as log:
             process = subprocess.Popen(
                 command,
                 env=os.environ | {"HOME": str(self.folder), "LIFELINE_OWNER": str(os.getpid())} | environment,
@@ -168,9 +168,6 @@ class Client:
             got += more
         return buffer
 
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
-
     def _died(self) -> Exception:
         said = self._obituary("minetest")
         if "No GLX support" in said:
@@ -184,7 +181,7 @@ class Client:
             process.wait(SECONDS_TO_END)
         code = process.poll()
         end = "does not answer" if code is None else f"ended with exit code {code}"
-        lines = self._log(name).read_text(errors="replace").strip().splitlines()
+        lines = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
         return f"{name} {end}; it said: " + (" | ".join(lines[-LOG_LINES:]) or "nothing")
 
 
