@@ -14,9 +14,9 @@ CELL = 1.5
 
 def room(*walls: tuple[int, int], unknown: tuple[tuple[int, int], ...] = ()) -> torch.Tensor:
     """A map whose cells are free but for these, seen from its middle."""
-    free = torch.full((1, SIDE, SIDE), 6.0)
+    free = torch.full((1, SIDE, SIDE), 8.0)
     for x, y in walls:
-        free[0, MIDDLE + x, MIDDLE + y] = -6.0
+        free[0, MIDDLE + x, MIDDLE + y] = -8.0
     for x, y in unknown:
         free[0, MIDDLE + x, MIDDLE + y] = 0.5
     return free
@@ -49,8 +49,8 @@ def test_corners_are_walked_around():
 
 def test_no_walk_enters_a_wall():
     generator = torch.Generator().manual_seed(0)
-    free = torch.where(torch.rand(64, SIDE, SIDE, generator=generator) < 0.6, 6.0, -6.0)
-    free[:, MIDDLE, MIDDLE] = 6.0
+    free = torch.where(torch.rand(64, SIDE, SIDE, generator=generator) < 0.6, 8.0, -8.0)
+    free[:, MIDDLE, MIDDLE] = 8.0
     place = torch.zeros(64, 2)
     cells = torch.stack(torch.meshgrid(*2 * [torch.arange(SIDE) - MIDDLE], indexing="ij"), -1).view(1, -1, 2)
     went = 0.0

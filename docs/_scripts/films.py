@@ -54,7 +54,7 @@ def known_maze(env: gymnasium.Env, films: Films) -> np.ndarray:
 
 
 def imagined_maze(env: gymnasium.Env, films: Films) -> np.ndarray:
-    """A dream without a context beside the layout that it has imagined, with what its frames show by now, (T, height, width, 3)."""
+    """A dream without a context beside the layout that it has imagined, (T, height, width, 3)."""
     frame, info = env.reset(seed=0, options={"start": "cold"})
     rng, turns, side, pictures = np.random.default_rng(0), 0, LEFT, []
     for step in range(2 * films.steps + 1):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.models.geometry import turned
-from lssvwm_gym.models.map_memory import FIRM, GridPose, numbered
+from lssvwm_gym.models.map_memory import GridPose, numbered
 
 RADIUS = 0.1  # cells, of the disc
+SURE = 6.5  # log odds from which a cell counts as a wall, or as free: what a frame or two are read to show is not enough
 TOUCH = 0.02  # cells by which a wall changes a step that it counts for
 
 
@@ -44,9 +45,9 @@ def _beside_walls(free: Tensor, cell: Tensor, place: Tensor) -> tuple[Tensor, Te
     along = side[:, None] * torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], device=free.device)
     number, inside = numbered((cell[:, None] + along).long())
     odds = free.flatten(1).gather(1, number) * inside
-    wall = odds < -FIRM
+    wall = odds < -SURE
     off = torch.where(wall[:, :2], side * off.abs().clamp(max=0.5 - RADIUS), off)
     gap = (0.5 - off.abs()).clamp(min=1e-3)  # to the corner of the cell
     way = gap / gap.norm(dim=1, keepdim=True)
     corner = wall[:, 2] & ~wall[:, :2].any(1) & (gap.norm(dim=1) < RADIUS)
-    return cell + torch.where(corner[:, None], side * (0.5 - RADIUS * way), off), (odds.abs() <= FIRM).any(1)
+    return cell + torch.where(corner[:, None], side * (0.5 - RADIUS * way), off), (odds.abs() <= SURE).any(1)

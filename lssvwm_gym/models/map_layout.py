@@ -30,7 +30,7 @@ REACH, CUT_OFF = (
     40,
     0.5,
 )  # steps within which cells count as reached, and the share of those about others that are drawn again, whatever is known
-LAYOUT = 6.0  # log odds of what was drawn
+LAYOUT, SETTLED = 6.0, 9.0  # log odds of what was drawn, and of cells once all are: surer than what frames are read to show
 DILATIONS = (1, 2, 4, 1, 2, 4, 1)  # of the network's convolutions
 AROUND = 13  # numbers that `around` tells
 Draws = Callable[[Tensor, Tensor, float], Tensor]  # by what is drawn so far, numbers from 0 to 1, and how much larger logits are
@@ -141,7 +141,8 @@ def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
 
     paint = _drawn(which_colour, paint, paint.amax(1, keepdim=True) > 0, when, parts[2], parts[3])
     colour = torch.einsum("bphw,pc->bchw", paint, model.palette)
-    return torch.cat([known, coloured(colour, maps[:, 1 + kinds :])], 1)
+    settled = torch.where(free * given[:, :1] > LAYOUT * FIRM, given[:, :1], SETTLED * free.sign())
+    return torch.cat([settled, known[:, 1:], coloured(colour, maps[:, 1 + kinds :])], 1)
 
 
 def reached(free: Tensor) -> Tensor:
