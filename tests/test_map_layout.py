@@ -32,6 +32,7 @@ from lssvwm_gym.models.map_layout import (
     believed,
     colours_of,
     imagined_layout,
+    reached,
     read_layout_model,
 )
 from lssvwm_gym.models.map_memory import FIRM, SIDE, channels_of, shown
@@ -74,6 +75,18 @@ def test_a_layout_is_whole_and_its_objects_lie_on_free_cells():
     assert (full[2] == SETTLED).all()
     assert torch.equal(full[0] > 0, maps[0, 0] > 0)  # what is known stays
     assert (none[2] == -SETTLED).all()
+
+
+def test_what_is_known_for_sure_is_never_drawn_again():
+    """Not even beside free cells that can't be reached; what few frames have shown may be."""
+    maps = room()
+    maps[0, 0, 2:5, 2:5] = 6.0  # an island
+    sure = torch.cat([maps, 8 / 6 * maps])
+    layout = imagined_layout(random_layouts(20.0), sure, chances(2))[:, 0]
+    assert torch.equal(layout[1], sure[1, 0])
+    assert (layout[0] > 0)[sure[0, 0] < 0].any()
+    assert reached(torch.ones(1, SIDE, SIDE, dtype=torch.bool)).all()
+    assert reached(maps[:, 0] > 0).sum() == 25
 
 
 def test_each_cell_is_drawn_by_those_before_it():

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lssvwm_gym.models.geometry import turned
-from lssvwm_gym.models.map_memory import GridPose, numbered
+from lssvwm_gym.models.map_memory import SURE, GridPose, numbered
 
 RADIUS = 0.1  # cells, of the disc
-SURE = 6.5  # log odds from which a cell counts as a wall, or as free: what a frame or two are read to show is not enough
 TOUCH = 0.02  # cells by which a wall changes a step that it counts for
 
 

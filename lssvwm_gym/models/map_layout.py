@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors
-from lssvwm_gym.models.map_memory import FIRM, SIDE, GridPose, numbered, turned
+from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, GridPose, numbered, turned
 
 KIND = "lssvwm_gym maze layouts"
 PASSES = 20  # in which the cells of a layout are drawn, fewer of them in the first ones
@@ -26,10 +26,7 @@ CHANCES = 2 * 2 * SIDE * SIDE * (1 + len(AGAIN))  # numbers that draw a layout, 
 COLOURS = 12  # of walls, that are told apart
 PAINTED, LAID = 3.0, 4.0  # rays from which the colour of a wall is known, and as how many of them an imagined one counts
 FARTHEST, SPREAD = 12, 3.0  # cells from what is known that are told apart, and by which the order is left to chance
-REACH, CUT_OFF = (
-    40,
-    0.5,
-)  # steps within which cells count as reached, and the share of those about others that are drawn again, whatever is known
+REACH, CUT_OFF = 40, 0.5  # steps within which cells count as reached; the share of those about others that are drawn again
 LAYOUT, SETTLED = 6.0, 9.0  # log odds of what was drawn, and of cells once all are: surer than what frames are read to show
 DILATIONS = (1, 2, 4, 1, 2, 4, 1)  # of the network's convolutions
 AROUND = 13  # numbers that `around` tells
@@ -157,7 +154,8 @@ def reached(free: Tensor) -> Tensor:
 def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tensor, draw: Tensor, connected: bool = False) -> Tensor:
     """What is drawn (B, n, side, side) where nothing is `shown`, cell by cell as `when` says, and some cells again.
 
-    If it is to be `connected`, also those about free cells that can't be reached, as known they may be: few frames are misread more often.
+    If it is to be `connected`, also those about free cells that can't be reached, unless they are known for sure: of what few frames
+    show some is misread.
     """
     now = given
     for number in range(PASSES):
@@ -166,7 +164,7 @@ def _drawn(draws: Draws, given: Tensor, shown: Tensor, when: Tensor, order: Tens
         again = (order[:, number] < share) & ~shown
         if connected:
             apart = ((now[:, 0] > 0) & ~reached(now[:, 0] > 0)).float()
-            again |= (order[:, number] < CUT_OFF) & (F.max_pool2d(apart, 5, 1, 2) > 0)[:, None]
+            again |= (order[:, number] < CUT_OFF) & (F.max_pool2d(apart, 5, 1, 2) > 0)[:, None] & (given.abs() <= SURE)
         now = torch.where(again, draws(torch.where(again, given, now), draw[:, number], SHARPER), now)
     return now
 

@@ -34,7 +34,7 @@ RAY, OBJECT, OBJECT_ON_RAY = 11, 6, 2  # numbers of each
 REACHES, LASTING = (0.2, 0.4, 0.8), 5.0  # cells within which objects count as touched; logit that what is wanted stays so
 RADIUS = 0.25  # cells, of an object
 MOST_RAYS = 20.0  # that count of what was seen of a colour
-FIRM = 2.0  # log odds of what is known
+FIRM, SURE = 2.0, 6.5  # log odds of what is known, and of what is known by more than a frame or two
 
 
 class MapReading(NamedTuple):
