@@ -120,7 +120,7 @@ def open_bank(args: Args, dream: Dream) -> DreamState:
         if args.data is not None or moments(episodes, before):  # contexts need not have any
             states = [bank_before_rewards(dream, episodes, before, wanted, args.seed)]
     nothing = round(args.made_up * most)
-    states += [dream.reset(torch.arange(nothing) + MAX_ROWS * args.seed, {"start": "cold"})] if nothing else []
+    states += [dream.reset(torch.arange(nothing) + most * args.seed, {"start": "cold"})] if nothing else []
     others = most - nothing - (wanted if states else 0)
     states += [bank_of_starts(dream, args.context_every, others, args.seed, args.min_context)] if others else []
     return join_rows(states)

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.policies import as_json
-from experiments.maze_reader import FREE_POINTS, HALF_VIEW, SIGHT, WALL_POINTS, balls_of, in_the_grid, layout_of
+from experiments.maze_reader import balls_of, cells_seen, in_the_grid, layout_of
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays
 from lssvwm_gym.envs.simulator import Dream, open_dream
 from lssvwm_gym.io.json_config import check_bounds
@@ -35,7 +35,6 @@ from lssvwm_gym.models.map_layout import KIND, LAYOUT, LayoutModel, colours_of, 
 from lssvwm_gym.models.map_memory import FIRM, SIDE, UNSEEN, GridPose, grid_pose, numbered, turned
 from lssvwm_gym.models.rollout import map_after
 from lssvwm_gym.models.segment import Segment
-from lssvwm_gym.real_envs.experts.maze_seeker import visible_from
 from lssvwm_gym.training.latents import latent_episodes
 from lssvwm_gym.training.optim import mixed_precision
 
@@ -181,15 +180,10 @@ def generated(args: Args, kinds: int) -> Maps:
 def _map_of(free: np.ndarray, lies: np.ndarray, path: np.ndarray, headings: np.ndarray) -> Maps:
     """The map after looks from cells of a path, (T, 2), in the directions of headings (T,)."""
     facing = np.stack([np.cos(headings), np.sin(headings)], 1).astype(np.float32)
-    row, column = np.indices(free.shape)
-    middle = np.stack([row, column], -1).reshape(-1, 1, 2) - 0.5
-    points = (middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)).reshape(-1, 2).astype(np.float32)
-    seen = visible_from(path + np.float32(0.5), facing, points, free.T, HALF_VIEW, SIGHT).reshape(len(path), -1, len(FREE_POINTS))
-    count, wide = seen.sum(2), seen[..., 0].any(0).reshape(free.shape)
-    visible = np.where(free.ravel(), (count >= 2) | seen[..., 0], count >= 1).any(0).reshape(free.shape)
+    visible, middle = (seen.any(0).T for seen in cells_seen(path + np.float32(0.5), facing, free.T))
     here = grid_pose(torch.from_numpy(np.concatenate([path[:1], facing[:1]], 1)).float())
     ball = _numbers(here, torch.from_numpy(lies)[None])
-    true, known, empty = _from(here, [torch.from_numpy(grid)[None] for grid in (free, visible, wide)])
+    true, known, empty = _from(here, [torch.from_numpy(grid)[None] for grid in (free, visible, middle)])
     there = F.one_hot(ball, SIDE * SIDE).view(1, -1, SIDE, SIDE).bool()
     objects = torch.where(empty[:, None], torch.where(there, LAYOUT, -UNSEEN * LAYOUT), 0.0)
     cells = LAYOUT * known * (2.0 * true - 1)

@@ -137,13 +137,8 @@ def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path,
     walls = layout_of(arrays, path)
     free, position, heading = walls.T.numpy(), arrays["agent_pos"], arrays["agent_dir"]
     wanted, place = wanted_of(arrays), balls_of(arrays)
-    row, column = np.indices(free.shape)
-    middle = np.stack([column, row], -1).reshape(-1, 1, 2) - 0.5
-    points = middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)
     see = functools.partial(visible_from, position, heading, free=free, half_view=HALF_VIEW, sight=SIGHT)
-    seen = see(points.reshape(-1, 2).astype(np.float32)).reshape(len(position), -1, len(FREE_POINTS))
-    count = seen.sum(-1)
-    visible = np.where(free.ravel(), (count >= 2) | seen[..., 0], count >= 1).reshape(-1, *free.shape)
+    visible, middle = cells_seen(position, heading, free)
     balls, known = np.zeros((len(position), COLOURS, *free.shape), bool), np.isfinite(place).all(1)
     for colour in np.flatnonzero(known):
         x, y = (int(number) + 1 for number in place[colour])
@@ -155,13 +150,25 @@ def frames_of_episode(arrays: dict[str, np.ndarray], latent: Tensor, path: Path,
         pose[:, :2],
         torch.atan2(pose[:, 3], pose[:, 2]),
         torch.from_numpy(visible).transpose(1, 2),
-        torch.from_numpy(seen[..., 0].reshape(visible.shape)).transpose(1, 2),
+        torch.from_numpy(middle).transpose(1, 2),
         walls[None].expand(every, -1, -1),
         torch.from_numpy(balls).transpose(2, 3),
         torch.from_numpy(known)[None].expand(every, -1),
         torch.from_numpy(wanted),
         torch.full((every,), mirrored),
     )
+
+
+def cells_seen(position: np.ndarray, heading: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells of a maze with a wall around it, `free` by y and x, are in view, and of which the middle is, from positions (T, 2) facing
+    (T, 2), in the simulator's coordinates: bool (T, y, x)."""
+    row, column = np.indices(free.shape)
+    middle = np.stack([column, row], -1).reshape(-1, 1, 2) - 0.5
+    points = (middle + np.where(free.reshape(-1, 1, 1), FREE_POINTS, WALL_POINTS)).reshape(-1, 2).astype(np.float32)
+    seen = visible_from(position, heading, points, free, HALF_VIEW, SIGHT).reshape(len(position), -1, len(FREE_POINTS))
+    count = seen.sum(-1)
+    visible = np.where(free.ravel(), (count >= 2) | seen[..., 0], count >= 1)
+    return visible.reshape(-1, *free.shape), seen[..., 0].reshape(-1, *free.shape)
 
 
 def layout_of(arrays: dict[str, np.ndarray], path: Path) -> Tensor:

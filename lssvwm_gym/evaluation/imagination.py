@@ -216,10 +216,8 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     if not world.milestones:
         logits = model.reward_head(walks.dream.features)
         dreamed = reward(world, walks.state, walks.state, logits, bins=model.reward_bins)  # states matter to milestones only
-        steps = ahead & clips.motion.isfinite().all(-1)
-        against = walks.by_episode(is_blocked(clips.motion, clips.action, kinds, scale) & steps).sum(1) > AGAINST_WALLS * walks.by_episode(
-            steps
-        ).sum(1)
+        ran, forward = (walks.by_episode(part).sum(1) for part in (is_blocked(clips.motion, clips.action, kinds, scale), ahead))
+        against = ran > AGAINST_WALLS * forward
         for name, given in (("real", clips.reward), ("dreamed", dreamed)):
             earned = 1000 * walks.by_episode(given)
             results[f"{name}: rewards in 1,000 steps"] = score(earned)

@@ -20,8 +20,7 @@ def collided(free: Tensor, here: GridPose, motions: Tensor, blocked: Tensor, cel
     `motions` (B, 2, 3) are those without and with a collision; the second counts where the first would touch a wall and `blocked` (B,)
     bool says so, or where too little is known to tell. Then whatever wall is in the way of either stops it.
     """
-    (x, y), angle = here.pose[:, :2].unbind(1), torch.atan2(here.pose[:, 3], here.pose[:, 2])
-    start = torch.stack([x, y], 1)
+    start, angle = here.pose[:, :2], torch.atan2(here.pose[:, 3], here.pose[:, 2])
     end = start[:, None] + turned(motions[..., :2] / cell, angle[:, None])
     (straight, unsure), (with_collision, _) = (held(free, start, one) for one in end.unbind(1))
     touches = (straight - end[:, 0]).norm(dim=1) > TOUCH

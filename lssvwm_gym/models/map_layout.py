@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors
-from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, GridPose, numbered, turned
+from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, GridPose, channels_of, numbered, turned
 
 KIND = "lssvwm_gym maze layouts"
 PASSES = 20  # in which the cells of a layout are drawn, fewer of them in the first ones
@@ -180,9 +180,8 @@ def believed(maps: Tensor, layout: Tensor) -> Tensor:
 
     It has all that was known when it was drawn: a dreamed frame that is misread, or has lost an object, does not change the world.
     """
-    kinds = layout.shape[1] - 17
-    free, lies, sides = layout.split((1, kinds, 16), 1)
-    painted = sides[:, 12:].repeat(1, 4, 1, 1) > 0
+    free, lies, sides = layout.split((1, layout.shape[1] - channels_of(0), 16), 1)
+    painted = (sides.unflatten(1, (4, 4))[:, 3:] > 0).expand(-1, 4, -1, -1, -1).flatten(1, 2)
     said = torch.cat([free != 0, _firm(lies).expand_as(lies), painted], 1)
     return torch.where(said, layout, maps)
 

@@ -34,6 +34,7 @@ RAY, OBJECT, OBJECT_ON_RAY = 11, 6, 2  # numbers of each
 REACHES, LASTING = (0.2, 0.4, 0.8), 5.0  # cells within which objects count as touched; logit that what is wanted stays so
 RADIUS = 0.25  # cells, of an object
 MOST_RAYS = 20.0  # that count of what was seen of a colour
+SHOWS = 10.0  # cells, a usual frame
 FIRM, SURE = 2.0, 6.5  # log odds of what is known, and of what is known by more than a frame or two
 
 
@@ -251,11 +252,12 @@ def shown(maps: Tensor, objects: int, here: GridPose, columns: int) -> Tensor:
 
 
 def misread(reading: MapReading, told: Tensor) -> Tensor:
-    """Cross entropy (B,) of what frames are read to show with what is told of their cells, `told_in_view`, where they show it."""
+    """Cross entropy (B,) of what frames are read to show with what is told of their cells, `told_in_view`, where they show it: a cell's
+    in a usual frame, and more where more is seen."""
     visible, middle = (part.detach().sigmoid()[:, None] for part in (reading.visible, reading.middle))
     weight = torch.cat([visible, middle.expand(-1, told.shape[1] - 1, -1, -1)], 1) * (told.abs() > FIRM)
     read = torch.cat([reading.free[:, None], reading.objects], 1)
-    return (weight * F.binary_cross_entropy_with_logits(read, (told > FIRM).to(read.dtype), reduction="none")).sum((1, 2, 3)) / 10
+    return (weight * F.binary_cross_entropy_with_logits(read, (told > FIRM).to(read.dtype), reduction="none")).sum((1, 2, 3)) / SHOWS
 
 
 class WantedHead(nn.Module):

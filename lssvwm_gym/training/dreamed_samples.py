@@ -175,11 +175,10 @@ def _dreams(
 
 def _around(model: WorldModel, state: DreamState) -> Tensor:
     """What the map tells of where the last frame was seen, (B, `AROUND`); zeros in a world without."""
-    return (
-        state.latent.new_zeros(len(state.latent), AROUND)
-        if model.map_reader is None
-        else around(*rollout.standing(model, state, state.pose)[:2])
-    )
+    if model.map_reader is None:
+        return state.latent.new_zeros(len(state.latent), AROUND)
+    maps, here, _ = rollout.standing(model, state, state.pose)
+    return around(maps, here)
 
 
 def _told(model: WorldModel, state: DreamState, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,8 +243,5 @@ def _asked_again(
     motion = inputs.motion[:, 0]
     beside, none = latent.new_zeros(len(latent), AROUND), torch.full_like(motion, torch.nan)  # no motion is learned from it
     told, rest = _told(model, state, inputs.pose[:, 0])
-    return [
-        Samples(
-            evidence, latent, motion, beside, state.wanted, none, torch.zeros_like(state.seed), told, rest, torch.ones_like(rest[:, :1])
-        )
-    ]
+    frame, counts = torch.zeros_like(state.seed), torch.ones_like(rest[:, :1])
+    return [Samples(evidence, latent, motion, beside, state.wanted, none, frame, told, rest, counts)]
