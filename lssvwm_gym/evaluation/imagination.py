@@ -204,11 +204,11 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     results: dict[str, Any] = {}
     kinds = moving_actions(context.episodes, scale)[0]
     ahead = torch.isin(clips.action, torch.tensor(kinds, dtype=clips.action.dtype))
+    blocked = {name: is_blocked(one.motion, clips.action, kinds, scale) for name, one in (("real", clips), ("dreamed", walks.dream))}
     for name, motion, pose in (("real", clips.motion, clips.pose), ("dreamed", walks.dream.motion, walks.dream.pose)):
         if not world.continuous:
-            blocked = is_blocked(motion, clips.action, kinds, scale).float()
             for window, some in windows(frames):
-                share = masked_score(walks.by_episode(blocked, some), walks.by_episode(ahead, some))
+                share = masked_score(walks.by_episode(blocked[name].float(), some), walks.by_episode(ahead, some))
                 results |= {} if share is None else {f"{name}, {window}: share of forward steps blocked": share}
         cells = cells_visited(pose[:, :100], CELL * world.length_scale).unsqueeze(1)
         results[f"{name}: distance covered in 100 steps (world units)"] = score(100 * walks.by_episode(motion[..., :2].norm(dim=-1)))
@@ -216,7 +216,7 @@ def _behaviour(context: EvalContext, walks: Walks) -> dict[str, Any]:
     if not world.milestones:
         logits = model.reward_head(walks.dream.features)
         dreamed = reward(world, walks.state, walks.state, logits, bins=model.reward_bins)  # states matter to milestones only
-        ran, forward = (walks.by_episode(part).sum(1) for part in (is_blocked(clips.motion, clips.action, kinds, scale), ahead))
+        ran, forward = (walks.by_episode(part).sum(1) for part in (blocked["real"], ahead))
         against = ran > AGAINST_WALLS * forward
         for name, given in (("real", clips.reward), ("dreamed", dreamed)):
             earned = 1000 * walks.by_episode(given)
