@@ -44,10 +44,9 @@ def main(args: Args, open_envs: Callable[[Args, Dream], Any] | None = None) -> N
     torch.manual_seed(args.seed)
     try:
         device = torch.device(chosen_device(args.device)).type
-        can_compile = device == "cpu" and any(map(shutil.which, COMPILERS))
-        compiled = ("on" if can_compile else "off") if args.compile == "auto" else args.compile
+        compiled = args.compile if args.compile != "auto" else "on" if device == "cpu" and any(map(shutil.which, COMPILERS)) else "off"
         backend = Backend(graphs="on" if args.graphs and device == "cuda" else "off", compiled=compiled)
-        dream = open_dream(args.world, args.profile, args.device, args.weights, backend=backend)
+        dream = open_dream(args.world, args.profile, args.device, args.weights, args.dtype, backend)
         args = with_defaults(args, dream.device.type)
         shape, actions = observed_shape(dream, args.observation), len(dream.world.actions)
         envs = starts.dreams(args, dream, starts.open_bank(args, dream)) if open_envs is None else open_envs(args, dream)

@@ -24,6 +24,7 @@ class Args:
     profile: str = "fast"  # of the dream: fast, balanced or quality
     weights: Path | None = None  # of the dream; the shipped ones if not given
     device: str = "auto"
+    dtype: str = "auto"  # of the dream's products on a CPU: float32, or bfloat16, which is faster on processors that have it
     compile: str = "auto"  # on a CPU: compile the dream's step, which takes a minute or more; auto: where there is a C++ compiler; on, off
     graphs: bool = True  # on a GPU: record the dream's step once as a CUDA graph
     num_envs: int | None = None  # dreams at once; 1024 on a GPU, 32 on a CPU; each keeps some MB of memory, several times while it steps

@@ -32,6 +32,8 @@ class Args:
 
     world: str = "memory-maze"
     profile: str = "fast"
+    map: bool = False  # decide on the map
+    dtype: str = "auto"  # of the dream's products: float32 or bfloat16
     compile: bool = True
     num_envs: int = 32
     rounds: int = 6  # rollouts and updates, after one that is not counted
@@ -42,14 +44,13 @@ class Args:
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     backend = Backend(compiled="on" if args.compile else "off")
-    dream = open_dream(args.world, args.profile, "cpu", backend=backend)
-    settings = replace(ppo.Args(args.world), num_envs=args.num_envs, bank=2 * args.num_envs, before_rewards=0.0)
+    dream = open_dream(args.world, args.profile, "cpu", dtype=args.dtype, backend=backend)
+    settings = replace(ppo.Args(args.world, map=args.map), num_envs=args.num_envs, bank=2 * args.num_envs, before_rewards=0.0)
     settings = ppo.with_defaults(settings, "cpu")
     envs = starts.dreams(settings, dream, starts.open_bank(settings, dream))
     shape = observed_shape(dream, settings.observation)
-    learner = ppo.Learner(
-        settings, PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions)), envs, dream.device
-    )
+    config = PolicyConfig(dream.world.name, settings.observation, shape, len(dream.world.actions), map=args.map)
+    learner = ppo.Learner(settings, config, envs, dream.device)
     steps = args.num_envs * settings.rollout_steps
 
     def dream_alone() -> None:

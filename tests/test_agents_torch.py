@@ -337,6 +337,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tiny_weights, tmp_path):
         (dict(observation="smell"), "observation must be one of image"),
         (dict(num_envs=0), "num_envs must be at least 1"),
         (dict(rollout_steps=0), "rollout_steps must be at least 1"),
+        (dict(dtype="float64"), "dtype must be one of auto, float32, bfloat16"),
         (dict(minibatches=100), "too few for 100 minibatches"),
         (dict(memory=8, minibatches=5), "learns from whole rollouts: 4 dreams are too few for 5"),
     ],

@@ -20,6 +20,7 @@ pytest.importorskip("tyro", reason="needs lssvwm_gym[agents]")
 
 from agents.agent import from_file
 from agents.policies import Policy, PolicyConfig, save_policy
+from docs._scripts.update_numbers import agents
 from experiments import check_transfer
 from experiments.agents_by_name import open_agent
 from experiments.check_transfer import Args, PolicyReturns, bag, beginnings, main, table, trials
@@ -370,3 +371,13 @@ def test_the_rank_correlation_asks_for_the_order_only():
     low, high = correlation_of_returns(noisy)["rank_interval"]
     assert low < 0.9 < high <= 1.0
     assert "of ranks 1.000" in table({str(number): one for number, one in enumerate(tried)})
+
+
+def test_returns_of_separate_runs_stand_in_one_row():
+    """Of dreams alone and of the real maze alone, beside a policy that one run has tried in both."""
+    apart = [
+        [{"policy": "random", "dream": summary(dreamed), "real": summary(real)}] for dreamed, real in (([], [1.0, 3.0]), ([5.0, 7.0], []))
+    ]
+    both = [{"policy": "wander", "dream": summary([0.0, 1.0]), "real": summary([0.0, 2.0])}, {"policy": "unknown"}]
+    rows = agents([{"policies": policies} for policies in (*apart, both)]).splitlines()[2:]
+    assert [row.split(" | ")[-2:] for row in rows] == [["0.50 ± 0.50", "1.00 ± 1.00 |"], ["6.00 ± 1.00", "2.00 ± 1.00 |"]]

@@ -263,8 +263,12 @@ def gpu(report: dict[str, Any]) -> str:
 
 
 def agents(reports: Iterable[dict[str, Any]]) -> str:
-    """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there, of the last report."""
-    tried = {one["policy"]: one for report in reports for one in report["policies"] if one["policy"] in AGENTS}
+    """One row a policy, the best in the real world last: what it learned from, and its returns in dreams and there, of the last report
+    that tried it there."""
+    tried: dict[str, dict[str, Any]] = {}
+    for one in (one for report in reports for one in report["policies"] if one["policy"] in AGENTS):
+        before = tried.get(one["policy"], one)
+        tried[one["policy"]] = {where: (one if one[where]["returns"] else before)[where] for where in ("dream", "real")}
     lines = ["| how the policy was trained | steps | time | return in dreams | return in the real maze |", "|---|---|---|---|---|"]
     for policy, one in sorted(tried.items(), key=lambda item: item[1]["real"]["mean"]):
         both = (one["dream"], one["real"])
