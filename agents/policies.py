@@ -212,8 +212,7 @@ def save_policy(path: str | Path, policy: Policy, about: dict[str, Any]) -> None
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> tuple[Policy, dict[str, Any]]:
     """The policy and what was written about it. Raises `TensorFileError` for a file that is not a policy, or broken."""
     tensors, header = load_tensors(path)
-    policy = Policy(config_in(header, path)).to(device)
-    load_strictly(policy, legacy.parameters(tensors, legacy.POLICY_PARAMETERS), path)
+    policy = load_strictly(Policy(config_in(header, path)).to(device), legacy.parameters(tensors, legacy.POLICY_PARAMETERS), path)
     return policy.eval().requires_grad_(False), header.get("about", {})
 
 

@@ -14,10 +14,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.benchmark.machine import state_bytes
 from experiments.benchmark.training import SavedForBackward, address, inputs_like
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.models.config import PRESETS
-from lssvwm_gym.models.state import ReadOnly, state_bytes
+from lssvwm_gym.models.state import ReadOnly
 from lssvwm_gym.models.world_model import WorldModel, WorldModelConfig
 from lssvwm_gym.training.config import WorldTraining
 

@@ -13,10 +13,9 @@ import torch
 
 from experiments.benchmark.__main__ import bench
 from experiments.benchmark.config import Benchmark
-from experiments.benchmark.machine import Times, memory_bytes, seconds_of
+from experiments.benchmark.machine import Times, memory_bytes, seconds_of, state_bytes
 from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.models.rollout import first_state
-from lssvwm_gym.models.state import state_bytes
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FEW_STEPS, FrameEvidence
 from lssvwm_gym.models.inference.decode import PrepackedFlowHead, PrepackedWorldModel
-from lssvwm_gym.models.map_layout import AROUND
 from lssvwm_gym.models.map_memory import COLUMNS, ROWS, numbers_shown
 from lssvwm_gym.models.motion_heads import is_blocked, moving_actions
 from lssvwm_gym.models.rollout import LATENT_STEPS, commit, first_state, imagine, prefill
@@ -206,7 +205,7 @@ def still_samples(evidence: FrameEvidence, latent: torch.Tensor) -> Samples:
     rows = len(latent)
     still, frame = torch.zeros(rows, 3), torch.zeros(rows, dtype=torch.int64)
     told, rest, counts = torch.zeros(rows, 0, ROWS, COLUMNS), torch.zeros(rows, 4), torch.ones(rows, 1)
-    return Samples(evidence, latent, still, torch.zeros(rows, AROUND), torch.zeros(rows, 0), still, frame, told, rest, counts)
+    return Samples(evidence, latent, still, torch.zeros(rows, 0), still, frame, told, rest, counts)
 
 
 def test_a_buffer_keeps_the_newest():

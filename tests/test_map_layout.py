@@ -12,7 +12,7 @@ from test_maze_map import recorded
 from test_stepping import SIZES, random_model
 from tiny_world import WITH_A_MAP, write_tiny_weights
 
-from experiments import maze_layout
+from experiments import maze_layout, maze_motion
 from lssvwm_gym.checkpoints.checkpoint import read_weights
 from lssvwm_gym.data.segments import Episodes
 from lssvwm_gym.envs.simulator import open_dream
@@ -32,11 +32,12 @@ from lssvwm_gym.models.map_layout import (
     believed,
     colours_of,
     imagined_layout,
+    is_sure,
     reached,
     read_layout_model,
 )
-from lssvwm_gym.models.map_memory import FIRM, SIDE, channels_of, shown
-from lssvwm_gym.models.motion_heads import CollisionMotionHead
+from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, channels_of, shown
+from lssvwm_gym.models.motion_heads import MapMotionHead, read_map_motion_head
 from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill, with_layout
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.training import dreamed_samples as training
@@ -145,29 +146,33 @@ def test_what_was_imagined_stays():
 def test_around_is_seen_from_where_one_looks():
     """Of a room whose corner cell is where one stands: walls behind and to the right, whichever way that is."""
     maps = room()
+    maps[:, 0] *= 1.25  # surely
     there = around(maps, at(-2, -2, 0))[0]
     assert there[:9].tolist() == [-1, -1, -1, -1, 1, 1, -1, 1, 1]  # behind, there, ahead: to the right, there, to the left
     assert around(maps, at(-2, -2, 90))[0, :9].tolist() == [-1, -1, -1, 1, 1, -1, 1, 1, -1]
     assert torch.allclose(around(maps, at(-2.2, -1.9, 0))[0, 9:], torch.tensor([-0.2, 0.1, 1.0, 0.0]), atol=1e-6)
     assert not around(maps, at(100, 100, 0))[0, :9].any()
+    assert is_sure(around(maps, at(-2, -2, 0))).all()
+    assert not is_sure(around(0.5 * maps, at(-2, -2, 0))).any()
 
 
-def test_the_motion_head_learns_what_blocks_from_the_map_alone():
-    """A step is blocked where the cell ahead is a wall; the frames say nothing."""
-    torch.manual_seed(0)
-    config = WorldModelConfig(**{**SIZES, **MAP})
-    head = CollisionMotionHead(config, hidden=16)
-    latent, motion, action = torch.zeros(64, 16, CHANNELS), torch.zeros(64, 3), torch.ones(64, dtype=torch.int64)
-    told = torch.rand(64, 13) * 2 - 1
-    assert torch.equal(head.cases(latent, motion, action, told)[1], head.cases(latent, motion, action)[1])  # until it has learned
-    optimizer = torch.optim.Adam(head.parameters(), 0.01)
-    for _ in range(200):
-        logit = head.cases(latent, motion, action, told)[0]
-        torch.nn.functional.binary_cross_entropy_with_logits(logit, (told[:, 7] < 0).float()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert ((head.cases(latent, motion, action, told)[0] > 0) == (told[:, 7] < 0)).all()
-    assert CollisionMotionHead(replace(config, layout_width=0)).around is None
+def test_a_map_that_is_sure_tells_the_motion():
+    """By the last action, too; where it isn't, the frame tells it, and the map stops it at walls all the same."""
+    model = random_model(**MAP)
+    state = first_state(model, torch.arange(2))
+    assert state.last_action.tolist() == [model.config.actions] * 2
+    latent, action = torch.randn(2, 20, 16, CHANNELS), torch.arange(20).remainder(5).expand(2, -1)
+    state = prefill(model, state, latent, action, start_pose(2)[:, None].expand(-1, 20, -1)).state
+    assert state.last_action.tolist() == [4, 4]
+    far = torch.full_like(state.layout[:, 0], 2 * SURE)
+    sure = state._replace(layout=torch.cat([far[:, None], state.layout[:, 1:]], 1))
+    told = rollout.estimated_motion(model, sure, action[:, 1])
+    assert not torch.equal(told, rollout.estimated_motion(model, sure._replace(last_action=action[:, 2]), action[:, 1]))
+    assert torch.equal(told, rollout.estimated_motion(model, sure._replace(latent=0 * sure.latent), action[:, 1]))
+    unsure = sure._replace(layout=torch.cat([0.4 * far[:, None], state.layout[:, 1:]], 1))
+    seen = model.motion_head(unsure.latent, unsure.motion, action[:, 1])
+    assert torch.allclose(rollout.estimated_motion(model, unsure, action[:, 1]), seen, atol=1e-6)
+    assert first_state(random_model(**{**MAP, "layout_width": 0}), torch.arange(2)).last_action.shape == (2, 0)
 
 
 def test_a_dream_imagines_a_layout_and_is_told_of_it():
@@ -186,10 +191,6 @@ def test_a_dream_imagines_a_layout_and_is_told_of_it():
     assert not blank.layout.any()
     assert torch.equal(blank.map, state.map)
     assert not torch.allclose(imagine(model, blank, action[:, 0], 1).latent, imagined.latent)
-    with torch.no_grad():
-        model.motion_head.around.weight += 1.0
-    told = rollout.estimated_motion(model, state._replace(map=0 * state.map), action[:, 0])
-    assert not torch.equal(told, rollout.estimated_motion(model, state._replace(map=0 * state.map, layout=0 * state.layout), action[:, 0]))
     lost = first_state(model, torch.arange(2), pose_known=False)
     assert not rollout.standing(model, with_layout(model, lost), lost.pose)[0].any()
 
@@ -217,25 +218,25 @@ def test_states_of_before_have_no_layout():
 
 
 def test_a_model_grows_layouts(tmp_path):
-    """With those of a file; its frames and motions are as before until the heads have learned what layouts tell."""
+    """With those of a file, and the motions among them; its frames are as before."""
     model = read_weights(write_tiny_weights(tmp_path / "weights", **{**MAP, "layout_width": 0})).world_model
     save_tensors(tmp_path / "layouts.safetensors", random_layouts().state_dict(), {"kind": KIND})
-    grown = with_heads(model, 0, layouts=read_layout_model(tmp_path / "layouts.safetensors"))
+    motions = MapMotionHead(model.config)
+    grown = with_heads(model, 0, layouts=read_layout_model(tmp_path / "layouts.safetensors"), motions=motions)
     assert grown.config == replace(model.config, layout_width=4)
     assert torch.equal(grown.layout_model.cells.weight, random_layouts().cells.weight)
-    latent, action = torch.randn(2, 20, 16, CHANNELS), torch.ones(2, 20, dtype=torch.int64)
-    before, after = (
-        prefill(one, first_state(one, torch.arange(2)), latent, action, start_pose(2)[:, None].expand(-1, 20, -1), imagines=False).state
-        for one in (model, grown)
-    )
-    assert torch.equal(rollout.estimated_motion(model, before, action[:, 0]), rollout.estimated_motion(grown, after, action[:, 0]))
+    assert torch.equal(grown.map_motion_head.out.weight, motions.out.weight)
+    assert torch.equal(grown.motion_head.motions.weight, model.motion_head.motions.weight)
     assert with_heads(grown, 0) is grown
+    for half in ({"motions": motions}, {"layouts": random_layouts()}):
+        with pytest.raises(ValueError, match="layouts and motions go together: give --layouts and --motions"):
+            with_heads(model, 0, **half)
     for tensors, header in (({"a": torch.zeros(1)}, {"kind": KIND}), (random_layouts().state_dict(), {"kind": "else"})):
         save_tensors(tmp_path / "other.safetensors", tensors, header)
-        with pytest.raises(TensorFileError, match="no model of layouts"):
+        with pytest.raises(TensorFileError, match="no whole lssvwm_gym maze layouts"):
             read_layout_model(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="layouts with 5 kinds of objects for a map of 2"):
-        with_heads(model, 0, layouts=LayoutModel(5, 4))
+    with pytest.raises(ValueError, match="layout_model of another world"):
+        with_heads(model, 0, layouts=LayoutModel(5, 4), motions=motions)
 
 
 def test_a_palette_is_of_the_colours_that_walls_have():
@@ -255,7 +256,6 @@ def test_heads_learn_from_hindsight(monkeypatch):
     monkeypatch.setattr(training, "NEAR", 1e9)
     options = DreamOptions(rows=6, ahead=8, recorded=1.0, back=0.0)
     forth = dreamed_samples(options, model, episodes, np.random.default_rng(0))
-    assert forth.around.any(1).all()
     assert len(really_came(forth).latent) == len(forth.latent)
     back = dreamed_samples(replace(options, back=1.0), model, episodes, np.random.default_rng(0))
     unknown = back.evidence.action == model.config.actions
@@ -270,7 +270,8 @@ def test_heads_learn_from_hindsight(monkeypatch):
     assert astray.motion[astray.counts[:, 0] == 0].isnan().all()
     clip = training.read_clip(episodes, [training.SegmentIndex(0, 0, 20, 20)], 20, model.config.actions)
     seen = hindsight(model, clip, np.random.default_rng(0))
-    assert set(seen[:, : 1 + KINDS].unique().tolist()) <= {-LAYOUT, 0.0, LAYOUT}
+    assert set(seen[:, 0].unique().tolist()) <= {-SETTLED, 0.0, SETTLED}
+    assert set(seen[:, 1 : 1 + KINDS].unique().tolist()) <= {0.0, LAYOUT}
     assert 0 <= seen[:, 1 + KINDS :].min()
     assert seen[:, 0].any()
     without = random_model(**{**MAP, "layout_width": 0})
@@ -320,3 +321,38 @@ def test_layouts_are_learned_from_recordings(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="holds no episode"):
         maze_layout.main(replace(args, data=(tmp_path / "empty",)))
+
+
+def test_motions_are_learned_from_recordings(tmp_path):
+    """In a few steps better than at first; mirror images are of mirrored walls, and nothing of another kind is read as motions."""
+    torch.manual_seed(0)
+    folder, config = recorded(tmp_path / "train"), WorldModelConfig()
+    args = maze_motion.Args((folder,), val=(folder,), out=tmp_path / "out", steps=60, batch=32)
+    (steps,) = maze_motion.steps_of(args.data)
+    assert len(steps.action) == len(steps.motion) > 20
+    assert is_sure(steps.around).all()
+    assert (steps.around[:, 4] == 1).all()  # the agent is never in a wall
+    kinds = maze_motion.pools([steps])
+    assert sum(len(kind.action) for kind in kinds.values()) == len(steps.action)
+    many = maze_motion.mirrored(maze_motion.joined([steps] * 8))
+    assert {tuple(row) for row in many.around[:, 9:11].abs().tolist()} == {tuple(row) for row in steps.around[:, 9:11].abs().tolist()}
+    assert not torch.equal(many.motion[:, 2], torch.cat([steps.motion] * 8)[:, 2])
+    head = MapMotionHead(config)
+    before = maze_motion.score(head, steps)
+    maze_motion.train(head, args, [steps])
+    after = maze_motion.score(head, steps)
+    assert after.keys() <= {"touching", "free"}
+    assert all(after[kind][0] < 0.5 * before[kind][0] for kind in after)
+    maze_motion.main(replace(args, steps=1))
+    path = args.out / "motions.safetensors"
+    assert read_map_motion_head(path, config).out.weight.shape == (3, 96)
+    with pytest.raises(TensorFileError, match=r"motions\.safetensors"):
+        read_map_motion_head(path, replace(config, actions=9))
+    save_tensors(path, {"a": torch.zeros(1)}, {"kind": "else"})
+    with pytest.raises(TensorFileError, match="no whole lssvwm_gym maze motions"):
+        read_map_motion_head(path, config)
+    with pytest.raises(ValueError, match="data needs at least one folder"):
+        maze_motion.Args(())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no episode"):
+        maze_motion.main(replace(args, data=(tmp_path / "empty",)))

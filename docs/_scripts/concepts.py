@@ -14,11 +14,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from experiments.benchmark.machine import state_bytes
 from lssvwm_gym.envs.profiles import PROFILES
 from lssvwm_gym.io import legacy
 from lssvwm_gym.models.config import WorldModelConfig
 from lssvwm_gym.models.rollout import first_state
-from lssvwm_gym.models.state import DreamState, state_bytes
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 from lssvwm_gym.worlds import WORLDS
 

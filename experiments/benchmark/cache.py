@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.benchmark.config import Benchmark
-from experiments.benchmark.machine import Times, progress, seconds_of
+from experiments.benchmark.machine import Times, progress, seconds_of, state_bytes
 from experiments.benchmark.models import config_of, dreaming_model, random_episode, training_of
 from experiments.benchmark.steps import AGED
 from lssvwm_gym.envs.profiles import sampling_steps
 from lssvwm_gym.evaluation.rollouts import clips_at, prefill_further
 from lssvwm_gym.models.rollout import commit, first_state, imagine
-from lssvwm_gym.models.state import DreamState, state_bytes
+from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
 
 OURS, CAUSAL = "ours", "full-causal"

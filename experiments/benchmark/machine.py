@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -48,6 +49,11 @@ def seconds_of(call: Callable[[], Any], count: int, warm_up: int, device: str = 
         finish(device)
         seconds.append(time.perf_counter() - began)
     return np.array(seconds)
+
+
+def state_bytes(state: object) -> int:
+    """Bytes of all tensors of a state."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
 
 
 def finish(device: str) -> None:

@@ -11,8 +11,7 @@ import gymnasium
 import numpy as np
 
 from experiments.benchmark.config import Benchmark
-from experiments.benchmark.machine import Times, memory_bytes, progress, seconds_of
-from lssvwm_gym.models.state import state_bytes
+from experiments.benchmark.machine import Times, memory_bytes, progress, seconds_of, state_bytes
 from lssvwm_gym.worlds import WORLDS
 
 AGED = "balanced"  # the profile whose step is measured by age

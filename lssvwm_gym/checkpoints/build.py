@@ -66,8 +66,7 @@ def _built(build: Callable[[dict[str, Any]], M], subject: type, config: Any, ten
             model = build(sizes)
     except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise TensorFileError(f"{source}: not the {subject.__name__} of {file.name} in this version ({in_short(error)})") from None
-    load_strictly(model, tensors, file)
-    return model.eval().requires_grad_(False)
+    return load_strictly(model, tensors, file).eval().requires_grad_(False)
 
 
 class AtMost(TorchFunctionMode):

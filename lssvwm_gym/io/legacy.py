@@ -127,7 +127,7 @@ def state(tensors: Mapping[str, Any]) -> dict[str, Any]:
         named.setdefault("lattice", 0 * named["pose"][..., :4])
     if "world.age" in named:
         nothing = named["world.age"].reshape(-1, 1)[:, :0].float()
-        for name in ("map", "layout", "wanted", "world.last"):
+        for name in ("last_action", "map", "layout", "wanted", "world.last"):
             named.setdefault(name, nothing)
     return named
 

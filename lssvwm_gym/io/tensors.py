@@ -21,6 +21,7 @@ from lssvwm_gym.io.atomic import renamed_when_whole
 from lssvwm_gym.io.json_config import in_short, parsed
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=nn.Module)
 
 # what is ever written; others can't be compared, moved or checked on every device
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool}
@@ -128,8 +129,16 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load finite weights of exactly the module's names, shapes and kinds of number. Raises `TensorFileError` that names the difference."""
+def load_part(path: str | Path, kind: str, script: str, *names: str) -> dict[str, Tensor]:
+    """One part of a world model, a file of a kind that a script wrote. Raises `TensorFileError` for one of another, or without `names`."""
+    tensors, header = load_tensors(path)
+    if header.get("kind") != kind or not tensors.keys() >= set(names):
+        raise TensorFileError(f"{path}: no whole {kind}; `python -m experiments.{script}` writes one")
+    return tensors
+
+
+def load_strictly(module: M, tensors: Mapping[str, Tensor], source: str | Path) -> M:
+    """The module, with finite weights of just its names, shapes and kinds of number. Raises `TensorFileError` that names the difference."""
     expected = module.state_dict()
     check_names_and_shapes(expected, tensors, source)
     floats = {k for k, v in expected.items() if tensors[k].is_floating_point() and v.is_floating_point()}  # of any precision
@@ -140,6 +149,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
     if not_finite := [name for name, tensor in fitting.items() if not tensor.isfinite().all()]:
         raise TensorFileError(f"{source}: numbers that are not finite in {', '.join(not_finite[:4])}")
     module.load_state_dict(fitting)
+    return module
 
 
 def check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path) -> None:

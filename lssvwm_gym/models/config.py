@@ -49,7 +49,7 @@ class WorldModelConfig:
     most_tilt: float = field(default=0.0, repr=False)  # radians up or down that the view can be tilted by in space; 0: any
     lattice: float = field(default=0.0, repr=False)  # side of the cells in which the world's walls stand at right angles; 0: no such cells
     map_objects: int = field(default=0, repr=False)  # kinds of objects on the map of the world's lattice; 0: no map
-    layout_width: int = field(default=0, repr=False)  # of what imagines the rest of a map; 0: none, and the motion head knows no map
+    layout_width: int = field(default=0, repr=False)  # of what imagines the rest of a map; 0: none, and no motion is told by a map
     residual: bool = field(default=False, repr=False)  # whether a frame is told by how it differs from the last one
 
     def __post_init__(self) -> None:

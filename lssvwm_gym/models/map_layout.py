@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors
+from lssvwm_gym.io.tensors import load_part, load_strictly
 from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, GridPose, channels_of, numbered, turned
 
 KIND = "lssvwm_gym maze layouts"
@@ -99,13 +99,9 @@ def outwards(cells: Tensor, chance: Tensor) -> Tensor:
 
 def read_layout_model(path: str | Path) -> LayoutModel:
     """What `experiments.maze_layout` wrote. Raises `TensorFileError` for a file that holds none, or is broken."""
-    tensors, header = load_tensors(path)
-    if header.get("kind") != KIND or "out.weight" not in tensors:
-        raise TensorFileError(f"{path}: no model of layouts; `python -m experiments.maze_layout` writes one")
+    tensors = load_part(path, KIND, "maze_layout", "out.weight")
     said, width = tensors["out.weight"].shape[:2]
-    model = LayoutModel(said - 1 - COLOURS, width)
-    load_strictly(model, tensors, path)
-    return model.eval()
+    return load_strictly(LayoutModel(said - 1 - COLOURS, width), tensors, path).eval()
 
 
 def imagined_layout(model: LayoutModel, maps: Tensor, chance: Tensor) -> Tensor:
@@ -188,11 +184,15 @@ def believed(maps: Tensor, layout: Tensor) -> Tensor:
 
 def around(maps: Tensor, here: GridPose) -> Tensor:
     """What a map tells of where something stands, (B, `AROUND`): whether that cell and those beside are free, and where in it that is."""
-    steps = torch.arange(-1, 2, device=maps.device)
-    beside = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).flatten(0, 1)
+    beside = torch.cartesian_prod(*2 * [torch.arange(-1, 2, device=maps.device)])
     number, inside = numbered(here.cell[:, None] + turned(beside.expand(len(maps), -1, -1), here.quarter))
     free = maps[:, 0].flatten(1).gather(1, number) * inside
-    return torch.cat([(free / 4).clamp(-1, 1), here.rest], 1)
+    return torch.cat([(free / SURE).clamp(-1, 1), here.rest], 1)
+
+
+def is_sure(around: Tensor) -> Tensor:
+    """Whether a map knows of all nine cells which are free, bool (B,)."""
+    return (around[:, :-4].abs() == 1).all(1)
 
 
 def _firm(objects: Tensor) -> Tensor:

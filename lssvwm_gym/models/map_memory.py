@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssvwm_gym.io.tensors import TensorFileError, load_strictly, load_tensors
+from lssvwm_gym.io.tensors import load_part, load_strictly
 from lssvwm_gym.models.conditioning import head
 from lssvwm_gym.models.geometry import PLANE, placed
 from lssvwm_gym.models.state import constant
@@ -25,6 +25,7 @@ SIDE = 21  # cells of the map; the first frame's is in the middle
 AHEAD, ASIDE = (-1, 6), 6  # cells that a frame may show: from one behind to 6 ahead, 6 to either side
 ROWS, COLUMNS = AHEAD[1] - AHEAD[0] + 1, 2 * ASIDE + 1
 MOST = 6.0  # log odds of one reading
+ALONE, KEPT = 1.5, 4.0  # by which a reading counts more where nothing is known, and what is known counts more than one
 UNSEEN = 0.3  # weight of the log odds that no object lies somewhere: from afar, or from where it lies, it is overlooked
 HALF_VIEW = 0.8391  # tangent of half the camera's angle, 40 degrees
 RAYS = 6  # a column of tokens
@@ -91,16 +92,11 @@ class MapReader(nn.Module):
 
 def read_map_reader(path: str | Path) -> MapReader:
     """The reader in a file of `experiments.maze_reader`. Raises `TensorFileError` for a file that holds none, or is broken."""
-    tensors, header = load_tensors(path)
-    if header.get("kind") != KIND:
-        raise TensorFileError(f"{path}: no reader of maps; `python -m experiments.maze_reader` writes one")
-    sizes = {name: tensors[name].shape for name in ("token.weight", "frame.weight", "cells.4.bias") if name in tensors}
-    if len(sizes) < 3:
-        raise TensorFileError(f"{path}: a reader of maps that lacks tensors; `python -m experiments.maze_reader` writes one")
-    (width, channels), (hidden, _), (last,) = sizes.values()
+    sized = "token.weight", "frame.weight", "cells.4.bias", "position"
+    tensors = load_part(path, KIND, "maze_reader", *sized)
+    (width, channels), (hidden, _), (last,), _ = (tensors[name].shape for name in sized)
     reader = MapReader(len(tensors["position"]), channels, (last - 3 * ROWS * COLUMNS) // (ROWS * COLUMNS + 1), width, hidden)
-    load_strictly(reader, tensors, path)
-    return reader.eval()
+    return load_strictly(reader, tensors, path).eval()
 
 
 def grid_pose(pose: Tensor) -> GridPose:
@@ -164,17 +160,19 @@ def drawn(maps: Tensor, reading: MapReading, here: GridPose) -> Tensor:
 
 
 def fused(cells: Tensor, reading: MapReading, here: GridPose) -> Tensor:
-    """Log odds (B, 1 + kinds, side, side) that cells are free and objects lie there, moved to a reading by how sure either is."""
-    number, inside = numbered(in_view(here))
-    seen, middle = ((2 * part.flatten(1).sigmoid() - 1).clamp(min=0) * inside for part in (reading.visible, reading.middle))
-    kinds = reading.objects.shape[1]
-    weight = torch.cat([seen[:, None], middle[:, None].expand(-1, kinds, -1)], 1)
-    objects = torch.where(reading.objects < 0, UNSEEN * reading.objects, reading.objects)
-    read = torch.cat([reading.free[:, None], objects], 1).flatten(2).clamp(-MOST, MOST)
-    old, number = cells.flatten(2), number[:, None].expand(-1, 1 + kinds, -1)
+    """Log odds (B, 1 + kinds, side, side) that cells are free and objects lie there, moved to a reading by how sure either is.
+
+    A cell that may be out of view is as likely free as not there, whatever the reading says of it if it is in view.
+    """
+    (number, inside), old, kinds = numbered(in_view(here)), cells.flatten(2), reading.objects.shape[1]
+    visible, middle, free = (part.flatten(1).sigmoid()[:, None] for part in (reading.visible, reading.middle, reading.free))
+    weight = (2 * torch.cat([visible, middle.expand(-1, kinds, -1)], 1) - 1).clamp(min=0) * inside[:, None]
+    free = torch.logit(visible * free + (1 - visible) / 2, 1e-3)
+    objects = torch.where(reading.objects < 0, UNSEEN * reading.objects, reading.objects).flatten(2)
+    read, number = torch.cat([free, objects], 1).clamp(-MOST, MOST), number[:, None].expand(-1, 1 + kinds, -1)
     before = old.gather(2, number)
-    gain = weight * read.square() / (read.square() + before.square() + 1)
-    new = old.scatter_add(2, number, gain * (1.2 * read - before))
+    gain = weight * read.square() / (read.square() + KEPT * before.square() + 1)
+    new = old.scatter_add(2, number, gain * (ALONE * read - before))
     own = F.one_hot(numbered(here.cell)[0], SIDE * SIDE).to(new.dtype)  # where the agent is it is free
     return torch.cat([(new[:, :1] + own[:, None]).clamp(-8, 8), new[:, 1:]], 1).view_as(cells)
 

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssvwm_gym.io.tensors import load_part, load_strictly
 from lssvwm_gym.models.conditioning import ActionEmbedding
 from lssvwm_gym.models.config import FEATURES, WorldModelConfig
 from lssvwm_gym.models.geometry import PLANE, as_origin, motion_between, placed, relative_to, turned
@@ -16,6 +19,8 @@ from lssvwm_gym.models.segment import Segment
 TRUST = (0.5, 0.3)  # share of the difference to what a clear frame shows by which heading and place are moved
 TYPICAL_VARIANCE = (0.02, 0.01)  # of what a frame shows that is trusted half
 YOUNG = 16  # frames after which motions are surer of a pose than what frames have shown of the lattice
+WITHIN = 4.0  # by which place and heading within a cell are larger numbers
+KIND = "lssvwm_gym maze motions"
 BLOCKED = 1 / 3  # of the world's scale of motion: a forward action that moves less is blocked
 
 
@@ -42,7 +47,7 @@ class MotionHead(nn.Module):
 
 
 class CollisionMotionHead(nn.Module):
-    """Expects the next motion from the last frame and a map of what is around: whether the step is blocked, and the motion in either case.
+    """Expects the next motion from the last frame: whether the step is blocked, and the motion in either case.
 
     The likelier case's motion is expected, for a mean of both is neither.
     """
@@ -55,24 +60,47 @@ class CollisionMotionHead(nn.Module):
         self.action = ActionEmbedding(config, hidden)
         self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.blocked, self.motions = nn.Linear(hidden, 1), nn.Linear(hidden, 2 * len(config.motion_scale))
-        self.around = nn.Linear(AROUND, hidden, bias=False) if config.layout_width else None
-        if self.around is not None:
-            nn.init.zeros_(self.around.weight)
 
     def forward(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> Tensor:
         """latent (..., N, C) and motion of a frame, the action that follows; the motion it leads to, (..., 3 or 5)."""
         blocked, motions = self.cases(latent, motion, next_action)
         return torch.where(blocked.unsqueeze(-1) > 0, motions[..., 1, :], motions[..., 0, :])
 
-    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor, around: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is.
-
-        `around` (..., `AROUND`) is what a map tells of where the frame is seen, zeros where there is none.
-        """
+    def cases(self, latent: Tensor, motion: Tensor, next_action: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit (...) of the step being blocked, and motions (..., 2, 3 or 5): if it isn't, and if it is."""
         seen = torch.cat([latent.flatten(-2), motion / self.motion_scale], -1)
-        known = self.frame(seen) + self.action(next_action)
-        hidden = self.network(known if self.around is None or around is None else known + self.around(around))
+        hidden = self.network(self.frame(seen) + self.action(next_action))
         return self.blocked(hidden)[..., 0], self.motions(hidden).unflatten(-1, (2, -1)) * self.motion_scale
+
+
+class MapMotionHead(nn.Module):
+    """Expects the next motion where a map knows the walls: how the agent coasts, how walls stop and turn it. It sees no frame.
+
+    The simulator knows no chance: by the walls, the place among them, and the last motion and action its motions are told to a thousandth.
+    """
+
+    def __init__(self, config: WorldModelConfig, hidden: int = 96) -> None:
+        super().__init__()
+        self.motion_scale: Tensor
+        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.known = nn.Linear(AROUND - 1 + len(config.motion_scale), hidden)
+        self.action, self.last_action = ActionEmbedding(config, hidden), ActionEmbedding(config, hidden)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(2))
+        self.out = nn.Linear(hidden, len(config.motion_scale))
+
+    def forward(self, around: Tensor, motion: Tensor, action: Tensor, next_action: Tensor) -> Tensor:
+        """`around` (B, `AROUND`) and the last motion and action of a frame, and the action that follows; the motion, (B, 3 or 5)."""
+        cells, place, angle = around[:, :-4], around[:, -4:-2], torch.atan2(around[:, -1:], around[:, -2:-1])
+        known = torch.cat([cells, WITHIN * place, WITHIN * angle, motion / self.motion_scale], 1)
+        x = F.silu(self.known(known) + self.last_action(action) + self.action(next_action))
+        for block in self.blocks:
+            x = F.silu(x + block(x))
+        return self.out(x) * self.motion_scale
+
+
+def read_map_motion_head(path: str | Path, config: WorldModelConfig) -> MapMotionHead:
+    """What `experiments.maze_motion` wrote. Raises `TensorFileError` for a file that holds none, or is of another world."""
+    return load_strictly(MapMotionHead(config), load_part(path, KIND, "maze_motion"), path).eval()
 
 
 class OdometryHead(nn.Module):

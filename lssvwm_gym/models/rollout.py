@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lssvwm_gym.models.chance import chance_of, drawn_chances, frame_noise
-from lssvwm_gym.models.collisions import collided
+from lssvwm_gym.models.collisions import held_back
 from lssvwm_gym.models.diffusion import sample
 from lssvwm_gym.models.flow_head import FrameEvidence
 from lssvwm_gym.models.geometry import PLANE, integrate_motion, motion_between, start_pose
-from lssvwm_gym.models.map_layout import CHANCES, LAYOUT, around, believed, imagined_layout
+from lssvwm_gym.models.map_layout import CHANCES, LAYOUT, around, believed, imagined_layout, is_sure
 from lssvwm_gym.models.map_memory import SIDE, GridPose, channels_of, drawn, grid_pose, in_lattice, shown
 from lssvwm_gym.models.motion_heads import YOUNG, CollisionMotionHead
 from lssvwm_gym.models.spatial_memory import variance_at
@@ -45,6 +45,7 @@ def first_state(model: WorldModel, seed: Tensor, pose_known: bool = True) -> Dre
         like.new_zeros(rows, FEATURES),
         start_pose(rows, config.pose_size, like.device),
         like.new_zeros(rows, len(config.motion_scale)),
+        unknown_action(model, rows) if config.layout_width else like.new_zeros(rows, 0),
         like.new_zeros(rows, config.inventory_size),
         like.new_zeros(rows, config.inventory_size),
         like.new_zeros(rows),
@@ -163,6 +164,7 @@ def _commit_given(
         features=output.features[:, -1],
         pose=pose[:, -1],
         motion=motion[:, -1],
+        last_action=state.last_action if model.layout_model is None else action[:, -1],
         inventory=inventories[:, -1],
         inventory_peak=torch.maximum(state.inventory_peak, inventories.amax(1)),
         uncertainty=torch.zeros_like(state.uncertainty),
@@ -203,14 +205,13 @@ def _on_grid(model: WorldModel, pose: Tensor, lattice: Tensor) -> tuple[GridPose
 
 def estimated_motion(model: WorldModel, state: DreamState, action: Tensor) -> Tensor:
     """The motion (B, 3 or 5) that the motion head expects of an action (B,) after the last frame; none where there is no frame yet."""
-    if not isinstance(model.motion_head, CollisionMotionHead):
-        motion = model.motion_head(state.features, state.motion, action)
-    elif model.map_reader is None:
-        motion = model.motion_head(state.latent, state.motion, action)
-    else:
+    motion = model.motion_head(state.latent if isinstance(model.motion_head, CollisionMotionHead) else state.features, state.motion, action)
+    if model.map_reader is not None:
         maps, here, _ = standing(model, state, state.pose)
-        blocked, motions = model.motion_head.cases(state.latent, state.motion, action, around(maps, here))
-        motion = collided(maps[:, 0], here, motions, blocked > 0, model.config.lattice)
+        if model.map_motion_head is not None:
+            told = model.map_motion_head(beside := around(maps, here), state.motion, state.last_action, action)
+            motion = torch.where(is_sure(beside)[:, None], told, motion)
+        motion = held_back(maps[:, 0], here, motion, model.config.lattice)
     motion = motion * (state.world.age > 0).unsqueeze(-1)
     if not model.config.most_tilt:
         return motion

@@ -48,6 +48,7 @@ class DreamState(NamedTuple):
     features: Tensor  # (B, FEATURES) of the last committed frame
     pose: Tensor  # (B, 4 or 6) the estimated pose, seen from where the state began
     motion: Tensor  # (B, 3 or 5) the last motion
+    last_action: Tensor  # (B,) int64 or (B, A) that led to the last frame; (B, 0) in a world without layouts
     inventory: Tensor  # (B, V) counts that go with the last frame
     inventory_peak: Tensor  # (B, V) the most of each that was ever counted
     uncertainty: Tensor  # (B,) float, see `lssvwm_gym.models.rollout.Imagined`; 0 where the last frame was given
@@ -87,11 +88,6 @@ def put_rows_in_place(state: S, rows: Tensor, new: S) -> S:
 def where_rows(mask: Tensor, yes: S, no: S) -> S:
     """Row by row one state or the other; mask (B,) bool."""
     return tree_map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b), yes, no)
-
-
-def state_bytes(state: object) -> int:
-    """Bytes of all tensors of a state."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 
 def committed_before(read_only: tuple[bool, ...]) -> tuple[int, ...]:

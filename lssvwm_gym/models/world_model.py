@@ -21,7 +21,7 @@ from lssvwm_gym.models.flow_head import FlowHead
 from lssvwm_gym.models.inventory_head import InventoryHead
 from lssvwm_gym.models.map_layout import LayoutModel
 from lssvwm_gym.models.map_memory import MapReader, WantedHead
-from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead, MotionHead, OdometryHead
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, CompassHead, MapMotionHead, MotionHead, OdometryHead
 from lssvwm_gym.models.spatial_memory import MemoryQuery, PoseKeys, SpatialMemory, query_memory, read_write
 from lssvwm_gym.models.state import LayerState, ReadOnly, SpatialMemoryState, WorldState, committed_mask, last_committed
 from lssvwm_gym.models.symlog import bin_values
@@ -81,6 +81,7 @@ class WorldModel(nn.Module):
         self.map_reader = MapReader(config.tokens, config.latent_channels, config.map_objects) if config.map_objects else None
         self.wanted_head = WantedHead(config.map_objects) if config.map_objects else None
         self.layout_model = LayoutModel(config.map_objects, config.layout_width) if config.layout_width else None
+        self.map_motion_head = MapMotionHead(config) if config.layout_width else None
 
     def initial_state(self, rows: int) -> WorldState:
         """The state before the first frame, for `rows` rows."""

@@ -18,7 +18,7 @@ from lssvwm_gym.data.segments import Episodes, SegmentIndex, read_clip
 from lssvwm_gym.models import rollout
 from lssvwm_gym.models.diffusion import add_noise
 from lssvwm_gym.models.flow_head import FrameEvidence
-from lssvwm_gym.models.map_layout import AROUND, LAYOUT, around, coloured, colours_of
+from lssvwm_gym.models.map_layout import LAYOUT, SETTLED, coloured, colours_of
 from lssvwm_gym.models.map_memory import COLUMNS, FIRM, ROWS, told_in_view
 from lssvwm_gym.models.rollout import OPEN
 from lssvwm_gym.models.segment import Segment
@@ -51,7 +51,6 @@ class Samples(NamedTuple):
     evidence: FrameEvidence
     latent: Tensor  # (K, N, C) of the frame that came
     last_motion: Tensor  # (K, 3 or 5) before it
-    around: Tensor  # (K, `AROUND`) what the map told of where the frame before it was seen
     wanted: Tensor  # (K, kinds) 1 for the kind of object that was wanted in the recorded frame before it, else 0
     motion: Tensor  # (K, 3 or 5) that led to it; NaN where no action did, or a dream was asked for its own frame again
     frame: Tensor  # (K,) int64, how many frames the dream had gone on
@@ -157,8 +156,8 @@ def _dreams(
         if not stays.any():
             break
         came = torch.where((acted & counts)[:, None], real, torch.nan)  # no action has led to what is seen on the way back
-        beside, frame, whether = _around(model, state), torch.full_like(rows, t), counts[:, None].float()
-        samples = Samples(evidence, clip.latent[rows, t], state.motion, beside, wanted[rows, t - 1], came, frame, told, rest, whether)
+        frame, whether = torch.full_like(rows, t), counts[:, None].float()
+        samples = Samples(evidence, clip.latent[rows, t], state.motion, wanted[rows, t - 1], came, frame, told, rest, whether)
         parts.append(take_rows(samples, stays))
         latent, _ = model.flow_head.sample(model.flow_head.context(evidence), noise[1], steps)
         recorded = with_noise(clip.latent[rows, t], options.context_noise, generator)
@@ -171,14 +170,6 @@ def _dreams(
             shown = [take_rows(one, stays) for one in shown]
         state, rows = take_rows(after, stays), rows[stays]
     return parts
-
-
-def _around(model: WorldModel, state: DreamState) -> Tensor:
-    """What the map tells of where the last frame was seen, (B, `AROUND`); zeros in a world without."""
-    if model.map_reader is None:
-        return state.latent.new_zeros(len(state.latent), AROUND)
-    maps, here, _ = rollout.standing(model, state, state.pose)
-    return around(maps, here)
 
 
 def _told(model: WorldModel, state: DreamState, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +198,7 @@ def hindsight(model: WorldModel, clip: Segment, rng: np.random.Generator) -> Ten
     free = torch.where(cells[:, :1].abs() > 1, cells[:, :1].sign(), 0.0)
     told, light = rng.random(len(cells)) < HINDSIGHT, rng.uniform(*LIGHT, len(cells))
     sides = coloured(colours_of(cells) * _each(light), 0 * cells[:, 1 + kinds :])
-    return torch.cat([LAYOUT * free, LAYOUT * at.view_as(cells[:, 1 : 1 + kinds]), sides], 1) * _each(told)
+    return torch.cat([SETTLED * free, LAYOUT * at.view_as(cells[:, 1 : 1 + kinds]), sides], 1) * _each(told)
 
 
 def _each(values: np.ndarray) -> Tensor:
@@ -240,8 +231,7 @@ def _asked_again(
     state, (latent, inputs, _) = take_rows((state, some), some.imagined)
     noise = torch.randn(state.latent.shape, generator=generator, device=state.latent.device)
     evidence = rollout.frame_evidence(model, state, inputs, model.condition(inputs, state.world), noise, wanted_in(model, latent))
-    motion = inputs.motion[:, 0]
-    beside, none = latent.new_zeros(len(latent), AROUND), torch.full_like(motion, torch.nan)  # no motion is learned from it
-    told, rest = _told(model, state, inputs.pose[:, 0])
+    motion, (told, rest) = inputs.motion[:, 0], _told(model, state, inputs.pose[:, 0])
+    none = torch.full_like(motion, torch.nan)  # no motion is learned from it
     frame, counts = torch.zeros_like(state.seed), torch.ones_like(rest[:, :1])
-    return [Samples(evidence, latent, motion, beside, state.wanted, none, frame, told, rest, counts)]
+    return [Samples(evidence, latent, motion, state.wanted, none, frame, told, rest, counts)]

@@ -35,7 +35,7 @@ from lssvwm_gym.models.flow_head import FEW_STEPS, FlowHead, HeadContext
 from lssvwm_gym.models.inference.decode import PrepackedWorldModel
 from lssvwm_gym.models.map_layout import read_layout_model
 from lssvwm_gym.models.map_memory import MapReader, WantedHead, misread, read_map_reader
-from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions
+from lssvwm_gym.models.motion_heads import CollisionMotionHead, is_blocked, moving_actions, read_map_motion_head
 from lssvwm_gym.models.segment import Segment
 from lssvwm_gym.models.state import take_rows
 from lssvwm_gym.models.world_model import WorldModel
@@ -77,6 +77,7 @@ class HeadTraining:
     lattice: float = 0.0  # side of the cells in which walls stand at right angles: adds a compass head, which keeps poses from drifting
     reader: Path | None = None  # reader.safetensors of `experiments.maze_reader`: adds a map that the flow head is told of
     layouts: Path | None = None  # layouts.safetensors of `experiments.maze_layout`: what that map does not show is imagined
+    motions: Path | None = None  # motions.safetensors of `experiments.maze_motion`: how one moves among walls that the map knows
     flow_width: int = 160  # of a head that is drawn anew, where the weights have none
     dreams: DreamOptions = field(default_factory=DreamOptions)
     buffer: int = 200_000  # frames, of some 9 kB
@@ -166,7 +167,7 @@ def motion_loss(
     if dropout:
         kept = torch.rand(latent.shape, generator=generator, device=latent.device) >= dropout
         latent = latent * kept / (1 - dropout)
-    logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action, samples.around)
+    logit, motions = motion_head.cases(latent, samples.last_motion, samples.evidence.action)
     scale = motion_head.motion_scale
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, scale[0])
     expected = torch.where(truth[:, None], motions[:, 1], motions[:, 0])
@@ -196,8 +197,9 @@ class HeadTrainer:
         self.episodes = Episodes.of(episodes)
         reader = None if run.reader is None else read_map_reader(run.reader)
         layouts = None if run.layouts is None else read_layout_model(run.layouts)
-        grown = with_heads(weights.world_model, run.flow_width, self.episodes.posed, run.lattice, reader, layouts)
-        self.model = grown.requires_grad_(False)
+        motions = None if run.motions is None else read_map_motion_head(run.motions, weights.world_model.config)
+        parts = run.flow_width, self.episodes.posed, run.lattice, reader, layouts, motions
+        self.model = with_heads(weights.world_model, *parts).requires_grad_(False)
         self.ahead = moving_actions(episodes, self.model.config.motion_scale[0])[0]  # the actions that a wall can block
         self.average = Heads.of(self.model)  # the model's own, so it dreams with the average
         self.heads = copy.deepcopy(self.average).requires_grad_(True)
@@ -331,7 +333,7 @@ def head_errors(heads: Heads, samples: Samples, ahead: list[int]) -> dict[str, f
     if heads.motion_head is None:
         return errors
     samples = really_came(samples)
-    said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action, samples.around)[0] > 0
+    said = heads.motion_head.cases(samples.evidence.last, samples.last_motion, samples.evidence.action)[0] > 0
     truth = is_blocked(samples.motion, samples.evidence.action, ahead, heads.motion_head.motion_scale[0])
     hits = (said & truth).sum()
     return errors | {"blocked_recall": float(hits / truth.sum().clamp(min=1)), "blocked_precision": float(hits / said.sum().clamp(min=1))}
