@@ -197,9 +197,20 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     f"{SHIPPED}_pixels.safetensors": ("PPO in dreams with long contexts, from behaviour cloning, from pixels", "48,000", "9 minutes"),
     "runs/policies/pixels_seed_2.safetensors": ("the same from pixels, another seed", "48,000", "7 minutes"),
     "follower": ("none: the shortest way on the map", "", ""),
-    f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams from nothing, with a map and curiosity", "309,248", "20 minutes"),
-    f"{SHIPPED}_map_imitated.safetensors": ("imitation of the seeker (DAgger), with a map", "54,000 real ones", "25 minutes"),
-    f"{SHIPPED}_map.safetensors": ("PPO in dreams from that imitation, with a map", "219,136", "16 minutes"),
+    f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams, from nothing; ships", "489,472", "20 minutes"),
+    "runs/from_nothing/policy-00000122880.safetensors": ("the same, earlier", "122,880", "6.6 minutes"),
+    "runs/from_nothing/policy-00000368640.safetensors": ("the same, earlier", "368,640", "15.5 minutes"),
+    "runs/from_nothing_real/policy-00000025600.safetensors": (
+        "PPO in the real maze, from nothing, earlier",
+        "25,600 real ones",
+        "7.6 minutes",
+    ),
+    "runs/from_nothing_real/policy.safetensors": ("PPO in the real maze, from nothing", "65,536 real ones", "20 minutes"),
+    f"{SHIPPED}_map_imitated.safetensors": ("imitation of the seeker (DAgger)", "54,000 real ones", "25 minutes"),
+    f"{SHIPPED}_map.safetensors": ("PPO in dreams, from that imitation; ships", "403,456", "16 minutes"),
+    "runs/imitated_real/policy.safetensors": ("PPO in the real maze, from that imitation", "45,568 real ones", "16 minutes"),
+    "runs/known_mazes/policy.safetensors": ("PPO in dreams of known mazes, from that imitation", "219,136", "16 minutes"),
+    "runs/known_mazes_from_nothing/policy.safetensors": ("PPO in dreams of known mazes, from nothing", "309,248", "20 minutes"),
     "runs/policies/recurrent.safetensors": ("recurrent PPO in dreams with long contexts, from scratch", "50,000", "8 minutes"),
 }
 
@@ -226,7 +237,7 @@ def main() -> None:
         for name in ("transfer_short_contexts", "transfer", "transfer_real", "transfer_pixels", "transfer_pixels_seed_2")
     )
     tables["agents walked"] = agents([_read("transfer_walked.json")])
-    tables["agents map"] = agents(map(_read, ("transfer_map_imitated.json", "transfer_map.json", "transfer_map_from_nothing.json")))
+    tables["agents map"] = agents(map(_read, ("transfer_map_made_up.json", "transfer_map_real.json")))
     tables["planner"] = planner(_read("plan.json"))
     tables["short comparison"] = comparison("short_comparison", SHORT_COLUMNS)
     tables["minecraft comparison"] = comparison("minecraft_comparison", BLOCK_COLUMNS)
