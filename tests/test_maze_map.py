@@ -307,7 +307,7 @@ def test_recordings_that_do_not_tell_are_named(more, said):
 
 @pytest.fixture(scope="module")
 def with_a_map(tmp_path_factory):
-    return open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path_factory.mktemp("map"), seed=6, **WITH_A_MAP))
+    return open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path_factory.mktemp("map"), seed=7, **WITH_A_MAP))
 
 
 def test_a_follower_goes_where_its_map_leads(with_a_map):

@@ -84,7 +84,7 @@ def differ(a, b):
 def test_the_real_world_is_seen_as_a_dream_remembers_it(dream, tmp_path, poses, observation):
     pytest.importorskip("av", reason="needs lssvwm_gym[video]")
     if "map" in observation:
-        dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", seed=5, **WITH_A_MAP))
+        dream = open_dream("memory-maze", "fast", "cpu", write_tiny_weights(tmp_path / "weights", seed=9, **WITH_A_MAP))
     write_episode(tmp_path / "walk", walk(poses), fps=4, crf=0)
     episode = read_episode(tmp_path / "walk")
     env = WorldModelObservation(Recorded(episode), dream, observation, true_poses=poses)
