@@ -25,7 +25,7 @@ from test_training import RUN, signalling_episode
 from tiny_world import write_tiny_weights
 
 from lssvwm_gym.checkpoints.checkpoint import load_weights, save_weights
-from lssvwm_gym.data.collect import Recorder
+from lssvwm_gym.data.collect import Recorder, remove_leftovers
 from lssvwm_gym.data.episode import episode_paths, read_episode
 from lssvwm_gym.envs import DreamEnv
 from lssvwm_gym.io.tensors import load_tensors
@@ -66,8 +66,9 @@ def check_training(folder: Path) -> int:
 
 
 def collect(folder: Path) -> None:
-    """As a worker does, in this process: FFmpeg and NumPy write the same files."""
+    """As `gather` and a worker do, in this process: FFmpeg and NumPy write the same files."""
     settings = collecting(folder, episodes=30)
+    remove_leftovers(settings)
     recorder = Recorder(settings, CLOCK)
     for seed in settings.seeds:
         if not all(settings.path(seed).with_suffix(ending).exists() for ending in (".npz", ".mp4")):

@@ -138,7 +138,7 @@ def collect(collecting: Collecting, source: Source | None = None) -> Collected:
 def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -> Collected:
     """`collect` with any work that writes the episode of a seed, of at most `frames` frames; importable by name."""
     Path(collecting.out).mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(collecting)
+    remove_leftovers(collecting)
     whole = {seed for seed in collecting.seeds if is_whole(collecting.path(seed))}
     missing = [seed for seed in collecting.seeds if seed not in whole]
     collected = Collected(skipped=sorted(whole))
@@ -147,7 +147,7 @@ def gather(collecting: Collecting, open_work: Callable[[], Work], frames: int) -
     except KeyboardInterrupt:
         collected = replace(collected, stopped=True)
     finally:
-        _remove_leftovers(collecting)
+        remove_leftovers(collecting)
     collected.done.sort()
     return collected
 
@@ -214,7 +214,7 @@ def record(
     return Episode(frames, aligned, np.array(rewards, np.float32), extras)
 
 
-def _remove_leftovers(collecting: Collecting) -> None:
+def remove_leftovers(collecting: Collecting) -> None:
     """Of this collection's seeds only: another collection may be writing to the same folder."""
     for seed in collecting.seeds:
         for unfinished in Path(collecting.out).glob(f".{seed:06d}.*.part"):
