@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.policies import as_json
+from experiments.dagger import MIRRORED
 from experiments.maze_reader import in_the_grid, layout_of
 from lssvwm_gym.data.episode import EpisodeError, episode_paths, read_arrays
 from lssvwm_gym.io.json_config import check_bounds
@@ -31,8 +32,8 @@ from lssvwm_gym.models.geometry import motion_between, turned
 from lssvwm_gym.models.map_layout import around
 from lssvwm_gym.models.map_memory import SIDE, SURE, grid_pose
 from lssvwm_gym.models.motion_heads import KIND, MapMotionHead
+from lssvwm_gym.models.state import join_rows, take_rows, where_rows
 
-MIRROR = torch.tensor([0, 1, 3, 2, 5, 4])  # of each action
 SIGNS = torch.tensor([1.0, -1.0, -1.0])  # of a motion and its mirror image
 TOUCH = 0.06  # cells from a wall within which a step counts as touching it
 SHARES = {"touching, looks": 0.375, "touching, blind": 0.375, "free, looks": 0.125, "free, blind": 0.125}  # of the steps learned from
@@ -73,7 +74,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     head = MapMotionHead(WorldModelConfig())  # whose actions and scale of motion are those of the maze
     try:
-        learned, held_out = steps_of(args.data), {str(folder): joined(steps_of((folder,))) for folder in args.val}
+        learned, held_out = steps_of(args.data), {str(folder): join_rows(steps_of((folder,))) for folder in args.val}
     except EpisodeError as error:
         raise SystemExit(str(error)) from None
     train(head, args, learned)
@@ -110,18 +111,14 @@ def _near(free: Tensor, place: Tensor) -> Tensor:
     return torch.stack([(held(free, place, place + side) - place - side).norm(dim=1) > 1e-4 for side in sides]).any(0)
 
 
-def joined(parts: list[Steps]) -> Steps:
-    return Steps(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
 def pools(parts: list[Steps]) -> dict[str, Steps]:
     """The steps of each kind of `SHARES` of which there are any."""
     found: dict[str, list[Steps]] = {name: [] for name in SHARES}
     for steps in parts:
         player = "looks" if steps.touching.float().mean() < LOOKS else "blind"
         for name, chosen in (("touching", steps.touching), ("free", ~steps.touching)):
-            found[f"{name}, {player}"].append(Steps(*(part[chosen] for part in steps)))
-    return {name: joined(some) for name, some in found.items() if sum(len(part.action) for part in some)}
+            found[f"{name}, {player}"].append(take_rows(steps, chosen))
+    return {name: join_rows(some) for name, some in found.items() if sum(len(part.action) for part in some)}
 
 
 def train(head: MapMotionHead, args: Args, parts: list[Steps]) -> None:
@@ -133,8 +130,8 @@ def train(head: MapMotionHead, args: Args, parts: list[Steps]) -> None:
     bar = tqdm(range(args.steps), desc="motions", leave=False)
     for step in bar:
         rows = {name: torch.randint(len(kinds[name].action), (count,)) for name, count in counts.items()}
-        some = mirrored(joined([Steps(*(part[rows[name]] for part in kinds[name])) for name in rows]))
-        last = torch.where(torch.rand(len(some.action)) < UNKNOWN, len(MIRROR), some.last_action)
+        some = mirrored(join_rows([take_rows(kinds[name], rows[name]) for name in rows]))
+        last = torch.where(torch.rand(len(some.action)) < UNKNOWN, len(MIRRORED), some.last_action)
         said = head(some.around, some.last_motion, last, some.action)
         loss = F.smooth_l1_loss(said / head.motion_scale, some.motion / head.motion_scale, beta=0.02)
         optimizer.zero_grad()
@@ -149,9 +146,9 @@ def mirrored(steps: Steps) -> Steps:
     """Half of the steps as a mirror shows them."""
     cells, place, heading = steps.around.split((9, 2, 2), 1)
     seen = torch.cat([cells.unflatten(1, (3, 3)).flip(2).flatten(1), place * SIGNS[:2], heading * SIGNS[:2]], 1)
-    other = Steps(seen, steps.last_motion * SIGNS, MIRROR[steps.last_action], MIRROR[steps.action], steps.motion * SIGNS, steps.touching)
-    chosen = torch.rand(len(seen)) < 0.5
-    return Steps(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(other, steps, strict=True)))
+    image = torch.from_numpy(MIRRORED)
+    other = Steps(seen, steps.last_motion * SIGNS, image[steps.last_action], image[steps.action], steps.motion * SIGNS, steps.touching)
+    return where_rows(torch.rand(len(seen)) < 0.5, other, steps)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from lssvwm_gym.models.map_layout import (
 from lssvwm_gym.models.map_memory import FIRM, SIDE, SURE, channels_of, shown
 from lssvwm_gym.models.motion_heads import MapMotionHead, read_map_motion_head
 from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill, with_layout
-from lssvwm_gym.models.state import take_rows
+from lssvwm_gym.models.state import join_rows, take_rows
 from lssvwm_gym.training import dreamed_samples as training
 from lssvwm_gym.training.dreamed_samples import DreamOptions, dreamed_samples, hindsight, really_came
 from lssvwm_gym.training.grown import with_heads
@@ -334,7 +334,7 @@ def test_motions_are_learned_from_recordings(tmp_path):
     assert (steps.around[:, 4] == 1).all()  # the agent is never in a wall
     kinds = maze_motion.pools([steps])
     assert sum(len(kind.action) for kind in kinds.values()) == len(steps.action)
-    many = maze_motion.mirrored(maze_motion.joined([steps] * 8))
+    many = maze_motion.mirrored(join_rows([steps] * 8))
     assert {tuple(row) for row in many.around[:, 9:11].abs().tolist()} == {tuple(row) for row in steps.around[:, 9:11].abs().tolist()}
     assert not torch.equal(many.motion[:, 2], torch.cat([steps.motion] * 8)[:, 2])
     head = MapMotionHead(config)

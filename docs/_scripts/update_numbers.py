@@ -198,8 +198,8 @@ AGENTS = {  # policies that were tried: where they learned, steps there, and wha
     "runs/policies/pixels_seed_2.safetensors": ("the same from pixels, another seed", "48,000", "7 minutes"),
     "follower": ("none: the shortest way on the map", "", ""),
     f"{SHIPPED}_map_from_nothing.safetensors": ("PPO in dreams, from nothing; ships", "489,472", "20 minutes"),
-    "runs/from_nothing/policy-00000122880.safetensors": ("the same, earlier", "122,880", "6.6 minutes"),
-    "runs/from_nothing/policy-00000368640.safetensors": ("the same, earlier", "368,640", "15.5 minutes"),
+    "runs/from_nothing/policy-00000122880.safetensors": ("PPO in dreams, from nothing, earlier", "122,880", "6.6 minutes"),
+    "runs/from_nothing/policy-00000368640.safetensors": ("PPO in dreams, from nothing, earlier", "368,640", "15.5 minutes"),
     "runs/from_nothing_real/policy-00000025600.safetensors": (
         "PPO in the real maze, from nothing, earlier",
         "25,600 real ones",

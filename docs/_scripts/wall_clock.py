@@ -35,7 +35,7 @@ class Args:
     """What to draw."""
 
     tried: Path | None = None  # what `experiments.check_transfer` wrote of policies of these runs
-    runs: tuple[Path, ...] = tuple(map(Path, RUNS))  # in the order of `RUNS`
+    runs: tuple[Path, Path, Path, Path] = tuple(map(Path, RUNS))  # in the order of `RUNS`
 
 
 def main(args: Args) -> None:
