@@ -229,6 +229,24 @@ def test_a_decoder_learns_alone_for_the_latents_that_there_are(episode_folder, t
         AutoencoderConfig(widths=(8, 16), decoder_widths=(8,))
 
 
+@pytest.mark.parametrize(("emphasis", "weight"), [(0.0, 1.0), (2.0, 1 + 2 * 16.0), (2e9, 1 + 2e9 * 16.0)])
+def test_pixels_that_are_missed_weigh_more(emphasis, weight):
+    from types import SimpleNamespace
+
+    from lssvwm_gym.training.autoencoder import reconstruction_loss
+    from lssvwm_gym.training.distributed import ShardedRNG
+
+    frames = torch.full((2, 4, 4, 3), 255, dtype=torch.uint8)
+    seen = torch.ones(2, 3, 4, 4)
+    seen[:, :, 0, 0] = 0.0  # one pixel of sixteen is missed by 1
+    blind = SimpleNamespace(
+        bounded_latent=lambda frames: torch.zeros(2, 1), decoder=lambda latent: seen, config=SimpleNamespace(latent_noise=0.0)
+    )
+    loss, error = reconstruction_loss(blind, frames, ShardedRNG(torch.Generator()), emphasis)
+    assert loss.item() == pytest.approx((weight / 16 + 1e-6) ** 0.5)
+    assert error.item() == pytest.approx(1 / 16)
+
+
 def _interrupted(run, at_step):
     """Train, and be stopped after the checkpoint of step 4."""
     import lssvwm_gym.training.autoencoder as module

@@ -42,8 +42,8 @@ def psnr(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     pairs = zip(_images(frames, border), _images(truth, border), strict=True)
-    each = [peak_signal_noise_ratio(x, y, data_range=1.0) for a, b in pairs for x, y in zip(a, b, strict=True)]
-    return torch.stack(each).clamp(max=60).view(frames.shape[:2])
+    each = [peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3)) for x, y in pairs]
+    return torch.cat(each).clamp(max=60).view(frames.shape[:2])
 
 
 def ssim(frames: Tensor, truth: Tensor, border: int = 0) -> Tensor:

@@ -107,7 +107,8 @@ def world_of_recordings(run: OwnWorld, looks: list[Look]) -> Collection:
     assert run.data is not None
     known = {} if run.converting is None else LAYOUTS[run.converting.layout].known(run.converting)
     folder, fps = run.data.resolve(), max(1, round(looks[0].fps))
-    name = _name(folder.parent if folder.name in SPLITS else folder)
+    name = (folder.parent if folder.name in SPLITS else folder).name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "recordings"  # as far as an id may have it
     kept = None if run.converting else read_collection(looks[0].path.parent)
     told = kept or Collection(name, "{}", run.layout or "episodes", run.size, run.crop, fps, steps=0, poses=False, **known)
     size, _, beside = looks[0].kind
@@ -122,11 +123,6 @@ def world_of_recordings(run: OwnWorld, looks: list[Look]) -> Collection:
         actions=told.actions if len(told.actions) == count else tuple(f"action {number}" for number in range(count)),
         inventory=told.inventory if len(told.inventory) == beside else tuple(f"number {number}" for number in range(beside)),
     )
-
-
-def _name(folder: Path) -> str:
-    """The folder's, as far as an id may have it."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") or "recordings"
 
 
 def _looks(run: OwnWorld, source: Path) -> dict[str, list[Look]]:

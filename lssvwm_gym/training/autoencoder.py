@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import tqdm
 
 from lssvwm_gym.checkpoints.checkpoint import load_autoencoder
@@ -17,6 +18,8 @@ from lssvwm_gym.io.tensors import TensorFileError, check_header, load_tensors, s
 from lssvwm_gym.models.autoencoder import Autoencoder, AutoencoderConfig
 from lssvwm_gym.training import optim
 from lssvwm_gym.training.distributed import ShardedRNG, assemble
+
+MOST_EMPHASIS = 40.0  # means of all misses that count at most
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class AutoencoderTraining:
     val: Path | None = None  # folder with episodes to choose by
     encoder: Path | None = None  # autoencoder.safetensors or a folder of weights, whose encoder stays: only a decoder is learned
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    emphasis: float = 0.0  # extra weight of pixels that it misses most, such as small things that are rarely seen
     steps: int = 9000
     batch: int = 32  # images, of all processes together
     learning_rate: float = 1e-3
@@ -68,7 +72,7 @@ def train_autoencoder(run: AutoencoderTraining) -> Path:
         batch = frames[torch.from_numpy(rng.integers(len(frames), size=run.batch)[group.share(run.batch)]).to(device)]
         sharded = ShardedRNG(torch.Generator(device).manual_seed(int(rng.integers(2**62))), group.process_index, group.num_processes)
         with optim.mixed_precision(run.precision, device.type):
-            shares = [mean / group.num_processes for mean in reconstruction_loss(model, batch, sharded)]
+            shares = [mean / group.num_processes for mean in reconstruction_loss(model, batch, sharded, run.emphasis)]
         optimizer.zero_grad()
         shares[0].backward()
         group.add_gradients(learned)
@@ -105,13 +109,15 @@ def with_encoder_of(other: Autoencoder, config: AutoencoderConfig) -> Autoencode
     return model
 
 
-def reconstruction_loss(model: Autoencoder, frames: Tensor, rng: ShardedRNG) -> tuple[Tensor, Tensor]:
-    """Mean over images of the root mean square error, and the mean square error (pixels in -1..1)."""
+def reconstruction_loss(model: Autoencoder, frames: Tensor, rng: ShardedRNG, emphasis: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Means over images, pixels in -1..1: of the root mean square error, by `emphasis` more of what is missed most; of the mean square."""
     latent = model.bounded_latent(frames)
     image = model.decoder(latent + model.config.latent_noise * rng.normal(*latent.shape))
     target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
-    error = (image.float() - target).square().mean((1, 2, 3))
-    return (error + 1e-6).sqrt().mean(), error.mean().detach()
+    missed = (image.float() - target).square().mean(1)
+    error = missed.detach().mean((1, 2), keepdim=True)
+    weight = 1 + emphasis * (missed.detach() / error.clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
+    return ((weight * missed).mean((1, 2)) + 1e-6).sqrt().mean(), error.mean()
 
 
 def read_frames(folder: Path) -> np.ndarray:
@@ -121,12 +127,14 @@ def read_frames(folder: Path) -> np.ndarray:
 
 @torch.no_grad()
 def reconstruction_psnr(model: Autoencoder, frames: Tensor) -> float:
-    """Mean PSNR in dB over frames, without Memory Maze's 2-pixel border."""
-    scores = []
-    for batch in frames.split(100):
-        error = (model.decode(model.encode(batch)).float() - batch.float())[:, 2:-2, 2:-2] / 255
-        scores.append(-10 * error.square().mean((1, 2, 3)).clamp(min=1e-8).log10())
-    return torch.cat(scores).mean().item()
+    """Mean PSNR in dB over frames, without their border."""
+    return mean_psnr(torch.cat([model.decode(model.encode(batch)) for batch in frames.split(100)]), frames)
+
+
+def mean_psnr(frames: Tensor, truth: Tensor) -> float:
+    """Mean over uint8 frames (..., height, width, 3) of their PSNR in dB, without Memory Maze's 2-pixel border."""
+    frames, truth = (part[..., 2:-2, 2:-2, :].flatten(0, -4).float() for part in (frames, truth))
+    return peak_signal_noise_ratio(frames, truth, data_range=255.0, reduction="none", dim=(1, 2, 3)).clamp(max=60).mean().item()
 
 
 @torch.no_grad()

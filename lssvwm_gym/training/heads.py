@@ -344,15 +344,14 @@ def train_heads(run: HeadTraining) -> Path:
     if run.threads:
         torch.set_num_threads(run.threads)
     weights = read_weights(run.weights)
-    autoencoder = weights.autoencoder
-    episodes = _episodes(run, run.data, autoencoder)
+    episodes = _episodes(run, run.data, weights.autoencoder)
     check_data(weights.world_model.config, episodes)
     if run.augmentation:
-        episodes += [flipped(episode, autoencoder, run.augmentation) for episode in tqdm(episodes, desc="augmentation", leave=False)]
+        episodes += [flipped(one, weights.autoencoder, run.augmentation) for one in tqdm(episodes, desc="augmentation", leave=False)]
     trainer = HeadTrainer(run, weights, episodes, {f"{folder.parent.name}/{folder.name}": fingerprint(folder) for folder in run.data})
     if run.checkpoint.exists():
         trainer.load(run.checkpoint)
-    val = _validation_samples(run, trainer, _episodes(run, run.val, autoencoder))
+    val = _validation_samples(run, trainer, _episodes(run, run.val, weights.autoencoder))
     writer = SummaryWriter(str(run.out / "logs"), purge_step=trainer.step)
     steps = run.steps + run.adversarial_steps
     progress = tqdm(total=steps, initial=trainer.step, unit="step", smoothing=0.02)

@@ -16,6 +16,7 @@ from lssvwm_gym.models.autoencoder import Autoencoder
 from lssvwm_gym.models.rollout import commit, first_state, imagine, prefill
 from lssvwm_gym.models.state import DreamState
 from lssvwm_gym.models.world_model import WorldModel
+from lssvwm_gym.training.autoencoder import mean_psnr
 from lssvwm_gym.training.latents import latent_episodes
 
 CONTEXT, AHEAD = 100, 24  # frames
@@ -92,7 +93,7 @@ class Validation:
         return {
             "recall": (with_memory - clip.latent)[:, late].square().mean().item(),
             "recall_shuffled": (lost - clip.latent)[:, late].square().mean().item(),
-            "recall_psnr": self._psnr(with_memory[:, late][:, ::8], clip.latent[:, late][:, ::8]),
+            "recall_psnr": mean_psnr(self._decoded(with_memory[:, late][:, ::8]), self._decoded(clip.latent[:, late][:, ::8])),
         }
 
     def _dream(self, model: WorldModel) -> dict[str, float]:
@@ -106,16 +107,12 @@ class Validation:
         dreamed, truth = torch.stack(frames, 1), clip.latent[:, CONTEXT:]
         write_movie(self.out / "samples" / "dream.gif", self._compared(truth, dreamed, "t (k y) (b x) c"), fps=4)
         drift = (state.pose - clip.pose[:, -1])[:, :2].norm(dim=-1).mean().item()
-        return {"dream_psnr": self._psnr(dreamed, truth), "pose_drift": drift}
+        return {"dream_psnr": mean_psnr(self._decoded(dreamed), self._decoded(truth)), "pose_drift": drift}
 
-    def _decoded(self, latent: Tensor) -> np.ndarray:
+    def _decoded(self, latent: Tensor) -> Tensor:
         images = self.autoencoder.decode(latent.flatten(0, 1).to(self.autoencoder.latent_mean.device))
-        return images.unflatten(0, latent.shape[:2]).cpu().numpy()
-
-    def _psnr(self, latent: Tensor, truth: Tensor) -> float:
-        a, b = (self._decoded(x)[:, :, 2:-2, 2:-2].astype(np.float32) / 255 for x in (latent, truth))
-        return float(np.mean(-10 * np.log10(np.square(a - b).mean((2, 3, 4)) + 1e-8)))
+        return images.unflatten(0, latent.shape[:2]).cpu()
 
     def _compared(self, truth: Tensor, model: Tensor, layout: str) -> np.ndarray:
         """Both decoded in one picture or several, uint8; k is 0 for the truth and 1 for the model."""
-        return rearrange([self._decoded(truth), self._decoded(model)], f"k b t y x c -> {layout}")
+        return rearrange([self._decoded(truth), self._decoded(model)], f"k b t y x c -> {layout}").numpy()
