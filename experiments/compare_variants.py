@@ -2,6 +2,7 @@
 
     python experiments/compare_variants.py --data DIR                      # DIR holds train/, val/ and test/; goes on where it was stopped
     python experiments/compare_variants.py --short --data DIR              # short clips for full-causal, into short_comparison/
+    python experiments/compare_variants.py --long --data DIR               # as long as the shipped weights, into long_comparison/
     python experiments/compare_variants.py --world minecraft --data DIR    # into docs/scores/minecraft_comparison/
     python experiments/compare_variants.py --data DIR --help
 
@@ -53,15 +54,33 @@ class Plan:
     variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "full-causal")  # if no others are asked for
 
 
-SHORT = "memory-maze, short clips"
+SHORT, LONG = "memory-maze, short clips", "memory-maze, as long as the shipped weights"
+REVISITS = dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1)
 PLANS = {
     "memory-maze": Plan(
         world="memory-maze",
         scores=SCORES / "comparison",
         prefix="",
         training=dict(steps=300),
-        measured=dict(tests=("next_frame", "retrieval", "reasoning"), retrieval=(400,), memories=("own",), clips=1),
+        measured=REVISITS,
         pictured=("retrieval", "own memory"),
+    ),
+    LONG: Plan(
+        world="memory-maze",
+        scores=SCORES / "long_comparison",
+        prefix="long-",
+        training=dict(  # docs/training.md, "On a GPU"
+            steps=2323,
+            learning_rate=2e-3,
+            average=0.999,
+            teacher_forcing=0.35,
+            self_rollout=0.4,
+            augmentation=(0, 1, 3, 2, 5, 4),
+            curriculum=(Stage(0.05, 40, 2), Stage(0.15, 40, 6), Stage(0.8, 40, 20)),
+        ),
+        measured=REVISITS,
+        pictured=("retrieval", "own memory"),
+        variants=("ours", "no-spatial-memory"),
     ),
     SHORT: Plan(
         world="memory-maze",
@@ -101,6 +120,7 @@ class Comparison:
     data: Path  # folder with train/, val/ and test/
     world: str = "memory-maze"
     short: bool = False  # clips of 80 frames, which attention over all frames can be trained on, too
+    long: bool = False  # 2,973,440 frames, as the shipped weights were trained on: five minutes on an H200, three hours on a CPU core
     autoencoder: Path | None = None  # file, or folder of weights; the world's shipped weights if not given
     runs: Path = ROOT / "runs" / "comparison"  # where variants are trained
     variants: tuple[str, ...] = ()  # all that are compared in the world if not given
@@ -112,12 +132,14 @@ class Comparison:
         worlds = list(dict.fromkeys(plan.world for plan in PLANS.values()))
         if self.world not in worlds:
             raise ValueError(f"nothing is compared in a world named {self.world}; there are {', '.join(worlds)}")
-        if self.short and self.world != PLANS[SHORT].world:
-            raise ValueError(f"short clips are compared in {PLANS[SHORT].world} alone, not in {self.world}")
+        if (self.short or self.long) and self.world != PLANS[SHORT].world:
+            raise ValueError(f"short clips and long training are compared in {PLANS[SHORT].world} alone, not in {self.world}")
+        if self.short and self.long:
+            raise ValueError("short clips, or long training: give one of --short and --long")
 
     @property
     def plan(self) -> Plan:
-        return PLANS[SHORT if self.short else self.world]
+        return PLANS[SHORT if self.short else LONG if self.long else self.world]
 
     @property
     def seeing(self) -> Path:

@@ -64,15 +64,18 @@ def test_each_variant_lacks_what_it_says():
 def test_what_is_compared_fits_its_world():
     compare = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "compare_variants.py"))
     for name, plan in compare["PLANS"].items():
-        run, world = compare["Comparison"](Path("data"), world=plan.world, short="short" in name), WORLDS[plan.world]
+        kind = {"short": "short" in name, "long": "as long" in name}
+        run, world = compare["Comparison"](Path("data"), world=plan.world, **kind), WORLDS[plan.world]
         assert run.plan is plan
         assert (plan.model.actions, plan.model.inventory_size) == (len(world.actions), len(world.inventory))
         assert plan.pictured[0] in Evaluation(run.data, world=plan.world, **plan.measured).tests
         assert WorldTraining(run.data, run.seeing, run.folder("ours"), model=plan.model, **plan.training).steps == plan.training["steps"]
     with pytest.raises(ValueError, match="nothing is compared in a world named mars; there are memory-maze, minecraft"):
         compare["Comparison"](Path("data"), world="mars")
-    with pytest.raises(ValueError, match="short clips are compared in memory-maze alone, not in minecraft"):
+    with pytest.raises(ValueError, match="short clips and long training are compared in memory-maze alone, not in minecraft"):
         compare["Comparison"](Path("data"), world="minecraft", short=True)
+    with pytest.raises(ValueError, match="give one of --short and --long"):
+        compare["Comparison"](Path("data"), short=True, long=True)
 
 
 def test_what_sees_all_frames_sees_whole_short_walks():
