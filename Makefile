@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/agent_speed.py experiments/balls_recalled.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/collect_with_policy.py experiments/crafting.py experiments/dagger.py experiments/digging.py experiments/live.py experiments/luanti_*.py experiments/maze_layout.py experiments/maze_motion.py experiments/maze_reader.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/web_rate.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/agent_speed.py experiments/balls_recalled.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/collect_with_policy.py experiments/crafting.py experiments/dagger.py experiments/digging.py experiments/live.py experiments/luanti_*.py experiments/maze_layout.py experiments/maze_motion.py experiments/maze_reader.py experiments/predictable_latents.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/web_rate.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
@@ -50,17 +50,18 @@ results: $(BIN)/.ready-dev ## the README's numbers and pictures, in hours: make 
 	--out docs/scores/imagination_test_$$k.json $$([ $$k = 4 ] && echo --figures docs/media); \
 	$(BIN)/lssvwm-gym evaluate --data $(DATA)/test --steps $$k --tests known_places --out docs/scores/known_places_test_$$k.json; done
 	$(BIN)/python -m docs._scripts.films --data $(DATA)/test
-	$(BIN)/python -m experiments.benchmark --steps 100 --ages 10 50 1000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
+	$(BIN)/python -m experiments.benchmark --steps 100 --ages 10 50 1000 10000 --rounds 30 --threads 1 --out docs/scores/bench_steps.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --out docs/scores/bench_simulators.json
-	$(BIN)/python -m experiments.benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_compiled.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 200 --dtype bfloat16 --backend compiled --threads 1 --out docs/scores/bench_compiled.json
 	$(BIN)/python -m experiments.benchmark --parts simulators --steps 200 --dtype bfloat16 --backend compiled --out docs/scores/bench_simulators_compiled.json
-	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --backend compiled --out docs/scores/bench_compiled_float32.json
-	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --dtype bfloat16 --out docs/scores/bench_bfloat16.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --backend compiled --threads 1 --out docs/scores/bench_compiled_float32.json
+	$(BIN)/python -m experiments.benchmark --parts speed --steps 100 --dtype bfloat16 --threads 1 --out docs/scores/bench_bfloat16.json
 	$(BIN)/python -m experiments.benchmark --parts cache --cache-ages 10 100 1000 3000 10000 --out docs/scores/bench_cache.json --plots docs/media
 	$(BIN)/python -m experiments.benchmark --parts peak scan --out docs/scores/bench_arithmetic.json
 	$(BIN)/python -m experiments.benchmark --parts training --clips 100 200 400 1000 --repeats 3 --out docs/scores/bench_training.json --plots docs/media
 	$(BIN)/python experiments/compare_variants.py --data $(DATA)
 	$(BIN)/python experiments/compare_variants.py --short --data $(DATA)
+	$(BIN)/python experiments/compare_variants.py --long --data $(DATA)
 	$(BIN)/python -m experiments.more_tests --world minecraft --data $(BLOCKS)/test --out docs/scores/minecraft.json --figures docs/media/minecraft
 	$(BIN)/python experiments/compare_variants.py --world minecraft --data $(BLOCKS) --variants ours sliding-window
 	$(BIN)/python docs/_scripts/update_numbers.py

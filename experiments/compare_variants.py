@@ -27,6 +27,7 @@ from lssvwm_gym.checkpoints.checkpoint import load_weights
 from lssvwm_gym.checkpoints.package import Packaging, package
 from lssvwm_gym.evaluation.evaluate import EvalContext, Evaluation, evaluate, open_context
 from lssvwm_gym.evaluation.figures import revisit_curve, sheet_of_steps
+from lssvwm_gym.io.json_config import write_json
 from lssvwm_gym.io.tensors import load_tensors, save_tensors
 from lssvwm_gym.malloc import keep_freed_memory
 from lssvwm_gym.models.world_model import WorldModelConfig
@@ -185,7 +186,7 @@ def trained(run: Comparison, name: str) -> Path:
 def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -> EvalContext:
     """Score a variant on the test episodes and write its JSON; returns its context, whose encoded episodes serve the next one, too."""
     plan, weights = run.plan, run.folder(name) / "weights"
-    package(Packaging(run.seeing, world, run.data / "val", weights, short_contexts=1, long_contexts=1, **plan.packaging))
+    package(Packaging(run.seeing, world, out=weights, data=run.data / "val", short_contexts=1, long_contexts=1, **plan.packaging))
     evaluation = Evaluation(run.data / "test", world=run.world, weights=weights, **plan.measured)
     context = open_context(evaluation) if opened is None else EvalContext(evaluation, opened.world, load_weights(weights), opened.episodes)
     report = evaluate(evaluation, context)
@@ -196,8 +197,7 @@ def score(run: Comparison, name: str, world: Path, opened: EvalContext | None) -
     test, shown = plan.pictured
     pictures = {key: context.kept[test][key] for key in ("truth", shown)}
     save_tensors(run.folder(name) / "recalled.safetensors", pictures, {})
-    plan.scores.mkdir(parents=True, exist_ok=True)
-    run.scores(name).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(run.scores(name), report)
     return context
 
 

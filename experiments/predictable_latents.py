@@ -148,7 +148,10 @@ def read_recordings(folders: Sequence[Path]) -> Recordings:
 
 
 def normalised(latent: Tensor) -> Tensor:
-    """Latents (B, C, grid, grid) by the mean and deviation of each channel in the batch: they can't become predictable by being small."""
+    """Latents (B, C, grid, grid) by the mean and deviation of each channel in the batch: they can't become predictable by being small.
+
+    They can by what always stands at its place, which adds to the deviation. By that of each number, latents shrink to nothing instead.
+    """
     deviation = latent.std((0, 2, 3), keepdim=True).clamp(min=LEAST_DEVIATION)
     return (latent - latent.mean((0, 2, 3), keepdim=True).detach()) / deviation
 
