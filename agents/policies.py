@@ -150,15 +150,11 @@ def choose(log_probability: Tensor, generator: torch.Generator | None = None, gr
 class RunningNorm(nn.Module):
     """Numbers less their mean over their standard deviation, both counted over all that `count` was shown."""
 
-    seen: Tensor
-    mean: Tensor
-    variance: Tensor
-
     def __init__(self, numbers: int) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(numbers))
-        self.register_buffer("variance", torch.ones(numbers))
+        self.seen = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.mean = nn.Buffer(torch.zeros(numbers))
+        self.variance = nn.Buffer(torch.ones(numbers))
 
     def forward(self, x: Tensor) -> Tensor:
         return ((x - self.mean) * (self.variance + 1e-6).rsqrt()).clamp(-FAR, FAR)

@@ -42,16 +42,13 @@ class AutoencoderConfig:
 class Autoencoder(nn.Module):
     """Images to latents of zero mean and unit variance a channel, and back."""
 
-    latent_mean: Tensor
-    latent_std: Tensor
-
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = _encoder(config)
         self.decoder = _decoder(config)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self.latent_mean = nn.Buffer(torch.zeros(config.latent_channels))
+        self.latent_std = nn.Buffer(torch.ones(config.latent_channels))
 
     def encoding(self) -> dict[str, Tensor]:
         """The weights that decide what latents are: all but the decoder's."""

@@ -31,8 +31,7 @@ class Conditioning(nn.Module):
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.motion_scale: Tensor
-        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.motion_scale = nn.Buffer(torch.tensor(config.motion_scale), persistent=False)
         self.noise = head(2 * self.noise_frequencies, width, width)
         self.action = ActionEmbedding(config, width)
         axes = 3 if config.spatial else 2
@@ -77,8 +76,7 @@ class InventoryEmbedding(nn.Module):
     def __init__(self, config: WorldModelConfig, width: int) -> None:
         super().__init__()
         self.network = head(config.inventory_size * (self.thresholds + 1) + 1, width, width)
-        self.range: Tensor | None
-        self.register_buffer("range", torch.tensor(config.inventory_range).T if config.inventory_range else None, persistent=False)
+        self.range = nn.Buffer(torch.tensor(config.inventory_range).T, persistent=False) if config.inventory_range else None
 
     def forward(self, inventory: Tensor) -> Tensor:
         """vector (..., V), NaN where unknown."""

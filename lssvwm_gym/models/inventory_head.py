@@ -19,18 +19,15 @@ from lssvwm_gym.models.symlog import two_hot_loss
 class InventoryHead(nn.Module):
     """Predicts by how much each number changed with a committed frame, as logits of its changes."""
 
-    changes: Tensor  # (V, K), those of a number in order; infinite where it has fewer than K
-    range: Tensor  # (2, V) the least and the most of each number
-
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         whole = tuple(float(change) for change in range(-config.max_inventory_change, config.max_inventory_change + 1))
         changes = config.inventory_changes or (whole,) * config.inventory_size
         self.is_drawn, most = bool(config.inventory_changes), max(map(len, changes))
         table = torch.tensor([[*values, *[torch.inf] * (most - len(values))] for values in changes])
-        self.register_buffer("changes", table, persistent=False)
+        self.changes = nn.Buffer(table, persistent=False)  # (V, K), those of a number in order; infinite where it has fewer than K
         bounds = config.inventory_range or ((0.0, torch.inf),) * config.inventory_size
-        self.register_buffer("range", torch.tensor(bounds).T.contiguous(), persistent=False)
+        self.range = nn.Buffer(torch.tensor(bounds).T.contiguous(), persistent=False)  # (2, V) the least and the most of each number
         self.action = ActionEmbedding(config, FEATURES)
         self.before = InventoryEmbedding(config, FEATURES)
         self.network = head(3 * FEATURES, table.numel())

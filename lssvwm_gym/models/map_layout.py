@@ -39,8 +39,7 @@ class LayoutModel(nn.Module):
     def __init__(self, objects: int, width: int) -> None:
         super().__init__()
         self.objects = objects
-        self.palette: Tensor
-        self.register_buffer("palette", torch.rand(COLOURS, 3))  # the colours that walls have
+        self.palette: Tensor = nn.Buffer(torch.rand(COLOURS, 3))  # the colours that walls have
         self.cells = nn.Conv2d(1 + objects + COLOURS + 5, width, 3, padding=1)
         self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=step, dilation=step) for step in DILATIONS)
         self.out = nn.Conv2d(width, 1 + objects + COLOURS, 1)

@@ -29,8 +29,7 @@ class MotionHead(nn.Module):
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
-        self.motion_scale: Tensor
-        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.motion_scale = nn.Buffer(torch.tensor(config.motion_scale), persistent=False)
         self.action = ActionEmbedding(config, FEATURES)
         self.network = nn.Sequential(
             nn.Linear(2 * FEATURES + len(config.motion_scale), FEATURES),
@@ -54,8 +53,7 @@ class CollisionMotionHead(nn.Module):
 
     def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
         super().__init__()
-        self.motion_scale: Tensor
-        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.motion_scale = nn.Buffer(torch.tensor(config.motion_scale), persistent=False)
         self.frame = nn.Linear(config.tokens * config.latent_channels + len(config.motion_scale), hidden)
         self.action = ActionEmbedding(config, hidden)
         self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
@@ -81,8 +79,7 @@ class MapMotionHead(nn.Module):
 
     def __init__(self, config: WorldModelConfig, hidden: int = 96) -> None:
         super().__init__()
-        self.motion_scale: Tensor
-        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.motion_scale = nn.Buffer(torch.tensor(config.motion_scale), persistent=False)
         self.known = nn.Linear(AROUND - 1 + len(config.motion_scale), hidden)
         self.action, self.last_action = ActionEmbedding(config, hidden), ActionEmbedding(config, hidden)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(2))
@@ -108,8 +105,7 @@ class OdometryHead(nn.Module):
 
     def __init__(self, config: WorldModelConfig, hidden: int = 384) -> None:
         super().__init__()
-        self.motion_scale: Tensor
-        self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
+        self.motion_scale = nn.Buffer(torch.tensor(config.motion_scale), persistent=False)
         self.frames = nn.Linear(2 * config.tokens * config.latent_channels + 2 * len(config.motion_scale), hidden)
         self.action = ActionEmbedding(config, hidden)
         self.network = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, len(config.motion_scale)))
@@ -148,10 +144,8 @@ class CompassHead(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, 6),
         )
-        self.trust: Tensor
-        self.typical_variance: Tensor
-        self.register_buffer("trust", torch.tensor(TRUST), persistent=False)
-        self.register_buffer("typical_variance", torch.tensor(TYPICAL_VARIANCE), persistent=False)
+        self.trust = nn.Buffer(torch.tensor(TRUST), persistent=False)
+        self.typical_variance = nn.Buffer(torch.tensor(TYPICAL_VARIANCE), persistent=False)
 
     def forward(self, latent: Tensor) -> CompassReading:
         """latent (..., N, C)."""

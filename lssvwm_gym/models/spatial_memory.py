@@ -34,21 +34,15 @@ class PoseKeys(nn.Module):
     The square of their length is the prior variance of what is seen, in units of the variance that a memory is off by.
     """
 
-    frequency: Tensor
-    harmonic: Tensor
-    phase: Tensor
-    rise: Tensor | None
-
     def __init__(self, features: int, scales: tuple[tuple[float, float], ...], noise: float, spatial: bool = False, seed: int = 0) -> None:
         """`scales` are pairs of a length in the world's units and an angle in radians; `noise` is a variance, the prior's being 1."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         length, angle = torch.tensor(scales).repeat(features, 1)[:features].unbind(1)
-        self.register_buffer("frequency", torch.randn(features, 2, generator=generator) / length[:, None])
-        self.register_buffer("harmonic", (torch.randn(features, generator=generator) / angle).round())
-        self.register_buffer("phase", torch.rand(features, generator=generator) * 2 * math.pi)
-        rise = torch.randn(features, 2, generator=generator) / torch.stack([length, angle], 1) if spatial else None
-        self.register_buffer("rise", rise)
+        self.frequency = nn.Buffer(torch.randn(features, 2, generator=generator) / length[:, None])
+        self.harmonic = nn.Buffer((torch.randn(features, generator=generator) / angle).round())
+        self.phase = nn.Buffer(torch.rand(features, generator=generator) * 2 * math.pi)
+        self.rise = nn.Buffer(torch.randn(features, 2, generator=generator) / torch.stack([length, angle], 1)) if spatial else None
         self.gain = math.sqrt(2 / features / noise)
 
     def forward(self, pose: Tensor) -> Tensor:

@@ -70,8 +70,7 @@ class WorldModel(nn.Module):
             nn.init.zeros_(self.token_out.weight), nn.init.zeros_(self.token_out.bias)
         self.summary = nn.Linear(width, FEATURES // config.tokens)
         self.reward_head = head(FEATURES, config.reward_bins or config.reward_values)
-        self.reward_bins: Tensor | None
-        self.register_buffer("reward_bins", bin_values(config.reward_bins, config.reward_limit) if config.reward_bins else None, False)
+        self.reward_bins = nn.Buffer(bin_values(config.reward_bins, config.reward_limit), persistent=False) if config.reward_bins else None
         self.motion_head = CollisionMotionHead(config) if config.collisions else MotionHead(config)
         self.odometry_head = OdometryHead(config)
         self.compass_head = CompassHead(config) if config.lattice else None
@@ -176,12 +175,10 @@ class WorldModel(nn.Module):
 class Residual(nn.Module):
     """How a frame follows from the last committed one: that is seen beside it, and the estimate is its change."""
 
-    first: Tensor  # (N, C) what stands for the last frame where there was none: the mean of all
-
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         width, channels = config.width, config.latent_channels
-        self.register_buffer("first", torch.zeros(config.tokens, channels))
+        self.first = nn.Buffer(torch.zeros(config.tokens, channels))  # what stands for the last frame where there was none: the mean of all
         self.into_tokens, self.share = nn.Linear(channels, width), nn.Linear(width, channels)
         nn.init.zeros_(self.share.weight)
         nn.init.ones_(self.share.bias)

@@ -226,9 +226,8 @@ class HeadTrainer:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         losses = self._adversarial_step(rng, generator) if self.step >= run.steps else self._step(rng, generator)
         if run.odometry_updates and self.step < run.steps:
-            optim.set_learning_rate(
-                self.odometry_optimizer, optim.learning_rate(self.step, run.steps, ODOMETRY_RATE, run.warmup, run.decay)
-            )
+            rate = optim.learning_rate(self.step, run.steps, ODOMETRY_RATE, run.warmup, run.decay)
+            optim.set_learning_rate(self.odometry_optimizer, rate)
             losses["odometry"] = train_odometry(self.model, self.odometry_optimizer, self.episodes, run.odometry_updates, rng)
         self.step += 1
         self.seconds += time.monotonic() - began
