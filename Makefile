@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(VENV)/kernels
 SCORES := docs/scores/memory_maze
-SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/agent_speed.py experiments/balls_recalled.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/collect_with_policy.py experiments/crafting.py experiments/dagger.py experiments/digging.py experiments/live.py experiments/luanti_*.py experiments/maze_layout.py experiments/maze_motion.py experiments/maze_reader.py experiments/predictable_latents.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/web_rate.py experiments/benchmark/*.py)
+SCRIPTS = $(wildcard agents/*.py examples/*.py experiments/agents_by_name.py experiments/agent_speed.py experiments/balls_recalled.py experiments/behavior_cloning.py experiments/conservative_rollouts.py experiments/check_*.py experiments/collect_with_policy.py experiments/crafting.py experiments/dagger.py experiments/digging.py experiments/live.py experiments/luanti_*.py experiments/maze_layout.py experiments/maze_motion.py experiments/maze_reader.py experiments/more_tests.py experiments/mpc.py experiments/planner.py experiments/ppo_real.py experiments/quantize.py experiments/rewards_ahead.py experiments/trials.py experiments/web_rate.py experiments/benchmark/*.py)
 # EGL and Mesa's software renderer, for MuJoCo
 GRAPHICS := libegl1 libgl1-mesa-dri
 # The real block world, a display for it, and what its two C libraries are compiled with
