@@ -114,10 +114,10 @@ def reconstruction_loss(model: Autoencoder, frames: Tensor, rng: ShardedRNG, emp
     latent = model.bounded_latent(frames)
     image = model.decoder(latent + model.config.latent_noise * rng.normal(*latent.shape))
     target = rearrange(frames, "b y x c -> b c y x").float().div(127.5).sub(1)
-    missed = (image.float() - target).square().mean(1)
-    error = missed.detach().mean((1, 2), keepdim=True)
-    weight = 1 + emphasis * (missed.detach() / error.clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
-    return ((weight * missed).mean((1, 2)) + 1e-6).sqrt().mean(), error.mean()
+    square = (image.float() - target).square()
+    missed = square.detach().mean(1, keepdim=True)
+    weight = 1 + emphasis * (missed / missed.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)).clamp(max=MOST_EMPHASIS)
+    return ((weight * square).mean((1, 2, 3)) + 1e-6).sqrt().mean(), square.detach().mean((1, 2, 3)).mean()
 
 
 def read_frames(folder: Path) -> np.ndarray:
